@@ -1,0 +1,40 @@
+"""`weft`: one verb for each step of the journey."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from weft import __version__
+from weft.cli import data, export, generate, models, train, verify
+
+app = typer.Typer(
+    help="Train a neural network too large for one GPU or one server, prove the run right, and put it into production.",
+    epilog="The journey: weft data → weft train → weft verify → weft export → weft generate. Start with `make demo`.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(data.app, name="data")
+app.command("models")(models.models)
+app.command("train")(train.train)
+app.add_typer(verify.app, name="verify")
+app.command("export")(export.export)
+app.command("generate")(generate.generate)
+
+
+@app.callback(invoke_without_command=True)
+def root(version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line. A user's mistake (ValueError) is a sentence on stderr and exit code 2."""
+    try:
+        app()
+    except ValueError as error:
+        print(f"weft: error: {error}", file=sys.stderr)
+        sys.exit(2)

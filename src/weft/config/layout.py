@@ -1,0 +1,183 @@
+"""Layout: how many ways each axis of the work is cut. Torch-free."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from weft.models.shape import Shape
+
+AXES = ("dp", "fsdp", "pp", "tp")
+
+
+class Layout(BaseModel):
+    """One way to spread a model and its batch over processes.
+
+    Its text form joins what differs from the default with dots: `fsdp4.tp2.sp.pp2.bf16`; one process is `single`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dp: int = Field(1, ge=1, description="replicas of the whole model; each takes its share of the batch")
+    fsdp: int = Field(1, ge=1, description="ways that weights, gradients and optimizer states are sharded (ZeRO)")
+    zero: Literal[1, 2, 3] = Field(
+        3, description="what fsdp shards: 1 optimizer states, 2 gradients too, 3 weights too"
+    )
+    tp: int = Field(1, ge=1, description="ways that every matrix is cut (tensor parallel)")
+    sp: bool = Field(False, description="between the matrices, cut the sequence over the tp axis (sequence parallel)")
+    pp: int = Field(1, ge=1, description="stages that the blocks are cut into (pipeline parallel)")
+    schedule: Literal["1f1b", "gpipe"] = Field("1f1b", description="order of the pipeline's micro-batches")
+    stages: tuple[int, ...] = Field((), description="blocks of each stage; empty: as even as can be")
+    micro_batch: int | None = Field(
+        None, ge=1, description="sequences in one pass of one replica; unset: all of them, with pp enough for 2·pp passes"
+    )
+    recompute: Literal["none", "selective", "full"] = Field(
+        "none", description="activations computed again in backward: none, all but matmuls and attention, whole blocks"
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="of the computation; weights and gradients are kept in fp32 always"
+    )
+    compile: bool = Field(False, description="torch.compile each block")
+
+    @model_validator(mode="after")
+    def _check(self) -> Layout:
+        if self.sp and self.tp == 1:
+            raise ValueError("layout.sp cuts the sequence over the tp axis: set layout.tp above 1, or leave sp out")
+        if self.zero != 3 and self.fsdp == 1:
+            raise ValueError(f"layout.zero = {self.zero} says what fsdp shards: set layout.fsdp above 1")
+        if self.schedule != "1f1b" and self.pp == 1:
+            raise ValueError(f"layout.schedule = {self.schedule} orders a pipeline: set layout.pp above 1")
+        if self.stages and len(self.stages) != self.pp:
+            raise ValueError(
+                f"layout.stages lists {len(self.stages)} stages and layout.pp is {self.pp}: give one number for each"
+            )
+        if any(blocks < 1 for blocks in self.stages):
+            raise ValueError(f"layout.stages = {list(self.stages)}: every stage needs at least one block")
+        return self
+
+    @property
+    def world(self) -> int:
+        """Processes that the layout takes."""
+        return self.dp * self.fsdp * self.pp * self.tp
+
+    @property
+    def replicas(self) -> int:
+        """Ways that the batch is cut."""
+        return self.dp * self.fsdp
+
+    def stage_blocks(self, num_layers: int) -> list[range]:
+        """The blocks of each pipeline stage, in order; earlier stages take what does not divide."""
+        base, rest = divmod(num_layers, self.pp)
+        sizes = self.stages or [base + (stage < rest) for stage in range(self.pp)]
+        ends = [sum(sizes[: stage + 1]) for stage in range(self.pp)]
+        return [range(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+
+    def micro_batch_size(self, global_batch: int) -> int:
+        """Sequences in one forward pass of one replica."""
+        local = global_batch // self.replicas
+        if self.micro_batch is not None:
+            return self.micro_batch
+        passes = next((n for n in range(min(2 * self.pp, local), local) if local % n == 0), local)
+        return local if self.pp == 1 else local // passes
+
+    def num_micro_batches(self, global_batch: int) -> int:
+        """Forward passes of one replica in one step."""
+        return global_batch // self.replicas // self.micro_batch_size(global_batch)
+
+    def check(self, shape: Shape, global_batch: int, seq: int) -> None:
+        """Refuse what this model and batch cannot be cut into.
+
+        Raises:
+            ValueError: naming the setting to change.
+        """
+        for name, size in (("num_heads", shape.num_heads), ("num_kv_heads", shape.num_kv_heads), ("ffn", shape.ffn)):
+            if size % self.tp:
+                raise ValueError(f"layout.tp = {self.tp} does not divide model.{name} = {size}")
+        if self.tp > shape.vocab:
+            raise ValueError(f"layout.tp = {self.tp} is more than model.vocab = {shape.vocab}")
+        if self.sp and seq % self.tp:
+            raise ValueError(f"layout.sp cuts the sequence {self.tp} ways, which does not divide train.seq = {seq}")
+        if self.pp > shape.num_layers:
+            raise ValueError(f"layout.pp = {self.pp} stages need as many blocks; model.num_layers = {shape.num_layers}")
+        if self.stages and sum(self.stages) != shape.num_layers:
+            raise ValueError(
+                f"layout.stages = {list(self.stages)} adds up to {sum(self.stages)} blocks; "
+                f"model.num_layers = {shape.num_layers}"
+            )
+        if global_batch % self.replicas:
+            raise ValueError(
+                f"train.global_batch = {global_batch} is not a multiple of dp·fsdp = {self.replicas}: "
+                "change it, layout.dp or layout.fsdp"
+            )
+        local = global_batch // self.replicas
+        if local % self.micro_batch_size(global_batch):
+            raise ValueError(
+                f"layout.micro_batch = {self.micro_batch} does not divide the {local} sequences that each replica has "
+                f"of train.global_batch = {global_batch}"
+            )
+        if self.schedule == "1f1b" and self.num_micro_batches(global_batch) < self.pp:
+            raise ValueError(
+                f"1f1b needs at least as many micro-batches as stages; there are {self.num_micro_batches(global_batch)} "
+                f"for layout.pp = {self.pp}: lower layout.micro_batch, raise train.global_batch, or use gpipe"
+            )
+
+    def __str__(self) -> str:
+        parts = [f"{axis}{getattr(self, axis)}" for axis in ("dp", "fsdp") if getattr(self, axis) > 1]
+        parts += [f"zero{self.zero}"] if self.zero != 3 else []
+        parts += [f"tp{self.tp}"] if self.tp > 1 else []
+        parts += ["sp"] if self.sp else []
+        parts += [f"pp{self.pp}"] if self.pp > 1 else []
+        parts += ["stages" + "-".join(map(str, self.stages))] if self.stages else []
+        parts += [self.schedule] if self.schedule != "1f1b" else []
+        parts += [f"mb{self.micro_batch}"] if self.micro_batch is not None else []
+        parts += [self.recompute] if self.recompute != "none" else []
+        parts += [self.precision] if self.precision != "fp32" else []
+        parts += ["compile"] if self.compile else []
+        return ".".join(parts) or "single"
+
+    @classmethod
+    def parse(cls, text: str) -> Layout:
+        """The layout that a text such as `fsdp4.tp2.sp.bf16` stands for.
+
+        Raises:
+            ValueError: naming the part that is not understood.
+        """
+        fields: dict[str, object] = {}
+        for part in text.strip().split("."):
+            name, value = _parse_part(part, text)
+            if name in fields:
+                raise ValueError(f"layout {text!r} sets {name} twice")
+            if name:
+                fields[name] = value
+        return cls.model_validate(fields)
+
+
+WORDS: dict[str, tuple[str, object]] = {
+    "single": ("", None),
+    "sp": ("sp", True),
+    "1f1b": ("schedule", "1f1b"),
+    "gpipe": ("schedule", "gpipe"),
+    "selective": ("recompute", "selective"),
+    "full": ("recompute", "full"),
+    "fp32": ("precision", "fp32"),
+    "bf16": ("precision", "bf16"),
+    "fp16": ("precision", "fp16"),
+    "compile": ("compile", True),
+}
+NUMBERS = {"dp": "dp", "fsdp": "fsdp", "tp": "tp", "pp": "pp", "zero": "zero", "mb": "micro_batch"}
+
+
+def _parse_part(part: str, text: str) -> tuple[str, object]:
+    if part in WORDS:
+        return WORDS[part]
+    if match := re.fullmatch(r"([a-z]+)(\d+)", part):
+        if match[1] in NUMBERS:
+            return NUMBERS[match[1]], int(match[2])
+    if match := re.fullmatch(r"stages(\d+(?:-\d+)*)", part):
+        return "stages", tuple(int(blocks) for blocks in match[1].split("-"))
+    raise ValueError(
+        f"layout {text!r}: {part!r} is not understood. Parts, joined by dots: dp2 fsdp2 zero1|2|3 tp2 sp pp2 "
+        "stages3-1 gpipe|1f1b mb1 selective|full bf16|fp16 compile; or single"
+    )

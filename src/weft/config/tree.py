@@ -1,0 +1,105 @@
+"""The settings of a run, as one typed and frozen tree."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from weft.config.layout import Layout
+from weft.models.shape import Shape
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(Section):
+    paths: tuple[str, ...] = Field((), description="token files made by `weft data prepare`, without .bin/.idx")
+    weights: tuple[float, ...] = Field((), description="share of each path in the blend; empty: by their tokens")
+    tokenizer: str | None = Field(None, description="tokenizer.json or its folder; copied into every checkpoint")
+    split: tuple[float, float, float] = Field((98, 2, 0), description="train, valid, test shares of the documents")
+    document_mask: bool = Field(False, description="no attention across documents; positions restart in each")
+
+
+class OptimizerConfig(Section):
+    """AdamW (Loshchilov and Hutter, 2019); norms and biases are not decayed."""
+
+    lr: float = Field(3e-4, gt=0, description="peak learning rate")
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.1, ge=0)
+    clip_norm: float = Field(1.0, ge=0, description="largest global gradient norm; 0: no clipping")
+
+
+class ScheduleConfig(Section):
+    kind: Literal["cosine", "linear", "wsd", "constant"] = Field("cosine", description="after warm-up")
+    warmup: int = Field(0, ge=0, description="steps from 0 to the peak")
+    decay: int = Field(0, ge=0, description="steps of the final descent of wsd; 0: a tenth of the run")
+    min_ratio: float = Field(0.1, ge=0, le=1, description="last learning rate over the peak")
+
+
+class TrainConfig(Section):
+    steps: int = Field(1000, ge=1)
+    global_batch: int = Field(8, ge=1, description="sequences in one step, over all processes")
+    seq: int = Field(0, ge=0, description="tokens of a sequence; 0: model.max_seq")
+    seed: int = Field(0, ge=0, description="of initial weights and of the order of data")
+    init_from: str | None = Field(None, description="Hugging Face folder to start from, instead of random weights")
+    nonfinite: Literal["stop", "skip"] = Field("stop", description="on a loss or gradient that is not finite")
+    eval_every: int = Field(0, ge=0, description="steps between evaluations; 0: never")
+    eval_batches: int = Field(8, ge=1, description="global batches in one evaluation")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class CheckpointConfig(Section):
+    every: int = Field(0, ge=0, description="steps between checkpoints; 0: only at the end")
+    keep: int = Field(2, ge=1, description="newest checkpoints kept")
+    asynchronous: bool = Field(True, description="write in the background; the step waits only for the copy")
+
+
+class LogConfig(Section):
+    every: int = Field(1, ge=1, description="steps between lines")
+    tensorboard: bool = True
+    view: Literal["auto", "live", "plain", "off"] = Field("auto", description="auto: live on a terminal, else plain")
+
+
+class Config(Section):
+    """A whole run: what `weft train` reads, resolves, prints and stores."""
+
+    run: str = Field("runs/run", description="folder of the run: config, log, checkpoints")
+    model: Shape
+    layout: Layout = Layout()
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    train: TrainConfig = TrainConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+
+    @property
+    def seq(self) -> int:
+        """Tokens of a training sequence."""
+        return self.train.seq or self.model.max_seq
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        if self.model.positions == "learned" and self.seq > self.model.max_seq:
+            raise ValueError(
+                f"train.seq = {self.seq} is longer than the {self.model.max_seq} learned positions of the model: "
+                "lower train.seq or raise model.max_seq"
+            )
+        if self.data.weights and len(self.data.weights) != len(self.data.paths):
+            raise ValueError(
+                f"data.weights has {len(self.data.weights)} numbers for {len(self.data.paths)} data.paths: one for each"
+            )
+        if self.schedule.warmup >= self.train.steps:
+            raise ValueError(
+                f"schedule.warmup = {self.schedule.warmup} leaves nothing of train.steps = {self.train.steps}: lower it"
+            )
+        if self.schedule.warmup + self.schedule.decay > self.train.steps:
+            raise ValueError(
+                f"schedule.warmup + schedule.decay = {self.schedule.warmup + self.schedule.decay} is more than "
+                f"train.steps = {self.train.steps}: lower one of them"
+            )
+        self.layout.check(self.model, self.train.global_batch, self.seq)
+        return self

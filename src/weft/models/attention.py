@@ -1,0 +1,83 @@
+"""Causal self-attention: multi-head or grouped-query, with optional rotary positions, qk-norm and key-value cache."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from weft.models.rope import rotate
+from weft.models.shape import Shape
+
+
+class LayerCache(Protocol):
+    """Keys and values of the tokens seen so far, of one layer."""
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add [B, K, T, E] of the new tokens; all keys and values so far, [B, K, S, E], come back."""
+
+
+class Attention(nn.Module):
+    """Holds as many heads as its matrices have rows for: cut them by head and it works on that share."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.head_dim = shape.head_dim
+        query, kv = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+        self.q = nn.Linear(shape.hidden, query, bias=shape.qkv_bias)
+        self.k = nn.Linear(shape.hidden, kv, bias=shape.qkv_bias)
+        self.v = nn.Linear(shape.hidden, kv, bias=shape.qkv_bias)
+        self.out = nn.Linear(query, shape.hidden, bias=shape.out_bias)
+        self.q_norm = nn.RMSNorm(shape.head_dim, eps=shape.norm_eps) if shape.qk_norm else None
+        self.k_norm = nn.RMSNorm(shape.head_dim, eps=shape.norm_eps) if shape.qk_norm else None
+
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor] | None = None,
+        mask: Tensor | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """x [B, T, D] → [B, T, D]. `mask` as in `attend`."""
+        q, k, v = (self.heads(matrix(x)) for matrix in (self.q, self.k, self.v))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))
+        if rope is not None:
+            q, k = rotate(q, rope), rotate(k, rope)
+        if cache is not None:
+            k, v = cache.append(k, v)
+        return self.out(attend(q, k, v, mask).transpose(1, 2).flatten(2))
+
+    def heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.head_dim))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Softmax attention. q [B, H, T, E], k and v [B, K, S, E] → [B, H, T, E].
+
+    mask: bool, broadcastable to [B, H, T, S], true where a token may look; None: causal.
+    """
+    grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
+
+
+def attention_mask(
+    seq: int, window: int | None, documents: Tensor | None, device: torch.device
+) -> Tensor | None:
+    """Who sees whom among `seq` tokens: bool [1 or B, 1, T, T]; None where plain causal says it all.
+
+    Args:
+        window: each token sees this many tokens back, itself included.
+        documents: number of each token's document, [B, T]; none sees another.
+    """
+    if documents is None and (window is None or window >= seq):
+        return None
+    token = torch.arange(seq, device=device)
+    distance = token[:, None] - token[None, :]
+    mask = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
+    if documents is not None:
+        return mask & (documents[:, None, :, None] == documents[:, None, None, :])
+    return mask[None, None]

@@ -1,0 +1,91 @@
+"""The decoder: one plain family that covers GPT-2/3, Llama, Mistral and Qwen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from weft.models.attention import Attention, LayerCache, attention_mask
+from weft.models.mlp import GeluMLP, SwigluMLP
+from weft.models.rope import rope_table
+from weft.models.shape import Shape
+
+
+class Block(nn.Module):
+    """Attention and MLP, each behind a norm and beside a residual."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.attention_norm = make_norm(shape)
+        self.attention = Attention(shape)
+        self.mlp_norm = make_norm(shape)
+        self.mlp = SwigluMLP(shape) if shape.activation == "swiglu" else GeluMLP(shape)
+
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor] | None = None,
+        mask: Tensor | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), rope, mask, cache)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Decoder(nn.Module):
+    """A decoder-only transformer, or a run of its blocks.
+
+    Args:
+        blocks: which blocks to hold; all by default. The embedding goes with the first one and the head with the
+            last, and every parameter keeps its name of the whole model.
+    """
+
+    def __init__(self, shape: Shape, blocks: range | None = None) -> None:
+        super().__init__()
+        self.shape = shape
+        blocks = blocks if blocks is not None else range(shape.num_layers)
+        first, last = blocks.start == 0, blocks.stop == shape.num_layers
+        learned = first and shape.positions == "learned"
+        self.embed = nn.Embedding(shape.vocab, shape.hidden) if first else None
+        self.positions = nn.Embedding(shape.max_seq, shape.hidden) if learned else None
+        self.blocks = nn.ModuleDict({str(index): Block(shape) for index in blocks})
+        self.norm = make_norm(shape) if last else None
+        self.head = nn.Linear(shape.hidden, shape.vocab, bias=False) if last else None
+        if shape.tied and self.embed is not None and self.head is not None:
+            self.head.weight = self.embed.weight
+
+    def forward(
+        self,
+        x: Tensor,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+        caches: Sequence[LayerCache] | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Tokens [B, T] (or hidden states [B, T, D] where the embedding is not held) → logits [B, T, V], or hidden.
+
+        Args:
+            positions: of each token, [B, T] or [T]; None: 0, 1, 2, … Needed where x is hidden states.
+            documents: number of each token's document, [B, T]: attention stays inside.
+            caches: one a block, for generation; then `mask` says who sees whom, [B, 1, T, S].
+        """
+        positions = positions if positions is not None else torch.arange(x.shape[1], device=x.device)
+        if mask is None:
+            mask = attention_mask(positions.shape[-1], self.shape.sliding_window, documents, x.device)
+        rope = rope_table(self.shape, positions) if self.shape.positions == "rotary" else None
+        if self.embed is not None:
+            x = self.embed(x)
+        if self.positions is not None:
+            x = x + self.positions(positions)
+        for index, block in enumerate(self.blocks.values()):
+            x = block(x, rope, mask, caches[index] if caches is not None else None)
+        if self.norm is not None and self.head is not None:
+            x = self.head(self.norm(x))
+        return x
+
+
+def make_norm(shape: Shape) -> nn.Module:
+    kind = nn.RMSNorm if shape.norm == "rmsnorm" else nn.LayerNorm
+    return kind(shape.hidden, eps=shape.norm_eps)

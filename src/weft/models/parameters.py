@@ -1,0 +1,44 @@
+"""Every parameter of a decoder, by name and size, without building one. Torch-free."""
+
+from __future__ import annotations
+
+from weft.models.shape import Shape
+
+
+def parameter_sizes(shape: Shape) -> dict[str, tuple[int, ...]]:
+    """Name → dims of each parameter of the whole model, in order. A tied head is not listed: it is `embed.weight`."""
+    sizes: dict[str, tuple[int, ...]] = {"embed.weight": (shape.vocab, shape.hidden)}
+    if shape.positions == "learned":
+        sizes["positions.weight"] = (shape.max_seq, shape.hidden)
+    for block in range(shape.num_layers):
+        sizes |= {f"blocks.{block}.{name}": dims for name, dims in block_sizes(shape).items()}
+    sizes |= _norm("norm", shape)
+    if not shape.tied:
+        sizes["head.weight"] = (shape.vocab, shape.hidden)
+    return sizes
+
+
+def block_sizes(shape: Shape) -> dict[str, tuple[int, ...]]:
+    """Name → dims of each parameter of one block."""
+    query, kv = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+    sizes = _norm("attention_norm", shape)
+    sizes |= _linear("attention.q", query, shape.hidden, shape.qkv_bias)
+    sizes |= _linear("attention.k", kv, shape.hidden, shape.qkv_bias)
+    sizes |= _linear("attention.v", kv, shape.hidden, shape.qkv_bias)
+    sizes |= _linear("attention.out", shape.hidden, query, shape.out_bias)
+    if shape.qk_norm:
+        sizes |= {f"attention.{name}_norm.weight": (shape.head_dim,) for name in ("q", "k")}
+    sizes |= _norm("mlp_norm", shape)
+    if shape.activation == "swiglu":
+        sizes |= _linear("mlp.gate", shape.ffn, shape.hidden, shape.out_bias)
+    sizes |= _linear("mlp.up", shape.ffn, shape.hidden, shape.out_bias)
+    return sizes | _linear("mlp.down", shape.hidden, shape.ffn, shape.out_bias)
+
+
+def _linear(name: str, rows: int, columns: int, bias: bool) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (rows, columns)} | ({f"{name}.bias": (rows,)} if bias else {})
+
+
+def _norm(name: str, shape: Shape) -> dict[str, tuple[int, ...]]:
+    bias = {f"{name}.bias": (shape.hidden,)} if shape.norm == "layernorm" else {}
+    return {f"{name}.weight": (shape.hidden,)} | bias
