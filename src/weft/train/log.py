@@ -1,0 +1,128 @@
+"""The log of a run: JSON lines, one for each logged step, and TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import warnings
+from pathlib import Path
+from typing import Any, TextIO
+
+from weft.train.metrics import Metrics
+
+FILE = "log.jsonl"
+SCALARS = {
+    "loss": "loss/train",
+    "valid_loss": "loss/valid",
+    "lr": "optimizer/lr",
+    "grad_norm": "optimizer/grad_norm",
+    "tokens_per_second": "speed/tokens_per_second",
+    "mfu": "speed/mfu",
+    "mfu_causal": "speed/mfu_causal",
+    "seconds": "speed/step_seconds",
+    "data_wait": "speed/data_wait_seconds",
+    "checkpoint_wait": "speed/checkpoint_wait_seconds",
+    "memory": "memory/bytes",
+}
+"""TensorBoard's name of each number."""
+
+
+class RunLog:
+    """Writes the steps of a run to its folder, from one process.
+
+    A run that goes on after step k drops what an earlier attempt logged beyond k, so each step stands in the log once.
+    """
+
+    def __init__(self, run: Path, *, start_step: int = 0, tensorboard: bool = True, active: bool = True) -> None:
+        """
+        Args:
+            run: folder of the run; made where it is missing.
+            start_step: the last step that is done: 0 for a new run, the checkpoint's for a resumed one.
+            tensorboard: write `run/tensorboard/` as well.
+            active: False in every process but rank 0: nothing is written.
+        """
+        self.file: TextIO | None = None
+        self.board: Any = None
+        if not active:
+            return
+        run.mkdir(parents=True, exist_ok=True)
+        cut_log(run / FILE, start_step)
+        self.file = open(run / FILE, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
+        if tensorboard:
+            self.board = _summary_writer(run / "tensorboard", start_step)
+
+    def write(self, metrics: Metrics) -> None:
+        """Add one step. It is with the operating system before this returns."""
+        if self.file is None:
+            return
+        values = {name: _finite(value) for name, value in metrics.as_dict().items()}
+        self.file.write(json.dumps(values, allow_nan=False) + "\n")
+        self.file.flush()
+        if self.board is not None:
+            for name, tag in SCALARS.items():
+                if values[name] is not None:
+                    self.board.add_scalar(tag, values[name], metrics.step, walltime=metrics.time)
+
+    def close(self) -> None:
+        if self.file is not None:
+            self.file.close()
+        if self.board is not None:
+            self.board.close()
+        self.file = self.board = None
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_log(run: str | Path) -> list[dict[str, Any]]:
+    """The logged steps of a run, in order; a number that was not finite is None.
+
+    Raises:
+        ValueError: there is no log, or a line before the last is damaged.
+    """
+    file = Path(run) / FILE
+    if not file.is_file():
+        raise ValueError(f"there is no log {file}: is {run} the folder of a run?")
+    return _records(file)
+
+
+def cut_log(file: Path, step: int) -> None:
+    """Drop all lines after `step`, and a last line that was cut off; at once or not at all."""
+    if not file.exists():
+        return
+    kept = [record for record in _records(file) if record["step"] <= step]
+    beside = file.with_suffix(".tmp")
+    with open(beside, "w", encoding="utf-8") as out:
+        out.writelines(json.dumps(record) + "\n" for record in kept)
+        out.flush()
+        os.fsync(out.fileno())
+    os.replace(beside, file)
+
+
+def _records(file: Path) -> list[dict[str, Any]]:
+    lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            if number < len(lines):
+                raise ValueError(f"{file}, line {number} is not JSON: {line[:60]!r}") from None
+            continue  # what follows the last newline: nothing, or a line that was being written when the run died
+        records.append(record)
+    return records
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _summary_writer(folder: Path, start_step: int) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the packages that it imports
+        from torch.utils.tensorboard import SummaryWriter
+    return SummaryWriter(str(folder), purge_step=start_step + 1 if start_step else None)
