@@ -58,10 +58,11 @@ class Attention(nn.Module):
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Softmax attention. q [B, H, T, E], k and v [B, K, S, E] → [B, H, T, E].
 
-    mask: bool, broadcastable to [B, H, T, S], true where a token may look; None: causal.
+    mask: bool, broadcastable to [B, H, T, S], true where a token may look; None: causal, and a single token sees all.
     """
     grouped = q.shape[1] != k.shape[1]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
+    causal = mask is None and q.shape[2] > 1
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
 
 
 def attention_mask(

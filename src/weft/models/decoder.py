@@ -53,7 +53,11 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleDict({str(index): Block(shape) for index in blocks})
         self.norm = make_norm(shape) if last else None
         self.head = nn.Linear(shape.hidden, shape.vocab, bias=False) if last else None
-        if shape.tied and self.embed is not None and self.head is not None:
+        self.tie()
+
+    def tie(self) -> None:
+        """Make a tied head's matrix the token embedding. To be called again after parameters were replaced."""
+        if self.shape.tied and self.embed is not None and self.head is not None:
             self.head.weight = self.embed.weight
 
     def forward(
@@ -63,6 +67,7 @@ class Decoder(nn.Module):
         documents: Tensor | None = None,
         caches: Sequence[LayerCache] | None = None,
         mask: Tensor | None = None,
+        last_only: bool = False,
     ) -> Tensor:
         """Tokens [B, T] (or hidden states [B, T, D] where the embedding is not held) → logits [B, T, V], or hidden.
 
@@ -70,6 +75,7 @@ class Decoder(nn.Module):
             positions: of each token, [B, T] or [T]; None: 0, 1, 2, … Needed where x is hidden states.
             documents: number of each token's document, [B, T]: attention stays inside.
             caches: one a block, for generation; then `mask` says who sees whom, [B, 1, T, S].
+            last_only: logits of the last token alone, [B, 1, V].
         """
         positions = positions if positions is not None else torch.arange(x.shape[1], device=x.device)
         if mask is None:
@@ -82,7 +88,7 @@ class Decoder(nn.Module):
         for index, block in enumerate(self.blocks.values()):
             x = block(x, rope, mask, caches[index] if caches is not None else None)
         if self.norm is not None and self.head is not None:
-            x = self.head(self.norm(x))
+            x = self.head(self.norm(x[:, -1:] if last_only else x))
         return x
 
 

@@ -1,0 +1,98 @@
+"""`weft generate`: complete prompts from the weights of a checkpoint."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from weft.serve.text import Piece
+
+
+def generate(
+    checkpoint: Path = typer.Argument(help="A checkpoint (step-…), a run (its newest), or a Hugging Face directory."),
+    prompts: list[str] = typer.Argument(None, metavar="[PROMPT]...", help="Texts to continue; - reads one from stdin."),
+    prompts_file: Path | None = typer.Option(None, help="A file with one more prompt on each line."),
+    max_tokens: int = typer.Option(128, help="New tokens of each completion at most."),
+    temperature: float = typer.Option(0.0, help="Evens the odds above 1, sharpens below; 0: always the most probable."),
+    top_k: int | None = typer.Option(None, help="Choose among this many most probable tokens."),
+    top_p: float = typer.Option(1.0, help="Choose among the fewest tokens with this much probability together."),
+    seed: int | None = typer.Option(None, help="Makes sampling repeatable."),
+    stop: list[str] = typer.Option([], help="A text that ends a completion; may be repeated."),
+    num_samples: int = typer.Option(1, help="Completions of each prompt; wants a temperature."),
+    device: str = typer.Option("auto", help="cpu, cuda, cuda:1, …; auto: a GPU where there is one."),
+    dtype: str = typer.Option("auto", help="float32, bfloat16 or float16; auto: bfloat16 on a GPU, float32 on a CPU."),
+) -> None:
+    """Continue texts with a trained model.
+
+    The completion of a single prompt is written as it comes; several are completed together, in one batch.
+    """
+    from weft.serve.folder import end_tokens, find_model, load_tokenizer
+    from weft.serve.sampling import Sampling
+
+    texts = read_prompts(prompts or [], prompts_file)
+    if num_samples < 1:
+        raise ValueError(f"--num-samples is {num_samples}; it must be at least 1")
+    if num_samples > 1 and temperature == 0:
+        raise ValueError("--num-samples: every sample is the same at temperature 0; set --temperature, 0.8 for one")
+    if temperature == 0 and (top_k is not None or top_p != 1):
+        raise ValueError("--top-k and --top-p choose by chance, which temperature 0 leaves none of; set --temperature")
+    texts = [text for text in texts for _ in range(num_samples)]
+    folder = find_model(checkpoint)
+    sampling = Sampling(temperature, top_k, top_p, seed, max_tokens, tuple(stop), end_tokens(folder))
+    tokenizer = load_tokenizer(folder)
+
+    from weft.checkpoint.weights import load_decoder
+    from weft.serve.device import pick_device, pick_dtype
+    from weft.serve.text import stream_text
+
+    where = pick_device(device)
+    _, model = load_decoder(folder, where, pick_dtype(dtype, where))
+    start = time.perf_counter()
+    pieces = stream_text(model, tokenizer, texts, sampling)
+    num_tokens = show_one(pieces) if len(texts) == 1 else show_several(pieces, texts)
+    seconds = time.perf_counter() - start
+    print(f"{num_tokens} tokens in {seconds:.2f} s, {num_tokens / seconds:.1f} tokens/s", file=sys.stderr)
+
+
+def read_prompts(prompts: list[str], file: Path | None) -> list[str]:
+    """The prompts of the command line, `-` replaced by stdin's text, then the file's lines but for blank ones."""
+    if prompts.count("-") > 1:
+        raise ValueError("the prompt - stands twice on the command line, but stdin can be read once")
+    texts = [sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt for prompt in prompts]
+    if file is not None:
+        if not file.is_file():
+            raise ValueError(f"--prompts-file: there is no file {file}")
+        texts += [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not texts:
+        raise ValueError("no prompt: give one behind the checkpoint, - for stdin, or --prompts-file")
+    if "" in texts:
+        raise ValueError("a prompt is empty; give the model at least one word to continue")
+    return texts
+
+
+def show_one(pieces: Iterable[Piece]) -> int:
+    """Write the only completion as it comes; the number of its tokens."""
+    num_tokens = 0
+    for num_tokens, piece in enumerate(pieces, start=1):  # noqa: B007
+        print(piece.text, end="", flush=True)
+    print(flush=True)
+    return num_tokens
+
+
+def show_several(pieces: Iterable[Piece], prompts: list[str]) -> int:
+    """Write each completion under its prompt, all of them at the end; the number of their tokens."""
+    completions, num_tokens = [""] * len(prompts), 0
+    for num_tokens, piece in enumerate(pieces, start=1):  # noqa: B007
+        completions[piece.sequence] += piece.text
+    for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True), start=1):
+        title = " ".join(prompt.split())
+        title = title if len(title) <= 60 else f"{title[:29]} … {title[-28:]}"
+        print(f"{'' if index == 1 else chr(10)}[{index}/{len(prompts)}] {title}\n{completion}")
+    return num_tokens
