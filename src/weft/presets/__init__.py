@@ -14,8 +14,14 @@ FOLDER = Path(__file__).parent / "models"
 
 @functools.cache
 def preset_names() -> tuple[str, ...]:
-    """Every preset."""
-    return tuple(sorted(path.stem for path in FOLDER.glob("*.toml")))
+    """Every preset: series by series, each from small to large."""
+    names = (path.stem for path in FOLDER.glob("*.toml"))
+    return tuple(sorted(names, key=lambda name: (preset_series(name), _read(name).num_params)))
+
+
+def preset_series(name: str) -> str:
+    """`llama3` of `llama3-70b`."""
+    return name.rpartition("-")[0]
 
 
 def preset_shape(name: str) -> Shape:
@@ -24,9 +30,19 @@ def preset_shape(name: str) -> Shape:
     Raises:
         ValueError: no such preset; names the nearest.
     """
-    path = FOLDER / f"{name}.toml"
-    if not path.is_file():
+    if name not in preset_names():
         near = difflib.get_close_matches(name, preset_names(), n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}?" if near else "`weft models` lists them"
         raise ValueError(f"there is no preset {name!r}: {hint}")
-    return Shape.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    return _read(name)
+
+
+def preset_text(name: str) -> str:
+    """The preset's file, with its source."""
+    preset_shape(name)
+    return (FOLDER / f"{name}.toml").read_text(encoding="utf-8")
+
+
+@functools.cache
+def _read(name: str) -> Shape:
+    return Shape.model_validate(tomllib.loads((FOLDER / f"{name}.toml").read_text(encoding="utf-8")))
