@@ -1,0 +1,79 @@
+"""Mesh: which process works on which share, and who talks to whom along each axis."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from weft.config.layout import Layout
+
+AXES = ("pp", "dp", "fsdp", "tp")
+"""Outermost first: tp neighbours are adjacent ranks, on the fastest links."""
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """This process's place in the layout.
+
+    `ends` joins the first and the last stage of this process's pipeline (None elsewhere, or without one): they share
+    a tied embedding. `backward` is a second group over the pipeline, so that gradients never queue behind activations.
+    """
+
+    devices: DeviceMesh
+    device: torch.device
+    ends: dist.ProcessGroup | None
+    backward: dist.ProcessGroup | None
+
+    def size(self, axis: str) -> int:
+        return self.devices[axis].size()
+
+    def index(self, axis: str) -> int:
+        """This process's coordinate on an axis."""
+        return self.devices[axis].get_local_rank()
+
+    def group(self, axis: str) -> dist.ProcessGroup:
+        return self.devices[axis].get_group()
+
+    @property
+    def replica(self) -> int:
+        """Which share of the batch this process works on, of dp·fsdp."""
+        return self.index("dp") * self.size("fsdp") + self.index("fsdp")
+
+    @property
+    def first_stage(self) -> bool:
+        return self.index("pp") == 0
+
+    @property
+    def last_stage(self) -> bool:
+        return self.index("pp") == self.size("pp") - 1
+
+
+def make_mesh(layout: Layout, device: torch.device) -> Mesh:
+    """Lay the processes of the default group out as `layout` says.
+
+    Raises:
+        ValueError: the layout takes another number of processes.
+    """
+    if dist.get_world_size() != layout.world:
+        raise ValueError(
+            f"layout {layout} takes {layout.world} processes, and {dist.get_world_size()} were started"
+        )
+    sizes = tuple(getattr(layout, axis) for axis in AXES)
+    devices = init_device_mesh(device.type, sizes, mesh_dim_names=AXES)
+    ends, backward = _pipeline_groups(devices, layout.pp) if layout.pp > 1 else (None, None)
+    return Mesh(devices, device, ends, backward)
+
+
+def _pipeline_groups(devices: DeviceMesh, num_stages: int) -> tuple[dist.ProcessGroup | None, dist.ProcessGroup | None]:
+    """Every process makes every group, in the same order, and keeps its own."""
+    ends = backward = None
+    rank = dist.get_rank()
+    for line in devices.mesh.reshape(num_stages, -1).t().tolist():
+        group = dist.new_group(line)
+        tie = dist.new_group([line[0], line[-1]])
+        backward = group if rank in line else backward
+        ends = tie if rank in (line[0], line[-1]) else ends
+    return ends, backward

@@ -1,0 +1,63 @@
+"""Data parallelism: replicas add up their gradients, bucket by bucket, while backward still runs (Li et al., 2020)."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+BUCKET_BYTES = 32 * 2**20
+
+
+class Replicas:
+    """Gradients live in flat buckets: what backward adds up there goes over the network as it lies, with no copy."""
+
+    def __init__(self, parameters: list[nn.Parameter], group: dist.ProcessGroup) -> None:
+        self.group = group
+        self.last_pass = True
+        self.buckets: list[Tensor] = []
+        self.waiting: list[int] = []  # parameters of each bucket that backward has yet to reach
+        self.sizes: list[int] = []
+        self.works: list[dist.Work] = []
+        self.views: list[tuple[nn.Parameter, Tensor]] = []
+        for members in _buckets(parameters):
+            index = len(self.buckets)
+            bucket = torch.zeros(sum(p.numel() for p in members), dtype=members[0].dtype, device=members[0].device)
+            for parameter, part in zip(members, bucket.split([p.numel() for p in members]), strict=True):
+                self.views.append((parameter, part.view_as(parameter)))
+                parameter.register_post_accumulate_grad_hook(lambda _, index=index: self._arrived(index))
+            self.buckets.append(bucket)
+            self.sizes.append(len(members))
+        self.clear()
+
+    def clear(self) -> None:
+        """Zero every gradient: the start of a step."""
+        for bucket in self.buckets:
+            bucket.zero_()
+        for parameter, view in self.views:
+            parameter.grad = view
+        self.waiting = list(self.sizes)
+
+    def finish(self) -> None:
+        """Wait for the sums that are still on their way."""
+        for work in self.works:
+            work.wait()
+        self.works.clear()
+        assert not any(self.waiting), "backward did not reach every parameter"
+
+    def _arrived(self, index: int) -> None:
+        if not self.last_pass:
+            return
+        self.waiting[index] -= 1
+        if not self.waiting[index]:
+            self.works.append(dist.all_reduce(self.buckets[index], group=self.group, async_op=True))
+
+
+def _buckets(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Parameters in the order in which backward reaches them, about: the last first."""
+    buckets: list[list[nn.Parameter]] = [[]]
+    for parameter in reversed(parameters):
+        if buckets[-1] and sum(p.nbytes for p in buckets[-1]) + parameter.nbytes > BUCKET_BYTES:
+            buckets.append([])
+        buckets[-1].append(parameter)
+    return buckets

@@ -1,0 +1,60 @@
+"""ZeRO: weights, gradients and optimizer states sharded over the fsdp axis (Rajbhandari et al., 2020), by FSDP2.
+
+Also the way to low precision: FSDP2 keeps fp32 weights and gradients and hands the model bf16 or fp16 copies, so a
+low-precision layout goes through it even where nothing is cut.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from weft.config.layout import Layout
+from weft.models.decoder import Decoder
+from weft.parallel.mesh import Mesh
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def sharded(layout: Layout) -> bool:
+    """Whether a layout goes through FSDP2."""
+    return layout.fsdp > 1 or layout.precision != "fp32"
+
+
+def shard(model: Decoder, mesh: Mesh, layout: Layout) -> None:
+    """Shard each block, then what is left, over fsdp; replicate over dp (HSDP) where both are cut.
+
+    The model comes on meta. One block at a time gets its memory and gives back all but its share.
+    """
+    axes = ("dp", "fsdp") if layout.dp > 1 else ("fsdp",)
+    policy = MixedPrecisionPolicy(
+        param_dtype=DTYPES[layout.precision],
+        reduce_dtype=torch.float32,
+        cast_forward_inputs=False,  # rope tables stay fp32
+    )
+    # with nothing to gather, giving the low-precision copy back early would only mean to make it again
+    reshard = layout.zero == 3 and layout.fsdp > 1
+    for block in model.blocks.values():
+        block.to_empty(device=mesh.device)
+        fully_shard(block, mesh=mesh.devices[axes], mp_policy=policy, reshard_after_forward=reshard)
+    for name, module in model.named_children():
+        if name != "blocks":
+            module.to_empty(device=mesh.device)
+    model.tie()
+    fully_shard(model, mesh=mesh.devices[axes], mp_policy=policy, reshard_after_forward=False)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            # the loss is already divided by the tokens of the global batch: gradients add up
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+
+
+def prepare_backward(model: FSDPModule, layout: Layout, last: bool) -> None:
+    """What FSDP2 is to do in the backward pass of one micro-batch, the step's last or not.
+
+    ZeRO-1 reduces gradients once a step, ZeRO-2 and -3 in every pass; replicas (dp) agree once a step.
+    """
+    model.set_is_last_backward(last)
+    model.set_requires_gradient_sync(last or layout.zero > 1)
+    model.set_requires_all_reduce(last)
+    model.set_reshard_after_backward(last or (layout.zero == 3 and layout.fsdp > 1))

@@ -1,0 +1,44 @@
+"""weave: the one place where a plain model becomes a distributed one."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from weft.config.layout import Layout
+from weft.models.decoder import Decoder
+from weft.models.shape import Shape
+from weft.parallel.mesh import Mesh
+from weft.parallel.recompute import recompute_blocks
+from weft.parallel.shard import shard, sharded
+from weft.parallel.tensor import cut_tensors
+from weft.parallel.woven import Woven
+
+
+def weave(shape: Shape, layout: Layout, mesh: Mesh) -> Woven:
+    """This process's part of the model, cut as `layout` says. Its weights are yet to be filled.
+
+    The order matters. Stages come first: no other stage's blocks are ever made. Tensors are cut while the model has no
+    memory. The compiler must see the recomputation; FSDP2's hooks stay outside both.
+    """
+    with torch.device("meta"):
+        model = Decoder(shape, layout.stage_blocks(shape.num_layers)[mesh.index("pp")])
+    if layout.tp > 1:
+        cut_tensors(model, mesh.group("tp"), layout.sp)
+        model.tie()
+    if layout.recompute != "none":
+        recompute_blocks(model.blocks, layout.recompute)
+    if layout.compile:
+        compile_blocks(model.blocks)
+    if sharded(layout):
+        shard(model, mesh, layout)
+    else:
+        model.to_empty(device=mesh.device)
+        model.tie()
+    return Woven(shape, layout, mesh, model)
+
+
+def compile_blocks(blocks: nn.ModuleDict) -> None:
+    """One compiled function for all blocks: they differ in their weights only."""
+    for block in blocks.values():
+        block.forward = torch.compile(block.forward, fullgraph=True, dynamic=False)

@@ -1,0 +1,192 @@
+"""Woven: one process's part of a distributed model, and its passes over the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from weft.checkpoint.region import Piece, Region
+from weft.config.layout import Layout
+from weft.models.cuts import cut_dim, even_split, partial_gradient
+from weft.models.decoder import Decoder
+from weft.models.parameters import parameter_sizes
+from weft.models.shape import Shape
+from weft.parallel.loss import cross_entropy_sum
+from weft.parallel.mesh import Mesh
+from weft.parallel.pipeline import Pipeline
+from weft.parallel.replicate import Replicas
+from weft.parallel.schedule import Op, stage_ops
+from weft.parallel.shard import DTYPES, prepare_backward, sharded
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Sequences of one process, as tensors [B, T]; targets may be IGNORED, see parallel/loss.py."""
+
+    tokens: Tensor
+    targets: Tensor
+    positions: Tensor | None = None
+    documents: Tensor | None = None
+
+    def split(self, size: int) -> list[Rows]:
+        """Micro-batches of `size` sequences."""
+
+        def cut(x: Tensor | None) -> list[Tensor | None]:
+            return list(x.split(size)) if x is not None else [None] * (len(self.tokens) // size)
+
+        fields = zip(*map(cut, (self.tokens, self.targets, self.positions, self.documents)), strict=True)
+        return [Rows(*parts) for parts in fields]  # type: ignore[arg-type]
+
+
+class Weight:
+    """One parameter as this process holds it.
+
+    `name` is its name in the whole model; `data` and `grad` are plain tensors: this process's share.
+    """
+
+    def __init__(self, name: str, region: Region, parameter: nn.Parameter, writes: bool, partial: bool) -> None:
+        self.name, self.region, self.parameter = name, region, parameter
+        self.writes = writes  # of all processes that hold this region, the one that speaks for it
+        self.partial = partial  # its gradient is yet to be summed over tp
+        self.data = local(parameter)
+        assert tuple(self.data.shape) == region.dims, f"{name}: {tuple(self.data.shape)} is not {region}"
+
+    @property
+    def grad(self) -> Tensor:
+        assert self.parameter.grad is not None, f"{self.name} has no gradient"
+        return local(self.parameter.grad)
+
+
+class Woven:
+    """What `weave` makes: this process's model, where its weights lie in the whole, and how to run it."""
+
+    def __init__(self, shape: Shape, layout: Layout, mesh: Mesh, model: Decoder) -> None:
+        self.shape, self.layout, self.mesh, self.model = shape, layout, mesh, model
+        self.weights = [self._weight(name, parameter) for name, parameter in model.named_parameters()]
+        replicated = layout.dp > 1 and not sharded(layout)
+        self.replicas = Replicas(list(model.parameters()), mesh.group("dp")) if replicated else None
+
+    # -- weights ------------------------------------------------------------------------------------------------------
+
+    def fill(self, source: Callable[[Region], Tensor]) -> None:
+        """Give every weight its value: `source` is asked for each region this process holds."""
+        with torch.no_grad():
+            for weight in self.weights:
+                weight.data.copy_(source(weight.region))
+
+    def pieces(self) -> list[Piece]:
+        return [Piece(weight.region, weight.data, weight.writes) for weight in self.weights]
+
+    # -- passes -------------------------------------------------------------------------------------------------------
+
+    def train_pass(self, rows: Rows, scale: Tensor | float) -> Tensor:
+        """Forward and backward over this process's rows. The gradient is that of `scale` · summed loss.
+
+        Returns:
+            The summed loss of these rows, on the last stage; 0 elsewhere. Still to be added up over replicas.
+        """
+        self._clear_gradients()
+        micro_batches = rows.split(self.micro_batch(rows))
+        ops = stage_ops(self.layout.schedule, self.mesh.index("pp"), self.layout.pp, len(micro_batches))
+        losses = self._run(ops, micro_batches, scale)
+        self._finish_gradients()
+        return losses / scale
+
+    @torch.no_grad()
+    def eval_pass(self, rows: Rows) -> Tensor:
+        """Summed loss of these rows, on the last stage; 0 elsewhere."""
+        micro_batches = rows.split(self.micro_batch(rows))
+        ops = [Op("F", index) for index in range(len(micro_batches))]
+        losses = self._run(ops, micro_batches, 1.0)
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # without a backward pass nobody else would
+        return losses
+
+    def micro_batch(self, rows: Rows) -> int:
+        return self.layout.micro_batch_size(len(rows.tokens) * self.layout.replicas)
+
+    def _run(self, ops: list[Op], micro_batches: list[Rows], scale: Tensor | float) -> Tensor:
+        size, seq = micro_batches[0].tokens.shape
+        dims = (size, seq // self.layout.tp if self.layout.sp else seq, self.shape.hidden)
+        pipeline = Pipeline(self.mesh, dims, DTYPES[self.layout.precision])
+        vocab_start = even_split(self.shape.vocab, self.layout.tp, self.mesh.index("tp"))[0]
+        vocab_group = self.mesh.group("tp") if self.layout.tp > 1 else None
+        counting = torch.arange(seq, device=self.mesh.device)
+
+        def forward(index: int, hidden: Tensor | None) -> Tensor:
+            rows = micro_batches[index]
+            x = rows.tokens if hidden is None else hidden
+            positions = rows.positions if rows.positions is not None else counting
+            y = self.model(x, positions, rows.documents)
+            if not self.mesh.last_stage:
+                return y
+            return cross_entropy_sum(y, rows.targets, vocab_start, vocab_group) * scale
+
+        losses = pipeline.run(ops, forward, self._before_backward)
+        return torch.stack(losses).sum() if losses else torch.zeros((), device=self.mesh.device)
+
+    def _before_backward(self, last: bool) -> None:
+        if isinstance(self.model, FSDPModule):
+            prepare_backward(self.model, self.layout, last)
+        if self.replicas is not None:
+            self.replicas.last_pass = last
+
+    # -- gradients ----------------------------------------------------------------------------------------------------
+
+    def _clear_gradients(self) -> None:
+        if self.replicas is not None:
+            self.replicas.clear()
+        else:
+            self.model.zero_grad(set_to_none=True)
+
+    def _finish_gradients(self) -> None:
+        """Sum what backward left as shares: over replicas, over tp, and between the two ends of a tied embedding."""
+        if self.replicas is not None:
+            self.replicas.finish()
+        if self.layout.tp > 1:
+            sum_over([weight.grad for weight in self.weights if weight.partial], self.mesh.group("tp"))
+        if self.shape.tied and self.mesh.ends is not None:
+            sum_over([weight.grad for weight in self.weights if weight.name == "embed.weight"], self.mesh.ends)
+
+    # -- places -------------------------------------------------------------------------------------------------------
+
+    def _weight(self, name: str, parameter: nn.Parameter) -> Weight:
+        """Where a parameter of this process lies in the whole: its tp share, and of that its fsdp share."""
+        mesh, tied_copy = self.mesh, name == "head.weight" and self.shape.tied
+        whole = "embed.weight" if tied_copy else name
+        region = Region.whole(whole, parameter_sizes(self.shape)[whole])
+        dim = cut_dim(name)
+        if dim is not None:
+            region = region.narrow(dim, *even_split(region.sizes[dim], self.layout.tp, mesh.index("tp")))
+        if isinstance(parameter, DTensor):
+            region = region.narrow(0, *_fsdp_rows(region.dims[0], self.layout.fsdp, mesh.index("fsdp")))
+        writes = not tied_copy and mesh.index("dp") == 0 and (dim is not None or mesh.index("tp") == 0)
+        return Weight(whole, region, parameter, writes, self.layout.tp > 1 and partial_gradient(name, self.layout.sp))
+
+
+def local(x: Tensor) -> Tensor:
+    """This process's share of a sharded tensor; a plain one as it is."""
+    return x._local_tensor if isinstance(x, DTensor) else x.detach()
+
+
+def sum_over(tensors: list[Tensor], group: dist.ProcessGroup) -> None:
+    """Add tensors up over a group, in place, in one message."""
+    if not tensors:
+        return
+    flat = torch.cat([x.flatten() for x in tensors])
+    dist.all_reduce(flat, group=group)
+    for x, total in zip(tensors, flat.split([x.numel() for x in tensors]), strict=True):
+        x.copy_(total.view_as(x))
+
+
+def _fsdp_rows(rows: int, ways: int, index: int) -> tuple[int, int]:
+    """FSDP2's own split of dim 0: equal chunks rounded up, what is left for the last ones."""
+    chunk = -(-rows // ways)
+    return min(index * chunk, rows), min((index + 1) * chunk, rows)
