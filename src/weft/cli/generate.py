@@ -44,7 +44,9 @@ def generate(
     if temperature == 0 and (top_k is not None or top_p != 1):
         raise ValueError("--top-k and --top-p choose by chance, which temperature 0 leaves none of; set --temperature")
     texts = [text for text in texts for _ in range(num_samples)]
-    folder = find_model(checkpoint)
+    folder, damage = find_model(checkpoint)
+    for finding in damage:
+        print(f"weft: warning: passed over a damaged checkpoint: {finding}", file=sys.stderr)
     sampling = Sampling(temperature, top_k, top_p, seed, max_tokens, tuple(stop), end_tokens(folder))
     tokenizer = load_tokenizer(folder)
 

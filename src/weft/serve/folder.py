@@ -6,26 +6,40 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from weft.checkpoint.folder import MODEL, checkpoints
+from weft.checkpoint.folder import MANIFEST, MODEL, checkpoints, step_of
+from weft.checkpoint.inspection import glance
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+CONFIG = "config.json"
 
-def find_model(path: Path) -> Path:
-    """The Hugging Face directory in a checkpoint (`step-…`), of a run's newest checkpoint, or the path itself.
+
+def find_model(path: Path) -> tuple[Path, list[str]]:
+    """The Hugging Face directory of a checkpoint (`step-…`), of a run's newest whole checkpoint, or the path itself;
+    and what is damaged in the newer checkpoints that were passed over.
+
+    A checkpoint is held against its manifest by names and sizes; `weft verify` compares every byte.
 
     Raises:
-        ValueError: the path does not exist, or holds none of these.
+        ValueError: the path does not exist, holds none of these, or only damaged checkpoints.
     """
     if not path.is_dir():
         raise ValueError(f"there is no folder {path}: give a checkpoint, a run or a Hugging Face directory")
-    for folder in (path, path / MODEL, *(step / MODEL for step in checkpoints(path / "checkpoints"))):
-        if (folder / "config.json").is_file():
-            return folder
+    if (path / CONFIG).is_file():
+        return path, []
+    one = step_of(path) is not None or (path / MANIFEST).is_file()
+    steps = [path] if one else checkpoints(path / "checkpoints")
+    damage: list[str] = []
+    for step in steps:
+        found = [str(finding) for finding in glance(step) if finding.file == MANIFEST or finding.file.startswith(MODEL)]
+        if not found:
+            return step / MODEL, damage
+        damage += found
+    if damage:
+        raise ValueError(f"no whole checkpoint in {path}: {'; '.join(damage)}")
     raise ValueError(
-        f"{path} holds no model: looked for config.json in it, in model/ (a checkpoint) "
-        "and in checkpoints/step-*/model/ (a run)"
+        f"{path} holds no model: it has no {CONFIG}, is no checkpoint (step-…) and has none in checkpoints/"
     )
 
 
@@ -45,7 +59,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 def end_tokens(folder: Path) -> tuple[int, ...]:
     """Ids that end a text: `eos_token_id` of generation_config.json, else of config.json; none where neither says."""
-    for name in ("generation_config.json", "config.json"):
+    for name in ("generation_config.json", CONFIG):
         file = folder / name
         ids = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
         if ids is not None:

@@ -116,7 +116,8 @@ def pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Te
     longest = max(map(len, prompts), default=0)
     padding = [longest - len(prompt) for prompt in prompts]
     rows = [[0] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)]
-    return torch.tensor(rows, dtype=torch.long, device=device), torch.tensor(padding, device=device)
+    tokens = torch.tensor(rows, dtype=torch.long, device=device).view(len(rows), longest)
+    return tokens, torch.tensor(padding, device=device)
 
 
 def who_sees_whom(padding: Tensor, padded: bool, start: int, end: int, window: int | None) -> Tensor | None:
