@@ -27,7 +27,8 @@ _WITHOUT_EFFECT = (
     "attention_dropout resid_pdrop embd_pdrop attn_pdrop gradient_checkpointing use_cache return_dict torchscript "
     "output_hidden_states output_attentions id2label label2id num_labels problem_type finetuning_task n_ctx "
     "summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout use_bfloat16 "
-    "task_specific_params tf_legacy_loss pretraining_tp "
+    "task_specific_params tf_legacy_loss pretraining_tp output_past n_special predict_special_tokens is_llama_config "
+    "transformers.js_config "
     # how transformers runs it: the same function, other kernels
     "attn_implementation _attn_implementation _attn_implementation_autoset chunk_size_feed_forward "
     # of generation, that older versions keep in the model's config
@@ -40,7 +41,7 @@ _WITHOUT_EFFECT = (
 
 _ONLY: dict[str, Any] = {
     "is_encoder_decoder": False, "is_decoder": False, "add_cross_attention": False, "tie_encoder_decoder": False,
-    "pruned_heads": {}, "is_causal": True, "use_mrope": False, "partial_rotary_factor": 1.0, "per_layer_config": {},
+    "pruned_heads": {}, "is_causal": True, "use_mrope": False, "rope_interleaved": False, "partial_rotary_factor": 1.0, "per_layer_config": {},
     "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "reorder_and_upcast_attn": False,
 }  # fmt: skip
 """Keys that may have one value: with another, the model is a different function."""

@@ -7,7 +7,7 @@ Letters used for tensor dims all over weft:
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -58,7 +58,7 @@ class Shape(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill(cls, values: dict) -> dict:
+    def _fill(cls, values: Any) -> Any:
         """Sizes that follow from others may be left out: kv heads, head_dim, ffn; a family brings its switches."""
         if not isinstance(values, dict):
             return values
@@ -129,12 +129,13 @@ class Shape(BaseModel):
         """Model FLOPs of training on one token: forward and backward, no recompute.
 
         6 per matmul parameter (head included, embedding lookup not), and 12·L·H·E·T for attention scores and values
-        (PaLM, appendix B). `causal` counts only the half of the scores that the mask keeps.
+        (PaLM, appendix B). `causal` counts only the scores that the mask keeps: half of them, or, with a window W
+        shorter than the sequence, W - W²/2T a token. Not causal, a window counts as W.
         """
         matmul = 6 * (self.num_layers * self.block_matmul_params + self.vocab * self.hidden)
-        seen = min(seq, self.sliding_window or seq)
-        attention = 12 * self.num_layers * self.num_heads * self.head_dim * seen
-        return matmul + attention * (0.5 if causal else 1.0)
+        window = min(seq, self.sliding_window or seq)
+        seen = window - window**2 / (2 * seq) if causal else window
+        return matmul + 12 * self.num_layers * self.num_heads * self.head_dim * seen
 
 
 FAMILY_SWITCHES: dict[str, dict] = {

@@ -1,0 +1,89 @@
+"""Prove a written Hugging Face directory: load it with the safetensors library, compare it with its source."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from math import prod
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from weft.checkpoint.region import Region
+from weft.checkpoint.shards import INDEX, SINGLE
+from weft.checkpoint.sidecars import listed, read_json
+from weft.checkpoint.weights import CONFIG, WeightsFolder
+from weft.models.huggingface import shape_from_config
+
+CHUNK = 64 << 20
+"""Bytes of a parameter, in fp32, that are in memory at a time."""
+
+
+def prove(
+    source: WeightsFolder,
+    target: Path,
+    dtype: torch.dtype | None,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> None:
+    """The target describes the same model, and holds each number of the source: the same bits, or, in another dtype,
+    the bits that it rounds to. weft's own reader sees only the source; the target is read by the library.
+
+    Raises:
+        ValueError: it does not; names what differs first.
+    """
+    if shape_from_config(read_json(target / CONFIG)) != source.shape:
+        raise ValueError(f"the export is wrong: its {CONFIG} describes another model than that of {source.path}")
+    files = _files(target)
+    wanted = {place.tensor for place in source.places.values()}
+    if files.keys() != wanted:
+        raise ValueError(f"the export is wrong: it differs from its source in {listed(sorted(files.keys() ^ wanted))}")
+    parts = defaultdict(list)
+    for name, place in source.places.items():
+        parts[place.tensor].append(name)
+    done = 0
+    for tensor, file in files.items():
+        # a file opened anew for each tensor: the pages of a map stay in memory until it is closed
+        with safe_open(file, framework="pt") as opened:
+            stored = opened.get_slice(tensor)
+            for name in parts[tensor]:
+                place = source.places[name]
+                for region in row_regions(name, place.weft_sizes):
+                    box = tuple(slice(a, b) for a, b in zip(*place.box(region.start, region.stop), strict=True))
+                    found = stored[box]
+                    wants = source.read(region, dtype)
+                    if not same_bits(found.T if place.transposed else found, wants):
+                        rows = f"rows {region.start[0]} to {region.stop[0]}"
+                        raise ValueError(
+                            f"the export is wrong: {tensor} in {file.name} differs from {name} of {source.path} "
+                            f"in {rows}; it was removed. Should it fail again, test the disk"
+                        )
+                    done += prod(region.dims)
+                    progress("proving", done, source.shape.num_params)
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Same dtype, dims and bits: NaN equals itself, and 0.0 is not -0.0."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    raw = {2: torch.int16, 4: torch.int32, 8: torch.int64}[one.dtype.itemsize]
+    return torch.equal(one.contiguous().view(raw), other.contiguous().view(raw))
+
+
+def row_regions(name: str, sizes: tuple[int, ...]) -> Iterator[Region]:
+    """A parameter, cut into regions of rows that fit into CHUNK."""
+    whole, rows = Region.whole(name, sizes), max(1, CHUNK // (4 * prod(sizes[1:])))
+    for start in range(0, sizes[0], rows):
+        yield whole.narrow(0, start, min(start + rows, sizes[0]))
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Tensor → its file, as every other reader finds it."""
+    index = folder / INDEX
+    if index.is_file():
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return {tensor: folder / file for tensor, file in weight_map.items()}
+    with safe_open(folder / SINGLE, framework="pt") as opened:
+        return dict.fromkeys(opened.keys(), folder / SINGLE)
