@@ -11,9 +11,8 @@ import torch.distributed as dist
 from torch.distributed import HashStore, TCPStore  # type: ignore[attr-defined]
 
 from weft.config.layout import Layout
-
-LISTEN_FD = "WEFT_STORE_FD"
-"""Set by weft's own launcher: the number, in rank 0, of the open socket on which the store listens."""
+from weft.launch.cores import num_cores
+from weft.launch.local import LISTEN_FD
 
 
 @dataclass(frozen=True)
@@ -71,13 +70,6 @@ def stop_process() -> None:
     """Leave the process group, where there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def num_cores() -> int:
-    """Cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _join(rank: int, world: int, device: torch.device, timeout: timedelta) -> None:
