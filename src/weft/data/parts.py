@@ -55,9 +55,9 @@ class PartReport:
 def group(pieces: Sequence[corpus.Piece], part_bytes: int) -> tuple[tuple[corpus.Piece, ...], ...]:
     """Neighbouring pieces joined until a part has about part_bytes; order is kept."""
     parts: list[list[corpus.Piece]] = []
-    size = part_bytes
+    size = 0
     for piece in pieces:
-        if size + piece.size > part_bytes:
+        if not parts or size + piece.size > part_bytes:
             parts.append([])
             size = 0
         parts[-1].append(piece)

@@ -72,7 +72,7 @@ def loads(text: str, path: str, eod: str | int | None, digest: str) -> Tokenizer
     vocab = max(known.values(), default=-1) + 1
     if vocab == 0:
         raise ValueError(f"{path} has an empty vocabulary")
-    if isinstance(eod, str) and eod.isdigit() and eod not in known:
+    if isinstance(eod, str) and eod.isdigit():  # an id: no digit ends a document
         eod = int(eod)
     number = known.get(eod) if isinstance(eod, str) else eod
     if eod is None:

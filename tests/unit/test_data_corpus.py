@@ -1,0 +1,116 @@
+"""Documents out of files; no document lost, no bad line silent."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from weft.data import corpus
+
+
+def documents(*inputs: Path, globs: tuple[str, ...] = (), size: int = 1 << 20, key: str = "text") -> list[str]:
+    skipped: list[str] = []
+    pieces = corpus.cut(corpus.find_files(inputs, globs), size)
+    return [text for piece in pieces for text in corpus.read(piece, key, skipped)]
+
+
+def test_folder(tmp_path: Path) -> None:
+    for name, text in {
+        "b.py": "b",
+        "a/z.txt": "z",
+        "a/y.md": "y",
+        "c.bin": "no",
+        ".git/x.txt": "no",
+        "d.PY": "d",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "e.jsonl").write_text('{"text": "e"}\n')
+    assert documents(tmp_path) == ["y", "z", "b", "d", "e"]
+    assert documents(tmp_path, globs=("*.py", "a/*.md")) == ["y", "b"]
+    assert documents(tmp_path / "c.bin") == ["no"]  # named by hand: text, whatever its suffix
+
+
+def test_text_keeps_its_line_ends_and_loses_its_mark(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\n")
+    assert documents(tmp_path / "a.txt") == ["one\r\ntwo\n"]
+
+
+def test_undecodable_files_are_reported(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"ab\xff")
+    skipped: list[str] = []
+    (piece,) = corpus.cut([tmp_path / "a.txt"], 10)
+    assert list(corpus.read(piece, "text", skipped)) == []
+    assert skipped == [f"{tmp_path / 'a.txt'}: not UTF-8 at byte 2"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(texts=st.lists(st.text(max_size=12), max_size=12), size=st.integers(1, 60), ends=st.booleans())
+def test_any_cut_of_jsonl_gives_the_same_documents(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], size: int, ends: bool
+) -> None:
+    path = tmp_path_factory.mktemp("j") / "a.jsonl"
+    lines = "\n".join(json.dumps({"text": t}) for t in texts)
+    path.write_text(lines + "\n" * ends)
+    clean = [t.encode("utf-8", "replace").decode() for t in texts]
+    assert documents(path, size=size) == clean
+
+
+def test_gz_and_parquet(tmp_path: Path) -> None:
+    texts = ["", "one\ntwo", "ü😀", *map(str, range(50))]
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress("\n".join(json.dumps({"t": t}) for t in texts).encode()))
+    pq.write_table(pa.table({"t": [*texts, None], "n": range(54)}), tmp_path / "b.parquet", row_group_size=7)
+    assert documents(tmp_path / "a.jsonl.gz", key="t") == texts
+    for size in (1, 100, 1 << 20):
+        assert documents(tmp_path / "b.parquet", key="t", size=size) == [*texts, ""]
+
+
+def test_half_a_surrogate_becomes_the_replacement_character(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a\\ud83d b \\ud83d\\ude00 \\uD83D"}\n{"text": null}\n\n')
+    assert documents(tmp_path / "a.jsonl") == ["a� b 😀 �", ""]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": ', r"a.jsonl(.gz)?:4: not a JSON object"),
+        ('["text"]', r":4: a JSON object is needed on every line, this is a list"),
+        ('{"body": "x", "n": 1}', r":4: no key 'text', only 'body', 'n': name one with --key"),
+        ('{"text": 5}', r":4: 'text' is not a string but a int"),
+    ],
+)
+def test_bad_lines_are_named(tmp_path: Path, name: str, line: str, message: str) -> None:
+    raw = ('{"text": "a"}\n\n{"text": "c"}\n' + line + "\n").encode()
+    (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith("gz") else raw)
+    for size in (5, 20, 1000):
+        with pytest.raises(ValueError, match=message):
+            documents(tmp_path / name, size=size)
+
+
+def test_bad_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nowhere does not exist"):
+        documents(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"no file in .* has a known suffix"):
+        documents(tmp_path)
+    with pytest.raises(ValueError, match=r"no file in .* matches \*.x, \*.y"):
+        documents(tmp_path, globs=("*.x", "*.y"))
+    (tmp_path / "bad.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n' * 99)[:-9])
+    with pytest.raises(ValueError, match=r"bad.jsonl.gz is damaged or cut short"):
+        documents(tmp_path / "bad.jsonl.gz")
+    (tmp_path / "bad.parquet").write_bytes(b"no")
+    with pytest.raises(ValueError, match=r"bad.parquet cannot be read as parquet"):
+        documents(tmp_path / "bad.parquet")
+    (tmp_path / "utf.jsonl").write_bytes(b'{"text": "\xff"}\n')
+    with pytest.raises(ValueError, match=r"utf.jsonl:1: not a JSON object"):
+        documents(tmp_path / "utf.jsonl")
+    pq.write_table(pa.table({"t": ["a"], "n": [1]}), tmp_path / "c.parquet")
+    with pytest.raises(ValueError, match="no column 'text', only 't', 'n': name one with --key"):
+        documents(tmp_path / "c.parquet")
+    with pytest.raises(ValueError, match="column 'n' is not text but int64"):
+        documents(tmp_path / "c.parquet", key="n")
