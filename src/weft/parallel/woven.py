@@ -99,9 +99,9 @@ class Woven:
         return losses / scale
 
     @torch.no_grad()
-    def eval_pass(self, rows: Rows) -> Tensor:
-        """Summed loss of these rows, on the last stage; 0 elsewhere."""
-        micro_batches = rows.split(self.micro_batch(rows))
+    def eval_pass(self, rows: Rows, micro_batch: int | None = None) -> Tensor:
+        """Summed loss of these rows, on the last stage; 0 elsewhere. Passes are as large as in training by default."""
+        micro_batches = rows.split(micro_batch or self.micro_batch(rows))
         ops = [Op("F", index) for index in range(len(micro_batches))]
         losses = self._run(ops, micro_batches, 1.0)
         for module in self.model.modules():

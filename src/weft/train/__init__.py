@@ -1,0 +1,1 @@
+"""The trainer: optimizer, step, loop, log and view."""

@@ -1,0 +1,42 @@
+"""The loss scaler of fp16 training: keeps small gradients above what fp16 can hold (Micikevicius et al., 2018)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class LossScaler:
+    """Doubles the scale after a run of good steps and halves it when gradients overflow.
+
+    `scale` is 1 for ever in the precisions that need none.
+    """
+
+    scale: float = 1.0
+    good_steps: int = 0
+    active: bool = False
+    patience: int = 2000  # good steps before the next try of a larger scale
+
+    @classmethod
+    def of(cls, precision: str) -> LossScaler:
+        return cls(scale=2.0**16, active=True) if precision == "fp16" else cls()
+
+    def overflowed(self) -> bool:
+        """Take note of gradients that are not finite. True: the scale was to blame, and is lower now."""
+        if not self.active or self.scale <= 1:
+            return False
+        self.scale, self.good_steps = self.scale / 2, 0
+        return True
+
+    def succeeded(self) -> None:
+        if not self.active:
+            return
+        self.good_steps += 1
+        if self.good_steps % self.patience == 0:
+            self.scale *= 2
+
+    def state(self) -> dict[str, float]:
+        return {"scale": self.scale, "good_steps": self.good_steps}
+
+    def restore(self, state: dict[str, float]) -> None:
+        self.scale, self.good_steps = float(state["scale"]), int(state["good_steps"])

@@ -1,0 +1,114 @@
+"""One training step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from weft.parallel.loss import IGNORED
+from weft.parallel.woven import Rows, Weight, Woven
+from weft.train.optimizer import Optimizer
+from weft.train.scaler import LossScaler
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a forward and backward pass has found; the same on every process. The gradients lie in the weights.
+
+    Attributes:
+        loss: mean over all target tokens of the global batch.
+        grad_norm: of all gradients together, before clipping.
+        stop: some process was asked to stop.
+    """
+
+    loss: float
+    grad_norm: float
+    stop: bool
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+
+
+def train_step(
+    woven: Woven,
+    optimizer: Optimizer,
+    scaler: LossScaler,
+    rows: Rows,
+    *,
+    lr: float,
+    clip_norm: float,
+    stop_asked: bool = False,
+) -> Found:
+    """Forward, backward, agree, clip, update. Nothing is updated unless loss and gradients are finite everywhere."""
+    found = find_gradients(woven, scaler, rows, stop_asked)
+    if found.finite:
+        update(woven, optimizer, scaler, found.grad_norm, lr, clip_norm)
+    return found
+
+
+def find_gradients(woven: Woven, scaler: LossScaler, rows: Rows, stop_asked: bool = False) -> Found:
+    """Forward and backward over the global batch; gradients come times `scaler.scale`."""
+    num_targets, num_stops = agree(woven, count_targets(rows), float(stop_asked))
+    loss_sum = woven.train_pass(rows, scaler.scale / max(num_targets, 1))
+    loss, squares = agree_all(woven, loss_sum, squared_norm(woven.weights))
+    return Found(loss / max(num_targets, 1), math.sqrt(squares) / scaler.scale, num_stops > 0)
+
+
+def update(
+    woven: Woven, optimizer: Optimizer, scaler: LossScaler, grad_norm: float, lr: float, clip_norm: float
+) -> None:
+    scale_gradients(woven.weights, clip_factor(grad_norm, clip_norm) / scaler.scale)
+    optimizer.step(lr)
+    scaler.succeeded()
+
+
+def eval_step(woven: Woven, rows: Rows) -> tuple[float, float]:
+    """Summed loss and number of target tokens of a global batch, the same on every process."""
+    num_targets, _ = agree(woven, count_targets(rows), 0.0)
+    loss_sum, _ = agree_all(woven, woven.eval_pass(rows), torch.zeros(()))
+    return loss_sum, num_targets
+
+
+def count_targets(rows: Rows) -> Tensor:
+    return (rows.targets != IGNORED).sum()
+
+
+def agree(woven: Woven, num_targets: Tensor, flag: float) -> tuple[float, float]:
+    """Target tokens of the global batch, and how many processes raise the flag."""
+    mesh = woven.mesh
+    speaks = mesh.first_stage and mesh.index("tp") == 0  # one process of each replica
+    return _sums(mesh.device, num_targets if speaks else 0, flag)
+
+
+def agree_all(woven: Woven, loss_sum: Tensor, squares: Tensor) -> tuple[float, float]:
+    """The loss of the global batch, and the squared norm of all gradients."""
+    return _sums(woven.mesh.device, loss_sum if woven.mesh.index("tp") == 0 else 0, squares)
+
+
+def squared_norm(weights: list[Weight]) -> Tensor:
+    """Of this process's gradients, each share counted on one process only."""
+    own = [weight.grad for weight in weights if weight.writes]
+    return torch.stack(torch._foreach_norm(own)).double().square().sum() if own else torch.zeros(())
+
+
+def clip_factor(grad_norm: float, clip_norm: float) -> float:
+    """What gradients are multiplied with so that their norm is at most `clip_norm`; 0: no clipping."""
+    return min(1.0, clip_norm / (grad_norm + 1e-6)) if clip_norm > 0 else 1.0
+
+
+def scale_gradients(weights: list[Weight], factor: float) -> None:
+    if factor != 1.0:
+        torch._foreach_mul_([weight.grad for weight in weights], factor)
+
+
+def _sums(device: torch.device, *values: Tensor | float) -> tuple[float, float]:
+    """Totals of two numbers over all processes, in one message."""
+    pair = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=device) for value in values])
+    dist.all_reduce(pair)
+    first, second = pair.tolist()
+    return first, second

@@ -1,0 +1,164 @@
+"""Proof that two layouts compute the same: loss, what every module gives, every gradient, every updated weight."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from weft.config.tree import Config
+from weft.models.parameters import parameter_sizes
+from weft.verify.outputs import heard
+from weft.verify.replay import replayed_weights
+from weft.verify.trace import Trace
+
+BOUNDS: dict[str, float] = {"fp32": 1e-5, "fp16": 3e-2, "bf16": 2e-1}
+"""Largest difference of a gradient or an output over its norm. bf16 keeps 8 bits: 2^-8 a rounding, and hundreds of
+roundings in a row through a model; two orders of the same sums differ by that much, and by no more."""
+LOSS_BOUNDS: dict[str, float] = {"fp32": 1e-6, "fp16": 2e-3, "bf16": 1e-2}
+"""Largest difference of a loss, over the loss."""
+UPDATE_BOUND = 1e-6
+"""Largest difference between a weight and what AdamW in one process makes of the same gradients, over what it could
+have moved or its own size, whichever is larger: some units of fp32 rounding."""
+FLOOR = 1e-2
+"""A gradient far below its share of the whole is rounding noise (the bias of keys has none at all, in exact numbers):
+a difference is measured over no less than this part of that share."""
+
+
+KINDS = {
+    "loss": "of each step, over the loss",
+    "output": "of each module in the first forward pass, norm over norm",
+    "gradient": "of each weight at each step, norm over norm",
+    "weights": "all weights together after each step, norm over norm",
+    "update": "each updated weight against plain AdamW on the same gradients",
+}
+"""What is compared, and how the error is counted."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of one tensor at one step, or of the loss."""
+
+    kind: str  # one of KINDS
+    name: str
+    step: int
+    error: float  # relative
+    bound: float
+
+    @property
+    def right(self) -> bool:
+        return self.error <= self.bound  # not a number is not right
+
+
+@dataclass(frozen=True)
+class LayoutReport:
+    """What was compared of two layouts.
+
+    Attributes:
+        modules: whose outputs were compared, in the order of the forward pass.
+        parameters: in that order too.
+    """
+
+    layouts: tuple[str, str]
+    differences: list[Difference]
+    modules: list[str]
+    parameters: list[str]
+
+    @property
+    def right(self) -> bool:
+        return all(difference.right for difference in self.differences)
+
+    def worst(self, kind: str, count: int = 1) -> list[Difference]:
+        """The largest differences of a kind; what is not a number comes first."""
+        found = [difference for difference in self.differences if difference.kind == kind]
+        return sorted(found, key=lambda d: -math.inf if math.isnan(d.error) else -d.error)[:count]
+
+    def first_wrong(self) -> str | None:
+        """Where the layouts part ways: the first module of the forward pass; if all agree there, the first weight whose
+        gradient differs, counted from the loss backwards; else the first weight that was not updated as it should."""
+        if outputs := self._wrong("output"):
+            return f"{min(outputs, key=self.modules.index)} (forward)"
+        if gradients := self._wrong("gradient"):
+            return f"{max(gradients, key=self.parameters.index)} (gradient)"
+        if updates := self._wrong("update"):
+            return f"{min(updates, key=self.parameters.index)} (update)"
+        return next((kind for kind in ("loss", "weights") if self._wrong(kind)), None)
+
+    def _wrong(self, kind: str) -> list[str]:
+        """Names of what differs at the first step at which something of that kind does."""
+        wrong = [d for d in self.differences if d.kind == kind and not d.right]
+        first = min((d.step for d in wrong), default=0)
+        return [d.name for d in wrong if d.step == first]
+
+
+def compare(a: tuple[Config, Path], b: tuple[Config, Path]) -> LayoutReport:
+    """Compare the traces of one run under two layouts, tensor by tensor."""
+    (config_a, folder_a), (config_b, folder_b) = a, b
+    precision = max(config_a.layout.precision, config_b.layout.precision, key=lambda name: BOUNDS[name])
+    in_b = heard(config_b.layout, config_b.model)
+    modules = [name for name in heard(config_a.layout, config_a.model) if name in in_b]
+    with Trace(folder_a) as left, Trace(folder_b) as right:
+        differences = [
+            *_losses(left, right, LOSS_BOUNDS[precision]),
+            *_outputs(left, right, modules, BOUNDS[precision]),
+            *_gradients(config_a, left, right, BOUNDS[precision]),
+            *_weights(left, right, list(parameter_sizes(config_a.model)), BOUNDS[precision]),
+            *_updates(config_a, left),
+            *_updates(config_b, right),
+        ]
+    layouts = (str(config_a.layout), str(config_b.layout))
+    return LayoutReport(layouts, differences, modules, list(parameter_sizes(config_a.model)))
+
+
+def relative(a: Tensor, b: Tensor, floor: float = 0.0) -> float:
+    """Norm of the difference over the norm of `a`, or over `floor` if that is larger."""
+    a, b = a.double(), b.double()
+    difference = float((a - b).norm())
+    return difference / max(float(a.norm()), floor) if difference else 0.0
+
+
+def _losses(left: Trace, right: Trace, bound: float) -> Iterator[Difference]:
+    for step, (one, other) in enumerate(zip(left.steps, right.steps, strict=True), start=1):
+        yield Difference("loss", "loss", step, abs(one.loss - other.loss) / abs(one.loss), bound)
+
+
+def _outputs(left: Trace, right: Trace, modules: list[str], bound: float) -> Iterator[Difference]:
+    for name in modules:
+        yield Difference(
+            "output", name, 1, relative(left.read(1, f"output.{name}"), right.read(1, f"output.{name}")), bound
+        )
+
+
+def _gradients(config: Config, left: Trace, right: Trace, bound: float) -> Iterator[Difference]:
+    sizes = parameter_sizes(config.model)
+    for step, numbers in enumerate(left.steps, start=1):
+        share = numbers.grad_norm / math.sqrt(config.model.num_params)  # of one number
+        for name, dims in sizes.items():
+            error = relative(
+                left.read(step, f"grad.{name}"),
+                right.read(step, f"grad.{name}"),
+                FLOOR * share * math.sqrt(math.prod(dims)),
+            )
+            yield Difference("gradient", name, step, error, bound)
+
+
+def _weights(left: Trace, right: Trace, names: list[str], bound: float) -> Iterator[Difference]:
+    for step in range(1, len(left.steps) + 1):
+        apart = size = 0.0
+        for name in names:
+            a, b = (trace.read(step, f"weight.{name}").double() for trace in (left, right))
+            apart, size = apart + float((a - b).square().sum()), size + float(a.square().sum())
+        yield Difference("weights", "all weights", step, math.sqrt(apart / size), bound)
+
+
+def _updates(config: Config, trace: Trace) -> Iterator[Difference]:
+    for name in parameter_sizes(config.model):
+        moved = 0.0
+        for step, expected in enumerate(replayed_weights(config.optimizer, trace, name), start=1):
+            moved += trace.steps[step - 1].lr
+            weight = trace.read(step, f"weight.{name}").double()
+            error = float((weight - expected).abs().max()) / max(float(expected.abs().max()), moved)
+            yield Difference("update", name, step, error, UPDATE_BOUND)

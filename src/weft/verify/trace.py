@@ -1,0 +1,133 @@
+"""A trace: everything that a few training steps compute, on disk as whole tensors, whatever layout computed it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from weft.checkpoint.region import Piece, Region
+from weft.checkpoint.tensors import Entry, TensorFile, create
+from weft.config.tree import Config
+from weft.data.loader import Loader
+from weft.models.parameters import parameter_sizes
+from weft.parallel.woven import Rows
+from weft.train.schedule import learning_rate
+from weft.train.step import find_gradients, update
+from weft.train.training import Training, build
+from weft.verify.outputs import OutputRecorder, output_sizes
+
+STEPS = "steps.json"
+
+
+@dataclass(frozen=True)
+class TracedStep:
+    """Numbers of one step; its tensors are in `step-N.safetensors`."""
+
+    loss: float
+    grad_norm: float
+    lr: float
+
+
+def record(config: Config, steps: int, folder: Path, device: torch.device) -> None:
+    """Train `steps` steps under the config's layout and write a trace. Every process of the layout calls this.
+
+    `step-0` holds the initial weights; step N's file `grad.<weight>`, after the update `weight.<weight>`, and that of
+    step 1 also `output.<module>`: what each part of the model gave, [B, T, D]. Data are the config's, or random tokens
+    where it names none.
+    """
+    training = build(config, device)
+    loader = open_loader(config)
+    sizes = parameter_sizes(config.model)
+    names = {f"weight.{name}": dims for name, dims in sizes.items()}
+    write(folder / "step-0.safetensors", names, _pieces(training, "weight"))
+    names |= {f"grad.{name}": dims for name, dims in sizes.items()}
+    traced = []
+    for step in range(1, steps + 1):
+        rows = step_rows(training, loader, step)
+        recorder = OutputRecorder(training) if step == 1 else None
+        found = find_gradients(training.woven, training.scaler, rows)
+        outputs = recorder.close() if recorder else []
+        gradients = _pieces(training, "grad")
+        lr = learning_rate(step, config.schedule, peak=config.optimizer.lr, steps=config.train.steps)
+        update(training.woven, training.optimizer, training.scaler, found.grad_norm, lr, config.optimizer.clip_norm)
+        entries = names | (output_sizes(config) if recorder else {})
+        write(folder / f"step-{step}.safetensors", entries, [*outputs, *gradients, *_pieces(training, "weight")])
+        traced.append(TracedStep(found.loss, found.grad_norm, lr))
+    if dist.get_rank() == 0:
+        (folder / STEPS).write_text(json.dumps([asdict(step) for step in traced]))
+    dist.barrier()
+
+
+class Trace:
+    """A trace on disk, read tensor by tensor. A context manager: it holds its files open."""
+
+    def __init__(self, folder: Path) -> None:
+        self.steps = [TracedStep(**step) for step in json.loads((folder / STEPS).read_text())]
+        self.files = [TensorFile(folder / f"step-{step}.safetensors") for step in range(len(self.steps) + 1)]
+
+    def read(self, step: int, name: str) -> Tensor:
+        return self.files[step].read(name)
+
+    def __enter__(self) -> Trace:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for file in self.files:
+            file.close()
+
+
+def write(path: Path, sizes: dict[str, tuple[int, ...]], pieces: Sequence[Piece]) -> None:
+    """Every process writes its regions of the tensors of one file, in fp32."""
+    if dist.get_rank() == 0:
+        create(path, [Entry(name, dims, torch.float32) for name, dims in sizes.items()])
+    dist.barrier()
+    with TensorFile(path, writable=True) as file:
+        for piece in pieces:
+            if piece.writes and not piece.region.empty:
+                file.write(piece.region.name, piece.data.float(), piece.region.start, piece.region.stop)
+    dist.barrier()
+
+
+def open_loader(config: Config) -> Loader | None:
+    if not config.data.paths:
+        return None
+    return Loader.open(
+        config.data.paths,
+        config.data.weights or None,
+        seq=config.seq,
+        global_batch=config.train.global_batch,
+        seed=config.train.seed,
+        split=config.data.split,
+        part="train",
+        document_mask=config.data.document_mask,
+        vocab=config.model.vocab,
+        check_tokens=False,
+    )
+
+
+def step_rows(training: Training, loader: Loader | None, step: int) -> Rows:
+    """This process's rows of step 1, 2, …; random tokens where there is no loader."""
+    config = training.config
+    if loader is not None:
+        return training.take(loader.batch((step - 1) * config.train.global_batch, training.rows))
+    stream = torch.Generator().manual_seed(config.train.seed * 1_000_003 + step)
+    window = torch.randint(config.model.vocab, (config.train.global_batch, config.seq + 1), generator=stream)
+    mine = window[training.rows.start : training.rows.stop].to(training.mesh.device)
+    return Rows(mine[:, :-1].contiguous(), mine[:, 1:].contiguous())
+
+
+def _pieces(training: Training, kind: str) -> list[Piece]:
+    """Copies of this process's shares of the weights, or of their gradients, under `<kind>.<weight>`."""
+    pieces = []
+    for weight in training.woven.weights:
+        data: Tensor = weight.data if kind == "weight" else weight.grad / training.scaler.scale
+        region = weight.region
+        named = Region(f"{kind}.{region.name}", region.sizes, region.start, region.stop)
+        pieces.append(Piece(named, data.clone(), weight.writes))
+    return pieces
