@@ -3,13 +3,14 @@
     python benchmarks/tokenization.py                    # the text: Python's own standard library; a BPE of 8,192
     python benchmarks/tokenization.py corpus.jsonl --tokenizer path/to/tokenizer
 
-The peer does what Megatron-LM's `tools/preprocess_data.py` does: a `multiprocessing.Pool` of the same number of workers,
+The peer does what Megatron-LM's `tools/preprocess_data.py` does: a `multiprocessing.Pool` of as many workers,
 `imap` of JSON lines in chunks of 32, `tokenizer.encode` of one document, lists of ids sent back to the parent, which
 writes. (It calls `tokenizers` directly; Megatron-LM goes through transformers, which adds to the cost.) Both sides read
 the same JSON lines and pay for everything from start to closed files; their files must be equal to the byte.
 
 A third side, "weft, plain", is weft without its word cache: what a tokenizer gets whose pre-tokenizer weft does not
 know. The sides run in turn, `--repeats` times; ratios are of neighbours in time; min, median and max are printed.
+CPU seconds (all processes, user and system) are counted too: on a machine with other work they are the fairer measure.
 
 (Not named tokenize.py: beside a running script that would hide the standard library's own `tokenize`.)
 """
@@ -19,6 +20,7 @@ import json
 import multiprocessing
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -39,6 +41,7 @@ from weft.data.prepare import prepare
 from weft.data.tokenizer import load, train_bpe
 
 RESULTS = Path(__file__).parent / "results" / "tokenization.json"
+Side = Callable[[Path, Path, Path, int], None]
 _peer: Any = None
 
 
@@ -92,12 +95,18 @@ def standard_library(out: Path) -> Path:
     return out
 
 
-def seconds(side: Callable[[Path, Path, Path, int], None], source: Path, out: Path, tok: Path, workers: int) -> float:
+def cpu_seconds() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+
+
+def measure(side: Side, source: Path, out: Path, tok: Path, workers: int) -> tuple[float, float]:
+    """Seconds of wall and of CPU."""
     for end in (".bin", ".idx", ".json"):
         Path(f"{out}{end}").unlink(missing_ok=True)
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), cpu_seconds()
     side(source, out, tok, workers)
-    return time.perf_counter() - start
+    return time.perf_counter() - start, cpu_seconds() - cpu
 
 
 def machine() -> dict[str, Any]:
@@ -131,23 +140,21 @@ def main() -> None:
         temp = Path(name)
         source = options.input or standard_library(temp / "source.jsonl")
         tok = options.tokenizer or Path(train_bpe(_texts(source), 8192, temp / "tok").path).parent
-        sides: dict[str, tuple[Callable[[Path, Path, Path, int], None], Path]] = {
-            "weft": (weft, tok),
-            "peer": (peer, tok),
-        }
+        sides: dict[str, tuple[Side, Path]] = {"weft": (weft, tok), "peer": (peer, tok)}
         if options.tokenizer is None:
             sides["weft, plain"] = (weft, unknown_to_weft(tok, temp / "plain"))
         times: dict[int, dict[str, list[float]]] = {w: {side: [] for side in sides} for w in options.workers}
+        cpus: dict[int, dict[str, list[float]]] = {w: {side: [] for side in sides} for w in options.workers}
         for repeat in range(options.repeats):
             for workers in options.workers:
                 order = list(sides) if repeat % 2 == 0 else list(sides)[::-1]
                 for side in order:
                     run, with_tok = sides[side]
                     out = temp / side.replace(", ", "-")
-                    times[workers][side].append(seconds(run, source, out, with_tok, workers))
-                    print(
-                        f"repeat {repeat + 1}, {workers} workers, {side}: {times[workers][side][-1]:.2f} s", flush=True
-                    )
+                    wall, cpu = measure(run, source, out, with_tok, workers)
+                    times[workers][side].append(wall)
+                    cpus[workers][side].append(cpu)
+                    print(f"{repeat + 1}: {workers} workers, {side}: {wall:.2f} s, CPU {cpu:.2f} s", flush=True)
                 outputs = {side: _files(temp / side.replace(", ", "-")) for side in sides}
                 assert all(files == outputs["peer"] for files in outputs.values()), "the sides wrote different files"
         tokens = IndexedDataset(temp / "weft").num_tokens
@@ -167,15 +174,22 @@ def main() -> None:
         "workers": {},
     }
     for workers, by_side in times.items():
-        entry: dict[str, Any] = {"seconds": by_side}
+        entry: dict[str, Any] = {"seconds": by_side, "cpu_seconds": cpus[workers]}
         entry["tokens_per_second"] = {side: spread([tokens / t for t in ts]) for side, ts in by_side.items()}
         for side in sides:
             if side != "peer":
                 ratio = spread([p / t for p, t in zip(by_side["peer"], by_side[side], strict=True)])
                 entry[f"{side} over peer"] = ratio
                 speed = entry["tokens_per_second"][side]["median"]
+                entry[f"{side} over peer, CPU"] = by_cpu = spread(
+                    [p / t for p, t in zip(cpus[workers]["peer"], cpus[workers][side], strict=True)]
+                )
                 low, mid, high = ratio.values()
-                print(f"{workers} workers: {side} {speed:,.0f} tokens/s, {mid:.2f}x peer ({low:.2f} to {high:.2f})")
+                print(
+                    f"{workers} workers: {side} {speed:,.0f} tokens/s, {mid:.2f}x peer ({low:.2f} to {high:.2f});",
+                    end=" ",
+                )
+                print(f"CPU {by_cpu['median']:.2f}x ({by_cpu['min']:.2f} to {by_cpu['max']:.2f})")
         results["workers"][str(workers)] = entry
     if {1, 2} <= times.keys():
         for side in sides:

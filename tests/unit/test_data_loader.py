@@ -12,7 +12,7 @@ from weft.data import split
 from weft.data.blend import BLOCK, Blend
 from weft.data.indexed import IndexedDataset, IndexedWriter, token_dtype
 from weft.data.loader import IGNORED, Batch, Loader
-from weft.data.order import Permutation, key
+from weft.data.order import Permutation, key, shuffle
 
 VOCAB = 60000
 
@@ -48,8 +48,9 @@ def same(a: Batch, b: Batch) -> bool:
 @given(n=st.integers(1, 3000), seed=st.integers(0, 2**64 - 1))
 @settings(max_examples=60, deadline=None)
 def test_a_permutation_is_one(n: int, seed: int) -> None:
-    order = Permutation(n, seed)(np.arange(n))
-    assert np.array_equal(np.sort(order), np.arange(n))
+    for order in (Permutation(n, seed)(np.arange(n)), shuffle(n, seed)):
+        assert order.dtype == np.int64
+        assert np.array_equal(np.sort(order), np.arange(n))
 
 
 def test_a_permutation_is_well_shuffled_and_never_changes() -> None:
@@ -62,6 +63,7 @@ def test_a_permutation_is_well_shuffled_and_never_changes() -> None:
     assert abs(np.mean(steps > 0) - 0.5) < 0.02
     # no new version, of numpy or of weft, may change the order of a run
     assert Permutation(10, 1)(np.arange(10)).tolist() == [5, 4, 9, 6, 3, 1, 0, 7, 2, 8]
+    assert shuffle(10, 1).tolist() == [9, 0, 5, 4, 8, 1, 2, 6, 7, 3]
     ends = Permutation(10**12, 1)(np.array([0, 1, 10**12 - 1]))
     assert ends.tolist() == [588289212942, 627976155267, 371319176694]
 

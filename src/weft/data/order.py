@@ -1,8 +1,8 @@
-"""Shuffles that need no memory: entry i of a permutation of n things is computed, not looked up.
+"""Orders that never change: functions of a key alone, not of a library's random stream.
 
-A Feistel network over the bits of i, keyed by a seed, is a bijection of 0 … 2^b-1; results ≥ n are sent through again
-until they fall inside (cycle walking; Black & Rogaway, "Ciphers with Arbitrary Finite Domains", 2002), which makes it a
-bijection of 0 … n-1. Nothing here depends on a library's random stream, so an order is the same in every version.
+`shuffle` makes a whole order at once. `Permutation` computes any entry of one, and needs no memory: a Feistel network
+over the bits of i, keyed, is a bijection of 0 … 2^b-1; results ≥ n are sent through again until they fall inside (cycle
+walking; Black & Rogaway, "Ciphers with Arbitrary Finite Domains", 2002), which makes it a bijection of 0 … n-1.
 """
 
 import hashlib
@@ -15,6 +15,13 @@ ROUNDS = 8
 def key(*parts: object) -> int:
     """A 64-bit key out of names and numbers."""
     return int.from_bytes(hashlib.sha256("|".join(map(str, parts)).encode()).digest()[:8], "little")
+
+
+def shuffle(n: int, key: int) -> np.ndarray:
+    """[n] int64: 0 … n-1 in an order that the key decides. Some five times faster than asking Permutation for all of them."""
+    # splitmix64 of a counter never gives a number twice, so there are no ties and any sort gives the same order
+    step = np.arange(n, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    return np.argsort(_mix(step + np.uint64(key)))
 
 
 class Permutation:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .indexed import IndexedDataset
-from .order import Permutation, key
+from .order import Permutation, key, shuffle
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,7 @@ class Stream:
         self._epoch = functools.lru_cache(maxsize=2)(self._lay_out)
 
     def _lay_out(self, epoch: int) -> Epoch:
-        shuffle = Permutation(self.num_documents, key("documents", self.seed, self.name, epoch))
-        order = shuffle(np.arange(self.num_documents))
+        order = shuffle(self.num_documents, key("documents", self.seed, self.name, epoch))
         samples = Permutation(self.samples_per_epoch, key("samples", self.seed, self.name, epoch))
         return Epoch(self._starts[order], np.cumsum(self._lengths[order]), samples)
 
