@@ -94,7 +94,8 @@ class Shape(BaseModel):
         query, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         attention = self.hidden * (query + 2 * kv) + query * self.hidden
         attention += (query + 2 * kv) * self.qkv_bias + self.hidden * self.out_bias + 2 * self.head_dim * self.qk_norm
-        mlp = self.mlp_matrices * self.hidden * self.ffn + (self.ffn + self.hidden) * self.out_bias
+        biases = (self.mlp_matrices - 1) * self.ffn + self.hidden
+        mlp = self.mlp_matrices * self.hidden * self.ffn + biases * self.out_bias
         return attention + mlp + 2 * self.norm_params
 
     @property
