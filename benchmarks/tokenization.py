@@ -129,6 +129,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def main() -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # as many cores as workers: no threads of the library's own
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("input", nargs="?", type=Path, help="a .jsonl file with key 'text'")
     parser.add_argument("--tokenizer", type=Path, help="default: a BPE of 8,192 trained on the standard library")

@@ -32,10 +32,11 @@ def prepare(
     key: Key = "text",
     glob: Glob = [],  # noqa: B006 - typer copies it
     workers: Annotated[
-        int | None, typer.Option(help="Processes; the output is the same for any number. [all cores]")
+        int | None, typer.Option(help="Processes; the output is the same for any number. Default: one per core.")
     ] = None,
     eod: Annotated[
-        str | None, typer.Option(help="The token that ends a document, as text or id. [what the tokenizer declares]")
+        str | None,
+        typer.Option(help="The token that ends a document, as text or id. Default: what the tokenizer declares."),
     ] = None,
     no_eod: Annotated[bool, typer.Option("--no-eod", help="Do not end documents with a token.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished output.")] = False,
@@ -64,8 +65,8 @@ def prepare(
     facts = {
         "documents": f"{report.documents:,}",
         "tokens": f"{report.tokens:,} ({report.dtype})",
-        "text": f"{report.text_bytes / 1e6:,.1f} MB, {report.text_bytes / report.tokens:.2f} bytes a token",
-        "speed": f"{report.tokens_per_second:,.0f} tokens/s, {report.workers} workers, {report.seconds:.1f} s",
+        "text": f"{report.text_bytes / 1e6:,.2f} MB, {report.text_bytes / report.tokens:.2f} bytes a token",
+        "speed": f"{report.tokens_per_second:,.0f} tokens/s, workers: {report.workers}, {report.seconds:.1f} s",
     }
     if report.resumed_parts:
         facts["resumed"] = f"{report.resumed_parts} of {report.parts} parts were done before"
@@ -133,7 +134,7 @@ def inspect(
         "documents": f"{data.num_documents:,}"
         + (f" in {len(data):,} sequences" if len(data) != data.num_documents else ""),
         "tokens": f"{data.num_tokens:,}",
-        "type": f"{data.dtype.name}, {data.bin_path.stat().st_size / 1e6:,.1f} MB",
+        "type": f"{data.dtype.name}, {data.bin_path.stat().st_size / 1e6:,.2f} MB",
         "tokens a document": f"{low:,.0f} to {high:,.0f}, median {median:,.0f}, mean {lengths.mean():,.0f}",
         "fingerprint": data.fingerprint()[:16],
     }
