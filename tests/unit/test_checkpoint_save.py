@@ -205,9 +205,7 @@ def test_the_disk_fails_in_the_middle(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(TensorFile, "write", fail)
     checkpointer = Checkpointer(tmp_path, LLAMA)
     checkpointer.save(2, make_pieces(LLAMA, 2), make_optimizer(LLAMA, 2), STATE)
-    with pytest.raises(
-        SaveError, match="step 2 was not saved: rank 0: .*the older checkpoints are untouched"
-    ) as caught:
+    with pytest.raises(SaveError, match=r"step 2 was not saved: rank 0: .*the older .* are untouched") as caught:
         checkpointer.save(3, make_pieces(LLAMA, 3), [], STATE)
     assert isinstance(caught.value, DiskFullError) == (number != errno.EIO)
     assert (caught.value.step, caught.value.rank) == (2, 0)
@@ -233,6 +231,9 @@ def test_refuses_what_it_cannot_store(tmp_path: Path) -> None:
     assert checkpoints(tmp_path) == []
     with pytest.raises(ValueError, match=r"checkpoint\.keep is 0"):
         Checkpointer(tmp_path, LLAMA, keep=0)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"file cannot hold checkpoints: .*exists: .*; name another folder with `run`"):
+        Checkpointer(tmp_path / "file", LLAMA)
     with pytest.raises(ValueError, match=r"data\.tokenizer is .*nowhere"):
         Checkpointer(tmp_path, LLAMA, tokenizer=tmp_path / "nowhere")
 

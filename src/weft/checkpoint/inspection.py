@@ -8,14 +8,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
 
 from weft.checkpoint.folder import MANIFEST
 from weft.checkpoint.manifest import DamageError, FileRecord, Manifest, RegionRecord, check_cover, read_manifest
@@ -78,43 +80,84 @@ def inspect(path: Path, rank: int = 0, world: int = 1, threads: int = 2) -> list
     absent = {finding.file for finding in findings}
     if rank == 0:
         findings += _strangers(path, manifest)
-    tasks = [
-        (name, record, tensor)
-        for name, record in manifest.files.items()
-        if name not in absent
-        for tensor in (sorted({region.tensor for region in record.regions}) if record.header else [""])
-    ]
-    share = tasks[rank::world]
-    with ThreadPoolExecutor(threads) as pool:
-        found = pool.map(lambda task: list(_inspect(path, *task)), share)
-    return list(dict.fromkeys(finding for task in [findings, *found] for finding in task))
-
-
-def _inspect(path: Path, name: str, record: FileRecord, tensor: str) -> Iterator[Finding]:
-    """The differences of a small file, or of one tensor in a large one."""
-    file = path / name
-    try:
+    tasks: list[Callable[[], list[Finding]]] = []
+    for name, record in manifest.files.items():
+        if name in absent:
+            continue
         if record.header is None:
-            if hashlib.sha256(file.read_bytes()).hexdigest() != record.sha256:
-                yield Finding(str(path), name, "its content is not what was written (sha256 differs)")
-            return
-        header = read_header(file)
+            tasks.append(partial(_inspect_file, path, name, record))
+            continue
+        try:
+            tensors = _Tensors(path, name, record)
+        except (OSError, DamageError) as error:
+            findings.append(Finding(str(path), name, str(error)))
+            continue
+        tasks += [partial(_inspect_tensor, tensors, tensor) for tensor in tensors.entries]
+    with ThreadPoolExecutor(threads) as pool:
+        found = pool.map(lambda task: task(), tasks[rank::world])
+        return [finding for task in [findings, *found] for finding in task]
+
+
+class _Tensors:
+    """A tensor file whose header is the one that was written."""
+
+    def __init__(self, path: Path, name: str, record: FileRecord) -> None:
+        self.checkpoint, self.name, self.file = str(path), name, path / name
+        header = read_header(self.file)
         if hashlib.sha256(header).hexdigest() != record.header:
-            yield Finding(str(path), name, "its header is not what was written (sha256 differs)")
-            return
-        tensors = {key: value for key, value in json.loads(header[8:]).items() if key != "__metadata__"}
-        check_cover(name, record.regions, {key: tuple(value["shape"]) for key, value in tensors.items()})
-        if not tensor:
-            return
-        regions = [region for region in record.regions if region.tensor == tensor]
-        digests = _digests(file, len(header), tensors[tensor], regions)
+            raise DamageError("its header is not what was written (sha256 differs)")
+        self.begin = len(header)
+        try:
+            entries = json.loads(header[8:])
+            entries.pop("__metadata__", None)
+            self.entries = {tensor: _Entry.model_validate(entry) for tensor, entry in entries.items()}
+        except (ValueError, RecursionError, AttributeError) as error:
+            raise DamageError(f"its header is not that of a safetensors file: {error}") from error
+        self.regions: dict[str, list[RegionRecord]] = {tensor: [] for tensor in self.entries}
+        for region in record.regions:
+            if region.tensor not in self.regions:
+                raise DamageError(f"it has no tensor {region.tensor}, of which {region} was written")
+            self.regions[region.tensor].append(region)
+
+
+class _Entry(BaseModel):
+    """What the header says of one tensor."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    dtype: str
+    shape: list[NonNegativeInt]
+    data_offsets: list[NonNegativeInt] = Field(min_length=2, max_length=2)
+
+    @model_validator(mode="after")
+    def _check(self) -> _Entry:
+        count = self.data_offsets[1] - self.data_offsets[0]
+        if count < 0 or count % max(1, prod(self.shape)):
+            raise ValueError(f"{count} bytes are no tensor of dims {self.shape}")
+        return self
+
+
+def _inspect_file(path: Path, name: str, record: FileRecord) -> list[Finding]:
+    try:
+        same = hashlib.sha256((path / name).read_bytes()).hexdigest() == record.sha256
+    except OSError as error:
+        return [Finding(str(path), name, f"cannot be read: {error}")]
+    return [] if same else [Finding(str(path), name, "its content is not what was written (sha256 differs)")]
+
+
+def _inspect_tensor(tensors: _Tensors, name: str) -> list[Finding]:
+    regions, entry = tensors.regions[name], tensors.entries[name]
+    try:
+        check_cover(tensors.name, regions, {name: tuple(entry.shape)})
+        digests = _digests(tensors.file, tensors.begin, entry, regions)
     except (OSError, DamageError) as error:
-        yield Finding(str(path), name, f"cannot be read: {error}", tensor)
-        return
-    for region, digest in zip(regions, digests, strict=True):
-        if digest != region.sha256:
-            problem = "its numbers are not those that were written (sha256 differs)"
-            yield Finding(str(path), name, problem, tensor, str(region))
+        return [Finding(tensors.checkpoint, tensors.name, f"cannot be read: {error}", name)]
+    problem = "its numbers are not those that were written (sha256 differs)"
+    return [
+        Finding(tensors.checkpoint, tensors.name, problem, name, str(region))
+        for region, digest in zip(regions, digests, strict=True)
+        if digest != region.sha256
+    ]
 
 
 def read_header(file: Path) -> bytes:
@@ -127,10 +170,10 @@ def read_header(file: Path) -> bytes:
         return length + stream.read(count)
 
 
-def _digests(file: Path, header: int, entry: dict[str, Any], regions: list[RegionRecord]) -> list[str]:
+def _digests(file: Path, header: int, entry: _Entry, regions: list[RegionRecord]) -> list[str]:
     """The sha256 of each region of one tensor, all in one pass over its rows."""
-    dims = tuple(entry["shape"]) or (1,)
-    begin, end = entry["data_offsets"]
+    dims = tuple(entry.shape) or (1,)
+    begin, end = entry.data_offsets
     row = (end - begin) // dims[0] if prod(dims) else 0  # bytes
     width = row // max(1, prod(dims[1:]))  # bytes of a number
     hashes = [hashlib.sha256() for _ in regions]

@@ -90,7 +90,7 @@ def read_state(path: Path) -> dict[str, Any]:
         state = json.loads(file.read_bytes())
     except FileNotFoundError as error:
         raise DamageError(f"{file} is missing; `weft verify checkpoint {path}` lists all that is wrong") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DamageError(f"{file} is not JSON: {error}") from error
     if not isinstance(state, dict):
         raise DamageError(f"{file} is not a table")

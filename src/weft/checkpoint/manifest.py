@@ -89,7 +89,7 @@ def read_manifest(path: Path) -> Manifest:
         raise DamageError(f"{file} is missing: the checkpoint was never finished, or lost it later")
     try:
         body = json.loads(file.read_bytes())
-    except ValueError as error:  # JSON or UTF-8
+    except (ValueError, RecursionError) as error:
         raise DamageError(f"{file} is not JSON: {error}") from error
     if not isinstance(body, dict):
         raise DamageError(f"{file} is not a manifest")

@@ -15,17 +15,17 @@ import torch
 from torch.distributed import ProcessGroup
 
 import weft
-from weft.checkpoint.agreement import Agreement, ElsewhereError
+from weft.checkpoint.agreement import Agreement, ElsewhereError, LostError
 from weft.checkpoint.folder import sweep
-from weft.checkpoint.manifest import FORMAT
+from weft.checkpoint.manifest import FORMAT, DamageError
 from weft.checkpoint.region import Piece
 from weft.checkpoint.retention import retain
 from weft.checkpoint.staging import Staging
 from weft.checkpoint.weights import SHARD_BYTES
-from weft.checkpoint.write import DiskFullError, Plan, SaveError, write_checkpoint
+from weft.checkpoint.write import CheckpointError, DiskFullError, Plan, RemovalError, SaveError, write_checkpoint
 from weft.models.shape import Shape
 
-__all__ = ["Checkpointer", "DiskFullError", "SaveError", "Stall"]
+__all__ = ["CheckpointError", "Checkpointer", "DiskFullError", "RemovalError", "SaveError", "Stall"]
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,13 @@ class Checkpointer:
         self._staging = Staging(), Staging()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._running: Future[None] | None = None
-        with self._agreement.together():
-            if self._agreement.rank == 0:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                self.swept = sweep(self.folder)
+        try:
+            with self._agreement.together():
+                if self._agreement.rank == 0:
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    self.swept = sweep(self.folder)
+        except (OSError, ElsewhereError) as error:
+            raise ValueError(f"{folder} cannot hold checkpoints: {error}; name another folder with `run`") from error
 
     def save(self, step: int, model: Sequence[Piece], optimizer: Sequence[Piece], state: Mapping[str, Any]) -> Stall:
         """Save a step. Every process calls this, at the same step.
@@ -101,8 +104,9 @@ class Checkpointer:
             How long the training was held up.
 
         Raises:
-            SaveError: the save before this one has failed, on any process (DiskFullError: for lack of room); or this
-                one, where there is no background. Every process raises. The training may go on and save again.
+            CheckpointError: the save before this one has failed, on any process, or this one, where there is no
+                background: DiskFullError, SaveError, RemovalError. Every process raises, and nothing new has begun; the
+                training may go on and save again.
             ValueError: `state` is not JSON, or has no layout.
         """
         content = _checked_state(step, state)
@@ -121,7 +125,7 @@ class Checkpointer:
         """Wait until nothing is being saved; the seconds that took.
 
         Raises:
-            SaveError: the save in the background has failed.
+            CheckpointError: the save in the background has failed.
         """
         begin = perf_counter()
         running, self._running = self._running, None
@@ -139,14 +143,15 @@ class Checkpointer:
     def _save(self, step: int, model: Sequence[Piece], optimizer: Sequence[Piece], state: dict[str, Any]) -> None:
         path = write_checkpoint(self._plan, self._agreement, step, model, optimizer, state)
         self.saved = step
+        rank = self._agreement.rank
         try:
             with self._agreement.together():
-                if self._agreement.rank == 0:
+                if rank == 0:
                     retain(self.folder, self.keep, path)
-        except (OSError, ElsewhereError, ValueError) as error:
-            raise ValueError(
-                f"the checkpoint of step {step} is saved, but older ones could not be removed: {error}"
-            ) from error
+        except (OSError, DamageError, LostError) as error:
+            raise RemovalError(step, rank, str(error)) from error
+        except ElsewhereError as error:
+            raise RemovalError(step, error.rank, error.words) from error
 
 
 def _checked_state(step: int, state: Mapping[str, Any]) -> dict[str, Any]:

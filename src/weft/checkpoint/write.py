@@ -44,22 +44,35 @@ _SLACK = 1 << 20
 """Bytes asked for besides the tensors: manifest, folders."""
 
 
-class SaveError(ValueError):
-    """A checkpoint could not be written. Nothing of it is left, and the older ones are as they were.
+class CheckpointError(ValueError):
+    """Saving went wrong, in one of the ways below; training may go on.
 
     Attributes:
         step: of the checkpoint.
-        rank: the process that failed.
-        cause: what it says.
+        rank: the process that failed; every process raises.
     """
 
+    happened = ""
+
     def __init__(self, step: int, rank: int, cause: str) -> None:
-        super().__init__(f"the checkpoint of step {step} was not saved: rank {rank}: {cause}")
-        self.step, self.rank, self.cause = step, rank, cause
+        super().__init__(f"the checkpoint of step {step} {self.happened}: rank {rank}: {cause}")
+        self.step, self.rank = step, rank
+
+
+class SaveError(CheckpointError):
+    """A checkpoint could not be written. Nothing of it is left, and the older ones are as they were."""
+
+    happened = "was not saved"
 
 
 class DiskFullError(SaveError):
-    """There is no room for a checkpoint. Training may go on: free some room, or save with a smaller `keep`."""
+    """There is no room for a checkpoint."""
+
+
+class RemovalError(CheckpointError):
+    """The checkpoint is saved and whole; older ones could not be removed."""
+
+    happened = "is saved, but older ones could not be removed"
 
 
 @dataclass(frozen=True)
