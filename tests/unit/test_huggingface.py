@@ -235,11 +235,13 @@ MISTRAL = {
 )
 def test_published_configs(config: dict[str, Any], preset: str) -> None:
     assert shape_from_config(config) == preset_shape(preset)
-    again = transformers.AutoConfig.for_model(**copy.deepcopy(config)).to_dict()  # the new spelling, all defaults written out
+    # the new spelling, all defaults written out
+    again = transformers.AutoConfig.for_model(**copy.deepcopy(config)).to_dict()
     assert "rope_parameters" in again or config is GPT2
     assert shape_from_config(again) == preset_shape(preset)
 
 
+ROPE: dict[str, Any] = LLAMA["rope_scaling"]  # type: ignore[assignment]
 OTHER_ROPE = {"rope_type": "yarn", "factor": 4.0}
 REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (LLAMA, {"architectures": ["MixtralForCausalLM"]}, "architectures"),
@@ -256,8 +258,8 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (LLAMA, {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling.rope_type"),
     (LLAMA, {"rope_scaling": {"type": "linear", "rope_type": "llama3"}}, "rope_scaling"),
     (LLAMA, {"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "rope_scaling.high_freq_factor"),
-    (LLAMA, {"rope_scaling": LLAMA["rope_scaling"] | {"beta_fast": 1}}, "rope_scaling.beta_fast"),  # type: ignore[operator]
-    (LLAMA, {"rope_scaling": LLAMA["rope_scaling"] | {"factor": "8"}}, "rope_scaling.factor"),  # type: ignore[operator]
+    (LLAMA, {"rope_scaling": ROPE | {"beta_fast": 1}}, "rope_scaling.beta_fast"),
+    (LLAMA, {"rope_scaling": ROPE | {"factor": "8"}}, "rope_scaling.factor"),
     (LLAMA, {"rope_scaling": [1]}, "rope_scaling"),
     (LLAMA, {"rope_theta": -1}, "rope_theta"),
     (LLAMA, {"rope_parameters": LLAMA3}, "rope_theta"),

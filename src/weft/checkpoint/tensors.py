@@ -24,10 +24,11 @@ MAX_HEADER = 100_000_000
 """Bytes; the safetensors library's own limit."""
 
 DTYPES: dict[str, torch.dtype] = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "I64": torch.int64, "F64": torch.float64, "F32": torch.float32, "I32": torch.int32, "BF16": torch.bfloat16,
+    "F16": torch.float16, "I16": torch.int16, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
+"""In the order in which the library lays them down: wide numbers first, so that every tensor is aligned."""
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _RAW = {1: (torch.uint8, "<u1"), 2: (torch.int16, "<i2"), 4: (torch.int32, "<i4"), 8: (torch.int64, "<i8")}
 
@@ -158,8 +159,8 @@ def create(path: Path, entries: Sequence[Entry], metadata: Mapping[str, str] | N
     assert len({entry.name for entry in entries}) == len(entries)
     header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     offset = 0
-    # as the library does: wide numbers first, so that every tensor is aligned
-    for entry in sorted(entries, key=lambda entry: (-entry.dtype.itemsize, entry.name)):
+    order = list(DTYPES.values())
+    for entry in sorted(entries, key=lambda entry: (order.index(entry.dtype), entry.name)):
         end = offset + entry.num_bytes
         header[entry.name] = {
             "dtype": DTYPE_NAMES[entry.dtype],
