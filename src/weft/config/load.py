@@ -15,8 +15,8 @@ from weft.config.tree import Config
 from weft.presets import preset_shape
 
 
-def load_config(files: Iterable[str | Path], overrides: Iterable[str] = ()) -> Config:
-    """The configuration that TOML files, then `key.path=value` overrides, add up to.
+def load_config(files: Iterable[str | Path], overrides: Iterable[str | tuple[str, Any]] = ()) -> Config:
+    """The configuration that TOML files, then overrides, add up to: `key.path=value` texts, or pairs of both.
 
     `[model] preset = "gpt2-124m"` starts from a preset; other keys beside it change it. `layout` may be a table or its
     text form.
@@ -28,7 +28,7 @@ def load_config(files: Iterable[str | Path], overrides: Iterable[str] = ()) -> C
     for file in files:
         tree = merge(tree, read_toml(Path(file)))
     for override in overrides:
-        tree = merge(tree, parse_override(override))
+        tree = merge(tree, parse_override(override) if isinstance(override, str) else nest(*override))
     return make_config(tree)
 
 
@@ -68,9 +68,14 @@ def parse_override(text: str) -> dict[str, Any]:
         parsed: Any = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         parsed = value
-    for name in reversed(key.strip().split(".")):
-        parsed = {name: parsed}
-    return parsed
+    return nest(key.strip(), parsed)
+
+
+def nest(key: str, value: Any) -> dict[str, Any]:
+    """`a.b` and 1 as {"a": {"b": 1}}."""
+    for name in reversed(key.split(".")):
+        value = {name: value}
+    return value  # type: ignore[no-any-return]
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -36,9 +36,10 @@ def block_sizes(shape: Shape) -> dict[str, tuple[int, ...]]:
 
 
 def _linear(name: str, rows: int, columns: int, bias: bool) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.weight": (rows, columns)} | ({f"{name}.bias": (rows,)} if bias else {})
+    sizes: dict[str, tuple[int, ...]] = {f"{name}.weight": (rows, columns)}
+    return sizes | {f"{name}.bias": (rows,)} if bias else sizes
 
 
 def _norm(name: str, shape: Shape) -> dict[str, tuple[int, ...]]:
-    bias = {f"{name}.bias": (shape.hidden,)} if shape.norm == "layernorm" else {}
-    return {f"{name}.weight": (shape.hidden,)} | bias
+    sizes: dict[str, tuple[int, ...]] = {f"{name}.weight": (shape.hidden,)}
+    return sizes | {f"{name}.bias": (shape.hidden,)} if shape.norm == "layernorm" else sizes

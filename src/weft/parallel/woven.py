@@ -41,7 +41,7 @@ class Rows:
             return list(x.split(size)) if x is not None else [None] * (len(self.tokens) // size)
 
         fields = zip(*map(cut, (self.tokens, self.targets, self.positions, self.documents)), strict=True)
-        return [Rows(*parts) for parts in fields]  # type: ignore[arg-type]
+        return [Rows(*parts) for parts in fields]
 
 
 class Weight:

@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 
 from weft.parallel.woven import Rows
+from weft.train.step import Found
 from weft.train.training import Training
 
 
@@ -24,13 +25,10 @@ def culprits(training: Training, rows: Rows, first_sample: int) -> list[int]:
     return [first_sample + place for place in bad.nonzero().flatten().tolist()]
 
 
-def describe(step: int, loss: float, grad_norm: float, samples: list[int], first_sample: int, global_batch: int) -> str:
+def describe(step: int, found: Found, samples: list[int], first_sample: int, global_batch: int) -> str:
     """What went wrong at a step, in a sentence."""
-    last = first_sample + global_batch - 1
+    where = f"step {step}, samples {first_sample} to {first_sample + global_batch - 1}"
     if samples:
         shown = ", ".join(map(str, samples[:8])) + (", …" if len(samples) > 8 else "")
-        return f"step {step}: loss {loss}; not finite for {len(samples)} of samples {first_sample} to {last}: {shown}"
-    return (
-        f"step {step}: loss {loss}, gradient norm {grad_norm}; each of samples {first_sample} to {last} has a finite loss "
-        "by itself, so it is the gradient that overflows"
-    )
+        return f"{where}: the loss is {found.loss}, because of sample{'s' * (len(samples) > 1)} {shown}"
+    return f"{where}: gradient norm {found.grad_norm}, though each sample's loss is finite: the gradient overflows"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -21,9 +22,9 @@ class LossScaler:
     def of(cls, precision: str) -> LossScaler:
         return cls(scale=2.0**16, active=True) if precision == "fp16" else cls()
 
-    def overflowed(self) -> bool:
-        """Take note of gradients that are not finite. True: the scale was to blame, and is lower now."""
-        if not self.active or self.scale <= 1:
+    def overflowed(self, loss: float) -> bool:
+        """Take note of gradients that are not finite. True: the scale was to blame, not the loss, and is lower now."""
+        if not self.active or self.scale <= 1 or not math.isfinite(loss):
             return False
         self.scale, self.good_steps = self.scale / 2, 0
         return True

@@ -15,8 +15,11 @@ from weft.checkpoint.region import Piece, Region
 from weft.checkpoint.tensors import Entry, TensorFile, create
 from weft.config.tree import Config
 from weft.data.loader import Loader
+from weft.launch.process import start_process, stop_process
 from weft.models.parameters import parameter_sizes
 from weft.parallel.woven import Rows
+from weft.train.data import open_loader
+from weft.train.run import read_config
 from weft.train.schedule import learning_rate
 from weft.train.step import find_gradients, update
 from weft.train.training import Training, build
@@ -34,6 +37,17 @@ class TracedStep:
     lr: float
 
 
+def main(arguments: list[str]) -> int:
+    """Entry of each process: the file with the settings, the number of steps, the folder of the trace."""
+    config = read_config(Path(arguments[0]))
+    process = start_process(config.train.device, layout=config.layout)
+    try:
+        record(config, int(arguments[1]), Path(arguments[2]), process.device)
+    finally:
+        stop_process()
+    return 0
+
+
 def record(config: Config, steps: int, folder: Path, device: torch.device) -> None:
     """Train `steps` steps under the config's layout and write a trace. Every process of the layout calls this.
 
@@ -42,7 +56,7 @@ def record(config: Config, steps: int, folder: Path, device: torch.device) -> No
     where it names none.
     """
     training = build(config, device)
-    loader = open_loader(config)
+    loader = open_loader(config, "train", check_tokens=dist.get_rank() == 0) if config.data.paths else None
     sizes = parameter_sizes(config.model)
     names = {f"weight.{name}": dims for name, dims in sizes.items()}
     write(folder / "step-0.safetensors", names, _pieces(training, "weight"))
@@ -92,23 +106,6 @@ def write(path: Path, sizes: dict[str, tuple[int, ...]], pieces: Sequence[Piece]
             if piece.writes and not piece.region.empty:
                 file.write(piece.region.name, piece.data.float(), piece.region.start, piece.region.stop)
     dist.barrier()
-
-
-def open_loader(config: Config) -> Loader | None:
-    if not config.data.paths:
-        return None
-    return Loader.open(
-        config.data.paths,
-        config.data.weights or None,
-        seq=config.seq,
-        global_batch=config.train.global_batch,
-        seed=config.train.seed,
-        split=config.data.split,
-        part="train",
-        document_mask=config.data.document_mask,
-        vocab=config.model.vocab,
-        check_tokens=False,
-    )
 
 
 def step_rows(training: Training, loader: Loader | None, step: int) -> Rows:

@@ -1,0 +1,5 @@
+"""`python -m weft`, for torchrun."""
+
+from weft.cli.app import main
+
+main()

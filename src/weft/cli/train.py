@@ -1,0 +1,106 @@
+"""`weft train`: from settings to a trained, deployable model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from weft.config.tree import Config
+
+Settings = Annotated[
+    list[Path] | None,
+    typer.Argument(help="TOML files with settings; a later one goes over an earlier one.", metavar="[CONFIG.toml]..."),
+]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="Any setting, as key=value: optimizer.lr=3e-4 (repeatable).")
+]
+Model = Annotated[str | None, typer.Option(help="A preset (see `weft models`): model.preset.")]
+LayoutText = Annotated[
+    str | None, typer.Option(help="How the work is cut: single, fsdp4.tp2.pp2, dp2.bf16.compile, … (layout).")
+]
+Data = Annotated[list[str] | None, typer.Option(help="Token files of `weft data prepare` (data.paths; repeatable).")]
+
+
+def train(
+    settings: Settings = None,
+    model: Model = None,
+    layout: LayoutText = None,
+    data: Data = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Goes into every checkpoint (data.tokenizer).")] = None,
+    run: Annotated[str | None, typer.Option(help="Folder of the run (run).")] = None,
+    steps: Annotated[int | None, typer.Option(help="train.steps")] = None,
+    batch: Annotated[int | None, typer.Option(help="Sequences in a step over all processes (train.global_batch).")] = None,
+    seq: Annotated[int | None, typer.Option(help="Tokens of a sequence (train.seq).")] = None,
+    lr: Annotated[float | None, typer.Option(help="optimizer.lr")] = None,
+    seed: Annotated[int | None, typer.Option(help="train.seed")] = None,
+    init_from: Annotated[str | None, typer.Option(help="Hugging Face folder to start from (train.init_from).")] = None,
+    overrides: Set = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in this folder stands.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print settings, parameters, memory and layout; start nothing.")
+    ] = False,
+) -> None:
+    """Train a model, on as many processes as the layout takes.
+
+    Ctrl-C (or SIGTERM) saves at the end of the step and leaves; --resume goes on. Works under torchrun too:
+    torchrun --nproc-per-node 4 -m weft train CONFIG.toml --layout fsdp2.tp2
+    """
+    from weft.config.load import load_config
+
+    short = {
+        "model.preset": model, "layout": layout, "data.paths": data or None, "data.tokenizer": tokenizer, "run": run,
+        "train.steps": steps, "train.global_batch": batch, "train.seq": seq, "optimizer.lr": lr, "train.seed": seed,
+        "train.init_from": init_from,
+    }  # fmt: skip
+    given = [(key, value) for key, value in short.items() if value is not None]
+    config = load_config(settings or [], [*given, *(overrides or [])])
+    if dry_run:
+        from weft.plan.report import print_plan
+
+        print_plan(config)
+        return
+    check_data(config)
+    raise typer.Exit(start(config, resume))
+
+
+def check_data(config: Config) -> None:
+    """Open the data before any process is started: what is wrong with them is said at once."""
+    from weft.train.data import open_loader
+
+    open_loader(config, "train", check_tokens=True)
+    if config.train.eval_every:
+        open_loader(config, "valid", check_tokens=False)
+
+
+def start(config: Config, resume: bool) -> int:
+    """Claim the run's folder, and train: in processes of our own, or in this one where torchrun has started it."""
+    from weft.launch.local import launch
+    from weft.train.run import CONFIG, Run
+
+    folder = Run(Path(config.run))
+    if "RANK" in os.environ:
+        from weft.train.trainer import run
+
+        if os.environ["RANK"] == "0":
+            folder.claim(config, resume)
+        run(config)
+        return 0
+    folder.claim(config, resume)
+    code = launch(config.layout.world, "weft.train.trainer:main", [str(folder.path / CONFIG)], logs=folder.logs)
+    if code == 0:
+        finish(folder.path)
+    return code
+
+
+def finish(run: Path) -> None:
+    """The picture of the losses, and what to do next."""
+    from weft.checkpoint.folder import checkpoints
+    from weft.train.curve import draw_curve
+
+    newest = checkpoints(run / "checkpoints")[0]
+    picture = draw_curve([run], run / "loss.png")
+    print(f"losses     {picture}\ncheckpoint {newest}\nprompt it  weft generate {newest} 'Once upon a time'")

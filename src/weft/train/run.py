@@ -1,0 +1,84 @@
+"""The folder of a run: what lies in it, and whether a run may begin or go on there."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from weft.checkpoint.folder import checkpoints
+from weft.config.load import make_config
+from weft.config.tree import Config
+
+CONFIG = "config.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """`config.json`, `log.jsonl`, `tensorboard/`, `loss.png`, `logs/` of each rank, `checkpoints/step-…`."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    def claim(self, config: Config, resume: bool) -> None:
+        """Make the folder ready for a run, and write down its settings.
+
+        Raises:
+            ValueError: there are checkpoints of an earlier run and it is not to be resumed, or resuming it with these
+                settings would make it another run.
+        """
+        if checkpoints(self.checkpoints):
+            if not resume:
+                raise ValueError(
+                    f"{self.path} holds a run with checkpoints: go on with --resume, or give the new run its own "
+                    "folder with --run"
+                )
+            check_same_run(self.config(), config, self.path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(config.model_dump(mode="json"), indent=2)
+        (self.path / CONFIG).write_text(text + "\n", encoding="utf-8")
+
+    def config(self) -> Config:
+        """The settings of the run as it was started last.
+
+        Raises:
+            ValueError: the folder holds no run.
+        """
+        return read_config(self.path / CONFIG)
+
+
+def read_config(file: Path) -> Config:
+    try:
+        tree: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{file.parent} holds no run: there is no {file.name}") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from None
+    return make_config(tree)
+
+
+def check_same_run(before: Config, now: Config, path: Path) -> None:
+    """A resumed run may change its layout, length, rates and logging; not what it learns from, nor what it is."""
+    fixed = {
+        "model": (before.model, now.model),
+        "train.seed": (before.train.seed, now.train.seed),
+        "train.seq": (before.seq, now.seq),
+        "data.paths": (before.data.paths, now.data.paths),
+        "data.weights": (before.data.weights, now.data.weights),
+        "data.split": (before.data.split, now.data.split),
+        "data.document_mask": (before.data.document_mask, now.data.document_mask),
+    }
+    for name, (old, new) in fixed.items():
+        if old != new:
+            raise ValueError(
+                f"{path} was trained with another {name}: {old}, now {new}. Put it back to resume, or start a new run "
+                "with --run (and --init-from its last checkpoint, to go on from its weights)"
+            )
