@@ -119,7 +119,7 @@ def commit() -> str:
     here = Path(__file__).parent
     ran = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
     dirty = subprocess.run(
-        ["git", "status", "--porcelain", "../src/weft/data", __file__], cwd=here, capture_output=True
+        ["git", "status", "--porcelain", "../src/weft/data", "tokenization.py"], cwd=here, capture_output=True
     )
     return ran.stdout.strip() + ("+changes" if dirty.stdout else "")
 
