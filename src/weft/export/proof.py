@@ -16,9 +16,9 @@ from weft.checkpoint.region import Region
 from weft.checkpoint.shards import INDEX, SINGLE
 from weft.checkpoint.sidecars import listed, read_json
 from weft.checkpoint.weights import CONFIG, WeightsFolder
-from weft.models.huggingface import shape_from_config
+from weft.models.huggingface import Place, shape_from_config
 
-CHUNK = 64 << 20
+CHUNK = 16 << 20
 """Bytes of a parameter, in fp32, that are in memory at a time."""
 
 
@@ -50,15 +50,14 @@ def prove(
             stored = opened.get_slice(tensor)
             for name in parts[tensor]:
                 place = source.places[name]
-                for region in row_regions(name, place.weft_sizes):
+                for region in row_regions(name, place):
                     box = tuple(slice(a, b) for a, b in zip(*place.box(region.start, region.stop), strict=True))
                     found = stored[box]
                     wants = source.read(region, dtype)
                     if not same_bits(found.T if place.transposed else found, wants):
-                        rows = f"rows {region.start[0]} to {region.stop[0]}"
                         raise ValueError(
                             f"the export is wrong: {tensor} in {file.name} differs from {name} of {source.path} "
-                            f"in {rows}; it was removed. Should it fail again, test the disk"
+                            f"between {region.start} and {region.stop}; it was removed; failing again, test the disk"
                         )
                     done += prod(region.dims)
                     progress("proving", done, source.shape.num_params)
@@ -72,11 +71,13 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
     return torch.equal(one.contiguous().view(raw), other.contiguous().view(raw))
 
 
-def row_regions(name: str, sizes: tuple[int, ...]) -> Iterator[Region]:
-    """A parameter, cut into regions of rows that fit into CHUNK."""
-    whole, rows = Region.whole(name, sizes), max(1, CHUNK // (4 * prod(sizes[1:])))
-    for start in range(0, sizes[0], rows):
-        yield whole.narrow(0, start, min(start + rows, sizes[0]))
+def row_regions(name: str, place: Place) -> Iterator[Region]:
+    """A parameter, cut into regions that fit into CHUNK, each of whole rows of the stored tensor."""
+    whole, dim = Region.whole(name, place.weft_sizes), 1 if place.transposed else 0
+    size = whole.sizes[dim]
+    rows = max(1, CHUNK * size // (4 * prod(whole.sizes)))
+    for start in range(0, size, rows):
+        yield whole.narrow(dim, start, min(start + rows, size))
 
 
 def _files(folder: Path) -> dict[str, Path]:
