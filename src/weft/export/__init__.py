@@ -1,0 +1,1 @@
+"""Weights for other programs, written beside their name, proved, then renamed."""
