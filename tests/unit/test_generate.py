@@ -15,7 +15,7 @@ from weft.models.decoder import Decoder
 from weft.models.huggingface import config_from_shape
 from weft.models.shape import Family, RopeScaling, Shape
 from weft.serve.cache import KeyValues
-from weft.serve.generate import Generation, complete, generate
+from weft.serve.generate import Generation, complete, generate, who_sees_whom
 from weft.serve.sampling import Sampling
 
 # texts grow longer than the windows and than the context that the rotary scaling stretches
@@ -187,3 +187,13 @@ def test_the_head_is_computed_for_the_last_token_alone() -> None:
     complete(model, random_prompts(0, 12, 5), Sampling(max_tokens=3))
     handle.remove()
     assert shapes == [(2, 1, 97)] * 3
+
+
+def test_padding_is_seen_by_itself_alone() -> None:
+    """A query that saw nothing would be a softmax over nothing, which some backends answer with NaN."""
+    mask = who_sees_whom(torch.tensor([2, 0]), True, 0, 4, window=2)
+    assert mask is not None
+    assert mask[:, 0].int().tolist() == [
+        [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]],
+        [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]],
+    ]
