@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from weft.cli.train import Data, Model, Set, Settings
+from weft.cli.train import Data, LayoutText, Model, Set, Settings
+
+if TYPE_CHECKING:
+    from weft.config.tree import Config
 
 app = typer.Typer(
     help="Prove a run right: a layout, a resume, a checkpoint, an export. Exit code 0: proved; 1: not.",
@@ -42,15 +48,113 @@ def layout(
     from rich.console import Console
 
     from weft.config.layout import Layout
-    from weft.config.load import load_config
     from weft.verify.layout import verify_layouts
     from weft.verify.report import show_layouts
 
-    base: list[str | tuple[str, object]] = [] if settings or model else [("model", SMALL)]
-    short = {"model.preset": model, "data.paths": data or None, "train.global_batch": batch, "train.seq": seq}
-    given = [(key, value) for key, value in short.items() if value is not None]
-    config = load_config(settings or [], [*base, *given, *(overrides or []), ("layout", "single")])
+    config = settled(settings, model, data, batch, seq, [*(overrides or []), ("layout", "single")])
     with tempfile.TemporaryDirectory(prefix="weft-verify-") as folder:
         report = verify_layouts(config, Layout.parse(a), Layout.parse(b), steps, keep or Path(folder))
     show_layouts(report, Console())
     raise typer.Exit(0 if report.right else 1)
+
+
+@app.command(epilog="Example: weft verify resume --layout fsdp2 --resume-layout tp2 --steps 5")
+def resume(
+    settings: Settings = None,
+    model: Model = None,
+    data: Data = None,
+    layout: LayoutText = None,
+    resume_layout: Annotated[str | None, typer.Option(help="Resume under another layout.")] = None,
+    batch: Annotated[int | None, typer.Option(help="train.global_batch")] = None,
+    seq: Annotated[int | None, typer.Option(help="train.seq")] = None,
+    steps: Annotated[int, typer.Option(help="Steps before the checkpoint, and after it.", min=1)] = 5,
+    overrides: Set = None,
+    keep: Annotated[Path | None, typer.Option(help="Keep both runs in this folder.")] = None,
+) -> None:
+    """Train without a break, and again: killed by SIGKILL after a checkpoint, and resumed. Compare every bit.
+
+    Every weight, both moments, the position in the data, and the loss of every step; within the bounds of parity where
+    the layouts differ. Without settings: a small model; without data: random tokens.
+    """
+    from rich.console import Console
+
+    from weft.config.layout import Layout
+    from weft.verify.report import show_resume
+    from weft.verify.resume import verify_resume
+
+    config = settled(settings, model, data, batch, seq, [*(overrides or []), *([("layout", layout)] if layout else [])])
+    other = Layout.parse(resume_layout) if resume_layout else None
+    with tempfile.TemporaryDirectory(prefix="weft-verify-") as folder, progress_bar() as progress:
+        try:
+            report = verify_resume(config, steps, keep or Path(folder), other, progress)
+        except RuntimeError as error:
+            print(f"weft: error: {error}", file=sys.stderr)
+            raise typer.Exit(1) from None
+    show_resume(report, Console())
+    raise typer.Exit(0 if report.right else 1)
+
+
+@app.command(epilog="Example: weft verify checkpoint runs/run")
+def checkpoint(path: Annotated[Path, typer.Argument(help="A checkpoint (step-…), or a run: all of its.")]) -> None:
+    """Compare every byte of a checkpoint with what was written."""
+    from rich.console import Console
+
+    from weft.checkpoint.folder import checkpoints
+    from weft.verify.checkpoint import verify_checkpoint
+    from weft.verify.report import show_checkpoints
+
+    paths = checkpoints(path / "checkpoints") or checkpoints(path)
+    if not paths and (path / "checkpoints").is_dir():
+        raise ValueError(f"{path} is a run without a checkpoint")
+    reports = [verify_checkpoint(one) for one in paths or [path]]
+    show_checkpoints(reports, Console())
+    raise typer.Exit(0 if all(report.whole for report in reports) else 1)
+
+
+@app.command(epilog="Example: weft verify export runs/run")
+def export(
+    path: Annotated[Path, typer.Argument(help="A checkpoint (step-…), a run (its newest), or a Hugging Face folder.")],
+) -> None:
+    """Compute the weights by weft and by transformers' own model, on the same tokens, and compare."""
+    from rich.console import Console
+
+    from weft.verify.export import verify_export
+    from weft.verify.report import show_export
+
+    report = verify_export(path)
+    show_export(report, Console())
+    raise typer.Exit(0 if report.right else 1)
+
+
+def settled(
+    settings: list[Path] | None, model: str | None, data: list[str] | None, batch: int | None, seq: int | None,
+    overrides: list[str | tuple[str, object]],
+) -> Config:  # fmt: skip
+    """The settings of the options that all proofs share; a small model where none is named."""
+    from weft.config.load import load_config
+
+    base: list[str | tuple[str, object]] = [] if settings or model else [("model", SMALL)]
+    short = {"model.preset": model, "data.paths": data or None, "train.global_batch": batch, "train.seq": seq}
+    given = [(key, value) for key, value in short.items() if value is not None]
+    return load_config(settings or [], [*base, *given, *overrides])
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on stderr for each thing that is under way; on no terminal, a line at its end."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
+
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+                if not console.is_terminal:
+                    console.print(f"{what} …")
+            bar.update(tasks[what], completed=done)
+
+        yield show

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,9 @@ class Run:
             check_same_run(self.config(), config, self.path)
         self.path.mkdir(parents=True, exist_ok=True)
         text = json.dumps(config.model_dump(mode="json"), indent=2)
-        (self.path / CONFIG).write_text(text + "\n", encoding="utf-8")
+        beside = self.path / f"{CONFIG}.tmp"  # a run that dies here must find the old settings, or the new ones
+        beside.write_text(text + "\n", encoding="utf-8")
+        os.replace(beside, self.path / CONFIG)
 
     def config(self) -> Config:
         """The settings of the run as it was started last.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -37,7 +38,9 @@ class LossScaler:
             self.scale *= 2
 
     def state(self) -> dict[str, float]:
-        return {"scale": self.scale, "good_steps": self.good_steps}
+        return {"scale": self.scale, "good_steps": self.good_steps, "active": self.active}
 
-    def restore(self, state: dict[str, float]) -> None:
-        self.scale, self.good_steps = float(state["scale"]), int(state["good_steps"])
+    def restore(self, state: Mapping[str, float]) -> None:
+        """Go on from a checkpoint; one of a precision without a scale says nothing about this one's."""
+        if self.active and state["active"]:
+            self.scale, self.good_steps = float(state["scale"]), int(state["good_steps"])

@@ -9,13 +9,14 @@ from typing import Any
 import torch.distributed as dist
 
 from weft.checkpoint.load import load, newest
-from weft.checkpoint.save import Checkpointer, SaveError
+from weft.checkpoint.save import Checkpointer, CheckpointError
 from weft.config.tree import Config
 from weft.data import tokenizer as tokenizers
 from weft.launch.process import Process, start_process, stop_process
 from weft.parallel.woven import Rows
 from weft.train.data import open_loader
 from weft.train.hardware import peak_flops
+from weft.train.log import FILE as LOG
 from weft.train.log import RunLog, read_log
 from weft.train.metrics import Meter
 from weft.train.nonfinite import culprits, describe
@@ -81,11 +82,13 @@ class Trainer:
                 self.on_nonfinite(found, rows)
             self.step, self.samples = self.step + 1, self.samples + self.config.train.global_batch
             stopped = found.stop
-            if stopped or self.step == last_step or self.is_due(self.config.checkpoint.every):
+            self.report(found, lr)  # before the save: a run that dies between the two does this step again
+            leaving = stopped or self.step == last_step
+            if leaving or self.is_due(self.config.checkpoint.every):
                 with self.meter.waiting("checkpoint"):
-                    self.save()
-            self.report(found, lr)
+                    self.save(leaving)
         if stopped and self.step < last_step:
+            self.checkpointer.wait()
             self.view.note(f"asked to stop: step {self.step} is saved; --resume goes on from there")
 
     # -- one step -----------------------------------------------------------------------------------------------------
@@ -121,6 +124,7 @@ class Trainer:
         samples = culprits(self.training, rows, self.samples)
         what = describe(self.step + 1, found, samples, self.samples, self.config.train.global_batch)
         if self.config.train.nonfinite == "stop":
+            self.finish_saving()  # leaving now would break it off
             raise ValueError(
                 f"{what}. Nothing was updated. Resume from the checkpoint before it with --set train.nonfinite=skip to "
                 "leave such steps out, or look at these samples and at optimizer.lr"
@@ -144,7 +148,12 @@ class Trainer:
             with self.meter.waiting("outside"):
                 valid_loss = self.evaluate()
         metrics = self.meter.finish(
-            self.step, loss=found.loss, lr=lr, grad_norm=found.grad_norm, skipped=not found.finite, valid_loss=valid_loss
+            self.step,
+            loss=found.loss,
+            lr=lr,
+            grad_norm=found.grad_norm,
+            skipped=not found.finite,
+            valid_loss=valid_loss,
         )
         if self.is_due(self.config.log.every) or self.step == self.config.train.steps or valid_loss is not None:
             self.log.write(metrics)
@@ -155,8 +164,12 @@ class Trainer:
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
-    def save(self) -> None:
-        """Save this step; in the background, once the copy is made. Without room on the disk, training goes on."""
+    def save(self, leaving: bool = False) -> None:
+        """Save this step; in the background, once the copy is made. Without room on the disk, training goes on.
+
+        Args:
+            leaving: no step follows: a failure is an error.
+        """
         if self.saved_step == self.step:
             return
         training, config = self.training, self.config
@@ -168,15 +181,23 @@ class Trainer:
             "loss_scaler": training.scaler.state(),
             "config": config.model_dump(mode="json"),
         }
+        self.finish_saving()
         try:
             self.checkpointer.save(self.step, training.woven.pieces(), training.optimizer.pieces(), state)
-        except SaveError as error:
-            if self.step == config.train.steps:
+        except CheckpointError as error:
+            if leaving:
                 raise
             self.view.note(f"{error}; training goes on")
             return
         self.saved_step = self.step
         self.view.saved(self.step)
+
+    def finish_saving(self) -> None:
+        """Wait for the save in the background. If it failed, that is said, and the next one has its turn."""
+        try:
+            self.checkpointer.wait()
+        except CheckpointError as error:
+            self.view.note(f"{error}; training goes on")
 
     def restore(self, checkpoint: Path) -> None:
         """Go on from a checkpoint, whatever layout wrote it.
@@ -201,16 +222,15 @@ class Trainer:
     def open_instruments(self) -> None:
         config, process = self.config, self.process
         peak = peak_flops(process.device, config.layout.precision)
-        history = read_log(self.folder.path) if self.step else []
+        logged = read_log(self.folder.path) if self.step and (self.folder.path / LOG).exists() else []
+        history = [line for line in logged if line["step"] <= self.step]
         facts = Facts.of(config, world=process.world, peak=peak)
         self.stack = ExitStack()
         self.log = self.stack.enter_context(
             RunLog(self.folder.path, start_step=self.step, tensorboard=config.log.tensorboard, active=process.is_main)
         )
         self.stop = self.stack.enter_context(StopRequest())
-        self.view = self.stack.enter_context(
-            make_view(config.log.view, facts, active=process.is_main, history=history)
-        )
+        self.view = self.stack.enter_context(make_view(config.log.view, facts, active=process.is_main, history=history))
         self.meter = Meter(config, world=process.world, peak=peak, device=process.device, start_step=self.step)
 
     def __enter__(self) -> Trainer:
