@@ -64,7 +64,8 @@ def peak_flops(device: torch.device, precision: Precision) -> Peak:
     """
     if device.type != "cuda":
         threads = torch.get_num_threads()
-        return Peak(_measured("cpu", precision, threads), "measured", f"CPU, {threads} threads")
+        name = f"CPU, {threads} {'thread' if threads == 1 else 'threads'}"
+        return Peak(_measured("cpu", precision, threads), "measured", name)
     name = torch.cuda.get_device_name(device)
     if known := datasheet_flops(name, precision, tf32=torch.get_float32_matmul_precision() != "highest"):
         return Peak(known, "datasheet", name)
