@@ -39,6 +39,7 @@ a difference is measured over no less than this part of that share."""
 
 KINDS = {
     "loss": "of each step, over the loss",
+    "norm": "of all gradients together at each step, over the norm",
     "output": "of each module in the first forward pass, norm over norm",
     "gradient": "of each weight at each step, norm over norm",
     "weights": "all weights together after each step, over the farthest they could have moved",
@@ -94,7 +95,7 @@ class LayoutReport:
             return f"{max(gradients, key=self.parameters.index)} (gradient)"
         if updates := self._wrong("update"):
             return f"{min(updates, key=self.parameters.index)} (update)"
-        return next((kind for kind in ("loss", "weights") if self._wrong(kind)), None)
+        return next((kind for kind in ("norm", "loss", "weights") if self._wrong(kind)), None)
 
     def _wrong(self, kind: str) -> list[str]:
         """Names of what differs at the first step at which something of that kind does."""
@@ -136,6 +137,7 @@ def compare(a: tuple[Config, Path], b: tuple[Config, Path]) -> LayoutReport:
     with Trace(folder_a) as left, Trace(folder_b) as right:
         differences = [
             *_losses(left, right, LOSS_BOUNDS[precision]),
+            *_norms(left, right, BOUNDS[precision]),
             *_outputs(left, right, modules, BOUNDS[precision]),
             *_gradients(config_a, left, right, BOUNDS[precision]),
             *_weights(config_a, left, right, MOVED_BOUND[precision]),
@@ -156,6 +158,11 @@ def relative(a: Tensor, b: Tensor, floor: float = 0.0) -> float:
 def _losses(left: Trace, right: Trace, bound: float) -> Iterator[Difference]:
     for step, (one, other) in enumerate(zip(left.steps, right.steps, strict=True), start=1):
         yield Difference("loss", "loss", step, abs(one.loss - other.loss) / abs(one.loss), bound)
+
+
+def _norms(left: Trace, right: Trace, bound: float) -> Iterator[Difference]:
+    for step, (one, other) in enumerate(zip(left.steps, right.steps, strict=True), start=1):
+        yield Difference("norm", "gradient norm", step, abs(one.grad_norm - other.grad_norm) / one.grad_norm, bound)
 
 
 def _outputs(left: Trace, right: Trace, modules: list[str], bound: float) -> Iterator[Difference]:

@@ -1,0 +1,79 @@
+"""A proof that cannot fail proves nothing: cuts broken on purpose are caught, and the culprit is named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch.nn.functional as F
+from conftest import Compared
+from harness import make
+
+from weft.parallel import collectives, replicate, tensor, woven
+from weft.train import optimizer, step
+
+
+def test_missing_sum_of_norm_gradients(monkeypatch: pytest.MonkeyPatch, compared: Compared) -> None:
+    """Under sp each process sees its part of the sequence; without the sum over tp, a norm learns from that part alone."""
+    monkeypatch.setattr(woven, "partial_gradient", lambda name, sp: False)
+    report = compared(make("llama", "tp2.sp"))
+    assert not report.right
+    assert report.first_wrong() == "norm.weight (gradient)"
+
+
+def test_missing_sum_in_one_block(monkeypatch: pytest.MonkeyPatch, compared: Compared) -> None:
+    whole = tensor.RowLinear.forward
+    calls: list[int] = []
+
+    def forward(self: Any, x: Any) -> Any:
+        calls.append(1)
+        third_block_attention = len(calls) % 8 == 5  # two row matrices a block
+        return F.linear(x, self.weight, self.bias) if third_block_attention else whole(self, x)
+
+    monkeypatch.setattr(tensor.RowLinear, "forward", forward)
+    report = compared(make("gpt2", "tp2"))
+    assert not report.right
+    assert report.first_wrong() == "blocks.2.attention (forward)"
+
+
+def test_broken_tie(monkeypatch: pytest.MonkeyPatch, compared: Compared) -> None:
+    """What stock parallelize_module does in silence: each module gets a parameter of its own."""
+    compared(make("gpt2", "single"))  # the reference, made before anything is broken
+    monkeypatch.setattr(woven.Decoder, "tie", lambda self: None)
+    report = compared(make("gpt2", "tp2"))
+    assert not report.right
+    assert report.first_wrong() == "embed.weight (gradient)"
+
+
+def test_replicas_that_do_not_agree(monkeypatch: pytest.MonkeyPatch, compared: Compared) -> None:
+    monkeypatch.setattr(replicate.Replicas, "_arrived", lambda self, index: self.waiting.__setitem__(index, 0))
+    report = compared(make("llama", "dp2"))
+    assert not report.right
+    assert report.worst("gradient")[0].error > 0.1
+
+
+def test_backward_without_sum(monkeypatch: pytest.MonkeyPatch, compared: Compared) -> None:
+    monkeypatch.setattr(collectives.CopyToAxis, "backward", staticmethod(lambda ctx, grad: (grad, None)))
+    report = compared(make("llama", "tp2"))
+    assert report.first_wrong() == "norm.weight (gradient)"
+
+
+def test_norm_of_a_share(monkeypatch: pytest.MonkeyPatch, compared: Compared) -> None:
+    """Each process's own gradients are a part of the whole: clipped by their norm, the step would be too long."""
+    compared(make("llama", "single"))
+    whole = step.squared_norm
+    monkeypatch.setattr(step, "squared_norm", lambda weights: whole(weights) / 2)
+    report = compared(make("llama", "fsdp2"))
+    assert report.first_wrong() == "norm"
+
+
+def test_wrong_update(monkeypatch: pytest.MonkeyPatch, compared: Compared) -> None:
+    compared(make("llama", "single"))
+    made = optimizer.Optimizer.__init__
+
+    def init(self: Any, weights: Any, config: Any) -> None:
+        made(self, weights, config.model_copy(update={"weight_decay": 0.5}))
+
+    monkeypatch.setattr(optimizer.Optimizer, "__init__", init)
+    report = compared(make("llama", "fsdp2"))
+    assert report.first_wrong() == "embed.weight (update)"

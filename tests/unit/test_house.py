@@ -1,0 +1,70 @@
+"""The rules of the house: who may import whom, and what must stay light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[2] / "src" / "weft"
+FORBIDDEN = {
+    "models": ("parallel", "train", "cli", "launch", "verify", "serve", "data", "checkpoint", "plan", "export"),
+    "config": ("parallel", "train", "cli", "launch", "verify", "serve", "data", "checkpoint", "plan", "export"),
+    "plan": ("parallel", "train", "cli", "launch", "verify", "serve", "data", "checkpoint", "export"),
+    "data": ("parallel", "train", "cli", "launch", "verify", "serve", "checkpoint", "plan", "export", "models"),
+    "checkpoint": ("parallel", "train", "cli", "launch", "verify", "serve", "data", "plan", "export"),
+    "parallel": ("train", "cli", "launch", "verify", "serve", "data", "plan", "export"),
+    "launch": ("parallel", "train", "cli", "verify", "serve", "data", "plan", "export", "models"),
+    "serve": ("train", "cli", "launch", "verify", "data", "plan", "export"),
+    "train": ("cli", "verify", "serve", "export"),
+    "export": ("cli", "train", "verify", "parallel"),
+    "verify": ("cli",),
+}
+"""Arrows point down only. Room → rooms that it never imports."""
+
+
+@pytest.mark.parametrize("room", sorted(FORBIDDEN))
+def test_arrows_point_down(room: str) -> None:
+    wrong = [
+        f"{file.relative_to(SOURCE)} imports {name}"
+        for file in (SOURCE / room).rglob("*.py")
+        for name in imports(file)
+        if name.startswith("weft.") and name.split(".")[1] in FORBIDDEN[room]
+    ]
+    assert not wrong
+
+
+def imports(file: Path) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [name.name for name in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 or file.parent.name == "data", f"{file}: relative import"
+            found.append(node.module or "")
+    return found
+
+
+@pytest.mark.parametrize("module", ["weft.cli.app", "weft.config.load", "weft.plan.report", "weft.data.loader"])
+def test_loads_without_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_help_imports_nothing_heavy() -> None:
+    heavy = "'pydantic', 'numpy', 'torch', 'rich.live', 'tokenizers', 'matplotlib'"
+    code = (
+        "import sys; from weft.cli import app\n"
+        "try: app.app(['--help'])\nexcept SystemExit: pass\n"
+        f"sys.exit(str([name for name in ({heavy}) if name in sys.modules] or ''))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert not done.stderr.strip(), done.stderr
+
+
+@pytest.mark.parametrize("file", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_a_file_fits_in_a_reading(file: Path) -> None:
+    assert len(file.read_text(encoding="utf-8").splitlines()) <= 300
