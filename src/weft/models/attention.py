@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from weft.models.norm import RMSNorm
 from weft.models.rope import rotate
 from weft.models.shape import Shape
 
@@ -30,8 +31,8 @@ class Attention(nn.Module):
         self.k = nn.Linear(shape.hidden, kv, bias=shape.qkv_bias)
         self.v = nn.Linear(shape.hidden, kv, bias=shape.qkv_bias)
         self.out = nn.Linear(query, shape.hidden, bias=shape.out_bias)
-        self.q_norm = nn.RMSNorm(shape.head_dim, eps=shape.norm_eps) if shape.qk_norm else None
-        self.k_norm = nn.RMSNorm(shape.head_dim, eps=shape.norm_eps) if shape.qk_norm else None
+        self.q_norm = RMSNorm(shape.head_dim, eps=shape.norm_eps) if shape.qk_norm else None
+        self.k_norm = RMSNorm(shape.head_dim, eps=shape.norm_eps) if shape.qk_norm else None
 
     def forward(
         self,
@@ -44,9 +45,9 @@ class Attention(nn.Module):
         q, k, v = (self.heads(matrix(x)) for matrix in (self.q, self.k, self.v))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))
-        if rope is not None:
+        if rope is not None:  # before the heads come first: so the result of attention lies as `out` reads it
             q, k = rotate(q, rope), rotate(k, rope)
+        q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))
         if cache is not None:
             k, v = cache.append(k, v)
         return self.out(attend(q, k, v, mask).transpose(1, 2).flatten(2))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from weft.models.attention import Attention, LayerCache, attention_mask
 from weft.models.mlp import GeluMLP, SwigluMLP
+from weft.models.norm import RMSNorm
 from weft.models.rope import rope_table
 from weft.models.shape import Shape
 
@@ -93,5 +94,5 @@ class Decoder(nn.Module):
 
 
 def make_norm(shape: Shape) -> nn.Module:
-    kind = nn.RMSNorm if shape.norm == "rmsnorm" else nn.LayerNorm
+    kind = RMSNorm if shape.norm == "rmsnorm" else nn.LayerNorm
     return kind(shape.hidden, eps=shape.norm_eps)

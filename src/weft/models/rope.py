@@ -35,7 +35,7 @@ def rope_table(shape: Shape, positions: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn the two halves of each head as pairs. x [B, H, T, E]; the result has x's dtype."""
-    cos, sin = (part.unsqueeze(-3) for part in table)
+    """Turn the two halves of each head as pairs. x [B, T, H, E]; the result has x's dtype."""
+    cos, sin = (part.unsqueeze(-2) for part in table)
     first, second = x.float().chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).type_as(x)

@@ -1,0 +1,130 @@
+"""Bytes of activations: what a micro-batch leaves behind for its backward pass. Torch-free.
+
+Counted from the model's own operations, as autograd keeps them (a test compares the two): the count of Korthikanti et
+al., Reducing Activation Recomputation in Large Transformer Models (2022), section 4, without dropout, with flash
+attention, and with each family's own norm, positions and MLP.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from weft.config.layout import Layout
+from weft.models.cuts import even_split
+from weft.models.shape import Shape
+
+ITEM = {"fp32": 4, "bf16": 2, "fp16": 2}
+"""Bytes of a number of the computation."""
+FLOAT, LONG = 4, 8
+LOSS_ROWS = 1024
+"""Positions whose loss is worked out at once: parallel/loss.py, ROWS."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One micro-batch on one process: how many bytes each kind of tensor takes.
+
+    Attributes:
+        tokens: of the micro-batch.
+        hidden: the residual stream, [B, T, D], or under sp a part of T.
+        whole: the same with the whole sequence, as the matrices of a region get it.
+        query, kv, ffn: what column matrices give, cut over tp.
+        logits: [B, T, V], cut over tp.
+        statistics: of one norm over `hidden`.
+        head_statistics: of one fp32 number for each token and head.
+        mask: of attention, where plain causal does not say it all; every block keeps its own.
+    """
+
+    shape: Shape
+    layout: Layout
+    tokens: int
+    hidden: int
+    whole: int
+    query: int
+    kv: int
+    ffn: int
+    logits: int
+    statistics: int
+    head_statistics: int
+    mask: int
+
+    @classmethod
+    def of(cls, shape: Shape, layout: Layout, micro_batch: int, seq: int, document_mask: bool = False) -> Pass:
+        tokens, item = micro_batch * seq, ITEM[layout.precision]
+        parts = layout.tp if layout.sp else 1
+        vocab = even_split(shape.vocab, layout.tp, 0)[1]
+        windowed = shape.sliding_window is not None and shape.sliding_window < seq
+        masks = micro_batch if document_mask else int(windowed)
+        return cls(
+            shape=shape,
+            layout=layout,
+            tokens=tokens,
+            hidden=item * tokens * shape.hidden // parts,
+            whole=item * tokens * shape.hidden,
+            query=item * tokens * shape.num_heads * shape.head_dim // layout.tp,
+            kv=item * tokens * shape.num_kv_heads * shape.head_dim // layout.tp,
+            ffn=item * tokens * shape.ffn // layout.tp,
+            logits=item * tokens * vocab,
+            statistics=(2 * item if shape.norm == "layernorm" else FLOAT) * tokens // parts,
+            head_statistics=FLOAT * tokens * shape.num_heads // layout.tp,
+            mask=item * masks * seq * seq,
+        )
+
+    @property
+    def block(self) -> int:
+        """Everything that one block's backward needs, its input among it."""
+        norms = 2 * (self.hidden + self.statistics)  # each keeps its input; the second's is the middle of the block
+        regions = 2 * self.whole  # what the norms give, kept by the matrices that take it
+        attention = 2 * self.query + 2 * self.kv + self.head_statistics + self.mask  # q, k, v, result, log-sum-exp
+        if self.shape.qk_norm:  # q and k before their norms, and those norms' own statistics
+            kv_heads = self.shape.num_kv_heads / self.shape.num_heads
+            attention += self.query + self.kv + int(self.head_statistics * (1 + kv_heads))
+        return norms + regions + attention + self.mlp
+
+    @property
+    def mlp(self) -> int:
+        """gelu: before and after. swiglu: the gate, its silu, the other matrix, and the product of both."""
+        return (4 if self.shape.activation == "swiglu" else 2) * self.ffn
+
+    @property
+    def kept(self) -> int:
+        """What one block keeps from forward to backward, with recomputation as the layout has it."""
+        if self.layout.recompute == "none":
+            return self.block
+        if self.layout.recompute == "full":
+            return self.hidden
+        matrices = self.query + 2 * self.kv + (self.shape.mlp_matrices - 1) * self.ffn + 2 * self.whole
+        attention = self.query + self.head_statistics
+        edges = 0
+        if self.layout.tp > 1:  # what came over the network: two sums, or under sp two gathers and two scatters
+            edges = 2 * (self.whole + self.hidden) if self.layout.sp else 2 * self.whole
+        return self.hidden + matrices + attention + edges
+
+    @property
+    def recomputed(self) -> int:
+        """What the backward pass of one block makes again before it begins."""
+        return 0 if self.layout.recompute == "none" else max(0, self.block - self.kept)
+
+    @property
+    def backward(self) -> int:
+        """Gradients at the widest place of a block's backward pass: the residual's, and those inside of the MLP."""
+        return self.hidden + (2 if self.shape.activation == "swiglu" else 1) * self.ffn
+
+    @property
+    def last(self) -> int:
+        """After the last block: the final norm's input and statistics, and the head's input; without the logits."""
+        return self.hidden + self.statistics + self.whole
+
+    @property
+    def loss_workspace(self) -> int:
+        """fp32 copies while the loss is worked out, some rows at a time; of low precision one more, the cast."""
+        copies = 1 if self.layout.precision == "fp32" else 2
+        rows = min(LOSS_ROWS, self.tokens)
+        return copies * FLOAT * rows * (self.logits // (ITEM[self.layout.precision] * self.tokens))
+
+
+def in_flight(layout: Layout, stage: int, num_micro_batches: int) -> int:
+    """Micro-batches whose activations a stage holds at once."""
+    if layout.schedule == "gpipe":
+        return num_micro_batches
+    return min(layout.pp - stage, num_micro_batches)

@@ -1,0 +1,235 @@
+"""The memory of one process of a layout, in bytes, at the moment of a step when it is fullest. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+from weft.config.layout import Layout
+from weft.config.tree import Config
+from weft.models.shape import Shape
+from weft.plan.activations import FLOAT, ITEM, LONG, Pass, in_flight
+from weft.plan.stage import Stage, stages
+
+Device = Literal["cpu", "cuda"]
+
+BASE: dict[Device, int] = {"cpu": 300 * 2**20, "cuda": 512 * 2**20}
+"""What a process takes before it holds a tensor. cpu: interpreter, torch and weft, measured as resident (torch 2.13,
+Linux: 223 MiB after importing torch, 285 with the trainer, 300 after the first products). cuda: a context with its
+kernels and libraries as NVIDIA's tools show it, about; it is no part of what torch reports as allocated."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one process, at one moment of a step.
+
+    Attributes:
+        weights: fp32, this process's share.
+        optimizer: both moments of AdamW, fp32.
+        gradients: those that exist at this moment; fp32, and what a sharded layout has not yet reduced.
+        copies: gathered or low-precision weights that the computation reads.
+        activations: kept for backward, of every micro-batch in flight; what passes between stages; the tokens.
+        logits: of every micro-batch in flight, with the workspace of the loss.
+        temporary: what the operations of this moment need beside that.
+        staging: of checkpoints written in the background: memory of the CPU, whatever the device.
+        base: the process itself.
+    """
+
+    moment: str
+    weights: int
+    optimizer: int
+    gradients: int = 0
+    copies: int = 0
+    activations: int = 0
+    logits: int = 0
+    temporary: int = 0
+    staging: int = 0
+    base: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.tensors + self.staging + self.base
+
+    @property
+    def tensors(self) -> int:
+        """On a GPU: what `torch.cuda.max_memory_allocated` counts."""
+        return sum(getattr(self, name) for name in TENSORS)
+
+
+TENSORS = ("weights", "optimizer", "gradients", "copies", "activations", "logits", "temporary")
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """The fullest moment of a process of one stage, and all the moments that were looked at."""
+
+    stage: Stage
+    peak: Memory
+    moments: tuple[Memory, ...]
+
+
+def layout_memory(config: Config, device: Device = "cpu") -> list[StageMemory]:
+    """Of each pipeline stage, the process that holds most. Every other process of the stage holds as much or less.
+
+    Args:
+        device: where the tensors lie. On a CPU the staging buffers of checkpoints come on top of them.
+    """
+    return [stage_memory(config, stage, device) for stage in stages(config.model, config.layout)]
+
+
+def stage_memory(config: Config, stage: Stage, device: Device = "cpu") -> StageMemory:
+    """The memory of the first process of one stage."""
+    layout = config.layout
+    micro_batch = layout.micro_batch_size(config.train.global_batch)
+    passed = Pass.of(config.model, layout, micro_batch, config.seq, config.data.document_mask)
+    num_micro_batches = layout.num_micro_batches(config.train.global_batch)
+    moments = _moments(config.model, layout, stage, passed, num_micro_batches)
+    staging = staging_bytes(config, stage)
+    often = staging if config.checkpoint.every else 0  # the buffers stay once they are made
+    moments = [replace(moment, staging=often, base=BASE[device]) for moment in moments]
+    moments.append(replace(moments[-1], moment="saving a checkpoint", staging=staging))
+    size = (lambda memory: memory.total) if device == "cpu" else (lambda memory: memory.tensors)
+    return StageMemory(stage, max(moments, key=size), tuple(moments))
+
+
+def largest(memories: list[StageMemory]) -> StageMemory:
+    return max(memories, key=lambda memory: memory.peak.total)
+
+
+def staging_bytes(config: Config, stage: Stage) -> int:
+    """CPU memory of the copies that an asynchronous checkpoint is written from: weights and moments, fp32."""
+    return 3 * FLOAT * stage.shard if config.checkpoint.asynchronous else 0
+
+
+def sharded(layout: Layout) -> bool:
+    """Whether a layout goes through FSDP2: parallel/shard.py says the same."""
+    return layout.fsdp > 1 or layout.precision != "fp32"
+
+
+def _moments(shape: Shape, layout: Layout, stage: Stage, one: Pass, num_micro_batches: int) -> list[Memory]:
+    """The moments of a step that can be the fullest: for each, everything that is there."""
+    flying = in_flight(layout, stage.index, num_micro_batches)
+    tokens = 2 * LONG * one.tokens * num_micro_batches  # and their targets
+    edge = 0 if stage.last else one.hidden  # what went to the next stage is the root of its backward
+    messages = 3 * one.hidden if layout.pp > 1 else 0  # the next to come in, one on its way each way
+    logits = one.logits if stage.last else 0
+    top = one.last if stage.last else 0
+    others = (flying - 1) * (stage.num_blocks * one.kept + edge + top) + messages + tokens
+    blocks, other_logits = stage.num_blocks, (flying - 1) * logits
+    fixed = Memory("", weights=FLOAT * stage.shard, optimizer=2 * FLOAT * stage.shard)
+    gradients = Gradients(shape, layout, stage, ITEM[layout.precision], num_micro_batches)
+
+    found = []
+    if stage.last:
+        loss = replace(
+            fixed,
+            moment="end of the forward pass",
+            gradients=gradients.before,
+            copies=gradients.copies_outside,
+            activations=others + blocks * one.kept + top,
+            logits=other_logits + logits + one.loss_workspace,
+        )
+        found.append(loss)
+        found.append(
+            replace(
+                loss,
+                moment="backward of the head",
+                gradients=gradients.before + gradients.held_head,
+                logits=other_logits + logits,
+                temporary=one.whole + gradients.head_temporary,
+            )
+        )
+    found.append(
+        replace(
+            fixed,
+            moment="backward of the last block",
+            gradients=gradients.before + gradients.held_head,
+            copies=gradients.copies_inside,
+            activations=others + blocks * one.kept + edge,
+            logits=other_logits,
+            temporary=one.recomputed + one.backward + gradients.block_temporary,
+        )
+    )
+    found.append(
+        replace(
+            fixed,
+            moment="backward of the first block",
+            gradients=gradients.before_last_block + gradients.held_head,
+            copies=gradients.copies_inside,
+            activations=others + one.kept + edge,
+            logits=other_logits,
+            temporary=one.recomputed + one.backward + gradients.block_temporary,
+        )
+    )
+    found.append(
+        replace(
+            fixed,
+            moment="end of the backward pass",
+            gradients=gradients.end,
+            copies=gradients.copies_outside,
+            activations=others + edge + one.hidden,
+            logits=other_logits,
+            temporary=gradients.end_temporary,
+        )
+    )
+    found.append(replace(fixed, moment="update", gradients=gradients.after, activations=tokens))
+    return found
+
+
+class Gradients:
+    """Bytes of gradients and of computed-with weights through a backward pass; see parallel/shard.py and replicate.py.
+
+    Attributes:
+        before: at its start, of the micro-batch that has most: every one after the first, or under dp the first too,
+            whose buckets are there from the start.
+        held_head: of the head and the norm before it: FSDP2 reduces them at the very end, so until then they lie there
+            in the precision of the computation.
+        before_last_block: when the blocks but one are done.
+        end: with everything reduced; `after`: until the next step.
+        head_temporary, block_temporary, end_temporary: what is there for a moment beside them.
+        copies_outside, copies_inside: gathered or low-precision weights, outside of a block and inside of one.
+    """
+
+    def __init__(self, shape: Shape, layout: Layout, stage: Stage, item: int, num_micro_batches: int) -> None:
+        blocks = stage.num_blocks * stage.block
+        tied = shape.tied and stage.first and stage.last
+        table = stage.table if stage.last else 0
+        self.after = FLOAT * stage.shard
+        if not sharded(layout):
+            exist = layout.dp > 1 or num_micro_batches > 1
+            self.before = self.after if exist else 0
+            # what there is already takes the new gradient in: that one is a temporary then
+            self.held_head = FLOAT * table if not exist or tied else 0
+            self.head_temporary = 0 if not exist or tied else FLOAT * table
+            self.block_temporary = FLOAT * stage.block // 4 if exist else 0
+            self.before_last_block = self.after if exist else FLOAT * (blocks - stage.block)
+            self.end = self.after
+            # the embedding's gradient is as large as the table; a tied one waits beside it to be added
+            self.end_temporary = FLOAT * stage.table * (exist + tied) if stage.first else 0
+            self.copies_outside = self.copies_inside = 0
+            return
+        unreduced = layout.zero == 1 and num_micro_batches > 1
+        accumulated = FLOAT * stage.params if unreduced else 0
+        self.before = accumulated + (self.after if num_micro_batches > 1 and not unreduced else 0)
+        self.held_head = item * table
+        self.head_temporary = 0
+        # the block's own gradients, their fp32 copies on the way to the reduction, and the result
+        result = FLOAT * stage.block_shard
+        division = FLOAT * stage.block if layout.fsdp == 1 else 0
+        self.block_temporary = (item + FLOAT) * stage.block + result + division
+        self.before_last_block = max(self.before, accumulated + FLOAT * (stage.num_blocks - 1) * stage.block_shard)
+        self.end = self.after + (accumulated and FLOAT * stage.root)
+        root_division = FLOAT * stage.root if layout.fsdp == 1 else 0
+        root_result = FLOAT * stage.root_shard if num_micro_batches > 1 else 0
+        unreduced_root = max(item * (stage.root + tied * stage.table), FLOAT * stage.root + root_division)
+        self.end_temporary = unreduced_root + root_result
+        gathered = item * stage.params
+        if layout.fsdp > 1 and layout.zero == 3:
+            gathered = item * (stage.root + min(2, stage.num_blocks) * stage.block)
+            self.copies_outside = item * stage.root
+        else:
+            self.copies_outside = gathered
+        self.copies_inside = gathered
+
+
+NAMES = tuple(field.name for field in fields(Memory) if field.name != "moment")

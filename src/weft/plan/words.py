@@ -1,0 +1,77 @@
+"""A layout in words: what each axis does, and which ranks it joins. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from weft.config.layout import Layout
+from weft.config.tree import Config
+
+ORDER = ("pp", "dp", "fsdp", "tp")
+"""The axes as parallel/mesh.py numbers ranks, outermost first: tp neighbours are adjacent."""
+
+
+def describe(config: Config) -> Iterator[tuple[str, str]]:
+    """Pairs of a part of the layout, as its short form writes it, and a sentence."""
+    layout, train = config.layout, config.train
+    local = train.global_batch // layout.replicas
+    if layout.world == 1:
+        yield "single", "one process holds the whole model and works on the whole batch"
+    if layout.pp > 1:
+        sizes = [len(blocks) for blocks in layout.stage_blocks(config.model.num_layers)]
+        what = f"{layout.pp} stages of {_counts(sizes)} blocks, one after the other"
+        yield f"pp{layout.pp}", f"{what}; {ranks(layout, 'pp')}"
+        yield layout.schedule, SCHEDULES[layout.schedule]
+    if layout.dp > 1:
+        what = f"{layout.dp} replicas add up their gradients once a step"
+        yield f"dp{layout.dp}", f"{what}; {ranks(layout, 'dp')}"
+    if layout.fsdp > 1:
+        yield f"fsdp{layout.fsdp}", f"{layout.fsdp} processes share {ZERO[layout.zero]}; {ranks(layout, 'fsdp')}"
+    if layout.tp > 1:
+        heads = config.model.num_heads // layout.tp
+        what = f"every matrix is cut {layout.tp} ways, {heads} heads each; {ranks(layout, 'tp')}"
+        yield f"tp{layout.tp}", what
+    if layout.sp:
+        yield "sp", f"between the matrices each tp process has {config.seq // layout.tp:,} of {config.seq:,} tokens"
+    micro_batch, count = layout.micro_batch_size(train.global_batch), layout.num_micro_batches(train.global_batch)
+    passes = "one forward pass" if count == 1 else f"{count} micro-batches of {micro_batch}"
+    yield "batch", f"{train.global_batch:,} sequences: {local:,} for each of {layout.replicas}, in {passes}"
+    if layout.recompute != "none":
+        yield layout.recompute, RECOMPUTE[layout.recompute]
+    if layout.precision != "fp32":
+        yield layout.precision, f"computed in {layout.precision}; weights, gradients and moments stay fp32"
+    if layout.compile:
+        yield "compile", "each block is one compiled function"
+
+
+SCHEDULES = {
+    "1f1b": "a stage holds activations of at most as many micro-batches as there are stages from it to the end",
+    "gpipe": "all forward passes, then all backward passes: a stage holds the activations of every micro-batch",
+}
+ZERO = {
+    1: "the optimizer states; weights and gradients are whole on each during a step",
+    2: "gradients and optimizer states; weights are whole on each during a step",
+    3: "weights, gradients and optimizer states; a block's weights are gathered when it is its turn",
+}
+RECOMPUTE = {
+    "selective": "results of matrices and attention are kept, the rest of a block is computed again in backward",
+    "full": "each block keeps its input alone, and is computed again in backward",
+}
+
+
+def ranks(layout: Layout, axis: str) -> str:
+    """The ranks that one axis joins, for the first group of them: `ranks 0, 8, 16, … 120`."""
+    inside = ORDER[ORDER.index(axis) + 1 :]
+    stride = 1
+    for name in inside:
+        stride *= getattr(layout, name)
+    members = [index * stride for index in range(getattr(layout, axis))]
+    groups = layout.world // len(members)
+    text = ", ".join(map(str, members)) if len(members) <= 4 else f"{members[0]}, {members[1]}, … {members[-1]}"
+    return f"ranks {text}" if groups == 1 else f"ranks {text}, and so on: {groups} such groups"
+
+
+def _counts(sizes: Sequence[int]) -> str:
+    if len(set(sizes)) == 1:
+        return str(sizes[0])
+    return "+".join(map(str, sizes)) if len(sizes) <= 4 else f"{min(sizes)} or {max(sizes)}"

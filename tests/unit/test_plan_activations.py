@@ -1,0 +1,86 @@
+"""The activation count of the plan against autograd itself: what a block and the head really keep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from weft.config.layout import Layout
+from weft.models.attention import attention_mask
+from weft.models.decoder import Block, Decoder
+from weft.models.rope import rope_table
+from weft.models.shape import Shape
+from weft.parallel.loss import cross_entropy_sum
+from weft.parallel.recompute import recompute_blocks
+from weft.plan.activations import Pass
+
+SHAPES = {
+    "gpt2": Shape(family="gpt2", num_layers=2, hidden=64, num_heads=4, vocab=301, max_seq=64),
+    "llama": Shape(num_layers=2, hidden=64, num_heads=4, num_kv_heads=2, ffn=160, vocab=301, max_seq=64),
+    "qwen3": Shape(
+        family="qwen3", num_layers=2, hidden=64, num_heads=4, num_kv_heads=2, head_dim=32, ffn=160, vocab=301,
+        max_seq=64,
+    ),
+    "mistral": Shape(
+        family="mistral", num_layers=2, hidden=64, num_heads=4, num_kv_heads=2, ffn=160, vocab=301, max_seq=64,
+        sliding_window=16,
+    ),
+}  # fmt: skip
+BATCH, SEQ = 2, 64
+
+
+def kept_bytes(run: Callable[[], Tensor], weights: nn.Module, *given: Tensor) -> int:
+    """Bytes of the different storages that autograd keeps of a forward pass; weights and `given` not counted."""
+    known = {x.untyped_storage().data_ptr() for x in (*weights.parameters(), *given)}
+    sizes: dict[int, int] = {}
+    alive = []
+
+    def pack(x: Tensor) -> Tensor:
+        alive.append(x)  # a freed storage's address may be used again
+        if x.untyped_storage().data_ptr() not in known:
+            sizes[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        run()
+    return sum(sizes.values())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("family", SHAPES)
+def test_block_keeps_what_the_plan_says(family: str, precision: str) -> None:
+    shape, layout = SHAPES[family], Layout(precision=precision)
+    block = Block(shape).to(torch.float32 if precision == "fp32" else torch.bfloat16)
+    x = torch.randn(BATCH, SEQ, shape.hidden, dtype=block.mlp.up.weight.dtype, requires_grad=True)
+    rope = rope_table(shape, torch.arange(SEQ)) if shape.positions == "rotary" else ()
+    mask = attention_mask(SEQ, shape.sliding_window, None, x.device)
+    kept = kept_bytes(lambda: block(x, rope or None, mask), block, *rope)
+    planned = Pass.of(shape, layout, BATCH, SEQ).block
+    assert kept == pytest.approx(planned, rel=0.002)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
+def test_recompute_full_keeps_the_input_alone(family: str) -> None:
+    shape = SHAPES[family]
+    model = Decoder(shape)
+    recompute_blocks(model.blocks, "full")
+    x = torch.randn(BATCH, SEQ, shape.hidden, requires_grad=True)
+    rope = rope_table(shape, torch.arange(SEQ)) if shape.positions == "rotary" else None
+    kept = kept_bytes(lambda: model.blocks["0"](x, rope), model, *(rope or ()))
+    assert kept == Pass.of(shape, Layout(recompute="full"), BATCH, SEQ).kept
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_what_follows_the_last_block(family: str) -> None:
+    shape = SHAPES[family]
+    model, passed = Decoder(shape), Pass.of(shape, Layout(), BATCH, SEQ)
+    x = torch.randn(BATCH, SEQ, shape.hidden, requires_grad=True)
+    targets = torch.randint(shape.vocab, (BATCH, SEQ))
+    assert model.norm is not None
+    assert model.head is not None
+    norm, head = model.norm, model.head
+    kept = kept_bytes(lambda: cross_entropy_sum(head(norm(x)), targets), model, targets)
+    assert kept == pytest.approx(passed.last + passed.logits, rel=0.002)

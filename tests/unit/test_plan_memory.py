@@ -1,0 +1,102 @@
+"""Shares, moments and micro-batches in flight of the planned memory."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from weft.config.layout import Layout
+from weft.config.load import make_config
+from weft.config.tree import Config
+from weft.models.parameters import parameter_sizes
+from weft.models.shape import Shape
+from weft.parallel import loss, mesh, schedule, shard
+from weft.plan import activations, words
+from weft.plan.activations import in_flight
+from weft.plan.memory import NAMES, TENSORS, layout_memory, sharded
+from weft.plan.stage import held, stages
+
+GPT2 = Shape(family="gpt2", num_layers=12, hidden=768, num_heads=12, vocab=50257, max_seq=1024)
+LLAMA = Shape(num_layers=6, hidden=256, num_heads=8, num_kv_heads=4, ffn=704, vocab=32000, max_seq=512)
+
+
+def config(model: str = "gpt2-124m", layout: str = "single", batch: int = 8, **over: object) -> Config:
+    return make_config({"model": model, "layout": layout, "train": {"global_batch": batch, "seq": 256}, **over})
+
+
+@pytest.mark.parametrize("shape", [GPT2, LLAMA], ids=["gpt2", "llama"])
+def test_one_process_holds_every_parameter(shape: Shape) -> None:
+    [stage] = stages(shape, Layout())
+    assert stage.params == stage.shard == shape.num_params == sum(map(math.prod, parameter_sizes(shape).values()))
+
+
+@pytest.mark.parametrize("shape", [GPT2, LLAMA], ids=["gpt2", "llama"])
+def test_stages_hold_the_model_and_a_tied_head_twice(shape: Shape) -> None:
+    found = stages(shape, Layout(pp=4))
+    twice = shape.vocab * shape.hidden if shape.tied else 0
+    assert sum(stage.params for stage in found) == shape.num_params + twice
+    assert [stage.num_blocks for stage in found] == [len(part) for part in Layout(pp=4).stage_blocks(shape.num_layers)]
+
+
+def test_the_first_process_holds_the_largest_share() -> None:
+    sizes = {"embed.weight": (50257, 768), "norm.weight": (768,)}
+    assert held(sizes, tp=2) == 25129 * 768 + 768  # of an odd vocabulary the larger half
+    assert held(sizes, tp=1, fsdp=5) == 10052 * 768 + 154
+
+
+@pytest.mark.parametrize("name", ["1f1b", "gpipe"])
+@pytest.mark.parametrize(("pp", "count"), [(1, 1), (2, 2), (4, 4), (4, 9)])
+def test_micro_batches_in_flight_are_those_of_the_schedule(name: str, pp: int, count: int) -> None:
+    for stage in range(pp):
+        now = most = 0
+        for op in schedule.stage_ops(name, stage, pp, count):
+            now += 1 if op.kind == "F" else -1
+            most = max(most, now)
+        assert most == in_flight(Layout.model_construct(schedule=name, pp=pp), stage, count)
+
+
+def test_what_the_plan_says_twice_is_the_same_elsewhere() -> None:
+    assert activations.LOSS_ROWS == loss.ROWS
+    assert words.ORDER == mesh.AXES
+    for text in ("single", "dp2", "fsdp2", "bf16", "fp16", "tp2.sp", "pp2"):
+        assert sharded(Layout.parse(text)) == shard.sharded(Layout.parse(text))
+    assert {name: dtype.itemsize for name, dtype in shard.DTYPES.items()} == activations.ITEM
+
+
+def test_the_terms_add_up() -> None:
+    for device in ("cpu", "cuda"):
+        [memory] = layout_memory(config(layout="bf16", checkpoint={"every": 10}), device)
+        for moment in memory.moments:
+            assert moment.total == sum(getattr(moment, name) for name in NAMES)
+            assert moment.tensors == sum(getattr(moment, name) for name in TENSORS)
+            assert moment.total <= memory.peak.total or device == "cuda"
+
+
+def peak(layout: str, **over: object) -> int:
+    return max(stage.peak.tensors for stage in layout_memory(config(layout=layout, **over), "cuda"))
+
+
+def test_cutting_takes_memory_away() -> None:
+    assert peak("fsdp2") < peak("fsdp2.zero2") <= peak("fsdp2.zero1") <= peak("dp2")
+    assert peak("tp2.sp") < peak("tp2") < peak("single")
+    assert peak("pp2") < peak("pp2.gpipe") < peak("single") + 1
+    assert peak("full") < peak("selective") < peak("single")
+    assert peak("mb1") < peak("mb2") < peak("single")
+
+
+def test_fixed_terms_of_adamw_in_fp32() -> None:
+    [memory] = layout_memory(config())
+    assert memory.peak.weights == 4 * GPT2.num_params
+    assert memory.peak.optimizer == 8 * GPT2.num_params
+    update = next(moment for moment in memory.moments if moment.moment == "update")
+    assert update.gradients == 4 * GPT2.num_params
+
+
+def test_staging_stays_between_checkpoints_and_is_not_on_a_gpu() -> None:
+    [memory] = layout_memory(config(checkpoint={"every": 10}))
+    assert memory.peak.staging == 12 * GPT2.num_params
+    [without] = layout_memory(config(checkpoint={"every": 10, "asynchronous": False}))
+    assert without.peak.total == memory.peak.total - memory.peak.staging
+    [gpu] = layout_memory(config(checkpoint={"every": 10}), "cuda")
+    assert gpu.peak.tensors == memory.peak.tensors
