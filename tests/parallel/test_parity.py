@@ -47,7 +47,9 @@ def test_tied_qk_norm_sliding_window(layout: str, compared: Compared) -> None:
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-@pytest.mark.parametrize("layout", ["mb4", "dp2.mb2", "fsdp2.zero2.mb2", "tp2.sp", "pp2", "fsdp2.tp2.sp.pp2.selective.mb1"])
+@pytest.mark.parametrize(
+    "layout", ["mb4", "dp2.mb2", "fsdp2.zero2.mb2", "tp2.sp", "pp2", "fsdp2.tp2.sp.pp2.selective.mb1"]
+)
 @pytest.mark.parametrize("model", ["gpt2", "llama"])
 def test_low_precision(model: str, layout: str, precision: str, compared: Compared) -> None:
     right(compared(make(model, f"{layout}.{precision}")))

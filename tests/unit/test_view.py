@@ -10,7 +10,7 @@ from weft.train.chart import bounds, draw
 from weft.train.hardware import Peak
 from weft.train.live import MOST_POINTS, LiveView
 from weft.train.metrics import Metrics
-from weft.train.units import duration, gibibytes, short
+from weft.units import duration, gibibytes, short
 from weft.train.view import Facts, PlainView, View, make_view
 
 SHAPE = Shape(num_layers=2, hidden=8, num_heads=2, ffn=16, vocab=32, max_seq=16)  # type: ignore[call-arg]

@@ -33,7 +33,9 @@ def train(
     tokenizer: Annotated[str | None, typer.Option(help="Goes into every checkpoint (data.tokenizer).")] = None,
     run: Annotated[str | None, typer.Option(help="Folder of the run (run).")] = None,
     steps: Annotated[int | None, typer.Option(help="train.steps")] = None,
-    batch: Annotated[int | None, typer.Option(help="Sequences in a step over all processes (train.global_batch).")] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Sequences in a step over all processes (train.global_batch).")
+    ] = None,
     seq: Annotated[int | None, typer.Option(help="Tokens of a sequence (train.seq).")] = None,
     lr: Annotated[float | None, typer.Option(help="optimizer.lr")] = None,
     seed: Annotated[int | None, typer.Option(help="train.seed")] = None,
@@ -99,8 +101,8 @@ def start(config: Config, resume: bool) -> int:
 def finish(run: Path) -> None:
     """The picture of the losses, and what to do next."""
     from weft.checkpoint.folder import checkpoints
-    from weft.train.curve import draw_curve
+    from weft.train.curve import draw_curves
 
     newest = checkpoints(run / "checkpoints")[0]
-    picture = draw_curve([run], run / "loss.png")
+    picture = draw_curves([run], run / "loss.png")
     print(f"losses     {picture}\ncheckpoint {newest}\nprompt it  weft generate {newest} 'Once upon a time'")

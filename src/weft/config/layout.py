@@ -31,7 +31,9 @@ class Layout(BaseModel):
     schedule: Literal["1f1b", "gpipe"] = Field("1f1b", description="order of the pipeline's micro-batches")
     stages: tuple[int, ...] = Field((), description="blocks of each stage; empty: as even as can be")
     micro_batch: int | None = Field(
-        None, ge=1, description="sequences in one pass of one replica; unset: all of them, with pp enough for 2·pp passes"
+        None,
+        ge=1,
+        description="sequences in one pass of one replica; unset: all of them, with pp enough for 2·pp passes",
     )
     recompute: Literal["none", "selective", "full"] = Field(
         "none", description="activations computed again in backward: none, all but matmuls and attention, whole blocks"
@@ -119,8 +121,8 @@ class Layout(BaseModel):
             )
         if self.schedule == "1f1b" and self.num_micro_batches(global_batch) < self.pp:
             raise ValueError(
-                f"1f1b needs at least as many micro-batches as stages; there are {self.num_micro_batches(global_batch)} "
-                f"for layout.pp = {self.pp}: lower layout.micro_batch, raise train.global_batch, or use gpipe"
+                f"1f1b needs as many micro-batches as stages, at least: there are {self.num_micro_batches(global_batch)}, "
+                f"and layout.pp = {self.pp}. Lower layout.micro_batch, raise train.global_batch, or use gpipe"
             )
 
     def __str__(self) -> str:
@@ -172,9 +174,8 @@ NUMBERS = {"dp": "dp", "fsdp": "fsdp", "tp": "tp", "pp": "pp", "zero": "zero", "
 def _parse_part(part: str, text: str) -> tuple[str, object]:
     if part in WORDS:
         return WORDS[part]
-    if match := re.fullmatch(r"([a-z]+)(\d+)", part):
-        if match[1] in NUMBERS:
-            return NUMBERS[match[1]], int(match[2])
+    if (match := re.fullmatch(r"([a-z]+)(\d+)", part)) and match[1] in NUMBERS:
+        return NUMBERS[match[1]], int(match[2])
     if match := re.fullmatch(r"stages(\d+(?:-\d+)*)", part):
         return "stages", tuple(int(blocks) for blocks in match[1].split("-"))
     raise ValueError(

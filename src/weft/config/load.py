@@ -41,7 +41,9 @@ def make_config(tree: Mapping[str, Any]) -> Config:
         model = dict(model)
         tree["model"] = merge(preset_shape(model.pop("preset")).model_dump(), model)
     if "model" not in tree:
-        raise ValueError('which model? Set model.preset (see `weft models`), as in --model gpt2-124m, or a [model] table')
+        raise ValueError(
+            "which model? Set model.preset (see `weft models`), as in --model gpt2-124m, or a [model] table"
+        )
     if isinstance(layout := tree.get("layout"), str):
         tree["layout"] = Layout.parse(layout)
     try:
@@ -75,7 +77,7 @@ def nest(key: str, value: Any) -> dict[str, Any]:
     """`a.b` and 1 as {"a": {"b": 1}}."""
     for name in reversed(key.split(".")):
         value = {name: value}
-    return value  # type: ignore[no-any-return]
+    return value 
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,9 @@ ROWS = 1024
 """Positions worked on at once, to bound the fp32 copies."""
 
 
-def cross_entropy_sum(logits: Tensor, targets: Tensor, first: int = 0, group: dist.ProcessGroup | None = None) -> Tensor:
+def cross_entropy_sum(
+    logits: Tensor, targets: Tensor, first: int = 0, group: dist.ProcessGroup | None = None
+) -> Tensor:
     """Sum of -log softmax(logits)[target] over every position that has a target, in fp32.
 
     The gradient is worked out at once and overwrites `logits`, which nothing may use afterwards: that saves a tensor as

@@ -58,9 +58,7 @@ def make_mesh(layout: Layout, device: torch.device) -> Mesh:
         ValueError: the layout takes another number of processes.
     """
     if dist.get_world_size() != layout.world:
-        raise ValueError(
-            f"layout {layout} takes {layout.world} processes, and {dist.get_world_size()} were started"
-        )
+        raise ValueError(f"layout {layout} takes {layout.world} processes, and {dist.get_world_size()} were started")
     sizes = tuple(getattr(layout, axis) for axis in AXES)
     devices = init_device_mesh(device.type, sizes, mesh_dim_names=AXES)
     ends, backward = _pipeline_groups(devices, layout.pp) if layout.pp > 1 else (None, None)

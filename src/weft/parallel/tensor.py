@@ -99,5 +99,3 @@ class _Entrance:
 
     def __call__(self, module: nn.Module, args: tuple) -> tuple:
         return self.axis.enter(args[0]), *args[1:]
-
-

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weft.train.log import read_log
-from weft.train.units import short
+from weft.units import short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

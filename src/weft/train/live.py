@@ -18,8 +18,8 @@ from rich.text import Text
 
 from weft.train.chart import bounds, draw, place
 from weft.train.metrics import Metrics
-from weft.train.units import duration, gibibytes, percent, short
 from weft.train.view import Facts, View
+from weft.units import duration, gibibytes, percent, short
 
 MOST_POINTS = 2000
 

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from weft.checkpoint.folder import checkpoints
-from weft.config.load import make_config
+from weft.config.load import load_config
+from weft.config.toml import config_toml
 from weft.config.tree import Config
 
-CONFIG = "config.json"
+CONFIG = "config.toml"
 
 
 @dataclass(frozen=True)
 class Run:
-    """`config.json`, `log.jsonl`, `tensorboard/`, `loss.png`, `logs/` of each rank, `checkpoints/step-…`."""
+    """`config.toml`, `log.jsonl`, `tensorboard/`, `loss.png`, `logs/` of each rank, `checkpoints/step-…`."""
 
     path: Path
 
@@ -44,9 +43,8 @@ class Run:
                 )
             check_same_run(self.config(), config, self.path)
         self.path.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(config.model_dump(mode="json"), indent=2)
         beside = self.path / f"{CONFIG}.tmp"  # a run that dies here must find the old settings, or the new ones
-        beside.write_text(text + "\n", encoding="utf-8")
+        beside.write_text(config_toml(config), encoding="utf-8")
         os.replace(beside, self.path / CONFIG)
 
     def config(self) -> Config:
@@ -55,17 +53,7 @@ class Run:
         Raises:
             ValueError: the folder holds no run.
         """
-        return read_config(self.path / CONFIG)
-
-
-def read_config(file: Path) -> Config:
-    try:
-        tree: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{file.parent} holds no run: there is no {file.name}") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from None
-    return make_config(tree)
+        return load_config([self.path / CONFIG])
 
 
 def check_same_run(before: Config, now: Config, path: Path) -> None:

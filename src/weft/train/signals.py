@@ -9,9 +9,6 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
-import torch
-import torch.distributed as dist
-
 ASK = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C, preemption, and Slurm's warning before a time limit
 TOGETHER = 0.5  # seconds in which two signals are one: terminals and wrappers often send both
 
@@ -24,7 +21,7 @@ class StopRequest:
         with StopRequest() as stop:
             for step in ...:
                 ...
-                if stop.agree():
+                if any process says stop.requested:
                     save(); break
     """
 
@@ -48,17 +45,6 @@ class StopRequest:
     def requested(self) -> bool:
         """Whether this process was asked; others may not have been, so never act on this alone."""
         return self.signal is not None
-
-    def agree(self, group: dist.ProcessGroup | None = None) -> bool:
-        """Whether any rank was asked to leave: the same answer on all of them. Every rank calls it, once in a step.
-
-        One byte over the CPU's connection: it waits for no GPU. Without a process group the answer is this process's.
-        """
-        if not dist.is_initialized() or dist.get_world_size(group) == 1:
-            return self.requested
-        flag = torch.tensor([self.requested], dtype=torch.uint8)
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=group)
-        return bool(flag.item())
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal is None:

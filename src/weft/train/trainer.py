@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from weft.checkpoint.load import load, newest
 from weft.checkpoint.save import Checkpointer, CheckpointError
+from weft.config.load import load_config
 from weft.config.tree import Config
 from weft.data import tokenizer as tokenizers
 from weft.launch.process import Process, start_process, stop_process
@@ -20,7 +21,7 @@ from weft.train.log import FILE as LOG
 from weft.train.log import RunLog, read_log
 from weft.train.metrics import Meter
 from weft.train.nonfinite import culprits, describe
-from weft.train.run import Run, read_config
+from weft.train.run import Run
 from weft.train.schedule import learning_rate
 from weft.train.signals import StopRequest
 from weft.train.step import Found, eval_step, train_step
@@ -30,7 +31,7 @@ from weft.train.view import Facts, make_view
 
 def main(arguments: list[str]) -> int:
     """Entry of a process that `weft train` started; the one argument is the file with the settings."""
-    run(read_config(Path(arguments[0])))
+    run(load_config(arguments))
     return 0
 
 

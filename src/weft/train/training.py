@@ -60,7 +60,9 @@ def build(config: Config, device: torch.device, *, fill: bool = True) -> Trainin
         fill_from(woven, Path(config.train.init_from))
     elif fill:
         woven.fill(lambda region: initial_region(config.model, config.train.seed, region))
-    return Training(config, mesh, woven, Optimizer(woven.weights, config.optimizer), LossScaler.of(config.layout.precision))
+    return Training(
+        config, mesh, woven, Optimizer(woven.weights, config.optimizer), LossScaler.of(config.layout.precision)
+    )
 
 
 def initial_region(shape: Shape, seed: int, region: Region) -> Tensor:

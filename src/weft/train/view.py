@@ -12,7 +12,7 @@ from rich.console import Console
 from weft.config.tree import Config
 from weft.train.hardware import Peak
 from weft.train.metrics import Metrics
-from weft.train.units import duration, gibibytes, short
+from weft.units import duration, gibibytes, short
 
 
 @dataclass(frozen=True)

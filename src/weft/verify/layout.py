@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from weft.config.layout import Layout
+from weft.config.toml import config_toml
 from weft.config.tree import Config
 from weft.launch.local import launch
 from weft.models.parameters import parameter_sizes
@@ -120,7 +121,7 @@ def verify_layouts(config: Config, a: Layout, b: Layout, steps: int, folder: Pat
         layout.check(config.model, config.train.global_batch, config.seq)
         where = folder / side
         where.mkdir(parents=True)
-        (where / CONFIG).write_text(cut.model_dump_json())
+        (where / CONFIG).write_text(config_toml(cut))
         arguments = [str(where / CONFIG), str(steps), str(where)]
         if launch(layout.world, "weft.verify.trace:main", arguments, logs=where / "logs"):
             raise RuntimeError(f"the run under layout {layout} failed")

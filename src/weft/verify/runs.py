@@ -1,6 +1,6 @@
 """Runs in processes of their own: started, watched, and killed.
 
-    python -m weft.verify.runs CONFIG.json [--resume]
+    python -m weft.verify.runs CONFIG.toml [--resume]
 
 does what `weft train` does between its settings and its last line.
 """
@@ -16,16 +16,18 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from weft.config.load import load_config
+from weft.config.toml import config_toml
 from weft.config.tree import Config
 from weft.launch.local import launch
-from weft.train.run import CONFIG, Run, read_config
+from weft.train.run import CONFIG, Run
 
 POLL = 0.002  # seconds
 
 
 def main(arguments: Sequence[str]) -> int:
     """The launcher of a run."""
-    config = read_config(Path(arguments[0]))
+    config = load_config(arguments[:1])
     folder = Run(Path(config.run))
     folder.claim(config, resume="--resume" in arguments)
     return launch(config.layout.world, "weft.train.trainer:main", [str(folder.path / CONFIG)], logs=folder.logs)
@@ -41,8 +43,8 @@ class RunProcess:
         self.folder = Path(config.run)
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         self.output = self.folder.with_name(f"{self.folder.name}.txt")
-        settings = self.folder.with_name(f"{self.folder.name}.json")
-        settings.write_text(config.model_dump_json(), encoding="utf-8")
+        settings = self.folder.with_name(f"{self.folder.name}.toml")
+        settings.write_text(config_toml(config), encoding="utf-8")
         command = [sys.executable, "-m", "weft.verify.runs", str(settings), *(["--resume"] if resume else [])]
         env = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
         with open(self.output, "wb") as out:

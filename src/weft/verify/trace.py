@@ -13,13 +13,13 @@ from torch import Tensor
 
 from weft.checkpoint.region import Piece, Region
 from weft.checkpoint.tensors import Entry, TensorFile, create
+from weft.config.load import load_config
 from weft.config.tree import Config
 from weft.data.loader import Loader
 from weft.launch.process import start_process, stop_process
 from weft.models.parameters import parameter_sizes
 from weft.parallel.woven import Rows
 from weft.train.data import open_loader
-from weft.train.run import read_config
 from weft.train.schedule import learning_rate
 from weft.train.step import find_gradients, update
 from weft.train.training import Training, build
@@ -39,7 +39,7 @@ class TracedStep:
 
 def main(arguments: list[str]) -> int:
     """Entry of each process: the file with the settings, the number of steps, the folder of the trace."""
-    config = read_config(Path(arguments[0]))
+    config = load_config(arguments[:1])
     process = start_process(config.train.device, layout=config.layout)
     try:
         record(config, int(arguments[1]), Path(arguments[2]), process.device)

@@ -1,0 +1,48 @@
+# Everything is made in .venv; nothing is taken from outside but Python 3.11 or newer.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -q
+
+.PHONY: install demo test check unit parallel golden system docs benchmarks clean
+
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	./scripts/system-packages.sh
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: install  ## The journey: text in, a model trained over two processes, proved, saved, answering.
+	PATH="$(CURDIR)/$(BIN):$$PATH" ./scripts/demo.sh
+
+test: check unit golden parallel system docs  ## All tests, the quickest first.
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+unit: install
+	$(PYTEST) tests/unit
+
+golden: install
+	$(PYTEST) tests/golden
+
+parallel: install
+	$(PYTEST) tests/parallel
+
+system: install
+	$(PYTEST) tests/system
+
+docs: install
+	$(PYTEST) tests/docs
+
+benchmarks: install  ## Half an hour; results go to benchmarks/results.
+	for file in startup tokenization train_speed cutting memory checkpoint_stall generate gpu; do \
+		$(BIN)/python benchmarks/$$file.py || exit 1; \
+	done
+
+clean:
+	rm -rf $(VENV) demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
