@@ -1,0 +1,138 @@
+"""Shape: the parameters and FLOPs that it counts are those of the model that is built from it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from torch.utils.flop_counter import FlopCounterMode
+
+from weft.models.decoder import Decoder
+from weft.models.parameters import block_sizes, parameter_sizes
+from weft.models.shape import FAMILY_SWITCHES, RopeScaling, Shape
+
+SMALL: dict[str, Any] = {"num_layers": 2, "hidden": 32, "num_heads": 4, "ffn": 48, "vocab": 67, "max_seq": 64}
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> Shape:
+    kv_heads = draw(st.integers(1, 4))
+    return Shape(
+        family=draw(st.sampled_from(sorted(FAMILY_SWITCHES))),
+        num_layers=draw(st.integers(1, 3)),
+        hidden=draw(st.integers(1, 40)),
+        num_kv_heads=kv_heads,
+        num_heads=kv_heads * draw(st.integers(1, 3)),
+        head_dim=2 * draw(st.integers(1, 8)),
+        ffn=draw(st.integers(1, 50)),
+        vocab=draw(st.integers(1, 99)),
+        max_seq=draw(st.integers(1, 64)),
+        **{name: draw(st.booleans()) for name in ("qkv_bias", "out_bias", "qk_norm", "tied")},
+        positions=draw(st.sampled_from(["rotary", "learned"])),
+        norm=draw(st.sampled_from(["rmsnorm", "layernorm"])),
+        activation=draw(st.sampled_from(["swiglu", "gelu"])),
+    )
+
+
+@settings(deadline=None)  # the first example pays for torch
+@given(shapes())
+def test_counts_are_the_models(shape: Shape) -> None:
+    with torch.device("meta"):
+        model = Decoder(shape)
+    assert shape.num_params == sum(parameter.numel() for parameter in model.parameters())
+    assert shape.block_params == sum(parameter.numel() for parameter in model.blocks["0"].parameters())
+    assert parameter_sizes(shape) == {name: tuple(p.shape) for name, p in model.named_parameters()}
+    matrices = [dims for dims in block_sizes(shape).values() if len(dims) == 2]
+    assert shape.block_matmul_params == sum(rows * columns for rows, columns in matrices)
+
+
+@settings(deadline=None)  # the first example pays for torch
+@given(shapes(), st.data())
+def test_stages_hold_what_the_whole_holds(shape: Shape, data: st.DataObject) -> None:
+    """Every parameter lies in one of two stages, under its name of the whole; a tied head is a copy in the last."""
+    edge = data.draw(st.integers(0, shape.num_layers))
+    with torch.device("meta"):
+        parts = [Decoder(shape, range(edge)), Decoder(shape, range(edge, shape.num_layers))]
+    if edge in (0, shape.num_layers):
+        return  # an empty stage: layouts refuse it
+    names = [name for part in parts for name, _ in part.named_parameters()]
+    copies = ["head.weight"] if shape.tied else []
+    assert sorted(names) == sorted([*parameter_sizes(shape), *copies])
+
+
+@pytest.mark.parametrize("family", sorted(FAMILY_SWITCHES))
+@pytest.mark.parametrize("seq", [16, 64])
+def test_flops_are_those_that_torch_counts(family: str, seq: int) -> None:
+    """torch counts the matrix products of forward and backward, attention in full; so does `causal=False`."""
+    shape = Shape(**{**SMALL, "family": family, "num_kv_heads": 2 if family != "gpt2" else 4})
+    model = Decoder(shape)
+    tokens = torch.zeros(2, seq, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        model(tokens).sum().backward()
+    counted = counter.get_total_flops() / tokens.numel()
+    assert counted == pytest.approx(shape.flops_per_token(seq, causal=False), rel=0.02)
+
+
+@pytest.mark.parametrize(("window", "seq"), [(None, 64), (64, 64), (100, 64), (8, 64), (1, 64), (16, 32)])
+def test_causal_flops_are_the_scores_that_the_mask_keeps(window: int | None, seq: int) -> None:
+    shape = Shape(**SMALL, sliding_window=window)
+    scores = sum(min(token + 1, window or seq) for token in range(seq)) / seq  # a token, counted one by one
+    whole, causal = (shape.flops_per_token(seq, causal=causal) for causal in (False, True))
+    per_score, width = 12 * shape.num_layers * shape.num_heads * shape.head_dim, min(seq, window or seq)
+    matmul = whole - per_score * width
+    # the formula halves the square below the diagonal, and so half of the diagonal's scores too
+    assert (causal - matmul) / per_score == pytest.approx(scores - width / (2 * seq))
+
+
+def test_what_may_be_left_out() -> None:
+    shape = Shape(**SMALL)
+    assert (shape.num_kv_heads, shape.head_dim) == (4, 8)
+    small = {name: size for name, size in SMALL.items() if name != "ffn"}
+    assert Shape(**small, family="gpt2").ffn == 4 * 32
+    with pytest.raises(ValidationError, match="ffn"):
+        Shape(**small)  # no family but GPT-2 has a rule for it
+
+
+@pytest.mark.parametrize("family", sorted(FAMILY_SWITCHES))
+def test_a_family_sets_its_switches_and_they_may_be_set_again(family: Any) -> None:
+    shape = Shape(**SMALL, family=family)
+    for name, value in FAMILY_SWITCHES[family].items():
+        assert getattr(shape, name) == value
+    assert Shape(**SMALL, family=family, tied=not shape.tied).tied is not shape.tied
+
+
+@pytest.mark.parametrize(
+    ("over", "words"),
+    [
+        ({"num_layers": 0}, "model.num_layers is 0; it must be at least 1"),
+        ({"hidden": 0, "head_dim": 8}, "model.hidden is 0"),
+        ({"num_heads": 0, "num_kv_heads": 1}, "model.num_heads is 0"),
+        ({"vocab": -1}, "model.vocab is -1"),
+        ({"max_seq": 0}, "model.max_seq is 0"),
+        ({"num_kv_heads": 3}, "model.num_kv_heads .3. must divide model.num_heads .4."),
+        ({"head_dim": 7}, "model.head_dim .7. must be even"),
+        ({"sliding_window": 0}, "model.sliding_window is 0; leave it out"),
+        ({"family": "mamba"}, "gpt2"),
+        ({"depth": 3}, "depth"),
+        ({"activation": "relu"}, "swiglu"),
+        ({"num_layers": 2.5}, "num_layers"),
+    ],
+)
+def test_shapes_that_are_none(over: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        Shape(**{**SMALL, **over})
+
+
+def test_odd_heads_are_fine_without_rotary_positions() -> None:
+    assert Shape(**{**SMALL, "family": "gpt2", "head_dim": 7}).head_dim == 7
+
+
+def test_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Shape(**SMALL).hidden = 1  # type: ignore[misc]
+    with pytest.raises(ValidationError, match="extra"):
+        RopeScaling(factor=8, low_freq_factor=1, high_freq_factor=4, original_max_seq=64, kind="yarn")  # type: ignore[call-arg]
