@@ -1,0 +1,110 @@
+"""The folder of a run: who may begin there, who may go on."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from weft.config.load import make_config, merge
+from weft.config.tree import Config
+from weft.train.run import CONFIG, Run, check_same_run
+
+TREE: dict = {
+    "model": {"family": "llama", "num_layers": 2, "hidden": 32, "num_heads": 4, "ffn": 48, "vocab": 67, "max_seq": 32},
+    "data": {"paths": ["a", "b"], "weights": [0.25, 0.75]},
+    "train": {"steps": 10, "seq": 16},
+}
+
+
+def config(**over: object) -> Config:
+    return make_config(merge(TREE, over))
+
+
+def with_checkpoint(path: Path) -> Run:
+    run = Run(path)
+    run.claim(config(), resume=False)
+    (run.checkpoints / "step-00000003").mkdir(parents=True)
+    return run
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_new_folder_is_made_and_holds_the_settings(resume: bool, tmp_path: Path) -> None:
+    run = Run(tmp_path / "runs" / "deep")
+    run.claim(config(), resume)
+    assert run.config() == config()
+    assert [file.name for file in run.path.iterdir()] == [CONFIG]
+
+
+def test_a_run_that_never_saved_may_begin_again(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.claim(config(), resume=False)
+    (run.checkpoints / "step-00000003.tmp").mkdir(parents=True)  # what a killed save leaves behind is no checkpoint
+    changed = config(train={"seed": 4})
+    run.claim(changed, resume=False)
+    assert run.config() == changed
+
+
+def test_a_run_with_checkpoints_is_not_started_over(tmp_path: Path) -> None:
+    run = with_checkpoint(tmp_path)
+    with pytest.raises(ValueError, match=r"holds a run with checkpoints: go on with --resume, or give .* --run"):
+        run.claim(config(train={"steps": 11}), resume=False)
+    assert run.config() == config()
+
+
+@pytest.mark.parametrize(
+    ("setting", "change"),
+    [
+        ("model", {"model": {"ffn": 64}}),
+        ("train.seed", {"train": {"seed": 1}}),
+        ("train.seq", {"train": {"seq": 8}}),
+        ("data.paths", {"data": {"paths": ["b", "a"]}}),
+        ("data.weights", {"data": {"weights": [0.5, 0.5]}}),
+        ("data.split", {"data": {"split": [90, 10, 0]}}),
+        ("data.document_mask", {"data": {"document_mask": True}}),
+    ],
+)
+def test_another_run_is_not_resumed(setting: str, change: dict, tmp_path: Path) -> None:
+    run = with_checkpoint(tmp_path)
+    with pytest.raises(ValueError, match=f"was trained with another {setting}: .*Put it back to resume"):
+        run.claim(config(**change), resume=True)
+    assert run.config() == config()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"layout": "fsdp2.tp2"},
+        {"train": {"steps": 20, "nonfinite": "skip", "global_batch": 16}},
+        {"optimizer": {"lr": 1e-5}},
+        {"log": {"every": 5}, "checkpoint": {"keep": 5}},
+        {"run": "moved"},
+    ],
+)
+def test_what_may_change(change: dict, tmp_path: Path) -> None:
+    run = with_checkpoint(tmp_path)
+    changed = config(**change)
+    run.claim(changed, resume=True)
+    assert run.config() == changed
+
+
+def test_the_sequence_may_be_named_or_left_to_the_model() -> None:
+    check_same_run(config(train={"seq": 0}), config(train={"seq": 32}), Path("run"))
+
+
+def test_settings_appear_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = with_checkpoint(tmp_path)
+
+    def killed(*names: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run.claim(config(layout="fsdp2"), resume=True)
+    assert run.config() == config()
+
+
+def test_no_run(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=CONFIG):
+        Run(tmp_path / "none").config()
