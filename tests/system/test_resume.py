@@ -19,8 +19,8 @@ from weft.models.parameters import parameter_sizes
 from weft.train.log import read_log
 from weft.train.run import Run
 from weft.verify.checkpoint import verify_checkpoint
+from weft.verify.continuation import compare
 from weft.verify.layout import Difference
-from weft.verify.resume import compare
 
 
 def differences(unbroken: Config, resumed: Config) -> list[Difference]:

@@ -10,7 +10,9 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,10 +21,12 @@ import torch.nn.functional as F
 import transformers
 from forked import SHAPE, cut, failures, settings, train, until
 
+from weft.checkpoint import save
 from weft.checkpoint.folder import checkpoints
 from weft.checkpoint.load import read_state
 from weft.checkpoint.region import Region
 from weft.checkpoint.weights import WeightsFolder
+from weft.checkpoint.write import DiskFullError, write_checkpoint
 from weft.cli import app
 from weft.cli import train as cli_train
 from weft.config.load import load_config
@@ -30,12 +34,12 @@ from weft.config.toml import config_toml
 from weft.config.tree import Config
 from weft.data.indexed import IndexedDataset
 from weft.launch.process import start_process
-from weft.train import hardware
+from weft.train import hardware, trainer
 from weft.train.data import open_loader
 from weft.train.log import read_log
 from weft.train.run import CONFIG
 from weft.train.trainer import Trainer
-from weft.verify.resume import compare
+from weft.verify.continuation import compare
 
 # -- the command ------------------------------------------------------------------------------------------------------
 
@@ -287,6 +291,61 @@ def test_an_fp16_overflow_halves_the_scale_and_goes_on(tmp_path: Path, monkeypat
     assert state["optimizer_updates"] == 12 - len(skipped)
     said = " ".join((tmp_path / "run" / "output-0.txt").read_text().split())
     assert f"step 1: fp16 overflow, loss scale now {2.0**25:g}" in said
+
+
+# -- saves that fail --------------------------------------------------------------------------------------------------
+
+
+def fail_at(steps: set[int], config: Config) -> None:
+    """Train where nothing can be written at some steps."""
+
+    def write(plan: Any, agreement: Any, step: int, *rest: Any) -> Path:
+        if step in steps:
+            raise DiskFullError(step, 0, "no space left on device")
+        return write_checkpoint(plan, agreement, step, *rest)
+
+    save.write_checkpoint = write  # type: ignore[attr-defined]
+    trainer.run(config)
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_training_goes_on_where_a_save_fails(asynchronous: bool, tmp_path: Path) -> None:
+    saves = {"asynchronous": asynchronous, "keep": 9}
+    config = settings(tmp_path / "run", "dp2", checkpoint=saves, log={"view": "plain"})
+    train(config, work=partial(fail_at, {3, 9}))
+    saved = [path.name for path in checkpoints(tmp_path / "run" / "checkpoints")]
+    assert saved == ["step-00000012", "step-00000006"]
+    said = " ".join((tmp_path / "run" / "output-0.txt").read_text().split())
+    for step in (3, 9):
+        assert f"the checkpoint of step {step} was not saved: rank 0: no space left on device; training goes on" in said
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_a_last_save_that_fails_is_an_error(asynchronous: bool, tmp_path: Path) -> None:
+    config = settings(tmp_path / "run", checkpoint={"asynchronous": asynchronous})
+    with pytest.raises(AssertionError, match="the checkpoint of step 12 was not saved: rank 0: no space left"):
+        train(config, work=partial(fail_at, {12}))
+    assert [line["step"] for line in read_log(config.run)] == list(range(1, 13))
+    train(config, resume=True)  # the last three steps again
+    assert checkpoints(tmp_path / "run" / "checkpoints")[0].name == "step-00000012"
+
+
+def test_asked_to_stop_where_nothing_can_be_saved(tmp_path: Path) -> None:
+    def work(config: Config) -> None:
+        real = Trainer.report
+
+        def report(self: Trainer, *what: Any) -> None:
+            real(self, *what)
+            if self.step == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        Trainer.report = report  # type: ignore[method-assign]
+        fail_at({5}, config)
+
+    config = settings(tmp_path / "run", checkpoint={"asynchronous": False}, log={"view": "plain"})
+    with pytest.raises(AssertionError, match="the checkpoint of step 5 was not saved"):
+        train(config, work=work)
+    assert "is saved; --resume" not in (tmp_path / "run" / "output-0.txt").read_text()
 
 
 # -- evaluation, and what comes out -----------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from weft.train.step import clip_factor, squares
 @pytest.mark.parametrize("dims", [(), (7,), (0, 5), (4096,), (3, 4097), (20000, 768)])
 def test_squares_are_exact(dims: tuple[int, ...]) -> None:
     x = torch.randn(dims, generator=torch.Generator().manual_seed(0))
-    assert float(squares(x)) == pytest.approx(float(x.double().square().sum()), rel=1e-7)
+    assert float(squares(x)) == pytest.approx(float(x.double().square().sum()), rel=1e-6)
 
 
 def test_the_stock_norm_is_not() -> None:

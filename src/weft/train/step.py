@@ -97,8 +97,10 @@ def squared_norm(weights: list[Weight]) -> Tensor:
 
 
 def squares(x: Tensor, width: int = 4096) -> Tensor:
-    """Sum of squares, in fp64 over short rows: on a CPU, torch adds a long tensor up in fp32, one number after the other,
-    and is off by a thousandth for the embedding of GPT-2."""
+    """Sum of squares: norms of short rows, added up in fp64.
+
+    torch's own norm adds a whole tensor up in fp32 on a CPU, and is off by a thousandth for the embedding of GPT-2.
+    """
     flat = x.flatten()
     whole = len(flat) // width * width
     rows = torch.linalg.vector_norm(flat[:whole].view(-1, width), dim=1)

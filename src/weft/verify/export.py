@@ -108,6 +108,7 @@ def load_reference(folder: Path) -> tuple[Any, list[str]]:
         raise ValueError(
             "weft verify export compares with transformers, which is not installed: pip install transformers"
         ) from None
+    transformers.logging.disable_progress_bar()
     auto: Any = transformers.AutoModelForCausalLM
     try:
         model, info = auto.from_pretrained(

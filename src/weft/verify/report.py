@@ -11,9 +11,9 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from weft.verify.checkpoint import CheckpointReport
+    from weft.verify.continuation import ResumeReport
     from weft.verify.export import ExportReport
     from weft.verify.layout import LayoutReport
-    from weft.verify.resume import ResumeReport
 
 EQUAL, DIFFERS = Text("equal", "green"), Text("differs", "bold red")
 
@@ -53,7 +53,7 @@ def show_layouts(report: LayoutReport, console: Console, worst: int = 5) -> None
 
 def show_resume(report: ResumeReport, console: Console) -> None:
     """Where the run was killed, a line for each kind of number that was compared, and the verdict."""
-    from weft.verify.resume import KINDS
+    from weft.verify.continuation import KINDS
 
     (a, b), k, death = report.layouts, report.steps, report.death
     doing = f"while saving step {2 * k}" if death.saving else "while training on"
