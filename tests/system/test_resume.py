@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 from forked import cut, end, failures, kill, settings, start, train, until
 
+from weft.checkpoint import save
 from weft.checkpoint.folder import checkpoints, step_path
 from weft.checkpoint.load import read_state
 from weft.checkpoint.tensors import TensorFile
 from weft.config.tree import Config
 from weft.models.parameters import parameter_sizes
+from weft.train import trainer
 from weft.train.log import read_log
 from weft.train.run import Run
 from weft.verify.checkpoint import verify_checkpoint
@@ -35,17 +37,22 @@ def new_lines(config: Config, since: float) -> int:
     return sum(line["time"] > since for line in read_log(config.run)) if log.exists() else 0
 
 
+def newest_step(folder: Path) -> int:
+    return int(checkpoints(folder)[0].name.removeprefix("step-")) if checkpoints(folder) else 0
+
+
 def kill_at_random(config: Config, stream: random.Random, *, saving: bool, resume: bool) -> bool:
-    """Kill all processes of the run some steps from where it stands, or once they are saving; whether they were."""
-    folder, begin = Run(Path(config.run)).checkpoints, time.time()
+    """Kill all processes of the run some time after its next checkpoint, or while the one behind it is written;
+    whether that was so."""
+    folder = Run(Path(config.run)).checkpoints
+    before = newest_step(folder)
     pids = start(config, resume=resume)
+    until(lambda: newest_step(folder) > before, pids)
     if saving:
-        until(lambda: any(path.stat().st_mtime > begin for path in folder.glob("step-*[0-9].tmp")), pids)
+        until(lambda: any(folder.glob("step-*[0-9].tmp")), pids)
         time.sleep(stream.uniform(0, 0.005))
     else:
-        steps = stream.randint(1, 4)
-        until(lambda: new_lines(config, begin) >= steps, pids)
-        time.sleep(stream.uniform(0, 0.03))
+        time.sleep(stream.uniform(0, 0.05))
     kill(pids)
     return any(folder.glob("step-*[0-9].tmp"))
 
@@ -56,7 +63,7 @@ def kill_at_random(config: Config, stream: random.Random, *, saving: bool, resum
 )
 def test_killed_again_and_again_and_still_the_same_run(layout: str, asynchronous: bool, tmp_path: Path) -> None:
     saves = {"every": 3, "asynchronous": asynchronous}
-    evaluations = {"steps": 30, "eval_every": 5, "eval_batches": 1}
+    evaluations = {"steps": 36, "eval_every": 5, "eval_batches": 1}
     unbroken = settings(tmp_path / "unbroken", layout, train=evaluations, checkpoint=saves)
     train(unbroken)
     broken, stream = cut(unbroken, layout, tmp_path / "broken"), random.Random(f"{layout} {asynchronous}")
@@ -67,21 +74,40 @@ def test_killed_again_and_again_and_still_the_same_run(layout: str, asynchronous
     assert any(saving)
     train(broken, resume=True)
     assert differences(unbroken, broken) == []
-    assert [line["step"] for line in read_log(broken.run)] == list(range(1, 31))
+    assert [line["step"] for line in read_log(broken.run)] == list(range(1, 37))
     assert [line["valid_loss"] for line in read_log(broken.run)] == [
         line["valid_loss"] for line in read_log(unbroken.run)
     ]
     left = sorted(path.name for path in (tmp_path / "broken" / "checkpoints").iterdir())
-    assert left == ["step-00000027", "step-00000030"]
+    assert left == ["step-00000033", "step-00000036"]
     assert all(verify_checkpoint(path).whole for path in checkpoints(tmp_path / "broken" / "checkpoints"))
 
 
 def test_a_run_killed_at_every_save_comes_to_its_end(tmp_path: Path) -> None:
-    unbroken = settings(tmp_path / "unbroken", "fsdp2", checkpoint={"every": 1})
+    unbroken = settings(tmp_path / "unbroken", "fsdp2", train={"steps": 24}, checkpoint={"every": 1})
     train(unbroken)
     broken, stream = cut(unbroken, "fsdp2", tmp_path / "broken"), random.Random(1)
     for attempt in range(3):
         kill_at_random(broken, stream, saving=True, resume=attempt > 0)
+    train(broken, resume=True)
+    assert differences(unbroken, broken) == []
+
+
+def test_killed_between_the_save_and_the_next_step(tmp_path: Path) -> None:
+    unbroken = settings(tmp_path / "unbroken", checkpoint={"asynchronous": False})
+    train(unbroken)
+    broken = cut(unbroken, "single", tmp_path / "broken")
+
+    def work(config: Config) -> None:
+        def retain(folder: Path, keep: int, saved: Path) -> None:
+            if saved.name == "step-00000006":
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        save.retain = retain  # type: ignore[attr-defined, assignment]
+        trainer.run(config)
+
+    end(start(broken, work=work))
+    assert newest_step(tmp_path / "broken" / "checkpoints") == 6
     train(broken, resume=True)
     assert differences(unbroken, broken) == []
 
