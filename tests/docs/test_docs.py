@@ -1,0 +1,198 @@
+"""The guide is true: its commands run, its links lead somewhere, its options and settings exist."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tomllib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from pages import LINK, PAGES, ROOT, Block, anchors, blocks, commands, options, script, setup
+
+MODULES = ("argparse", "ast", "base64", "calendar", "codecs", "csv", "heapq", "inspect", "pdb", "tarfile", "typing")
+"""Of the standard library: text enough for a small tokenizer and some batches."""
+FOREIGN_OPTIONS = {
+    "--help",
+    "--nproc-per-node",
+    "--nnodes",
+    "--rdzv-backend",
+    "--rdzv-endpoint",
+    "--plain-steps",
+    "--repeats",
+}
+"""Of every command, of torchrun and of the benchmarks."""
+
+ids = [str(page.relative_to(ROOT)) for page in PAGES]
+
+
+# -- commands ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def fixtures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What pages may ask for in `<!-- setup: … -->`: small stand-ins for what `make demo` leaves behind.
+
+    nothing      nothing
+    text         a folder with some Python files
+    demo         demo/tokenizer and demo/stdlib, as examples/demo.toml names them
+    demo/tp2     a run of examples/demo.toml, of 12 steps, with two checkpoints
+    """
+    folder = tmp_path_factory.mktemp("fixtures")
+    (folder / "text").mkdir()
+    for module in MODULES:
+        shutil.copy(Path(sysconfig.get_path("stdlib")) / f"{module}.py", folder / "text")
+    link(folder)
+    shell(
+        folder,
+        """set -eu
+        weft data tokenizer text --vocab 2048 --out demo/tokenizer
+        weft data prepare text --tokenizer demo/tokenizer --out demo/stdlib --workers 1
+        weft train examples/demo.toml --run demo/tp2 --layout tp2 --steps 12 --batch 4 \
+            --set schedule.warmup=2 --set checkpoint.every=6 --set log.every=1 --set train.eval_every=6 \
+            --set data.split='[80, 20, 0]'
+        """,
+    )
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_commands_run(page: Path, fixtures: Path, tmp_path: Path) -> None:
+    link(tmp_path)
+    for name in setup(page):
+        found = [*fixtures.glob("demo/stdlib.*"), fixtures / "demo/tokenizer"] if name == "demo" else [fixtures / name]
+        for source in found if name != "nothing" else []:
+            copy(source, tmp_path / source.relative_to(fixtures))
+    for block in blocks(page):
+        if block.key == "file":
+            (tmp_path / block.value).write_text(block.text, encoding="utf-8")
+    shell(tmp_path, script(page))
+
+
+def copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target)
+    else:
+        shutil.copy(source, target)
+
+
+def link(folder: Path) -> None:
+    """What a page's commands see of the repository."""
+    for name in ("examples", "scripts", "benchmarks"):
+        (folder / name).symlink_to(ROOT / name)
+
+
+def shell(folder: Path, commands: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    environment |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "COLUMNS": "100"}
+    done = subprocess.run(
+        ["sh", "-c", commands], cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        timeout=400, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_blocks_have_a_known_kind(page: Path) -> None:
+    """Nothing that looks like a command escapes by a misspelt fence."""
+    for block in blocks(page):
+        assert block.kind in ("sh", "console", "text", "toml", "json", "python"), f"{page.name}:{block.line}"
+        assert block.key in ("", "file", "fails", "setup"), f"{page.name}:{block.line}"
+        words = block.text.split()
+        runs = block.kind == "text" and words[0] == "weft" and words[1] in verbs()
+        assert not runs, f"{page.name}:{block.line}: a command is fenced as ```sh, or ```console if it cannot be run"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_toml_is_accepted(page: Path) -> None:
+    from weft.config.load import make_config, merge
+
+    for block in tomls(page):
+        tree: dict[str, Any] = merge({"model": {"preset": "gpt2-124m"}}, tomllib.loads(block.text))
+        make_config(tree)
+
+
+def tomls(page: Path) -> list[Block]:
+    return [block for block in blocks(page) if block.kind == "toml"]
+
+
+# -- links and options ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in LINK.findall(page.read_text(encoding="utf-8")):
+        if target.startswith(("http://", "https://")):
+            continue
+        file, _, anchor = target.partition("#")
+        path = (page.parent / file).resolve() if file else page
+        assert path.exists(), f"{page.name} links to {target}"
+        assert not anchor or anchor in anchors(path), f"{page.name} links to {target}; there: {sorted(anchors(path))}"
+
+
+def test_every_page_is_in_the_table_of_contents() -> None:
+    listed = set(LINK.findall((ROOT / "docs" / "README.md").read_text(encoding="utf-8")))
+    assert {page.name for page in PAGES if page.parent.name == "docs"} - {"README.md"} <= listed
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_commands_and_options_exist(page: Path) -> None:
+    known = verbs()
+    for line, words in commands(page):
+        where = f"{page.name}:{line}: weft {' '.join(words)}"
+        name = next((name for name in (" ".join(words[:2]), words[0]) if name in known), None)
+        assert name is not None or words[0].startswith("--"), f"{where}: no such command"
+        given = {word.partition("=")[0] for word in words if word.startswith("--") and word != "--"}
+        assert given <= known[name or ""] | {"--help"}, f"{where}: no option {given - known[name or '']}"
+    unknown = options(page) - set().union(*known.values()) - FOREIGN_OPTIONS
+    assert not unknown, f"{page.name} names {sorted(unknown)}"
+
+
+def verbs() -> dict[str, set[str]]:
+    """Each command, "" for weft itself → its options."""
+    import typer.main
+
+    from weft.cli.app import app
+
+    found: dict[str, set[str]] = {}
+
+    def walk(command: Any, name: str) -> None:
+        found[name] = {word for option in command.params for word in (*option.opts, *option.secondary_opts)}
+        for child, inside in getattr(command, "commands", {}).items():
+            walk(inside, f"{name} {child}".strip())
+
+    walk(typer.main.get_command(app), "")
+    return found
+
+
+def test_every_command_is_in_the_guide() -> None:
+    named = {" ".join(words[:2]) for page in PAGES for _, words in commands(page)}
+    named |= {words[0] for page in PAGES for _, words in commands(page)}
+    assert not {verb for verb in verbs() if verb} - named
+
+
+# -- what is generated ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "page"), [("make_settings", "settings.md"), ("make_picture", "layouts.svg")])
+def test_generated_parts_are_new(name: str, page: str) -> None:
+    """`python docs/make_settings.py` and `python docs/make_picture.py` bring them up to date."""
+    path = ROOT / "docs" / page
+    assert path.read_text(encoding="utf-8") == module(name).made(path), f"run: python docs/{name}.py"
+
+
+def module(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
