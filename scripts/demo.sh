@@ -10,7 +10,7 @@ say() { printf '\n\033[1m── %s\033[0m\n' "$*"; }
 run() { printf '\033[2m$ %s\033[0m\n' "$*"; "$@"; }
 
 say "Data: the Python standard library's own source becomes tokens"
-run weft data tokenizer "$text" --glob '*.py' --vocab 2048 --out $out/tokenizer
+run weft data tokenizer "$text" --glob '*.py' --vocab 1024 --out $out/tokenizer
 run weft data prepare "$text" --glob '*.py' --tokenizer $out/tokenizer --out $out/stdlib
 
 say "Plan: what this run will be, before anything starts"
@@ -29,6 +29,6 @@ run weft verify checkpoint $out/tp2
 
 say "Prompt: the checkpoint, loaded by a new process, completes some code"
 run weft generate $out/tp2 'def __init__(self, name, value=None):
-' --max-tokens 80 --temperature 0.6 --top-p 0.9 --seed 1
+' --max-tokens 80 --temperature 0.5 --top-p 0.9 --seed 1
 
 say "Look: $out/tp2/loss.png is the loss curve; $out/tp2/checkpoints/ loads in transformers as it lies"
