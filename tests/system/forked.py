@@ -57,7 +57,7 @@ def start(config: Config, *, resume: bool = False, work: Callable[[Config], None
     Run(Path(config.run)).claim(config, resume)
     torch.set_num_threads(1)  # a child of a parent with threads would hang
     peak_flops(torch.device("cpu"), config.layout.precision)  # measured once, for all children
-    store = tempfile.mktemp(prefix="weft-store-")
+    store = tempfile.mktemp(prefix="store-", dir=config.run)
     return [_fork(config, rank, store, work) for rank in range(config.layout.world)]
 
 

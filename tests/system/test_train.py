@@ -57,6 +57,7 @@ def weft(*arguments: object, before: tuple[str, ...] = ()) -> subprocess.Popen[s
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_ctrl_c_then_torchrun_is_the_run_without_a_break(tmp_path: Path) -> None:
     unbroken = settings(tmp_path / "unbroken", "fsdp2", train={"steps": 50}, checkpoint={"every": 0})
     train(unbroken)

@@ -176,6 +176,7 @@ def killed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     return codes
 
 
+@pytest.mark.slow
 def test_a_real_kill_and_a_resume_under_another_layout(
     killed: list[tuple[int, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
