@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +53,8 @@ def script(page: Path) -> str:
     """All commands of a page as one shell script; a block that fails is named on stderr."""
     lines = ["set -eu", HELPERS]
     found = blocks(page)
-    for block, after in zip(found, [*found[1:], None], strict=True):
+    for block, after in pairwise([*found, None]):
+        assert block is not None
         where = f"{page.name}:{block.line}"
         if block.kind == "sh" and block.key == "fails":
             lines += [f"code=0; (\n{block.text}) 2> stderr.txt || code=$?", f"failed {block.value} $code {where}"]

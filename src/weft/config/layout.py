@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from weft.models.shape import Shape
 
@@ -153,7 +153,11 @@ class Layout(BaseModel):
                 raise ValueError(f"layout {text!r} sets {name} twice")
             if name:
                 fields[name] = value
-        return cls.model_validate(fields)
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            found = error.errors()[0]
+            raise ValueError(f"layout {text!r}: {found.get('ctx', {}).get('error', found['msg'])}") from None
 
 
 WORDS: dict[str, tuple[str, object]] = {

@@ -77,7 +77,7 @@ def nest(key: str, value: Any) -> dict[str, Any]:
     """`a.b` and 1 as {"a": {"b": 1}}."""
     for name in reversed(key.split(".")):
         value = {name: value}
-    return value 
+    return value
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

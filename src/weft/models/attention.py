@@ -66,9 +66,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
 
 
-def attention_mask(
-    seq: int, window: int | None, documents: Tensor | None, device: torch.device
-) -> Tensor | None:
+def attention_mask(seq: int, window: int | None, documents: Tensor | None, device: torch.device) -> Tensor | None:
     """Who sees whom among `seq` tokens: bool [1 or B, 1, T, T]; None where plain causal says it all.
 
     Args:

@@ -49,8 +49,8 @@ class Decoder(nn.Module):
         blocks = blocks if blocks is not None else range(shape.num_layers)
         first, last = blocks.start == 0, blocks.stop == shape.num_layers
         learned = first and shape.positions == "learned"
-        self.embed = nn.Embedding(shape.vocab, shape.hidden) if first else None
-        self.positions = nn.Embedding(shape.max_seq, shape.hidden) if learned else None
+        self.embed = make_embedding(shape.vocab, shape.hidden) if first else None
+        self.positions = make_embedding(shape.max_seq, shape.hidden) if learned else None
         self.blocks = nn.ModuleDict({str(index): Block(shape) for index in blocks})
         self.norm = make_norm(shape) if last else None
         self.head = nn.Linear(shape.hidden, shape.vocab, bias=False) if last else None
@@ -96,3 +96,8 @@ class Decoder(nn.Module):
 def make_norm(shape: Shape) -> nn.Module:
     kind = RMSNorm if shape.norm == "rmsnorm" else nn.LayerNorm
     return kind(shape.hidden, eps=shape.norm_eps)
+
+
+def make_embedding(rows: int, hidden: int) -> nn.Embedding:
+    """Not filled: weights come from a seed or from a file, and drawing on meta would import torch's compiler, for 2 s."""
+    return nn.Embedding(rows, hidden, _weight=torch.empty(rows, hidden))

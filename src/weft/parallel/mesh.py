@@ -24,18 +24,19 @@ class Mesh:
 
     devices: DeviceMesh
     device: torch.device
+    indices: dict[str, int]  # this process's coordinate on each axis
     ends: dist.ProcessGroup | None
     backward: dist.ProcessGroup | None
 
     def size(self, axis: str) -> int:
-        return self.devices[axis].size()
+        return self.devices.size(AXES.index(axis))
 
     def index(self, axis: str) -> int:
         """This process's coordinate on an axis."""
-        return self.devices[axis].get_local_rank()
+        return self.indices[axis]
 
     def group(self, axis: str) -> dist.ProcessGroup:
-        return self.devices[axis].get_group()
+        return self.devices.get_group(axis)
 
     @property
     def replica(self) -> int:
@@ -62,7 +63,8 @@ def make_mesh(layout: Layout, device: torch.device) -> Mesh:
     sizes = tuple(getattr(layout, axis) for axis in AXES)
     devices = init_device_mesh(device.type, sizes, mesh_dim_names=AXES)
     ends, backward = _pipeline_groups(devices, layout.pp) if layout.pp > 1 else (None, None)
-    return Mesh(devices, device, ends, backward)
+    indices = {axis: devices.get_local_rank(axis) for axis in AXES}
+    return Mesh(devices, device, indices, ends, backward)
 
 
 def _pipeline_groups(devices: DeviceMesh, num_stages: int) -> tuple[dist.ProcessGroup | None, dist.ProcessGroup | None]:

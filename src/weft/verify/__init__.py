@@ -1,1 +1,1 @@
-"""Proofs: that a layout computes what one process computes, a resume what an unbroken run does, an export its source."""
+"""Proofs: a layout computes what one process does, a resume what an unbroken run does, an export what its source is."""
