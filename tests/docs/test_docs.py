@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from pages import LINK, PAGES, ROOT, Block, anchors, blocks, commands, options, script, setup
 
-MODULES = ("argparse", "ast", "base64", "calendar", "codecs", "csv", "heapq", "inspect", "pdb", "tarfile", "typing")
-"""Of the standard library: text enough for a small tokenizer and some batches."""
+TEXTS = 60
+"""Files of the fixtures' text: enough documents that each part of a split has one."""
 FOREIGN_OPTIONS = {
     "--help",
     "--nproc-per-node",
@@ -51,8 +51,9 @@ def fixtures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     folder = tmp_path_factory.mktemp("fixtures")
     (folder / "text").mkdir()
-    for module in MODULES:
-        shutil.copy(Path(sysconfig.get_path("stdlib")) / f"{module}.py", folder / "text")
+    modules = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    for module in [path for path in modules if 5_000 < path.stat().st_size < 40_000][:TEXTS]:
+        shutil.copy(module, folder / "text")
     link(folder)
     vocab = tomllib.loads((ROOT / "examples" / "demo.toml").read_text(encoding="utf-8"))["model"]["vocab"]
     shell(
@@ -61,8 +62,7 @@ def fixtures(tmp_path_factory: pytest.TempPathFactory) -> Path:
         weft data tokenizer text --vocab {vocab} --out demo/tokenizer
         weft data prepare text --tokenizer demo/tokenizer --out demo/stdlib --workers 1
         weft train examples/demo.toml --run demo/tp2 --layout tp2 --steps 12 --batch 4 \
-            --set schedule.warmup=2 --set checkpoint.every=6 --set log.every=1 --set train.eval_every=6 \
-            --set data.split='[80, 20, 0]'
+            --set schedule.warmup=2 --set checkpoint.every=6 --set log.every=1 --set train.eval_every=6
         """,
     )
     return folder

@@ -10,8 +10,8 @@ from weft.train.chart import bounds, draw
 from weft.train.hardware import Peak
 from weft.train.live import MOST_POINTS, LiveView
 from weft.train.metrics import Metrics
-from weft.units import duration, gibibytes, short
 from weft.train.view import Facts, PlainView, View, make_view
+from weft.units import duration, gibibytes, short
 
 SHAPE = Shape(num_layers=2, hidden=8, num_heads=2, ffn=16, vocab=32, max_seq=16)  # type: ignore[call-arg]
 CONFIG = Config.model_validate({"model": SHAPE, "train": {"steps": 1000, "global_batch": 4}, "run": "runs/[toy]"})

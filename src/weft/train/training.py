@@ -44,7 +44,8 @@ class Training:
             return torch.as_tensor(x).to(self.mesh.device, non_blocking=True) if x is not None else None
 
         tokens, targets = put(batch.tokens), put(batch.targets)
-        assert tokens is not None and targets is not None
+        assert tokens is not None
+        assert targets is not None
         return Rows(tokens, targets, put(batch.positions), put(batch.documents))
 
 
