@@ -99,5 +99,6 @@ def make_norm(shape: Shape) -> nn.Module:
 
 
 def make_embedding(rows: int, hidden: int) -> nn.Embedding:
-    """Not filled: weights come from a seed or from a file, and drawing on meta would import torch's compiler, for 2 s."""
-    return nn.Embedding(rows, hidden, _weight=torch.empty(rows, hidden))
+    """torch's own; but drawing numbers on meta, which are never there, would import torch's compiler: 2 s a start."""
+    weight = torch.empty(rows, hidden)
+    return nn.Embedding(rows, hidden, _weight=weight if weight.is_meta else nn.init.normal_(weight))
