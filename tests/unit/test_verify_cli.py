@@ -69,7 +69,7 @@ def test_all_checkpoints_of_a_run(
         out = capsys.readouterr().out
         assert out.count("whole") == 2
         lines = [line.split() for line in out.splitlines()]
-        assert [line[:2] for line in lines[1:3]] == [["4", "single"], ["2", "single"]]
+        assert [line[:2] for line in lines[2:4]] == [["4", "single"], ["2", "single"]]
         size = sum(file.stat().st_size for file in (finished / "checkpoints" / "step-00000004").rglob("*.*"))
         manifest = (finished / "checkpoints" / "step-00000004" / "manifest.json").stat().st_size
         assert f"{size - manifest:,}" in lines[1]

@@ -65,14 +65,19 @@ def train(
 
         print_plan(config)
         return
-    check_data(config)
+    check(config)
     raise typer.Exit(start(config, resume))
 
 
-def check_data(config: Config) -> None:
-    """Open the data before any process is started: what is wrong with them is said at once."""
+def check(config: Config) -> None:
+    """Look at all that a checkpoint and a step will need before any process is started: what is wrong is said at once."""
+    from weft.data import tokenizer
+    from weft.models.places import check_expressible
     from weft.train.data import open_loader
 
+    check_expressible(config.model)
+    if config.data.tokenizer is not None:
+        tokenizer.load(config.data.tokenizer)
     open_loader(config, "train", check_tokens=True)
     if config.train.eval_every:
         open_loader(config, "valid", check_tokens=False)
@@ -105,4 +110,4 @@ def finish(run: Path) -> None:
 
     newest = checkpoints(run / "checkpoints")[0]
     picture = draw_curves([run], run / "loss.png")
-    print(f"losses     {picture}\ncheckpoint {newest}\nprompt it  weft generate {newest} 'Once upon a time'")
+    print(f"losses     {picture}\ncheckpoint {newest}\nprompt it  weft generate {newest} '...'")

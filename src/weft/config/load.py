@@ -109,6 +109,8 @@ def _explain_one(found: Any, root: type[BaseModel]) -> str:
         return f"setting {path!r} is missing"
     if found["type"] == "value_error":
         return str(found["ctx"]["error"])
+    if found["type"] in ("model_type", "model_attributes_type"):
+        return f"{path} = {found['input']!r}: {path} is a table of settings"
     return f"{path} = {found['input']!r}: {found['msg'][0].lower()}{found['msg'][1:]}"
 
 

@@ -31,8 +31,8 @@ def check_expressible(shape: Shape) -> None:
         "norm": (shape.norm, "layernorm" if gpt2 else "rmsnorm"),
         "activation": (shape.activation, "gelu" if gpt2 else "swiglu"),
         "qk_norm": (shape.qk_norm, family == "qwen3"),
-        "qkv_bias": (shape.qkv_bias, shape.out_bias if family == "llama" else family in ("gpt2", "qwen2")),
         "out_bias": (shape.out_bias, shape.qkv_bias if family == "llama" else gpt2),
+        "qkv_bias": (shape.qkv_bias, shape.out_bias if family == "llama" else family in ("gpt2", "qwen2")),
         "num_kv_heads": (shape.num_kv_heads, shape.num_heads if gpt2 else shape.num_kv_heads),
         "head_dim times num_heads": (
             shape.head_dim * shape.num_heads, shape.hidden if whole_heads else shape.head_dim * shape.num_heads

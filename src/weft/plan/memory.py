@@ -204,8 +204,8 @@ class Gradients:
             self.block_temporary = FLOAT * stage.block // 4 if exist else 0
             self.before_last_block = self.after if exist else FLOAT * (blocks - stage.block)
             self.end = self.after
-            # the embedding's gradient is as large as the table; a tied one waits beside it to be added
-            self.end_temporary = FLOAT * stage.table * (exist + tied) if stage.first else 0
+            # the embedding's gradient is as large as the table; a tied one's two halves make a third, their sum
+            self.end_temporary = FLOAT * stage.table * (exist + 2 * tied) if stage.first else 0
             self.copies_outside = self.copies_inside = 0
             return
         unreduced = layout.zero == 1 and num_micro_batches > 1

@@ -57,6 +57,7 @@ class Trainer:
         self.config, self.process = config, process
         self.folder = Run(Path(config.run))
         self.step = self.samples = self.saved_step = 0
+        self.shown_step: int | None = None
         self.loader = open_loader(config, "train", check_tokens=process.is_main)
         self.valid_loader = open_loader(config, "valid", check_tokens=False) if config.train.eval_every else None
         group = dist.new_group(backend="gloo") if process.world > 1 else None
@@ -127,8 +128,8 @@ class Trainer:
         if self.config.train.nonfinite == "stop":
             self.finish_saving()  # leaving now would break it off
             raise ValueError(
-                f"{what}. Nothing was updated. Resume from the checkpoint before it with --set train.nonfinite=skip to "
-                "leave such steps out, or look at these samples and at optimizer.lr"
+                f"{what}. Nothing was updated. Look at these samples and at optimizer.lr; or leave such steps out with "
+                "--set train.nonfinite=skip (and --resume, where there is a checkpoint)"
             )
         self.view.note(f"{what}: skipped")
 
@@ -159,6 +160,7 @@ class Trainer:
         if self.is_due(self.config.log.every) or self.step == self.config.train.steps or valid_loss is not None:
             self.log.write(metrics)
             self.view.step(metrics)
+        self.show_saved()
 
     def is_due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
@@ -191,7 +193,12 @@ class Trainer:
             self.view.note(f"{error}; training goes on")
             return
         self.saved_step = self.step
-        self.view.saved(self.step)
+
+    def show_saved(self) -> None:
+        """Say that a checkpoint is whole on the disk, once it is: a save in the background ends some steps later."""
+        if self.checkpointer.saved not in (None, self.shown_step):
+            self.shown_step = self.checkpointer.saved
+            self.view.saved(self.shown_step)
 
     def finish_saving(self) -> None:
         """Wait for the save in the background. If it failed, that is said, and the next one has its turn."""
@@ -241,6 +248,7 @@ class Trainer:
         try:
             if kind is None:
                 self.checkpointer.close()
+                self.show_saved()
         finally:
             self.stack.close()
 

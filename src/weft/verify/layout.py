@@ -39,12 +39,12 @@ a difference is measured over no less than this part of that share."""
 
 
 KINDS = {
-    "loss": "of each step, over the loss",
-    "norm": "of all gradients together at each step, over the norm",
-    "output": "of each module in the first forward pass, norm over norm",
-    "gradient": "of each weight at each step, norm over norm",
-    "weights": "all weights together after each step, over the farthest they could have moved",
-    "update": "each updated weight against plain AdamW on the same gradients",
+    "loss": "each step",
+    "norm": "all gradients together, each step",
+    "output": "each module, first forward pass",
+    "gradient": "each weight, each step",
+    "weights": "all, over how far they could move",
+    "update": "each weight, against plain AdamW",
 }
 """What is compared, and how the error is counted."""
 

@@ -84,13 +84,15 @@ def show_resume(report: ResumeReport, console: Console) -> None:
 
 def show_checkpoints(reports: Sequence[CheckpointReport], console: Console) -> None:
     """A line for each checkpoint, then every finding."""
-    headings = ("step", "layout", "files", "regions", "bytes", "seconds", "", "checkpoint")
-    table = _table(*((heading, "left" if heading in ("layout", "", "checkpoint") else "right") for heading in headings))
+    headings = ("step", "layout", "files", "regions", "bytes", "seconds", "")
+    table = _table(*((heading, "left" if heading in ("layout", "") else "right") for heading in headings))
     for report in reports:
         verdict = Text("whole", "green") if report.whole else Text("DAMAGED", "bold red")
         counts = [str(report.files), str(report.regions), f"{report.size:,}"] if report.step is not None else ["–"] * 3
         step, layout = str(report.step or "–"), report.layout or "–"
-        table.add_row(step, layout, *counts, f"{report.seconds:.1f}", verdict, Text(str(report.path), "dim"))
+        table.add_row(step, layout, *counts, f"{report.seconds:.1f}", verdict)
+    for folder in {report.path.parent for report in reports}:
+        console.print(Text(str(folder), "bold"), soft_wrap=True)
     console.print(table)
     console.print(Text("Every byte was compared with the sha256 that was written beside it.", "dim"))
     for finding in (finding for report in reports for finding in report.findings):
