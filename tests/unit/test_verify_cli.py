@@ -72,7 +72,7 @@ def test_all_checkpoints_of_a_run(
         assert [line[:2] for line in lines[2:4]] == [["4", "single"], ["2", "single"]]
         size = sum(file.stat().st_size for file in (finished / "checkpoints" / "step-00000004").rglob("*.*"))
         manifest = (finished / "checkpoints" / "step-00000004" / "manifest.json").stat().st_size
-        assert f"{size - manifest:,}" in lines[1]
+        assert f"{size - manifest:,}" in lines[2]
     assert call(monkeypatch, "checkpoint", finished / "checkpoints" / "step-00000002") == 0
     assert capsys.readouterr().out.count("whole") == 1
 
