@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from typing import Any
 
 import torch
@@ -28,6 +29,8 @@ def recompute_blocks(blocks: nn.ModuleDict, kind: str) -> None:
     """Each block's forward keeps only its input ("full"), or also the results of KEPT ("selective")."""
     options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
     if kind == "selective":
+        # when compiled, torch warns on every process of in-place operations, which a block has none of
+        logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
         options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _policy)
     for block in blocks.values():
         block.forward = functools.partial(checkpoint, block.forward, **options)
