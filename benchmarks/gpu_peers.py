@@ -65,9 +65,9 @@ class TransformersGPT2(nn.Module):
         return self.model(input_ids=tokens, labels=tokens, use_cache=False).loss
 
 
-def gpt2_peer(shape: Shape) -> tuple[str, nn.Module]:
-    """transformers' model where it is installed, else the plain one; under its name."""
-    if importlib.util.find_spec("transformers") is not None:
+def gpt2_peer(shape: Shape, *, plain: bool = False) -> tuple[str, nn.Module]:
+    """transformers' model where it is installed, else (or if asked for) the plain one; under its name."""
+    if not plain and importlib.util.find_spec("transformers") is not None:
         return f"transformers {importlib.metadata.version('transformers')}", TransformersGPT2(shape)
     return "plain torch.nn", PlainGPT2(shape)
 

@@ -1,0 +1,67 @@
+"""How large the models of benchmarks/gpu.py are, on a GPU and for a rehearsal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from weft.models.shape import Shape
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large everything is, on a GPU or for a rehearsal on a CPU."""
+
+    small: dict[str, Shape]  # of parity
+    small_batch: int
+    small_seq: int
+    block: Shape  # of blocks and peers; its layers are set there
+    most_layers: int
+    block_runs: tuple[tuple[int, int], ...]  # sequences of a step, tokens of each
+    peer_layers: int
+    peer_vocab: int
+    gpt2: Shape
+    gpt2_batch: int
+    warmup: int
+    steps: int
+    rounds: int
+
+
+GPU = Sizes(
+    small={
+        "gpt2": Shape(family="gpt2", num_layers=4, hidden=256, num_heads=4, vocab=2048, max_seq=256),
+        "llama": Shape(num_layers=4, hidden=256, num_heads=8, num_kv_heads=2, ffn=704, vocab=2048, max_seq=256),
+    },
+    small_batch=4,
+    small_seq=256,
+    block=Shape(
+        num_layers=1, hidden=4096, num_heads=32, num_kv_heads=8, ffn=14336, vocab=128256, max_seq=8192,
+        rope_theta=500_000.0,
+    ),
+    most_layers=32,
+    block_runs=((2, 4096), (1, 8192)),
+    peer_layers=4,
+    peer_vocab=32000,
+    gpt2=Shape(family="gpt2", num_layers=12, hidden=768, num_heads=12, vocab=50257, max_seq=1024),
+    gpt2_batch=32,
+    warmup=3,
+    steps=8,
+    rounds=8,
+)  # fmt: skip
+TINY = Sizes(
+    small={
+        "gpt2": Shape(family="gpt2", num_layers=1, hidden=16, num_heads=2, vocab=64, max_seq=16),
+        "llama": Shape(num_layers=1, hidden=16, num_heads=2, num_kv_heads=1, ffn=32, vocab=64, max_seq=16),
+    },
+    small_batch=4,
+    small_seq=8,
+    block=Shape(num_layers=1, hidden=32, num_heads=4, num_kv_heads=2, ffn=64, vocab=128, max_seq=32),
+    most_layers=2,
+    block_runs=((2, 16),),
+    peer_layers=1,
+    peer_vocab=64,
+    gpt2=Shape(family="gpt2", num_layers=1, hidden=16, num_heads=2, vocab=64, max_seq=16),
+    gpt2_batch=2,
+    warmup=1,
+    steps=2,
+    rounds=2,
+)
