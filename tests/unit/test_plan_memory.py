@@ -9,6 +9,7 @@ import pytest
 from weft.config.layout import Layout
 from weft.config.load import make_config
 from weft.config.tree import Config
+from weft.models import head
 from weft.models.parameters import parameter_sizes
 from weft.models.shape import Shape
 from weft.parallel import loss, mesh, schedule, shard
@@ -57,7 +58,8 @@ def test_micro_batches_in_flight_are_those_of_the_schedule(name: str, pp: int, c
 
 
 def test_what_the_plan_says_twice_is_the_same_elsewhere() -> None:
-    assert activations.LOSS_ROWS == loss.ROWS
+    assert (activations.LOSS_ROWS, activations.LOSS_CPU_LOGITS) == (loss.ROWS, loss.CPU_LOGITS)
+    assert activations.HEAD_ALIGNED == head.ALIGNED
     assert words.ORDER == mesh.AXES
     for text in ("single", "dp2", "fsdp2", "bf16", "fp16", "tp2.sp", "pp2"):
         assert sharded(Layout.parse(text)) == shard.sharded(Layout.parse(text))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from weft.models.attention import Attention, LayerCache, attention_mask
+from weft.models.head import Head
 from weft.models.mlp import GeluMLP, SwigluMLP
 from weft.models.norm import RMSNorm
 from weft.models.rope import rope_table
@@ -53,7 +54,7 @@ class Decoder(nn.Module):
         self.positions = make_embedding(shape.max_seq, shape.hidden) if learned else None
         self.blocks = nn.ModuleDict({str(index): Block(shape) for index in blocks})
         self.norm = make_norm(shape) if last else None
-        self.head = nn.Linear(shape.hidden, shape.vocab, bias=False) if last else None
+        self.head = Head(shape.hidden, shape.vocab) if last else None
         self.tie()
 
     def tie(self) -> None:

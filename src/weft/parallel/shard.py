@@ -45,7 +45,8 @@ def shard(model: Decoder, mesh: Mesh, layout: Layout) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             # the loss is already divided by the tokens of the global batch: gradients add up
-            module.set_gradient_divide_factor(1.0)
+            if layout.replicas > 1:  # alone, FSDP2 would really divide every gradient by one
+                module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
 
 

@@ -16,8 +16,10 @@ from weft.models.shape import Shape
 ITEM = {"fp32": 4, "bf16": 2, "fp16": 2}
 """Bytes of a number of the computation."""
 FLOAT, LONG = 4, 8
-LOSS_ROWS = 1024
-"""Positions whose loss is worked out at once: parallel/loss.py, ROWS."""
+HEAD_ALIGNED = 64
+"""What a row of logits is rounded up to: models/head.py."""
+LOSS_ROWS, LOSS_CPU_LOGITS = 1024, 2**19
+"""Positions, or on a CPU logits, whose loss is worked out at once: parallel/loss.py."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Pass:
         hidden: the residual stream, [B, T, D], or under sp a part of T.
         whole: the same with the whole sequence, as the matrices of a region get it.
         query, kv, ffn: what column matrices give, cut over tp.
-        logits: [B, T, V], cut over tp.
+        logits: [B, T, V], cut over tp, in rows rounded up.
         statistics: of one norm over `hidden`.
         head_statistics: of one fp32 number for each token and head.
         mask: of attention, where plain causal does not say it all; every block keeps its own.
@@ -52,7 +54,7 @@ class Pass:
     def of(cls, shape: Shape, layout: Layout, micro_batch: int, seq: int, document_mask: bool = False) -> Pass:
         tokens, item = micro_batch * seq, ITEM[layout.precision]
         parts = layout.tp if layout.sp else 1
-        vocab = even_split(shape.vocab, layout.tp, 0)[1]
+        vocab = -(-even_split(shape.vocab, layout.tp, 0)[1] // HEAD_ALIGNED) * HEAD_ALIGNED
         windowed = shape.sliding_window is not None and shape.sliding_window < seq
         masks = micro_batch if document_mask else int(windowed)
         return cls(
@@ -115,12 +117,12 @@ class Pass:
         """After the last block: the final norm's input and statistics, and the head's input; without the logits."""
         return self.hidden + self.statistics + self.whole
 
-    @property
-    def loss_workspace(self) -> int:
-        """fp32 copies while the loss is worked out, some rows at a time; of low precision one more, the cast."""
-        copies = 1 if self.layout.precision == "fp32" else 2
-        rows = min(LOSS_ROWS, self.tokens)
-        return copies * FLOAT * rows * (self.logits // (ITEM[self.layout.precision] * self.tokens))
+    def loss_workspace(self, device: str) -> int:
+        """The fp32 copy that the loss is worked out in, some rows at a time."""
+        columns = self.logits // (ITEM[self.layout.precision] * self.tokens)
+        few = device == "cpu" and self.layout.tp == 1
+        rows = max(1, LOSS_CPU_LOGITS // columns) if few else LOSS_ROWS
+        return FLOAT * min(rows, self.tokens) * columns
 
 
 def in_flight(layout: Layout, stage: int, num_micro_batches: int) -> int:

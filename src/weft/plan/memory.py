@@ -83,7 +83,7 @@ def stage_memory(config: Config, stage: Stage, device: Device = "cpu") -> StageM
     micro_batch = layout.micro_batch_size(config.train.global_batch)
     passed = Pass.of(config.model, layout, micro_batch, config.seq, config.data.document_mask)
     num_micro_batches = layout.num_micro_batches(config.train.global_batch)
-    moments = _moments(config.model, layout, stage, passed, num_micro_batches)
+    moments = _moments(config.model, layout, stage, passed, num_micro_batches, device)
     staging = staging_bytes(config, stage)
     often = staging if config.checkpoint.every else 0  # the buffers stay once they are made
     moments = [replace(moment, staging=often, base=BASE[device]) for moment in moments]
@@ -106,7 +106,9 @@ def sharded(layout: Layout) -> bool:
     return layout.fsdp > 1 or layout.precision != "fp32"
 
 
-def _moments(shape: Shape, layout: Layout, stage: Stage, one: Pass, num_micro_batches: int) -> list[Memory]:
+def _moments(
+    shape: Shape, layout: Layout, stage: Stage, one: Pass, num_micro_batches: int, device: Device
+) -> list[Memory]:
     """The moments of a step that can be the fullest: for each, everything that is there."""
     flying = in_flight(layout, stage.index, num_micro_batches)
     tokens = 2 * LONG * one.tokens * num_micro_batches  # and their targets
@@ -127,7 +129,7 @@ def _moments(shape: Shape, layout: Layout, stage: Stage, one: Pass, num_micro_ba
             gradients=gradients.before,
             copies=gradients.copies_outside,
             activations=others + blocks * one.kept + top,
-            logits=other_logits + logits + one.loss_workspace,
+            logits=other_logits + logits + one.loss_workspace(device),
         )
         found.append(loss)
         found.append(
@@ -208,6 +210,7 @@ class Gradients:
             self.end_temporary = FLOAT * stage.table * (exist + 2 * tied) if stage.first else 0
             self.copies_outside = self.copies_inside = 0
             return
+        divided = layout.fsdp == 1 and layout.dp > 1  # by one: what FSDP2 makes of adding up over dp alone
         unreduced = layout.zero == 1 and num_micro_batches > 1
         accumulated = FLOAT * stage.params if unreduced else 0
         self.before = accumulated + (self.after if num_micro_batches > 1 and not unreduced else 0)
@@ -215,11 +218,11 @@ class Gradients:
         self.head_temporary = 0
         # the block's own gradients, their fp32 copies on the way to the reduction, and the result
         result = FLOAT * stage.block_shard
-        division = FLOAT * stage.block if layout.fsdp == 1 else 0
+        division = FLOAT * stage.block if divided else 0
         self.block_temporary = (item + FLOAT) * stage.block + result + division
         self.before_last_block = max(self.before, accumulated + FLOAT * (stage.num_blocks - 1) * stage.block_shard)
         self.end = self.after + (accumulated and FLOAT * stage.root)
-        root_division = FLOAT * stage.root if layout.fsdp == 1 else 0
+        root_division = FLOAT * stage.root if divided else 0
         root_result = FLOAT * stage.root_shard if num_micro_batches > 1 else 0
         unreduced_root = max(item * (stage.root + tied * stage.table), FLOAT * stage.root + root_division)
         self.end_temporary = unreduced_root + root_result
