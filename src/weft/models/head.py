@@ -34,10 +34,12 @@ class _AlignedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        rows, columns = x.flatten(0, -2), weight.shape[0]
-        whole = x.new_empty(len(rows), -(-columns // ALIGNED) * ALIGNED)
-        logits = torch.mm(rows, weight.t(), out=whole[:, :columns])
-        return logits.unflatten(0, x.shape[:-1])
+        batch, seq, columns = *x.shape[:-1], weight.shape[0]
+        length = -(-columns // ALIGNED) * ALIGNED
+        # no view of a rounder tensor: the loss could not overwrite one
+        logits = torch.empty_strided((batch, seq, columns), (seq * length, length, 1), dtype=x.dtype, device=x.device)
+        torch.mm(x.flatten(0, -2), weight.t(), out=logits.flatten(0, -2))
+        return logits
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
