@@ -25,14 +25,15 @@ def check_expressible(shape: Shape) -> None:
         ValueError: the shape has another; names the field.
     """
     gpt2, family = shape.family == "gpt2", shape.family
+    both = shape.qkv_bias and shape.out_bias  # Llama has all its biases or none
     whole_heads = gpt2 or family == "qwen2"
     must: dict[str, tuple[Any, Any]] = {
         "positions": (shape.positions, "learned" if gpt2 else "rotary"),
         "norm": (shape.norm, "layernorm" if gpt2 else "rmsnorm"),
         "activation": (shape.activation, "gelu" if gpt2 else "swiglu"),
         "qk_norm": (shape.qk_norm, family == "qwen3"),
-        "out_bias": (shape.out_bias, shape.qkv_bias if family == "llama" else gpt2),
-        "qkv_bias": (shape.qkv_bias, shape.out_bias if family == "llama" else family in ("gpt2", "qwen2")),
+        "out_bias": (shape.out_bias, both if family == "llama" else gpt2),
+        "qkv_bias": (shape.qkv_bias, both if family == "llama" else family in ("gpt2", "qwen2")),
         "num_kv_heads": (shape.num_kv_heads, shape.num_heads if gpt2 else shape.num_kv_heads),
         "head_dim times num_heads": (
             shape.head_dim * shape.num_heads, shape.hidden if whole_heads else shape.head_dim * shape.num_heads
