@@ -1,0 +1,92 @@
+"""What was made faster or leaner against its plain reference: RMSNorm, the head, the loss."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from weft.models.head import Head
+from weft.models.norm import RMSNorm
+from weft.parallel import loss
+from weft.parallel.loss import IGNORED, cross_entropy_sum
+
+
+def apart(a: Tensor, b: Tensor) -> float:
+    """Difference over size."""
+    return float((a.double() - b.double()).norm() / b.double().norm())
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+def test_rms_norm_is_torchs(dtype: torch.dtype, bound: float) -> None:
+    torch.manual_seed(0)
+    norm = RMSNorm(48, eps=1e-5).to(dtype)
+    torch.nn.init.normal_(norm.weight)
+    x, grad = torch.randn(2, 3, 4, 48).to(dtype), torch.randn(2, 3, 4, 48).to(dtype)
+    found = []
+    for run in (norm, lambda x: F.rms_norm(x, (48,), norm.weight, 1e-5)):
+        norm.weight.grad = None
+        leaf = x.clone().requires_grad_()
+        y = run(leaf)
+        y.backward(grad)
+        assert leaf.grad is not None
+        assert norm.weight.grad is not None
+        found.append((y.detach(), leaf.grad, norm.weight.grad))
+    assert torch.equal(found[0][0], found[1][0])
+    assert max(apart(a, b) for a, b in zip(*found, strict=True)) < bound
+    with torch.no_grad():
+        assert torch.equal(norm(x), found[0][0])
+
+
+def test_rms_norm_is_differentiated_rightly() -> None:
+    norm = RMSNorm(5, eps=1e-5)
+    x = torch.randn(3, 5, requires_grad=True)
+    step, direction = 1e-3, torch.randn(3, 5)
+    (norm(x) ** 2).sum().backward()
+    assert x.grad is not None
+    with torch.no_grad():
+        there, here = ((norm(x + sign * step * direction) ** 2).sum() for sign in (1, -1))
+    assert float((x.grad * direction).sum()) == pytest.approx(float(there - here) / (2 * step), abs=2e-2)
+
+
+@pytest.mark.parametrize("vocab", [61, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_head_is_a_linear_layer(vocab: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    head = Head(16, vocab).to(dtype)
+    x, grad = torch.randn(2, 5, 16).to(dtype), torch.randn(2, 5, vocab).to(dtype)
+    found = []
+    for run in (head, lambda x: F.linear(x, head.weight)):
+        head.weight.grad = None
+        leaf = x.clone().requires_grad_()
+        y = run(leaf)
+        y.backward(grad)
+        assert leaf.grad is not None
+        assert head.weight.grad is not None
+        found.append((y.detach(), leaf.grad, head.weight.grad))
+    assert max(apart(a, b) for a, b in zip(*found, strict=True)) < 1e-6
+    assert head(x).stride()[1] % 64 == 0
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize("at_once", [2**19, 200, 1])
+def test_the_loss_is_torchs_whatever_is_worked_on_at_once(
+    dtype: torch.dtype, bound: float, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loss, "CPU_LOGITS", at_once)
+    torch.manual_seed(0)
+    head = Head(16, 61).to(dtype)
+    x, targets = torch.randn(2, 7, 16).to(dtype), torch.randint(61, (2, 7))
+    targets[0, 3] = targets[1, 0] = IGNORED
+    plain = x.clone().requires_grad_()
+    expected = F.cross_entropy(head(plain).float().flatten(0, 1), targets.flatten(), reduction="sum")
+    (expected / 12).backward()
+    leaf = x.clone().requires_grad_()
+    total = cross_entropy_sum(head(leaf), targets)
+    (total / 12).backward()
+    assert total.dtype == torch.float32
+    assert total.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert leaf.grad is not None
+    assert plain.grad is not None
+    assert apart(leaf.grad, plain.grad) < bound
