@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import trace
+from harness import Compared, trace
 
 from weft.config.layout import Layout
 from weft.config.tree import Config
 from weft.verify.layout import LayoutReport, compare
-
-Compared = Callable[[Config], LayoutReport]
 
 
 @pytest.fixture(scope="session")

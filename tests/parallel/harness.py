@@ -17,6 +17,9 @@ from weft.config.tree import Config
 from weft.verify.layout import LayoutReport, compare
 from weft.verify.trace import record
 
+Compared = Callable[[Config], LayoutReport]
+"""The fixture of conftest.py."""
+
 MODELS = {
     "gpt2": {"family": "gpt2", "num_layers": 4, "hidden": 32, "num_heads": 4, "vocab": 67, "max_seq": 32},
     "llama": {

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 import torch.nn.functional as F
-from conftest import Compared
-from harness import make
+from harness import Compared, make
 
 from weft.parallel import collectives, replicate, tensor, woven
 from weft.train import optimizer, step

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Compared
-from harness import MODELS, make
+from harness import MODELS, Compared, make
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

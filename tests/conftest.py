@@ -1,0 +1,8 @@
+"""For all tests."""
+
+import signal
+
+
+def pytest_configure() -> None:
+    """Ctrl-C works in tests, and in what they start, even where the tests themselves run in the background of a shell."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
