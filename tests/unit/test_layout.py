@@ -29,9 +29,12 @@ def refused(words: str, layout: str, batch: int = 8, seq: int = 16, **over: Any)
 
 @st.composite
 def layouts(draw: st.DrawFn) -> Layout:
-    fields = {axis: draw(WAYS) for axis in ("dp", "fsdp", "tp", "pp")}
+    fields = {axis: draw(WAYS) for axis in ("dp", "fsdp", "cp", "tp", "pp")}
+    experts = {"ep": fields["cp"], "etp": fields["tp"]}  # always fits
     return Layout(
         **fields,
+        **draw(st.sampled_from([{}, experts])),
+        cp_kind=draw(st.sampled_from(["allgather", "ring", "ulysses"])) if fields["cp"] > 1 else "allgather",
         zero=draw(st.sampled_from([1, 2, 3])) if fields["fsdp"] > 1 else 3,
         sp=draw(st.booleans()) and fields["tp"] > 1,
         schedule=draw(st.sampled_from(["1f1b", "gpipe"])) if fields["pp"] > 1 else "1f1b",
@@ -71,7 +74,7 @@ def test_text_is_normalised(text: str, same: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "tp", "2", "tp2x", "tp-2", "tp2,dp2", "ep2", "stages", "stages2-", "TP2", "tp2..sp"]
+    "text", ["", "tp", "2", "tp2x", "tp-2", "tp2,dp2", "xp2", "stages", "stages2-", "TP2", "tp2..sp"]
 )
 def test_text_that_is_not_understood(text: str) -> None:
     with pytest.raises(ValueError, match=r"is not understood. Parts, joined by dots: dp2"):
@@ -89,7 +92,7 @@ def test_nothing_is_set_twice(text: str, name: str) -> None:
 
 @given(layouts())
 def test_world_is_the_product_of_the_axes(layout: Layout) -> None:
-    assert layout.world == layout.dp * layout.fsdp * layout.tp * layout.pp
+    assert layout.world == layout.dp * layout.fsdp * layout.cp * layout.tp * layout.pp
     assert layout.replicas == layout.dp * layout.fsdp
 
 
@@ -133,13 +136,20 @@ def test_micro_batches(layout: str, batch: int, size: int, count: int) -> None:
 def test_accepted_micro_batches_cover_the_batch(layout: Layout, batch: int) -> None:
     fits = shape(num_layers=sum(layout.stages) or 12, num_heads=27720, num_kv_heads=27720, head_dim=2, ffn=27720)
     try:
-        layout.check(fits, batch, 27720)
+        layout.check(fits, batch, 2 * 27720**2)
     except ValueError as error:
         assert "train.global_batch" in str(error) or "micro" in str(error)  # noqa: PT017
         return
     size, count = layout.micro_batch_size(batch), layout.num_micro_batches(batch)
     assert size * count * layout.replicas == batch
     assert layout.schedule == "gpipe" or count >= layout.pp
+
+
+@given(layouts())
+def test_every_process_holds_weights_and_experts(layout: Layout) -> None:
+    for (copies, shards), ways in ((layout.weight_ways, layout.tp), (layout.expert_ways, layout.ep * layout.expert_tp)):
+        assert copies * shards * ways * layout.pp == layout.world
+        assert shards == 1 or layout.fsdp > 1
 
 
 # -- refusals ---------------------------------------------------------------------------------------------------------
@@ -158,7 +168,10 @@ def test_accepted_micro_batches_cover_the_batch(layout: Layout, batch: int) -> N
         ({"dp": 0}, "greater than or equal to 1"),
         ({"micro_batch": 0}, "greater than or equal to 1"),
         ({"zero": 4}, "1, 2 or 3"),
-        ({"ep": 2}, "Extra inputs"),
+        ({"ep": 2}, "layout.ep·etp = 2 must divide fsdp·cp·tp = 1"),
+        ({"ep": 3, "fsdp": 2, "dp": 3}, "layout.ep·etp = 3 must divide"),
+        ({"cp_kind": "ring"}, "set layout.cp above 1"),
+        ({"xp": 2}, "Extra inputs"),
     ],
 )
 def test_impossible_by_themselves(fields: dict[str, Any], words: str) -> None:

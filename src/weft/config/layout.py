@@ -9,8 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from weft.models.shape import Shape
 
-AXES = ("dp", "fsdp", "pp", "tp")
-
 
 class Layout(BaseModel):
     """One way to spread a model and its batch over processes.
@@ -27,6 +25,13 @@ class Layout(BaseModel):
     )
     tp: int = Field(1, ge=1, description="ways that every matrix is cut (tensor parallel)")
     sp: bool = Field(False, description="between the matrices, cut the sequence over the tp axis (sequence parallel)")
+    cp: int = Field(1, ge=1, description="ways that every sequence is cut (context parallel)")
+    cp_kind: Literal["allgather", "ring", "ulysses"] = Field(
+        "allgather",
+        description="how cp's attention meets keys and values: gathered at once, passed round, or cut by head instead",
+    )
+    ep: int = Field(1, ge=1, description="ways that the experts are dealt out (expert parallel), over dp, fsdp, cp, tp")
+    etp: int | None = Field(None, ge=1, description="ways that each expert's matrices are cut; unset: as tp")
     pp: int = Field(1, ge=1, description="stages that the blocks are cut into (pipeline parallel)")
     schedule: Literal["1f1b", "gpipe"] = Field("1f1b", description="order of the pipeline's micro-batches")
     stages: tuple[int, ...] = Field((), description="blocks of each stage; empty: as even as can be")
@@ -51,6 +56,14 @@ class Layout(BaseModel):
             raise ValueError(f"layout.zero = {self.zero} says what fsdp shards: set layout.fsdp above 1")
         if self.schedule != "1f1b" and self.pp == 1:
             raise ValueError(f"layout.schedule = {self.schedule} orders a pipeline: set layout.pp above 1")
+        if self.cp_kind != "allgather" and self.cp == 1:
+            raise ValueError(f"layout.cp_kind = {self.cp_kind} is a way to cut the sequence: set layout.cp above 1")
+        inner, experts = self.fsdp * self.cp * self.tp, self.ep * self.expert_tp
+        if self.dp * inner % experts or (inner % experts and experts % inner):
+            raise ValueError(
+                f"layout.ep·etp = {experts} must divide fsdp·cp·tp = {inner}, or be that times a part of dp = {self.dp}: "
+                "experts are dealt out over the processes of a stage. Change layout.ep or layout.etp"
+            )
         if self.stages and len(self.stages) != self.pp:
             raise ValueError(
                 f"layout.stages lists {len(self.stages)} stages and layout.pp is {self.pp}: give one number for each"
@@ -62,12 +75,34 @@ class Layout(BaseModel):
     @property
     def world(self) -> int:
         """Processes that the layout takes."""
-        return self.dp * self.fsdp * self.pp * self.tp
+        return self.dp * self.fsdp * self.cp * self.pp * self.tp
 
     @property
     def replicas(self) -> int:
         """Ways that the batch is cut."""
         return self.dp * self.fsdp
+
+    @property
+    def sharded(self) -> bool:
+        """Whether FSDP2 holds the weights: it shards them, and keeps fp32 beside what a low precision computes with."""
+        return self.fsdp > 1 or self.precision != "fp32"
+
+    @property
+    def expert_tp(self) -> int:
+        """Ways that each expert's matrices are cut."""
+        return self.etp or self.tp
+
+    @property
+    def weight_ways(self) -> tuple[int, int]:
+        """Copies of each weight (beside those of tp), and ways that each copy is sharded. ZeRO shards over cp too."""
+        return (self.dp, self.fsdp * self.cp) if self.fsdp > 1 else (self.dp * self.cp, 1)
+
+    @property
+    def expert_ways(self) -> tuple[int, int]:
+        """The same of experts, which ep and etp have dealt out already."""
+        inner, experts = self.fsdp * self.cp * self.tp, self.ep * self.expert_tp
+        shards = max(1, inner // experts) if self.fsdp > 1 else 1
+        return self.dp * inner // experts // shards, shards
 
     def stage_blocks(self, num_layers: int) -> list[range]:
         """The blocks of each pipeline stage, in order; earlier stages take what does not divide."""
@@ -99,8 +134,15 @@ class Layout(BaseModel):
                 raise ValueError(f"layout.tp = {self.tp} does not divide model.{name} = {size}")
         if self.tp > shape.vocab:
             raise ValueError(f"layout.tp = {self.tp} is more than model.vocab = {shape.vocab}")
-        if self.sp and seq % self.tp:
-            raise ValueError(f"layout.sp cuts the sequence {self.tp} ways, which does not divide train.seq = {seq}")
+        if seq % (2 * self.cp) and self.cp > 1:
+            raise ValueError(
+                f"layout.cp = {self.cp} cuts the sequence into 2·cp parts, two for each process, early and late: that "
+                f"does not divide train.seq = {seq}"
+            )
+        if self.sp and seq // self.cp % self.tp:
+            raise ValueError(
+                f"layout.sp cuts the sequence {self.cp * self.tp} ways, which does not divide train.seq = {seq}"
+            )
         if self.pp > shape.num_layers:
             raise ValueError(f"layout.pp = {self.pp} stages need as many blocks; model.num_layers = {shape.num_layers}")
         if self.stages and sum(self.stages) != shape.num_layers:
@@ -128,6 +170,10 @@ class Layout(BaseModel):
     def __str__(self) -> str:
         parts = [f"{axis}{getattr(self, axis)}" for axis in ("dp", "fsdp") if getattr(self, axis) > 1]
         parts += [f"zero{self.zero}"] if self.zero != 3 else []
+        parts += [f"cp{self.cp}"] if self.cp > 1 else []
+        parts += [self.cp_kind] if self.cp_kind != "allgather" else []
+        parts += [f"ep{self.ep}"] if self.ep > 1 else []
+        parts += [f"etp{self.etp}"] if self.etp is not None else []
         parts += [f"tp{self.tp}"] if self.tp > 1 else []
         parts += ["sp"] if self.sp else []
         parts += [f"pp{self.pp}"] if self.pp > 1 else []
@@ -163,6 +209,9 @@ class Layout(BaseModel):
 WORDS: dict[str, tuple[str, object]] = {
     "single": ("", None),
     "sp": ("sp", True),
+    "allgather": ("cp_kind", "allgather"),
+    "ring": ("cp_kind", "ring"),
+    "ulysses": ("cp_kind", "ulysses"),
     "1f1b": ("schedule", "1f1b"),
     "gpipe": ("schedule", "gpipe"),
     "selective": ("recompute", "selective"),
@@ -172,7 +221,7 @@ WORDS: dict[str, tuple[str, object]] = {
     "fp16": ("precision", "fp16"),
     "compile": ("compile", True),
 }
-NUMBERS = {"dp": "dp", "fsdp": "fsdp", "tp": "tp", "pp": "pp", "zero": "zero", "mb": "micro_batch"}
+NUMBERS = {name: name for name in ("dp", "fsdp", "zero", "cp", "ep", "etp", "tp", "pp")} | {"mb": "micro_batch"}
 
 
 def _parse_part(part: str, text: str) -> tuple[str, object]:
@@ -183,6 +232,7 @@ def _parse_part(part: str, text: str) -> tuple[str, object]:
     if match := re.fullmatch(r"stages(\d+(?:-\d+)*)", part):
         return "stages", tuple(int(blocks) for blocks in match[1].split("-"))
     raise ValueError(
-        f"layout {text!r}: {part!r} is not understood. Parts, joined by dots: dp2 fsdp2 zero1|2|3 tp2 sp pp2 "
+        f"layout {text!r}: {part!r} is not understood. Parts, joined by dots: dp2 fsdp2 zero1|2|3 cp2 ring|ulysses "
+        "ep2 etp2 tp2 sp pp2 "
         "stages3-1 gpipe|1f1b mb1 selective|full bf16|fp16 compile; or single"
     )

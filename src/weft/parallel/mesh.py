@@ -10,8 +10,10 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from weft.config.layout import Layout
 
-AXES = ("pp", "dp", "fsdp", "tp")
+AXES = ("pp", "dp", "fsdp", "cp", "tp")
 """Outermost first: tp neighbours are adjacent ranks, on the fastest links."""
+WEIGHT_AXES = ("pp", "replicate", "shard", "tp")
+"""The same processes as they hold weights: whoever has another part of the batch or of the sequence has the same ones."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,9 @@ class Mesh:
     """
 
     devices: DeviceMesh
+    weights: DeviceMesh
     device: torch.device
-    indices: dict[str, int]  # this process's coordinate on each axis
+    indices: dict[str, int]  # this process's coordinate on each axis of both
     ends: dist.ProcessGroup | None
     backward: dist.ProcessGroup | None
 
@@ -36,7 +39,7 @@ class Mesh:
         return self.indices[axis]
 
     def group(self, axis: str) -> dist.ProcessGroup:
-        return self.devices.get_group(axis)
+        return (self.devices if axis in AXES else self.weights).get_group(axis)
 
     @property
     def replica(self) -> int:
@@ -62,9 +65,12 @@ def make_mesh(layout: Layout, device: torch.device) -> Mesh:
         raise ValueError(f"layout {layout} takes {layout.world} processes, and {dist.get_world_size()} were started")
     sizes = tuple(getattr(layout, axis) for axis in AXES)
     devices = init_device_mesh(device.type, sizes, mesh_dim_names=AXES)
+    weight_sizes = (layout.pp, *layout.weight_ways, layout.tp)
+    weights = init_device_mesh(device.type, weight_sizes, mesh_dim_names=WEIGHT_AXES)
     ends, backward = _pipeline_groups(devices, layout.pp) if layout.pp > 1 else (None, None)
-    indices = {axis: devices.get_local_rank(axis) for axis in AXES}
-    return Mesh(devices, device, indices, ends, backward)
+    indices = {axis: weights.get_local_rank(axis) for axis in WEIGHT_AXES}
+    indices |= {axis: devices.get_local_rank(axis) for axis in AXES}
+    return Mesh(devices, weights, device, indices, ends, backward)
 
 
 def _pipeline_groups(devices: DeviceMesh, num_stages: int) -> tuple[dist.ProcessGroup | None, dist.ProcessGroup | None]:

@@ -16,17 +16,13 @@ from weft.parallel.mesh import Mesh
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def sharded(layout: Layout) -> bool:
-    """Whether a layout goes through FSDP2."""
-    return layout.fsdp > 1 or layout.precision != "fp32"
-
-
 def shard(model: Decoder, mesh: Mesh, layout: Layout) -> None:
-    """Shard each block, then what is left, over fsdp; replicate over dp (HSDP) where both are cut.
+    """Shard each block, then what is left, over fsdp (and cp); replicate over dp (HSDP) where both are cut.
 
     The model comes on meta. One block at a time gets its memory and gives back all but its share.
     """
-    axes = ("dp", "fsdp") if layout.dp > 1 else ("fsdp",)
+    copies, shards = layout.weight_ways
+    axes = ("replicate", "shard") if copies > 1 else ("shard",)
     policy = MixedPrecisionPolicy(
         param_dtype=DTYPES[layout.precision],
         reduce_dtype=torch.float32,
@@ -36,16 +32,16 @@ def shard(model: Decoder, mesh: Mesh, layout: Layout) -> None:
     reshard = layout.zero == 3 and layout.fsdp > 1
     for block in model.blocks.values():
         block.to_empty(device=mesh.device)
-        fully_shard(block, mesh=mesh.devices[axes], mp_policy=policy, reshard_after_forward=reshard)
+        fully_shard(block, mesh=mesh.weights[axes], mp_policy=policy, reshard_after_forward=reshard)
     for name, module in model.named_children():
         if name != "blocks":
             module.to_empty(device=mesh.device)
     model.tie()
-    fully_shard(model, mesh=mesh.devices[axes], mp_policy=policy, reshard_after_forward=False)
+    fully_shard(model, mesh=mesh.weights[axes], mp_policy=policy, reshard_after_forward=False)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             # the loss is already divided by the tokens of the global batch: gradients add up
-            if layout.replicas > 1:  # alone, FSDP2 would really divide every gradient by one
+            if copies * shards > 1:  # alone, FSDP2 would really divide every gradient by one
                 module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
 

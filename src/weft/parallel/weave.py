@@ -10,7 +10,7 @@ from weft.models.decoder import Decoder
 from weft.models.shape import Shape
 from weft.parallel.mesh import Mesh
 from weft.parallel.recompute import recompute_blocks
-from weft.parallel.shard import shard, sharded
+from weft.parallel.shard import shard
 from weft.parallel.tensor import cut_tensors
 from weft.parallel.woven import Woven
 
@@ -30,7 +30,7 @@ def weave(shape: Shape, layout: Layout, mesh: Mesh) -> Woven:
         recompute_blocks(model.blocks, layout.recompute)
     if layout.compile:
         compile_blocks(model.blocks)
-    if sharded(layout):
+    if layout.sharded:
         shard(model, mesh, layout)
     else:
         model.to_empty(device=mesh.device)

@@ -22,7 +22,7 @@ from weft.parallel.mesh import Mesh
 from weft.parallel.pipeline import Pipeline
 from weft.parallel.replicate import Replicas
 from weft.parallel.schedule import Op, stage_ops
-from weft.parallel.shard import DTYPES, prepare_backward, sharded
+from weft.parallel.shard import DTYPES, prepare_backward
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ class Woven:
     def __init__(self, shape: Shape, layout: Layout, mesh: Mesh, model: Decoder) -> None:
         self.shape, self.layout, self.mesh, self.model = shape, layout, mesh, model
         self.weights = [self._weight(name, parameter) for name, parameter in model.named_parameters()]
-        replicated = layout.dp > 1 and not sharded(layout)
-        self.replicas = Replicas(list(model.parameters()), mesh.group("dp")) if replicated else None
+        replicated = layout.weight_ways[0] > 1 and not layout.sharded
+        self.replicas = Replicas(list(model.parameters()), mesh.group("replicate")) if replicated else None
 
     # -- weights ------------------------------------------------------------------------------------------------------
 
@@ -166,8 +166,8 @@ class Woven:
         if dim is not None:
             region = region.narrow(dim, *even_split(region.sizes[dim], self.layout.tp, mesh.index("tp")))
         if isinstance(parameter, DTensor):
-            region = region.narrow(0, *_fsdp_rows(region.dims[0], self.layout.fsdp, mesh.index("fsdp")))
-        writes = not tied_copy and mesh.index("dp") == 0 and (dim is not None or mesh.index("tp") == 0)
+            region = region.narrow(0, *_fsdp_rows(region.dims[0], self.layout.weight_ways[1], mesh.index("shard")))
+        writes = not tied_copy and mesh.index("replicate") == 0 and (dim is not None or mesh.index("tp") == 0)
         return Weight(whole, region, parameter, writes, self.layout.tp > 1 and partial_gradient(name, self.layout.sp))
 
 

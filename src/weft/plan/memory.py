@@ -101,11 +101,6 @@ def staging_bytes(config: Config, stage: Stage) -> int:
     return 3 * FLOAT * stage.shard if config.checkpoint.asynchronous else 0
 
 
-def sharded(layout: Layout) -> bool:
-    """Whether a layout goes through FSDP2: parallel/shard.py says the same."""
-    return layout.fsdp > 1 or layout.precision != "fp32"
-
-
 def _moments(
     shape: Shape, layout: Layout, stage: Stage, one: Pass, num_micro_batches: int, device: Device
 ) -> list[Memory]:
@@ -197,8 +192,8 @@ class Gradients:
         tied = shape.tied and stage.first and stage.last
         table = stage.table if stage.last else 0
         self.after = FLOAT * stage.shard
-        if not sharded(layout):
-            exist = layout.dp > 1 or num_micro_batches > 1
+        if not layout.sharded:
+            exist = layout.weight_ways[0] > 1 or num_micro_batches > 1
             self.before = self.after if exist else 0
             # what there is already takes the new gradient in: that one is a temporary then
             self.held_head = FLOAT * table if not exist or tied else 0
@@ -210,7 +205,7 @@ class Gradients:
             self.end_temporary = FLOAT * stage.table * (exist + 2 * tied) if stage.first else 0
             self.copies_outside = self.copies_inside = 0
             return
-        divided = layout.fsdp == 1 and layout.dp > 1  # by one: what FSDP2 makes of adding up over dp alone
+        divided = layout.fsdp == 1 and layout.weight_ways[0] > 1  # by one: what FSDP2 makes of adding up over dp alone
         unreduced = layout.zero == 1 and num_micro_batches > 1
         accumulated = FLOAT * stage.params if unreduced else 0
         self.before = accumulated + (self.after if num_micro_batches > 1 and not unreduced else 0)

@@ -67,8 +67,8 @@ def stages(shape: Shape, layout: Layout) -> list[Stage]:
                 block=held(block, layout.tp),
                 root=held(root, layout.tp),
                 table=held(table, layout.tp),
-                block_shard=held(block, layout.tp, layout.fsdp),
-                root_shard=held(root, layout.tp, layout.fsdp),
+                block_shard=held(block, layout.tp, layout.weight_ways[1]),
+                root_shard=held(root, layout.tp, layout.weight_ways[1]),
             )
         )
     return found

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from weft.config.layout import Layout
 from weft.config.tree import Config
 
-ORDER = ("pp", "dp", "fsdp", "tp")
+ORDER = ("pp", "dp", "fsdp", "cp", "tp")
 """The axes as parallel/mesh.py numbers ranks, outermost first: tp neighbours are adjacent."""
 
 
@@ -27,6 +27,9 @@ def describe(config: Config) -> Iterator[tuple[str, str]]:
         yield f"dp{layout.dp}", f"{what}; {ranks(layout, 'dp')}"
     if layout.fsdp > 1:
         yield f"fsdp{layout.fsdp}", f"{layout.fsdp} processes share {ZERO[layout.zero]}; {ranks(layout, 'fsdp')}"
+    if layout.cp > 1:
+        what = f"every sequence is cut {layout.cp} ways, {CP_KINDS[layout.cp_kind]}; {ranks(layout, 'cp')}"
+        yield f"cp{layout.cp}", what
     if layout.tp > 1:
         heads = config.model.num_heads // layout.tp
         what = f"every matrix is cut {layout.tp} ways, {heads} heads each; {ranks(layout, 'tp')}"
@@ -47,6 +50,11 @@ def describe(config: Config) -> Iterator[tuple[str, str]]:
 SCHEDULES = {
     "1f1b": "a stage holds activations of at most as many micro-batches as there are stages from it to the end",
     "gpipe": "all forward passes, then all backward passes: a stage holds the activations of every micro-batch",
+}
+CP_KINDS = {
+    "allgather": "keys and values are gathered for each attention",
+    "ring": "keys and values go round while attention works",
+    "ulysses": "for each attention it is cut by head instead",
 }
 ZERO = {
     1: "the optimizer states; weights and gradients are whole on each during a step",
