@@ -100,8 +100,7 @@ def compare(shape: Shape, precision: str, compiled: bool, options: argparse.Name
     layout = (
         ".".join(filter(None, (precision if precision != "fp32" else "", "compile" if compiled else ""))) or "single"
     )
-    peer_tokens = tokens  # it shifts them itself, and so works on one token more a row
-    peer_tokens = tokens[:, :-1].contiguous()
+    peer_tokens = tokens[:, :-1].contiguous()  # it shifts them itself: one target fewer a row
     sides: dict[str, Callable[[], float]] = {
         "weft": Clock(by_weft(shape, layout, tokens)),
         "plain": Clock(by_transformers(shape, precision, compiled, peer_tokens)),

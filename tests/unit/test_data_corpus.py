@@ -27,8 +27,9 @@ def test_folder(tmp_path: Path) -> None:
         "c.bin": "no",
         ".git/x.txt": "no",
         "d.PY": "d",
+        "lib/site-packages/f.py": "no",
     }.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     (tmp_path / "e.jsonl").write_text('{"text": "e"}\n')
     assert documents(tmp_path) == ["y", "z", "b", "d", "e"]

@@ -14,6 +14,7 @@ app = typer.Typer(
     epilog="The journey: weft data → weft train → weft verify → weft export → weft generate. Start with `make demo`.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
 app.add_typer(data.app, name="data")

@@ -8,7 +8,6 @@ import typer
 app = typer.Typer(
     help="Turn text into token files that training reads, train a tokenizer, look inside.",
     no_args_is_help=True,
-    rich_markup_mode="rich",
 )
 
 Inputs = Annotated[

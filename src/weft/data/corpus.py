@@ -48,8 +48,13 @@ def kind_of(path: Path) -> Kind:
     return "parquet" if name.endswith((".parquet", ".pq")) else "text"
 
 
+INSTALLED = {"site-packages", "dist-packages", "node_modules"}
+"""Folders of packages that somebody installed: none of the source that they lie in."""
+
+
 def find_files(inputs: Sequence[str | Path], globs: Sequence[str] = ()) -> list[Path]:
-    """The files of the inputs, in order; folders are walked in order of path, hidden files and folders left out.
+    """The files of the inputs, in order; folders are walked in order of path. Hidden files and folders are left out, and
+    those of INSTALLED.
 
     Args:
         globs: patterns such as `*.py` that a file in a folder must match, in place of the known suffixes.
@@ -75,7 +80,7 @@ def find_files(inputs: Sequence[str | Path], globs: Sequence[str] = ()) -> list[
 
 
 def _wanted(path: Path, globs: Sequence[str]) -> bool:
-    if any(part.startswith(".") for part in path.parts):
+    if any(part.startswith(".") or part in INSTALLED for part in path.parts):
         return False
     if globs:
         return any(path.match(pattern) for pattern in globs)
