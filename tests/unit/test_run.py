@@ -108,3 +108,11 @@ def test_settings_appear_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest
 def test_no_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=CONFIG):
         Run(tmp_path / "none").config()
+
+
+def test_two_jobs_do_not_share_a_folder(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    with run.held(), pytest.raises(ValueError, match=r"another job is training in .*run now.*--run"), run.held():
+        pass
+    with run.held():
+        run.claim(config(), resume=False)

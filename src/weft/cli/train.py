@@ -92,12 +92,16 @@ def start(config: Config, resume: bool) -> int:
     if "RANK" in os.environ:
         from weft.train.trainer import run
 
-        if os.environ["RANK"] == "0":
-            folder.claim(config, resume)
-        run(config)
+        if os.environ["RANK"] != "0":
+            run(config)
+        else:
+            with folder.held():
+                folder.claim(config, resume)
+                run(config)
         return 0
-    folder.claim(config, resume)
-    code = launch(config.layout.world, "weft.train.trainer:main", [str(folder.path / CONFIG)], logs=folder.logs)
+    with folder.held():
+        folder.claim(config, resume)
+        code = launch(config.layout.world, "weft.train.trainer:main", [str(folder.path / CONFIG)], logs=folder.logs)
     if code == 0:
         finish(folder.path)
     return code

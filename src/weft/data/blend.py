@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .order import Permutation, key
+from weft.data.order import Permutation, key
 
 BLOCK = 4096  # samples in which every data set has exactly its share
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import split as splits
-from .blend import Blend
-from .indexed import IndexedDataset
-from .stream import Stream
+from weft.data import split as splits
+from weft.data.blend import Blend
+from weft.data.indexed import IndexedDataset
+from weft.data.stream import Stream
 
 IGNORED = -100  # a target that the loss leaves out; PyTorch's default ignore_index
 

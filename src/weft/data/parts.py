@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from . import corpus, tokenizer
-from .encode import Encoder
-from .indexed import IndexedWriter
+from weft.data import corpus, tokenizer
+from weft.data.encode import Encoder
+from weft.data.indexed import IndexedWriter
 
 BATCH = 1 << 20  # characters encoded together
 

@@ -4,8 +4,6 @@ The output is a pure function of inputs, tokenizer and options: neither the numb
 start changes a byte.
 """
 
-import contextlib
-import fcntl
 import os
 import shutil
 import time
@@ -19,8 +17,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from . import corpus, parts, tokenizer
-from .indexed import merge, strip, token_dtype
+from weft.data import corpus, parts, tokenizer
+from weft.data.indexed import merge, strip, token_dtype
+from weft.lock import alone
 
 PART_BYTES = 1 << 20, 1 << 26  # a part is a 64th of the input, within these bounds
 
@@ -103,7 +102,7 @@ def prepare(
     plan = _plan(inputs, globs, part_bytes, loaded, loaded.eod if append_eod else None, key)
     workers = min(workers or len(os.sched_getaffinity(0)), len(plan.parts))
     prefix.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(root):
+    with alone(root, f"another `weft data prepare` is writing this output now ({root} is locked)"):
         folder = root / plan.digest
         for stale in root.iterdir():
             if stale.is_dir() and stale != folder:
@@ -141,18 +140,6 @@ def _plan(
         key=key,
         dtype=token_dtype(loaded.vocab).str,
     )
-
-
-@contextlib.contextmanager
-def _alone(root: Path) -> Iterator[None]:
-    """The parts folder, for this process only."""
-    root.mkdir(parents=True, exist_ok=True)
-    with open(root / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another `weft data prepare` is writing this output now ({root} is locked)") from None
-        yield
 
 
 def _encode(

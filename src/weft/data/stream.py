@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .indexed import IndexedDataset
-from .order import Permutation, key, shuffle
+from weft.data.indexed import IndexedDataset
+from weft.data.order import Permutation, key, shuffle
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from weft.checkpoint.folder import checkpoints
 from weft.config.load import load_config
 from weft.config.toml import config_toml
 from weft.config.tree import Config
+from weft.lock import alone
 
 CONFIG = "config.toml"
 
@@ -27,6 +29,16 @@ class Run:
     @property
     def logs(self) -> Path:
         return self.path / "logs"
+
+    def held(self) -> AbstractContextManager[None]:
+        """Keep other jobs out of the folder: they would sweep away each other's half-written checkpoints.
+
+        Raises:
+            ValueError: a job is training there now.
+        """
+        return alone(
+            self.path, f"another job is training in {self.path} now: wait for it, or give this one its own --run"
+        )
 
     def claim(self, config: Config, resume: bool) -> None:
         """Make the folder ready for a run, and write down its settings.
