@@ -41,6 +41,7 @@ def layouts(draw: st.DrawFn) -> Layout:
         stages=draw(st.one_of(st.just(()), st.tuples(*[st.integers(1, 40)] * fields["pp"]))),
         micro_batch=draw(st.none() | st.integers(1, 64)),
         recompute=draw(st.sampled_from(["none", "selective", "full"])),
+        loss=draw(st.sampled_from(["whole", "chunked"])),
         precision=draw(st.sampled_from(["fp32", "bf16", "fp16"])),
         compile=draw(st.booleans()),
     )

@@ -10,7 +10,7 @@ from torch import Tensor
 from weft.models.head import Head
 from weft.models.norm import RMSNorm
 from weft.parallel import loss
-from weft.parallel.loss import IGNORED, cross_entropy_sum
+from weft.parallel.loss import IGNORED, cross_entropy_sum, linear_cross_entropy_sum
 
 
 def apart(a: Tensor, b: Tensor) -> float:
@@ -90,3 +90,32 @@ def test_the_loss_is_torchs_whatever_is_worked_on_at_once(
     assert leaf.grad is not None
     assert plain.grad is not None
     assert apart(leaf.grad, plain.grad) < bound
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize(("rows", "columns"), [(1024, 8192), (3, 16), (1, 7)])
+def test_the_loss_without_logits_is_the_loss_of_logits(
+    dtype: torch.dtype, bound: float, rows: int, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loss, "HEAD_ROWS", rows)
+    monkeypatch.setattr(loss, "HEAD_COLUMNS", columns)
+    torch.manual_seed(0)
+    head = Head(16, 61).to(dtype)
+    x, targets = torch.randn(2, 7, 16).to(dtype), torch.randint(61, (2, 7))
+    targets[0, 3] = targets[1, 0] = IGNORED
+    found = []
+    for run in (
+        lambda x: F.cross_entropy(head(x).float().flatten(0, 1), targets.flatten(), reduction="sum"),
+        lambda x: linear_cross_entropy_sum(x, head.weight, targets),
+    ):
+        head.weight.grad = None
+        leaf = x.clone().requires_grad_()
+        total = run(leaf)
+        (total / 12).backward()
+        assert leaf.grad is not None
+        assert head.weight.grad is not None
+        found.append((total.detach(), leaf.grad, head.weight.grad))
+    assert found[1][0].dtype == torch.float32
+    assert max(apart(a, b) for a, b in zip(*found, strict=True)) < bound
+    with torch.no_grad():
+        assert float(linear_cross_entropy_sum(x, head.weight, targets)) == float(found[1][0])

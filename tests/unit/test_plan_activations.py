@@ -13,7 +13,7 @@ from weft.models.attention import attention_mask
 from weft.models.decoder import Block, Decoder
 from weft.models.rope import rope_table
 from weft.models.shape import Shape
-from weft.parallel.loss import cross_entropy_sum
+from weft.parallel.loss import cross_entropy_sum, linear_cross_entropy_sum
 from weft.parallel.recompute import recompute_blocks
 from weft.plan.activations import Pass
 
@@ -84,3 +84,5 @@ def test_what_follows_the_last_block(family: str) -> None:
     norm, head = model.norm, model.head
     kept = kept_bytes(lambda: cross_entropy_sum(head(norm(x)), targets), model, targets)
     assert kept == pytest.approx(passed.last + passed.logits, rel=0.002)
+    kept = kept_bytes(lambda: linear_cross_entropy_sum(norm(x), head.weight, targets), model, targets)
+    assert kept == pytest.approx(passed.last + head.weight.nbytes, rel=0.002)

@@ -59,6 +59,7 @@ def test_micro_batches_in_flight_are_those_of_the_schedule(name: str, pp: int, c
 
 def test_what_the_plan_says_twice_is_the_same_elsewhere() -> None:
     assert (activations.LOSS_ROWS, activations.LOSS_CPU_LOGITS) == (loss.ROWS, loss.CPU_LOGITS)
+    assert (activations.HEAD_ROWS, activations.HEAD_COLUMNS) == (loss.HEAD_ROWS, loss.HEAD_COLUMNS)
     assert activations.HEAD_ALIGNED == head.ALIGNED
     assert words.ORDER == mesh.AXES
     assert {name: dtype.itemsize for name, dtype in shard.DTYPES.items()} == activations.ITEM
@@ -83,6 +84,7 @@ def test_cutting_takes_memory_away() -> None:
     assert peak("pp2") < peak("pp2.gpipe") < peak("single") + 1
     assert peak("full") < peak("selective") < peak("single")
     assert peak("mb1") < peak("mb2") < peak("single")
+    assert peak("chunked", batch=64) < peak("single", batch=64) - activations.ITEM["fp32"] * 48 * 256 * GPT2.vocab
 
 
 def test_fixed_terms_of_adamw_in_fp32() -> None:

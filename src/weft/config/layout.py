@@ -43,6 +43,9 @@ class Layout(BaseModel):
     recompute: Literal["none", "selective", "full"] = Field(
         "none", description="activations computed again in backward: none, all but matmuls and attention, whole blocks"
     )
+    loss: Literal["whole", "chunked"] = Field(
+        "whole", description="from logits that exist as a whole, or from those of some positions at a time"
+    )
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="of the computation; weights and gradients are kept in fp32 always"
     )
@@ -181,6 +184,7 @@ class Layout(BaseModel):
         parts += [self.schedule] if self.schedule != "1f1b" else []
         parts += [f"mb{self.micro_batch}"] if self.micro_batch is not None else []
         parts += [self.recompute] if self.recompute != "none" else []
+        parts += [self.loss] if self.loss != "whole" else []
         parts += [self.precision] if self.precision != "fp32" else []
         parts += ["compile"] if self.compile else []
         return ".".join(parts) or "single"
@@ -216,6 +220,7 @@ WORDS: dict[str, tuple[str, object]] = {
     "gpipe": ("schedule", "gpipe"),
     "selective": ("recompute", "selective"),
     "full": ("recompute", "full"),
+    "chunked": ("loss", "chunked"),
     "fp32": ("precision", "fp32"),
     "bf16": ("precision", "bf16"),
     "fp16": ("precision", "fp16"),
@@ -234,5 +239,5 @@ def _parse_part(part: str, text: str) -> tuple[str, object]:
     raise ValueError(
         f"layout {text!r}: {part!r} is not understood. Parts, joined by dots: dp2 fsdp2 zero1|2|3 cp2 ring|ulysses "
         "ep2 etp2 tp2 sp pp2 "
-        "stages3-1 gpipe|1f1b mb1 selective|full bf16|fp16 compile; or single"
+        "stages3-1 gpipe|1f1b mb1 selective|full chunked bf16|fp16 compile; or single"
     )

@@ -70,6 +70,7 @@ class Decoder(nn.Module):
         caches: Sequence[LayerCache] | None = None,
         mask: Tensor | None = None,
         last_only: bool = False,
+        targets: Tensor | None = None,
     ) -> Tensor:
         """Tokens [B, T] (or hidden states [B, T, D] where the embedding is not held) → logits [B, T, V], or hidden.
 
@@ -78,6 +79,7 @@ class Decoder(nn.Module):
             documents: number of each token's document, [B, T]: attention stays inside.
             caches: one a block, for generation; then `mask` says who sees whom, [B, 1, T, S].
             last_only: logits of the last token alone, [B, 1, V].
+            targets: [B, T], for a head that makes a loss of them; that comes back.
         """
         positions = positions if positions is not None else torch.arange(x.shape[1], device=x.device)
         if mask is None:
@@ -90,7 +92,8 @@ class Decoder(nn.Module):
         for index, block in enumerate(self.blocks.values()):
             x = block(x, rope, mask, caches[index] if caches is not None else None)
         if self.norm is not None and self.head is not None:
-            x = self.head(self.norm(x[:, -1:] if last_only else x))
+            x = self.norm(x[:, -1:] if last_only else x)
+            x = self.head(x) if targets is None else self.head(x, targets)
         return x
 
 

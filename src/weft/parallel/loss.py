@@ -1,4 +1,8 @@
-"""Cross-entropy of logits whose vocabulary may be cut over the tp axis. The whole logits are never gathered."""
+"""Cross-entropy over a vocabulary that may be cut over the tp axis; from logits, or from what the head takes.
+
+Logits are never gathered, and in the second form never whole: the head's product, the loss and both gradients are worked
+out for some positions at a time, as in Liger (Hsu et al., 2024) and Cut Your Losses (Wijmans et al., 2024).
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from weft.models.head import ALIGNED, Head
+
 IGNORED = -100
 """Target of a position that has none."""
 ROWS = 1024
 """Positions worked on at once, to bound the fp32 copy."""
+HEAD_ROWS = 1024
+"""Positions whose logits exist at once where the loss is worked out from what the head takes."""
+HEAD_COLUMNS = 8192
+"""Tokens whose gradient of the head exists at once in a low precision, before it is added up in fp32."""
 CPU_LOGITS = 2**19
 """Logits worked on at once on a CPU, so that their fp32 copy stays in its cache: twice as fast (50,257 columns)."""
 
@@ -33,22 +43,106 @@ def cross_entropy_sum(
     return _CrossEntropy.apply(logits.flatten(0, -2), targets.flatten(), first, group)
 
 
+class LossHead(Head):
+    """A head that is given the targets too, and gives the summed loss: its logits never exist as a whole."""
+
+    first: int
+    group: dist.ProcessGroup | None
+
+    def forward(self, x: Tensor, targets: Tensor | None = None) -> Tensor:
+        """x [B, T, D], targets [B, T] → the summed loss; without targets logits, as ever."""
+        if targets is None:
+            return super().forward(x)
+        return linear_cross_entropy_sum(x, self.weight, targets, self.first, self.group)
+
+
+def give_loss(head: Head, first: int, group: dist.ProcessGroup | None) -> None:
+    """Make a head one that gives the loss. Its vocabulary begins at `first` and is cut over `group`."""
+    head.__class__ = LossHead
+    assert isinstance(head, LossHead)
+    head.first, head.group = first, group
+
+
+def linear_cross_entropy_sum(
+    x: Tensor, weight: Tensor, targets: Tensor, first: int = 0, group: dist.ProcessGroup | None = None
+) -> Tensor:
+    """`cross_entropy_sum(x @ weight.t(), targets)`, some positions at a time.
+
+    Both gradients are worked out at once and wait for backward: as much as `x` and `weight` take, in place of logits.
+
+    Args:
+        x: [..., D].
+        weight: [V, D], this process's part of the vocabulary; other arguments as there.
+    """
+    return _LinearCrossEntropy.apply(x.flatten(0, -2), weight, targets.flatten(), first, group)
+
+
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, first: int, group: dist.ProcessGroup | None) -> Tensor:
         wanted = ctx.needs_input_grad[0]
-        # over a group each part takes two messages: let there be few of them
-        rows = ROWS if logits.is_cuda or group is not None else max(1, CPU_LOGITS // logits.shape[-1])
-        parts = zip(logits.split(rows), targets.split(rows), strict=True)
-        losses = [_losses(part, target, first, group, wanted) for part, target in parts]
+        losses = _summed_losses(logits, targets, first, group, wanted)
         if wanted:
             ctx.save_for_backward(logits)
-        return torch.cat(losses).sum()
+        return losses
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradient.mul_(grad), None, None, None
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """The plain reference is `cross_entropy_sum` of `torch.nn.functional.linear`.
+
+    A schedule that puts the products of weights off (zero bubble) gets nothing to put off here: the weight's gradient is
+    done in forward, for only there are the logits. It would have to make them again, at a third more work for the head.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, first: int, group: dist.ProcessGroup | None
+    ) -> Tensor:
+        wanted = any(ctx.needs_input_grad)
+        rows, columns = min(HEAD_ROWS, len(x)), len(weight)
+        buffer = x.new_empty(rows, -(-columns // ALIGNED) * ALIGNED)  # why aligned: models/head.py
+        grad_x = torch.empty_like(x) if wanted else x
+        grad_weight = weight.new_zeros(weight.shape, dtype=torch.float32) if wanted else weight
+        losses = []
+        for part, target, grad in zip(x.split(rows), targets.split(rows), grad_x.split(rows), strict=True):
+            logits = buffer[: len(part), :columns]
+            torch.mm(part, weight.t(), out=logits)
+            losses.append(_summed_losses(logits, target, first, group, wanted))
+            if wanted:  # the logits are their own gradient now
+                torch.mm(logits, weight, out=grad)
+                _add_product(grad_weight, logits, part)
+        if wanted:
+            ctx.save_for_backward(grad_x, grad_weight.to(weight.dtype))
+        return torch.stack(losses).sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        grad_x, grad_weight = ctx.saved_tensors
+        return grad_x.mul_(grad), grad_weight.mul_(grad), None, None, None
+
+
+def _add_product(total: Tensor, logits: Tensor, x: Tensor) -> None:
+    """total [V, D] += logits.t() @ x. In a low precision each product is rounded, but their sum stays fp32."""
+    if x.dtype == total.dtype:
+        total.addmm_(logits.t(), x)
+        return
+    for part, columns in zip(total.split(HEAD_COLUMNS), logits.split(HEAD_COLUMNS, dim=1), strict=True):
+        part.add_(columns.t() @ x)
+
+
+def _summed_losses(
+    logits: Tensor, targets: Tensor, first: int, group: dist.ProcessGroup | None, wanted: bool
+) -> Tensor:
+    """Loss of all rows of logits [N, V], which are overwritten where `wanted`, in parts of a size to work on."""
+    # over a group each part takes two messages: let there be few of them
+    rows = ROWS if logits.is_cuda or group is not None else max(1, CPU_LOGITS // logits.shape[-1])
+    parts = zip(logits.split(rows), targets.split(rows), strict=True)
+    return torch.cat([_losses(part, target, first, group, wanted) for part, target in parts]).sum()
 
 
 def _losses(logits: Tensor, targets: Tensor, first: int, group: dist.ProcessGroup | None, wanted: bool) -> Tensor:

@@ -6,8 +6,10 @@ import torch
 from torch import nn
 
 from weft.config.layout import Layout
+from weft.models.cuts import even_split
 from weft.models.decoder import Decoder
 from weft.models.shape import Shape
+from weft.parallel.loss import give_loss
 from weft.parallel.mesh import Mesh
 from weft.parallel.recompute import recompute_blocks
 from weft.parallel.shard import shard
@@ -26,6 +28,9 @@ def weave(shape: Shape, layout: Layout, mesh: Mesh) -> Woven:
     if layout.tp > 1:
         cut_tensors(model, mesh.group("tp"), layout.sp)
         model.tie()
+    if layout.loss == "chunked" and model.head is not None:
+        first = even_split(shape.vocab, layout.tp, mesh.index("tp"))[0]
+        give_loss(model.head, first, mesh.group("tp") if layout.tp > 1 else None)
     if layout.recompute != "none":
         recompute_blocks(model.blocks, layout.recompute)
     if layout.compile:

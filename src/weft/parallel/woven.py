@@ -124,9 +124,12 @@ class Woven:
             rows = micro_batches[index]
             x = rows.tokens if hidden is None else hidden
             positions = rows.positions if rows.positions is not None else counting
-            y = self.model(x, positions, rows.documents)
+            targets = rows.targets if self.layout.loss == "chunked" and self.mesh.last_stage else None
+            y = self.model(x, positions, rows.documents, targets=targets)
             if not self.mesh.last_stage:
                 return y
+            if targets is not None:  # the head has made the loss
+                return y * scale
             return cross_entropy_sum(y, rows.targets, vocab_start, vocab_group) * scale
 
         losses = pipeline.run(ops, forward, self._before_backward)

@@ -20,6 +20,8 @@ HEAD_ALIGNED = 64
 """What a row of logits is rounded up to: models/head.py."""
 LOSS_ROWS, LOSS_CPU_LOGITS = 1024, 2**19
 """Positions, or on a CPU logits, whose loss is worked out at once: parallel/loss.py."""
+HEAD_ROWS, HEAD_COLUMNS = 1024, 8192
+"""Where logits are never whole: positions that have them at once; tokens whose gradient of the head exists at once."""
 
 
 @dataclass(frozen=True)
@@ -117,12 +119,18 @@ class Pass:
         """After the last block: the final norm's input and statistics, and the head's input; without the logits."""
         return self.hidden + self.statistics + self.whole
 
-    def loss_workspace(self, device: str) -> int:
-        """The fp32 copy that the loss is worked out in, some rows at a time."""
-        columns = self.logits // (ITEM[self.layout.precision] * self.tokens)
+    def loss_workspace(self, device: str, table: int) -> int:
+        """The fp32 copy that the loss is worked out in, some rows at a time. Where the logits are never whole, also those
+        of some rows, the head's input beside its gradient, and the fp32 sum of the head's own, `table` numbers."""
+        item = ITEM[self.layout.precision]
+        columns = self.logits // (item * self.tokens)
         few = device == "cpu" and self.layout.tp == 1
         rows = max(1, LOSS_CPU_LOGITS // columns) if few else LOSS_ROWS
-        return FLOAT * min(rows, self.tokens) * columns
+        copy = FLOAT * min(rows, self.tokens) * columns
+        if self.layout.loss == "whole":
+            return copy
+        total = FLOAT * table + item * min(HEAD_COLUMNS, columns) * self.shape.hidden if item < FLOAT else 0
+        return copy + item * min(HEAD_ROWS, self.tokens) * columns + self.whole + total
 
 
 def in_flight(layout: Layout, stage: int, num_micro_batches: int) -> int:

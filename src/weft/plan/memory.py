@@ -29,7 +29,8 @@ class Memory:
         gradients: those that exist at this moment; fp32, and what a sharded layout has not yet reduced.
         copies: gathered or low-precision weights that the computation reads.
         activations: kept for backward, of every micro-batch in flight; what passes between stages; the tokens.
-        logits: of every micro-batch in flight, with the workspace of the loss.
+        logits: of every micro-batch in flight, with the workspace of the loss; where they are never whole, in their
+            place the gradient of the head.
         temporary: what the operations of this moment need beside that.
         staging: of checkpoints written in the background: memory of the CPU, whatever the device.
         base: the process itself.
@@ -109,7 +110,8 @@ def _moments(
     tokens = 2 * LONG * one.tokens * num_micro_batches  # and their targets
     edge = 0 if stage.last else one.hidden  # what went to the next stage is the root of its backward
     messages = 3 * one.hidden if layout.pp > 1 else 0  # the next to come in, one on its way each way
-    logits = one.logits if stage.last else 0
+    whole = layout.loss == "whole"
+    logits = (one.logits if whole else ITEM[layout.precision] * stage.table) if stage.last else 0
     top = one.last if stage.last else 0
     others = (flying - 1) * (stage.num_blocks * one.kept + edge + top) + messages + tokens
     blocks, other_logits = stage.num_blocks, (flying - 1) * logits
@@ -124,9 +126,10 @@ def _moments(
             gradients=gradients.before,
             copies=gradients.copies_outside,
             activations=others + blocks * one.kept + top,
-            logits=other_logits + logits + one.loss_workspace(device),
+            logits=other_logits + logits + one.loss_workspace(device, stage.table),
         )
         found.append(loss)
+    if stage.last and whole:  # else it has been done in the forward pass
         found.append(
             replace(
                 loss,

@@ -41,6 +41,8 @@ def describe(config: Config) -> Iterator[tuple[str, str]]:
     yield "batch", f"{train.global_batch:,} sequences: {local:,} for each of {layout.replicas}, in {passes}"
     if layout.recompute != "none":
         yield layout.recompute, RECOMPUTE[layout.recompute]
+    if layout.loss == "chunked":
+        yield "chunked", "logits exist for some positions at a time; their gradients are worked out with the loss"
     if layout.precision != "fp32":
         yield layout.precision, f"computed in {layout.precision}; weights, gradients and moments stay fp32"
     if layout.compile:

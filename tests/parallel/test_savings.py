@@ -1,0 +1,42 @@
+"""What saves memory computes what one process computes without it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from harness import Compared, make
+from test_parity import right
+
+from weft.parallel import loss
+
+
+@pytest.mark.parametrize(
+    ("model", "layout"),
+    [
+        ("gpt2", "chunked"),
+        ("llama", "chunked.mb4.bf16"),
+        ("llama", "chunked.dp2.mb2"),
+        ("gpt2", "chunked.fsdp2.mb2.fp16"),
+        ("qwen3", "chunked.tp2.sp"),
+        ("llama", "chunked.fsdp2.zero2.tp2.mb2"),
+        ("qwen3", "chunked.fsdp2.tp2.sp.pp2.mb1.full"),
+        ("gpt2", "chunked.pp2.gpipe"),
+    ],
+)
+def test_chunked_loss(model: str, layout: str, compared: Compared, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss, "HEAD_ROWS", 24)  # several parts, the last one smaller
+    right(compared(make(model, layout)))
+
+
+def test_chunked_loss_of_a_share_of_the_vocabulary(compared: Compared, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the sum over tp each process would find the softmax of its own tokens, and a plausible loss."""
+    compared(make("llama", "single"))
+    given = loss.give_loss
+
+    def alone(head: Any, first: int, group: Any) -> None:
+        given(head, first, None)
+
+    monkeypatch.setattr("weft.parallel.weave.give_loss", alone)
+    report = compared(make("llama", "chunked.tp2"))
+    assert report.first_wrong() == "head.weight (gradient)"
