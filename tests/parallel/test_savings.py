@@ -9,6 +9,8 @@ from harness import Compared, make
 from test_parity import right
 
 from weft.parallel import loss
+from weft.plan import memory
+from weft.plan.stage import stages
 
 
 @pytest.mark.parametrize(
@@ -40,3 +42,34 @@ def test_chunked_loss_of_a_share_of_the_vocabulary(compared: Compared, monkeypat
     monkeypatch.setattr("weft.parallel.weave.give_loss", alone)
     report = compared(make("llama", "chunked.tp2"))
     assert report.first_wrong() == "head.weight (gradient)"
+
+
+@pytest.mark.parametrize(
+    ("model", "layout"),
+    [
+        ("gpt2", "full/2"),
+        ("llama", "full:3.fsdp2.mb2.bf16"),
+        ("qwen3", "keep-attention.tp2.sp"),
+        ("llama", "keep-network.fsdp2.tp2.mb2"),
+        ("gpt2", "redo-mlp.tp2.sp"),
+        ("llama", "redo-attention.fsdp2.zero2.mb2"),
+        ("qwen3", "redo-attention+mlp/2.tp2.sp.pp2.mb2"),
+    ],
+)
+def test_recompute(model: str, layout: str, compared: Compared) -> None:
+    right(compared(make(model, layout)))
+
+
+def test_recompute_within_a_budget(compared: Compared, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages need not recompute alike: here the first does in some blocks, and the second in none."""
+    monkeypatch.setitem(memory.BASE, "cpu", 1_520_000)
+    config = make("gpt2", "pp2.mb1.fit2m", checkpoint={"asynchronous": False})
+    parts = [memory.fitted(config, stage, "cpu").layout.recompute for stage in stages(config.model, config.layout)]
+    assert parts == ["full:1", "none"]
+    right(compared(config))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_recomputed_and_compiled(compared: Compared) -> None:
+    right(compared(make("llama", "redo-mlp/2.compile")))

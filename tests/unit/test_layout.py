@@ -40,7 +40,7 @@ def layouts(draw: st.DrawFn) -> Layout:
         schedule=draw(st.sampled_from(["1f1b", "gpipe"])) if fields["pp"] > 1 else "1f1b",
         stages=draw(st.one_of(st.just(()), st.tuples(*[st.integers(1, 40)] * fields["pp"]))),
         micro_batch=draw(st.none() | st.integers(1, 64)),
-        recompute=draw(st.sampled_from(["none", "selective", "full"])),
+        recompute=draw(st.sampled_from(["none", "selective", "full/2", "keep-network:3", "redo-mlp", "fit40g"])),
         loss=draw(st.sampled_from(["whole", "chunked"])),
         precision=draw(st.sampled_from(["fp32", "bf16", "fp16"])),
         compile=draw(st.booleans()),

@@ -15,7 +15,7 @@ from weft.models.shape import Shape
 from weft.parallel import loss, mesh, schedule, shard
 from weft.plan import activations, words
 from weft.plan.activations import in_flight
-from weft.plan.memory import NAMES, TENSORS, layout_memory
+from weft.plan.memory import BASE, NAMES, TENSORS, fitted, layout_memory
 from weft.plan.stage import held, stages
 
 GPT2 = Shape(family="gpt2", num_layers=12, hidden=768, num_heads=12, vocab=50257, max_seq=1024)
@@ -85,6 +85,34 @@ def test_cutting_takes_memory_away() -> None:
     assert peak("full") < peak("selective") < peak("single")
     assert peak("mb1") < peak("mb2") < peak("single")
     assert peak("chunked", batch=64) < peak("single", batch=64) - activations.ITEM["fp32"] * 48 * 256 * GPT2.vocab
+
+
+def test_recompute_by_degrees() -> None:
+    order = ["full", "full/2", "full/3", "single"]
+    assert sorted(map(peak, order)) == list(map(peak, order))
+    assert peak("full") == peak("full:12")
+    assert peak("full:4") < peak("full:3")
+    assert peak("full") <= peak("keep-attention") < peak("selective") < peak("single")
+    assert peak("redo-attention+mlp") < peak("redo-mlp") < peak("redo-attention") < peak("single")
+
+
+def test_recompute_within_a_budget() -> None:
+    def chosen(layout: str) -> list[str]:
+        made = config(layout=layout)
+        return [fitted(made, stage, "cuda").layout.recompute for stage in stages(made.model, made.layout)]
+
+    most, least = peak("single") + BASE["cuda"], peak("full") + BASE["cuda"]
+    assert chosen(f"fit{most // 2**20 + 1}m") == ["none"]
+    [some] = chosen(f"fit{(most + least) // 2**21}m")
+    assert some not in ("none", "full:12")
+    assert peak(some) + BASE["cuda"] <= (most + least) // 2
+    fewer = f"full:{int(some.removeprefix('full:')) - 1}"
+    assert peak(fewer) + BASE["cuda"] > (most + least) // 2**21 * 2**20
+    first, *others = chosen("pp4.fit1680m")  # the first stage has the most micro-batches in flight
+    assert first != "none"
+    assert others == ["none"] * 3
+    with pytest.raises(ValueError, match=r"fit9m: with every block of stage 0 recomputed a process still takes .* GiB"):
+        layout_memory(config(layout="fit9m"))
 
 
 def test_fixed_terms_of_adamw_in_fp32() -> None:

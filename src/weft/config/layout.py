@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from weft.config.recompute import Recompute
 from weft.models.shape import Shape
 
 
@@ -40,8 +41,8 @@ class Layout(BaseModel):
         ge=1,
         description="sequences in one pass of one replica; unset: all of them, with pp enough for 2·pp passes",
     )
-    recompute: Literal["none", "selective", "full"] = Field(
-        "none", description="activations computed again in backward: none, all but matmuls and attention, whole blocks"
+    recompute: str = Field(
+        "none", description="activations computed again in backward: none, selective, full, and finer forms"
     )
     loss: Literal["whole", "chunked"] = Field(
         "whole", description="from logits that exist as a whole, or from those of some positions at a time"
@@ -67,6 +68,7 @@ class Layout(BaseModel):
                 f"layout.ep·etp = {experts} must divide fsdp·cp·tp = {inner}, or be that times a part of dp = {self.dp}: "
                 "experts are dealt out over the processes of a stage. Change layout.ep or layout.etp"
             )
+        Recompute.parse(self.recompute)
         if self.stages and len(self.stages) != self.pp:
             raise ValueError(
                 f"layout.stages lists {len(self.stages)} stages and layout.pp is {self.pp}: give one number for each"
@@ -218,8 +220,6 @@ WORDS: dict[str, tuple[str, object]] = {
     "ulysses": ("cp_kind", "ulysses"),
     "1f1b": ("schedule", "1f1b"),
     "gpipe": ("schedule", "gpipe"),
-    "selective": ("recompute", "selective"),
-    "full": ("recompute", "full"),
     "chunked": ("loss", "chunked"),
     "fp32": ("precision", "fp32"),
     "bf16": ("precision", "bf16"),
@@ -236,8 +236,11 @@ def _parse_part(part: str, text: str) -> tuple[str, object]:
         return NUMBERS[match[1]], int(match[2])
     if match := re.fullmatch(r"stages(\d+(?:-\d+)*)", part):
         return "stages", tuple(int(blocks) for blocks in match[1].split("-"))
+    if re.match(r"(selective|full|keep-|redo-|fit)", part):
+        Recompute.parse(part)
+        return "recompute", part
     raise ValueError(
         f"layout {text!r}: {part!r} is not understood. Parts, joined by dots: dp2 fsdp2 zero1|2|3 cp2 ring|ulysses "
         "ep2 etp2 tp2 sp pp2 "
-        "stages3-1 gpipe|1f1b mb1 selective|full chunked bf16|fp16 compile; or single"
+        "stages3-1 gpipe|1f1b mb1 selective|full|redo-mlp|fit40g chunked bf16|fp16 compile; or single"
     )

@@ -10,31 +10,47 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-KEPT = {
-    torch.ops.aten.mm.default,
-    torch.ops.aten.addmm.default,
-    torch.ops.aten.bmm.default,
-    torch.ops.aten._scaled_dot_product_flash_attention.default,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
-    torch.ops.aten._scaled_dot_product_efficient_attention.default,
-    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
-    torch.ops._c10d_functional.all_reduce.default,
-    torch.ops._c10d_functional.all_gather_into_tensor.default,
-    torch.ops._c10d_functional.reduce_scatter_tensor.default,
+from weft.config.recompute import Recompute
+
+aten, network = torch.ops.aten, torch.ops._c10d_functional
+
+OPERATIONS = {
+    "matmul": {aten.mm.default, aten.addmm.default, aten.bmm.default},
+    "attention": {
+        aten._scaled_dot_product_flash_attention.default,
+        aten._scaled_dot_product_flash_attention_for_cpu.default,
+        aten._scaled_dot_product_efficient_attention.default,
+        aten._scaled_dot_product_cudnn_attention.default,
+    },
+    "network": {
+        network.all_reduce.default,
+        network.all_gather_into_tensor.default,
+        network.reduce_scatter_tensor.default,
+    },
 }
-"""What `selective` keeps: matrix products, attention and what came over the network. The rest is cheap to do again."""
+"""What of a block may be kept. The rest is cheap to do again."""
 
 
-def recompute_blocks(blocks: nn.ModuleDict, kind: str) -> None:
-    """Each block's forward keeps only its input ("full"), or also the results of KEPT ("selective")."""
+def recompute_blocks(blocks: nn.ModuleDict, recompute: Recompute) -> None:
+    """Wrap the forward of the blocks, or of their parts, that are to be computed again in backward."""
+    modules = list(blocks.values())
+    for index in recompute.blocks(len(modules)):
+        block = modules[index]
+        for module in [getattr(block, name) for name in recompute.redone] or [block]:
+            module.forward = functools.partial(checkpoint, module.forward, **_options(recompute.keeps))
+
+
+def _options(keeps: tuple[str, ...]) -> dict[str, Any]:
     options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
-    if kind == "selective":
+    if keeps:
         # when compiled, torch warns on every process of in-place operations, which a block has none of
         logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
-        options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _policy)
-    for block in blocks.values():
-        block.forward = functools.partial(checkpoint, block.forward, **options)
+        kept = frozenset[Any]().union(*(OPERATIONS[name] for name in keeps))
+        options["context_fn"] = functools.partial(
+            create_selective_checkpoint_contexts, functools.partial(_policy, kept)
+        )
+    return options
 
 
-def _policy(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if op in KEPT else CheckpointPolicy.PREFER_RECOMPUTE
+def _policy(kept: frozenset[Any], context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if op in kept else CheckpointPolicy.PREFER_RECOMPUTE

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from weft.config.layout import Layout
+from weft.config.recompute import Recompute
 from weft.models.cuts import even_split
 from weft.models.decoder import Decoder
 from weft.models.shape import Shape
@@ -31,8 +32,7 @@ def weave(shape: Shape, layout: Layout, mesh: Mesh) -> Woven:
     if layout.loss == "chunked" and model.head is not None:
         first = even_split(shape.vocab, layout.tp, mesh.index("tp"))[0]
         give_loss(model.head, first, mesh.group("tp") if layout.tp > 1 else None)
-    if layout.recompute != "none":
-        recompute_blocks(model.blocks, layout.recompute)
+    recompute_blocks(model.blocks, Recompute.parse(layout.recompute))
     if layout.compile:
         compile_blocks(model.blocks)
     if layout.sharded:

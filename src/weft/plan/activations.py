@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from weft.config.layout import Layout
+from weft.config.recompute import Recompute
 from weft.models.cuts import even_split
 from weft.models.shape import Shape
 
@@ -79,11 +80,16 @@ class Pass:
         """Everything that one block's backward needs, its input among it."""
         norms = 2 * (self.hidden + self.statistics)  # each keeps its input; the second's is the middle of the block
         regions = 2 * self.whole  # what the norms give, kept by the matrices that take it
-        attention = 2 * self.query + 2 * self.kv + self.head_statistics + self.mask  # q, k, v, result, log-sum-exp
-        if self.shape.qk_norm:  # q and k before their norms, and those norms' own statistics
+        return norms + regions + self.attention + self.mlp
+
+    @property
+    def attention(self) -> int:
+        """q, k, v, the result and its log-sum-exp; q and k before their norms, and those norms' own statistics."""
+        size = 2 * self.query + 2 * self.kv + self.head_statistics + self.mask
+        if self.shape.qk_norm:
             kv_heads = self.shape.num_kv_heads / self.shape.num_heads
-            attention += self.query + self.kv + int(self.head_statistics * (1 + kv_heads))
-        return norms + regions + attention + self.mlp
+            size += self.query + self.kv + int(self.head_statistics * (1 + kv_heads))
+        return size
 
     @property
     def mlp(self) -> int:
@@ -91,23 +97,36 @@ class Pass:
         return (4 if self.shape.activation == "swiglu" else 2) * self.ffn
 
     @property
+    def recompute(self) -> Recompute:
+        return Recompute.parse(self.layout.recompute)
+
+    @property
     def kept(self) -> int:
-        """What one block keeps from forward to backward, with recomputation as the layout has it."""
-        if self.layout.recompute == "none":
-            return self.block
-        if self.layout.recompute == "full":
-            return self.hidden
-        matrices = self.query + 2 * self.kv + (self.shape.mlp_matrices - 1) * self.ffn + 2 * self.whole
-        attention = self.query + self.head_statistics
-        edges = 0
-        if self.layout.tp > 1:  # what came over the network: two sums, or under sp two gathers and two scatters
-            edges = 2 * (self.whole + self.hidden) if self.layout.sp else 2 * self.whole
-        return self.hidden + matrices + attention + edges
+        """What a block that is recomputed keeps from forward to backward."""
+        recompute = self.recompute
+        if recompute.redone:
+            return self.block - sum(getattr(self, name) for name in recompute.redone)
+        results = {
+            "matmul": self.query + 2 * self.kv + (self.shape.mlp_matrices - 1) * self.ffn + 2 * self.whole,
+            "attention": self.query + self.head_statistics,
+            "network": 0,
+        }
+        if self.layout.tp > 1:  # two sums, or under sp two gathers and two scatters
+            results["network"] = 2 * (self.whole + self.hidden) if self.layout.sp else 2 * self.whole
+        return self.hidden + sum(results[name] for name in recompute.keeps)
 
     @property
     def recomputed(self) -> int:
-        """What the backward pass of one block makes again before it begins."""
-        return 0 if self.layout.recompute == "none" else max(0, self.block - self.kept)
+        """What the backward pass of a block that is recomputed makes again at once."""
+        if redone := self.recompute.redone:
+            return max(getattr(self, name) for name in redone)
+        return max(0, self.block - self.kept)
+
+    def blocks(self, count: int, held: int | None = None) -> int:
+        """What the first `held` of the `count` blocks of a stage keep; all of them by default."""
+        held = count if held is None else held
+        again = sum(index < held for index in self.recompute.blocks(count))
+        return again * self.kept + (held - again) * self.block
 
     @property
     def backward(self) -> int:

@@ -6,10 +6,12 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from weft.config.layout import Layout
+from weft.config.recompute import Recompute
 from weft.config.tree import Config
 from weft.models.shape import Shape
 from weft.plan.activations import FLOAT, ITEM, LONG, Pass, in_flight
 from weft.plan.stage import Stage, stages
+from weft.units import gibibytes
 
 Device = Literal["cpu", "cuda"]
 
@@ -80,6 +82,7 @@ def layout_memory(config: Config, device: Device = "cpu") -> list[StageMemory]:
 
 def stage_memory(config: Config, stage: Stage, device: Device = "cpu") -> StageMemory:
     """The memory of the first process of one stage."""
+    config = fitted(config, stage, device)
     layout = config.layout
     micro_batch = layout.micro_batch_size(config.train.global_batch)
     passed = Pass.of(config.model, layout, micro_batch, config.seq, config.data.document_mask)
@@ -91,6 +94,28 @@ def stage_memory(config: Config, stage: Stage, device: Device = "cpu") -> StageM
     moments.append(replace(moments[-1], moment="saving a checkpoint", staging=staging))
     size = (lambda memory: memory.total) if device == "cpu" else (lambda memory: memory.tensors)
     return StageMemory(stage, max(moments, key=size), tuple(moments))
+
+
+def fitted(config: Config, stage: Stage, device: Device) -> Config:
+    """With a budget of memory made the fewest blocks of this stage whose recomputation keeps within it.
+
+    Raises:
+        ValueError: not all of them are enough.
+    """
+    budget = Recompute.parse(config.layout.recompute).budget
+    if budget is None:
+        return config
+    needed = 0
+    for count in range(stage.num_blocks + 1):
+        layout = config.layout.model_copy(update={"recompute": f"full:{count}" if count else "none"})
+        peak = stage_memory(found := config.model_copy(update={"layout": layout}), stage, device).peak
+        needed = peak.total if device == "cpu" else peak.total - peak.staging
+        if needed <= budget:
+            return found
+    raise ValueError(
+        f"layout.recompute = {config.layout.recompute}: with every block of stage {stage.index} recomputed a process still "
+        f"takes {gibibytes(needed)}. Raise it, or cut the model or its batch in more ways"
+    )
 
 
 def largest(memories: list[StageMemory]) -> StageMemory:
@@ -113,8 +138,8 @@ def _moments(
     whole = layout.loss == "whole"
     logits = (one.logits if whole else ITEM[layout.precision] * stage.table) if stage.last else 0
     top = one.last if stage.last else 0
-    others = (flying - 1) * (stage.num_blocks * one.kept + edge + top) + messages + tokens
-    blocks, other_logits = stage.num_blocks, (flying - 1) * logits
+    others = (flying - 1) * (one.blocks(stage.num_blocks) + edge + top) + messages + tokens
+    other_logits = (flying - 1) * logits
     fixed = Memory("", weights=FLOAT * stage.shard, optimizer=2 * FLOAT * stage.shard)
     gradients = Gradients(shape, layout, stage, ITEM[layout.precision], num_micro_batches)
 
@@ -125,7 +150,7 @@ def _moments(
             moment="end of the forward pass",
             gradients=gradients.before,
             copies=gradients.copies_outside,
-            activations=others + blocks * one.kept + top,
+            activations=others + one.blocks(stage.num_blocks) + top,
             logits=other_logits + logits + one.loss_workspace(device, stage.table),
         )
         found.append(loss)
@@ -139,28 +164,21 @@ def _moments(
                 temporary=one.whole + gradients.head_temporary,
             )
         )
-    found.append(
-        replace(
-            fixed,
-            moment="backward of the last block",
-            gradients=gradients.before + gradients.held_head,
-            copies=gradients.copies_inside,
-            activations=others + blocks * one.kept + edge,
-            logits=other_logits,
-            temporary=one.recomputed + one.backward + gradients.block_temporary,
+    again = one.recompute.blocks(stage.num_blocks)
+    for index in sorted({stage.num_blocks - 1, *again[-1:], 0}, reverse=True):
+        done = (stage.num_blocks - 1 - index) / max(1, stage.num_blocks - 1)
+        accumulated = gradients.before + int(done * (gradients.before_last_block - gradients.before))
+        found.append(
+            replace(
+                fixed,
+                moment=f"backward of {_ordinal(index, stage.num_blocks)} block",
+                gradients=accumulated + gradients.held_head,
+                copies=gradients.copies_inside,
+                activations=others + one.blocks(stage.num_blocks, index + 1) + edge,
+                logits=other_logits,
+                temporary=one.recomputed * (index in again) + one.backward + gradients.block_temporary,
+            )
         )
-    )
-    found.append(
-        replace(
-            fixed,
-            moment="backward of the first block",
-            gradients=gradients.before_last_block + gradients.held_head,
-            copies=gradients.copies_inside,
-            activations=others + one.kept + edge,
-            logits=other_logits,
-            temporary=one.recomputed + one.backward + gradients.block_temporary,
-        )
-    )
     found.append(
         replace(
             fixed,
@@ -174,6 +192,10 @@ def _moments(
     )
     found.append(replace(fixed, moment="update", gradients=gradients.after, activations=tokens))
     return found
+
+
+def _ordinal(index: int, count: int) -> str:
+    return {0: "the first", count - 1: "the last"}.get(index, "the last recomputed")
 
 
 class Gradients:

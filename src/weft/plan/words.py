@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from weft.config.layout import Layout
+from weft.config.recompute import Recompute
 from weft.config.tree import Config
+from weft.units import gibibytes
 
 ORDER = ("pp", "dp", "fsdp", "cp", "tp")
 """The axes as parallel/mesh.py numbers ranks, outermost first: tp neighbours are adjacent."""
@@ -40,7 +42,7 @@ def describe(config: Config) -> Iterator[tuple[str, str]]:
     passes = "one forward pass" if count == 1 else f"{count} micro-batches of {micro_batch}"
     yield "batch", f"{train.global_batch:,} sequences: {local:,} for each of {layout.replicas}, in {passes}"
     if layout.recompute != "none":
-        yield layout.recompute, RECOMPUTE[layout.recompute]
+        yield layout.recompute, _recompute(Recompute.parse(layout.recompute))
     if layout.loss == "chunked":
         yield "chunked", "logits exist for some positions at a time; their gradients are worked out with the loss"
     if layout.precision != "fp32":
@@ -63,10 +65,6 @@ ZERO = {
     2: "gradients and optimizer states; weights are whole on each during a step",
     3: "weights, gradients and optimizer states; a block's weights are gathered when it is its turn",
 }
-RECOMPUTE = {
-    "selective": "results of matrices and attention are kept, the rest of a block is computed again in backward",
-    "full": "each block keeps its input alone, and is computed again in backward",
-}
 
 
 def ranks(layout: Layout, axis: str) -> str:
@@ -79,6 +77,19 @@ def ranks(layout: Layout, axis: str) -> str:
     groups = layout.world // len(members)
     text = ", ".join(map(str, members)) if len(members) <= 4 else f"{members[0]}, {members[1]}, … {members[-1]}"
     return f"ranks {text}" if groups == 1 else f"ranks {text}, and so on: {groups} such groups"
+
+
+def _recompute(recompute: Recompute) -> str:
+    if recompute.budget is not None:
+        return f"as many blocks are computed again in backward as keep a process within {gibibytes(recompute.budget)}"
+    of = f"of every {recompute.every} blocks the first" if recompute.every > 1 else "each block"
+    of = f"of the first {recompute.first} blocks of a stage each" if recompute.first else of
+    if recompute.redone:
+        parts = " and ".join(recompute.redone)
+        return f"{of} computes its {parts} again in backward"
+    results = ", ".join(recompute.keeps)
+    kept = f"its input and the results of {results}" if results else "its input alone"
+    return f"{of} keeps {kept}; the rest is computed again in backward"
 
 
 def _counts(sizes: Sequence[int]) -> str:

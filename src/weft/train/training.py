@@ -17,6 +17,8 @@ from weft.models.shape import Shape
 from weft.parallel.mesh import Mesh, make_mesh
 from weft.parallel.weave import weave
 from weft.parallel.woven import Rows, Woven
+from weft.plan.memory import Device, fitted
+from weft.plan.stage import stages
 from weft.train.optimizer import Optimizer
 from weft.train.scaler import LossScaler
 
@@ -56,7 +58,9 @@ def build(config: Config, device: torch.device, *, fill: bool = True) -> Trainin
         fill: False where a checkpoint will be loaded into it.
     """
     mesh = make_mesh(config.layout, device)
-    woven = weave(config.model, config.layout, mesh)
+    kind: Device = "cuda" if device.type == "cuda" else "cpu"
+    fitting = [fitted(config, stage, kind).layout for stage in stages(config.model, config.layout)]
+    woven = weave(config.model, fitting[mesh.index("pp")], mesh)
     if fill and config.train.init_from is not None:
         fill_from(woven, Path(config.train.init_from))
     elif fill:
