@@ -112,9 +112,30 @@ def test_killed_between_the_save_and_the_next_step(tmp_path: Path) -> None:
     assert differences(unbroken, broken) == []
 
 
-@pytest.mark.parametrize(("before", "after"), [("fsdp2", "tp2"), ("pp2", "single"), ("single", "fsdp2.zero1")])
-def test_resumed_under_another_layout(before: str, after: str, tmp_path: Path) -> None:
-    unbroken = settings(tmp_path / "unbroken", before, checkpoint={"every": 6}, optimizer={"lr": 1e-3})
+@pytest.mark.parametrize("layout", ["single", "fsdp2.tp2"])
+def test_muon_killed_and_resumed_is_the_same_run(layout: str, tmp_path: Path) -> None:
+    unbroken = settings(tmp_path / "unbroken", layout, checkpoint={"every": 6}, optimizer={"kind": "muon"})
+    train(unbroken)
+    broken = cut(unbroken, layout, tmp_path / "broken")
+    pids = start(broken)
+    until(step_path(tmp_path / "broken" / "checkpoints", 6).exists, pids)
+    kill(pids)
+    train(broken, resume=True)
+    assert [d for d in compare(unbroken, broken, 6) if not d.right] == []
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "kind"),
+    [
+        ("fsdp2", "tp2", "adamw"),
+        ("pp2", "single", "adamw"),
+        ("single", "fsdp2.zero1", "adamw"),
+        ("fsdp2.tp2", "pp2", "muon"),
+    ],
+)
+def test_resumed_under_another_layout(before: str, after: str, kind: str, tmp_path: Path) -> None:
+    optimizer = {"lr": 1e-3, "kind": kind}
+    unbroken = settings(tmp_path / "unbroken", before, checkpoint={"every": 6}, optimizer=optimizer)
     train(unbroken)
     broken = cut(unbroken, before, tmp_path / "broken")
     pids = start(broken)

@@ -8,15 +8,16 @@ import pytest
 
 from weft.config.layout import Layout
 from weft.config.load import make_config
-from weft.config.tree import Config
+from weft.config.tree import Config, OptimizerConfig
 from weft.models import head
 from weft.models.parameters import parameter_sizes
 from weft.models.shape import Shape
 from weft.parallel import loss, mesh, schedule, shard
-from weft.plan import activations, words
+from weft.plan import activations, memory, words
 from weft.plan.activations import in_flight
 from weft.plan.memory import BASE, NAMES, TENSORS, fitted, layout_memory
 from weft.plan.stage import held, stages
+from weft.train import muon
 
 GPT2 = Shape(family="gpt2", num_layers=12, hidden=768, num_heads=12, vocab=50257, max_seq=1024)
 LLAMA = Shape(num_layers=6, hidden=256, num_heads=8, num_kv_heads=4, ffn=704, vocab=32000, max_seq=512)
@@ -60,6 +61,7 @@ def test_micro_batches_in_flight_are_those_of_the_schedule(name: str, pp: int, c
 def test_what_the_plan_says_twice_is_the_same_elsewhere() -> None:
     assert (activations.LOSS_ROWS, activations.LOSS_CPU_LOGITS) == (loss.ROWS, loss.CPU_LOGITS)
     assert (activations.HEAD_ROWS, activations.HEAD_COLUMNS) == (loss.HEAD_ROWS, loss.HEAD_COLUMNS)
+    assert memory.MUON_AT_ONCE == muon.AT_ONCE
     assert activations.HEAD_ALIGNED == head.ALIGNED
     assert words.ORDER == mesh.AXES
     assert {name: dtype.itemsize for name, dtype in shard.DTYPES.items()} == activations.ITEM
@@ -121,6 +123,16 @@ def test_fixed_terms_of_adamw_in_fp32() -> None:
     assert memory.peak.optimizer == 8 * GPT2.num_params
     update = next(moment for moment in memory.moments if moment.moment == "update")
     assert update.gradients == 4 * GPT2.num_params
+
+
+def test_muon_keeps_one_moment_of_each_matrix() -> None:
+    [memory] = layout_memory(config(optimizer={"kind": "muon"}))
+    matrices = 12 * GPT2.block_matmul_params
+    assert memory.peak.optimizer == 8 * GPT2.num_params - 4 * matrices
+    assert memory.peak.optimizer == 4 * sum(
+        len(OptimizerConfig(kind="muon").moments(name, dims)) * math.prod(dims)
+        for name, dims in parameter_sizes(GPT2).items()
+    )
 
 
 def test_staging_stays_between_checkpoints_and_is_not_on_a_gpu() -> None:

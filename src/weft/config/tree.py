@@ -23,13 +23,26 @@ class DataConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """AdamW (Loshchilov and Hutter, 2019); norms and biases are not decayed."""
+    """AdamW (Loshchilov and Hutter, 2019), or Muon (Jordan et al., 2024; Liu et al., 2025) for the matrices of the blocks
+    and AdamW for the rest; norms and biases are not decayed."""
 
+    kind: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: the blocks' matrices by Muon, all else by AdamW, with the same lr and decay"
+    )
     lr: float = Field(3e-4, gt=0, description="peak learning rate")
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = Field(1e-8, gt=0)
+    momentum: float = Field(0.95, ge=0, lt=1, description="of Muon")
     weight_decay: float = Field(0.1, ge=0)
     clip_norm: float = Field(1.0, ge=0, description="largest global gradient norm; 0: no clipping")
+
+    def by_muon(self, name: str, sizes: tuple[int, ...]) -> bool:
+        """Whether a parameter is updated by Muon."""
+        return self.kind == "muon" and name.startswith("blocks.") and len(sizes) == 2
+
+    def moments(self, name: str, sizes: tuple[int, ...]) -> tuple[str, ...]:
+        """What the optimizer keeps of a parameter."""
+        return ("momentum",) if self.by_muon(name, sizes) else ("exp_avg", "exp_avg_sq")
 
 
 class ScheduleConfig(Section):

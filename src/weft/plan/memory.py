@@ -21,13 +21,17 @@ Linux: 223 MiB after importing torch, 285 with the trainer, 300 after the first 
 kernels and libraries as NVIDIA's tools show it, about; it is no part of what torch reports as allocated."""
 
 
+MUON_AT_ONCE = 4
+"""Matrices that one process works on at once: train/muon.py."""
+
+
 @dataclass(frozen=True)
 class Memory:
     """Bytes of one process, at one moment of a step.
 
     Attributes:
         weights: fp32, this process's share.
-        optimizer: both moments of AdamW, fp32.
+        optimizer: both moments of AdamW, or the momentum of Muon's matrices, fp32.
         gradients: those that exist at this moment; fp32, and what a sharded layout has not yet reduced.
         copies: gathered or low-precision weights that the computation reads.
         activations: kept for backward, of every micro-batch in flight; what passes between stages; the tokens.
@@ -87,13 +91,13 @@ def stage_memory(config: Config, stage: Stage, device: Device = "cpu") -> StageM
     micro_batch = layout.micro_batch_size(config.train.global_batch)
     passed = Pass.of(config.model, layout, micro_batch, config.seq, config.data.document_mask)
     num_micro_batches = layout.num_micro_batches(config.train.global_batch)
-    moments = _moments(config.model, layout, stage, passed, num_micro_batches, device)
+    found = _moments(config, stage, passed, num_micro_batches, device)
     staging = staging_bytes(config, stage)
     often = staging if config.checkpoint.every else 0  # the buffers stay once they are made
-    moments = [replace(moment, staging=often, base=BASE[device]) for moment in moments]
-    moments.append(replace(moments[-1], moment="saving a checkpoint", staging=staging))
+    found = [replace(moment, staging=often, base=BASE[device]) for moment in found]
+    found.append(replace(found[-1], moment="saving a checkpoint", staging=staging, temporary=0))
     size = (lambda memory: memory.total) if device == "cpu" else (lambda memory: memory.tensors)
-    return StageMemory(stage, max(moments, key=size), tuple(moments))
+    return StageMemory(stage, max(found, key=size), tuple(found))
 
 
 def fitted(config: Config, stage: Stage, device: Device) -> Config:
@@ -124,13 +128,26 @@ def largest(memories: list[StageMemory]) -> StageMemory:
 
 def staging_bytes(config: Config, stage: Stage) -> int:
     """CPU memory of the copies that an asynchronous checkpoint is written from: weights and moments, fp32."""
-    return 3 * FLOAT * stage.shard if config.checkpoint.asynchronous else 0
+    return FLOAT * (stage.shard + moments(config, stage)) if config.checkpoint.asynchronous else 0
 
 
-def _moments(
-    shape: Shape, layout: Layout, stage: Stage, one: Pass, num_micro_batches: int, device: Device
-) -> list[Memory]:
+def moments(config: Config, stage: Stage) -> int:
+    """Numbers that the optimizer keeps."""
+    return 2 * stage.shard - (stage.num_blocks * stage.matrix_shard if config.optimizer.kind == "muon" else 0)
+
+
+def muon_numbers(shape: Shape, stage: Stage, processes: int) -> int:
+    """Numbers that Muon works with while it makes the largest matrices orthogonal: train/muon.py."""
+    largest = shape.ffn * shape.hidden
+    num = shape.mlp_matrices * stage.num_blocks
+    owned = min(MUON_AT_ONCE, -(-num // processes)) * largest
+    shares = min(MUON_AT_ONCE * processes, num) * largest * stage.matrix_shard // shape.block_matmul_params
+    return 5 * owned + 4 * shares  # the matrices and the iteration's products; directions, messages, results
+
+
+def _moments(config: Config, stage: Stage, one: Pass, num_micro_batches: int, device: Device) -> list[Memory]:
     """The moments of a step that can be the fullest: for each, everything that is there."""
+    shape, layout = config.model, config.layout
     flying = in_flight(layout, stage.index, num_micro_batches)
     tokens = 2 * LONG * one.tokens * num_micro_batches  # and their targets
     edge = 0 if stage.last else one.hidden  # what went to the next stage is the root of its backward
@@ -140,7 +157,7 @@ def _moments(
     top = one.last if stage.last else 0
     others = (flying - 1) * (one.blocks(stage.num_blocks) + edge + top) + messages + tokens
     other_logits = (flying - 1) * logits
-    fixed = Memory("", weights=FLOAT * stage.shard, optimizer=2 * FLOAT * stage.shard)
+    fixed = Memory("", weights=FLOAT * stage.shard, optimizer=FLOAT * moments(config, stage))
     gradients = Gradients(shape, layout, stage, ITEM[layout.precision], num_micro_batches)
 
     found = []
@@ -190,7 +207,8 @@ def _moments(
             temporary=gradients.end_temporary,
         )
     )
-    found.append(replace(fixed, moment="update", gradients=gradients.after, activations=tokens))
+    update = FLOAT * muon_numbers(shape, stage, layout.world // layout.pp) if config.optimizer.kind == "muon" else 0
+    found.append(replace(fixed, moment="update", gradients=gradients.after, activations=tokens, temporary=update))
     return found
 
 

@@ -27,7 +27,7 @@ WIDTH = 118
 
 ROWS = {
     "weights": "fp32",
-    "optimizer": "AdamW, two moments, fp32",
+    "optimizer": "moments, fp32",
     "gradients": "fp32",
     "copies": "gathered or low-precision weights",
     "activations": "kept for backward",

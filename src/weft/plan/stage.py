@@ -26,6 +26,7 @@ class Stage:
         root: parameters outside of the blocks, cut over tp alone.
         table: of them, one matrix of V·D: the token embedding or the head.
         block_shard, root_shard: the same, cut over fsdp too.
+        matrix_shard: of block_shard, those in matrices.
     """
 
     index: int
@@ -37,6 +38,7 @@ class Stage:
     table: int
     block_shard: int
     root_shard: int
+    matrix_shard: int
 
     @property
     def params(self) -> int:
@@ -53,6 +55,7 @@ def stages(shape: Shape, layout: Layout) -> list[Stage]:
     """Every stage of the layout, in order."""
     parts = layout.stage_blocks(shape.num_layers)
     block = {f"blocks.0.{name}": dims for name, dims in block_sizes(shape).items()}
+    matrices = {name: dims for name, dims in block.items() if len(dims) == 2}
     table = {"embed.weight": (shape.vocab, shape.hidden)}
     found = []
     for index, blocks in enumerate(parts):
@@ -69,6 +72,7 @@ def stages(shape: Shape, layout: Layout) -> list[Stage]:
                 table=held(table, layout.tp),
                 block_shard=held(block, layout.tp, layout.weight_ways[1]),
                 root_shard=held(root, layout.tp, layout.weight_ways[1]),
+                matrix_shard=held(matrices, layout.tp, layout.weight_ways[1]),
             )
         )
     return found

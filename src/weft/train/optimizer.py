@@ -1,29 +1,35 @@
-"""AdamW over what this process holds of the weights (Loshchilov and Hutter, 2019)."""
+"""The optimizer of a run: AdamW over what this process holds of the weights, or Muon for the matrices of the blocks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from weft.checkpoint.region import Piece, Region
 from weft.config.tree import OptimizerConfig
+from weft.parallel.mesh import Mesh
 from weft.parallel.woven import Weight
+from weft.train.muon import Muon
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Optimizer:
-    """torch's fused AdamW on plain local tensors: however a weight is sharded, the update is elementwise.
+    """torch's fused AdamW (Loshchilov and Hutter, 2019) on plain local tensors: however a weight is sharded, the update
+    is elementwise. With `optimizer.kind = muon` the matrices of the blocks are Muon's.
 
     Matrices decay; norms and biases do not. The moments exist from the start, so memory is known before the first step.
     """
 
-    def __init__(self, weights: Sequence[Weight], config: OptimizerConfig) -> None:
-        self.weights = weights
+    def __init__(self, weights: Sequence[Weight], config: OptimizerConfig, mesh: Mesh) -> None:
+        matrices = [weight for weight in weights if config.by_muon(weight.name, weight.region.sizes)]
+        self.muon = Muon(matrices, mesh, config.momentum, config.weight_decay) if matrices else None
+        self.weights = [weight for weight in weights if not config.by_muon(weight.name, weight.region.sizes)]
         # the same memory as the weight, without the wrapping of whoever sharded it
-        self.tensors = [torch.nn.Parameter(weight.data) for weight in weights]
-        decayed = [len(weight.region.sizes) > 1 for weight in weights]
+        self.tensors = [torch.nn.Parameter(weight.data) for weight in self.weights]
+        decayed = [len(weight.region.sizes) > 1 for weight in self.weights]
         groups = [
             {"params": [x for x, yes in zip(self.tensors, decayed, strict=True) if yes == group], "weight_decay": rate}
             for group, rate in ((True, config.weight_decay), (False, 0.0))
@@ -43,6 +49,8 @@ class Optimizer:
         self.adamw.step()
         for x in self.tensors:
             x.grad = None
+        if self.muon is not None:
+            self.muon.step(lr)
 
     @property
     def updates(self) -> int:
@@ -55,13 +63,19 @@ class Optimizer:
             self.adamw.state[x]["step"].fill_(count)
 
     def pieces(self) -> list[Piece]:
-        """Both moments of every weight, as tensors named `exp_avg.<weight>` and `exp_avg_sq.<weight>`."""
-        return [
-            Piece(_renamed(weight.region, moment), self.adamw.state[x][moment], weight.writes)
+        """The moments of every weight, as tensors named `exp_avg.<weight>` and `exp_avg_sq.<weight>`, or, where it is
+        Muon's, `momentum.<weight>`."""
+        pieces = [
+            _piece(weight, moment, self.adamw.state[x][moment])
             for x, weight in zip(self.tensors, self.weights, strict=True)
             for moment in MOMENTS
         ]
+        if self.muon is not None:
+            moments = zip(self.muon.weights, self.muon.moments, strict=True)
+            pieces += [_piece(weight, "momentum", moment) for weight, moment in moments]
+        return pieces
 
 
-def _renamed(region: Region, moment: str) -> Region:
-    return Region(f"{moment}.{region.name}", region.sizes, region.start, region.stop)
+def _piece(weight: Weight, moment: str, data: Tensor) -> Piece:
+    region = weight.region
+    return Piece(Region(f"{moment}.{region.name}", region.sizes, region.start, region.stop), data, weight.writes)

@@ -66,7 +66,7 @@ def build(config: Config, device: torch.device, *, fill: bool = True) -> Trainin
     elif fill:
         woven.fill(lambda region: initial_region(config.model, config.train.seed, region))
     return Training(
-        config, mesh, woven, Optimizer(woven.weights, config.optimizer), LossScaler.of(config.layout.precision)
+        config, mesh, woven, Optimizer(woven.weights, config.optimizer, mesh), LossScaler.of(config.layout.precision)
     )
 
 

@@ -20,6 +20,7 @@ KINDS = {
     "weight": "each weight after the last step",
     "exp_avg": "Adam's first moment of each weight",
     "exp_avg_sq": "Adam's second moment of each weight",
+    "momentum": "Muon's momentum of each matrix",
     "state": "position in the data, updates made, loss scale",
 }
 """What is compared."""

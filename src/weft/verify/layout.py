@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from weft.config.layout import Layout
@@ -31,8 +32,11 @@ MOVED_BOUND = {"fp32": 1e-2, "fp16": 1e-1, "bf16": 3e-1}
 """How far all weights together may be apart, over the farthest that the optimizer could have moved them. Adam divides
 a gradient by its own size: where it is nothing but rounding, the sign of the step is too."""
 UPDATE_BOUND = 1e-6
-"""Largest difference between a weight and what AdamW in one process makes of the same gradients, over what it could
-have moved or its own size, whichever is larger: some units of fp32 rounding."""
+"""Largest difference between a weight and what AdamW, or Muon, in one process makes of the same gradients, over what it
+could have moved or its own size, whichever is larger: some units of fp32 rounding."""
+MUON_GPU_BOUND = 1e-1
+"""On a GPU Muon makes matrices orthogonal in bf16: the same difference may be this part of what the weight could have
+moved."""
 FLOOR = 1e-2
 """A gradient far below its share of the whole is rounding noise (the bias of keys has none at all, in exact numbers):
 a difference is measured over no less than this part of that share."""
@@ -44,7 +48,7 @@ KINDS = {
     "output": "each module, first forward pass",
     "gradient": "each weight, each step",
     "weights": "all, over how far they could move",
-    "update": "each weight, against plain AdamW",
+    "update": "each weight, against a plain optimizer",
 }
 """What is compared, and how the error is counted."""
 
@@ -203,10 +207,12 @@ def apart(left: Trace, right: Trace, step: int, names: Iterable[str], over: floa
 
 
 def _updates(config: Config, trace: Trace) -> Iterator[Difference]:
-    for name in parameter_sizes(config.model):
-        moved = 0.0
+    rounded = MUON_GPU_BOUND if torch.cuda.is_available() and config.train.device != "cpu" else 0.0
+    for name, dims in parameter_sizes(config.model).items():
+        moved, by_muon = 0.0, config.optimizer.by_muon(name, dims)
         for step, expected in enumerate(replayed_weights(config.optimizer, trace, name), start=1):
             moved += trace.steps[step - 1].lr
             weight = trace.read(step, f"weight.{name}").double()
-            error = float((weight - expected).abs().max()) / max(float(expected.abs().max()), moved)
-            yield Difference("update", name, step, error, UPDATE_BOUND)
+            size = max(float(expected.abs().max()), moved)
+            error = float((weight - expected).abs().max()) / size
+            yield Difference("update", name, step, error, UPDATE_BOUND + by_muon * rounded * moved / size)

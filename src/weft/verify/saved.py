@@ -16,11 +16,11 @@ from weft.checkpoint.load import read_state
 from weft.checkpoint.region import Region
 from weft.checkpoint.tensors import TensorFile
 from weft.checkpoint.weights import WeightsFolder
-from weft.config.tree import Config
+from weft.config.tree import Config, OptimizerConfig
 from weft.models.parameters import parameter_sizes
 from weft.verify.layout import AMPLIFIED, BOUNDS, FLOOR, MOVED_BOUND, Difference, relative
 
-TENSORS = ("weight", "exp_avg", "exp_avg_sq")
+MOMENTS = ("exp_avg", "exp_avg_sq", "momentum")
 
 
 class Saved:
@@ -41,12 +41,14 @@ class Saved:
             return self.weights.read(Region.whole(name, parameter_sizes(self.weights.shape)[name]))
         return self.moments[f"{kind}.{name}"].read(f"{kind}.{name}")
 
-    def gradient(self, kind: str, name: str, betas: tuple[float, float]) -> Tensor:
+    def gradient(self, kind: str, name: str, config: OptimizerConfig) -> Tensor:
         """A moment in units of a gradient: the mean of the last ones, or the root of their mean square."""
         moment, updates = self.read(kind, name).double(), self.state["optimizer_updates"]
         if kind == "exp_avg":
-            return moment / (1 - betas[0] ** updates)
-        return (moment / (1 - betas[1] ** updates)).sqrt()
+            return moment / (1 - config.betas[0] ** updates)
+        if kind == "momentum":  # adds up, does not average
+            return moment * (1 - config.momentum) / (1 - config.momentum**updates)
+        return (moment / (1 - config.betas[1] ** updates)).sqrt()
 
     def __enter__(self) -> Self:
         return self
@@ -58,8 +60,8 @@ class Saved:
 def same_tensors(config: Config, a: Path, b: Path) -> Iterator[Difference]:
     """Every weight and moment of two checkpoints; the error is the count of numbers whose bits differ."""
     with Saved(a) as one, Saved(b) as other:
-        for kind in TENSORS:
-            for name in parameter_sizes(config.model):
+        for kind in ("weight", *MOMENTS):
+            for name in parameter_sizes(config.model) if kind == "weight" else _kept(config, kind):
                 left, right = (saved.read(kind, name).contiguous().view(torch.int32) for saved in (one, other))
                 yield Difference(kind, name, one.state["step"], float((left != right).sum()), 0.0)
 
@@ -83,8 +85,14 @@ def tensors_within_bounds(
             apart, size = apart + float((left - right).square().sum()), size + float(left.square().sum())
         yield Difference("weight", "all weights", step, math.sqrt(apart) / moved, MOVED_BOUND[precision])
         allowed = BOUNDS[precision] + AMPLIFIED * math.sqrt(apart / size)
-        for kind in ("exp_avg", "exp_avg_sq"):
-            for name in names:
-                left, right = (saved.gradient(kind, name, config.optimizer.betas) for saved in (one, other))
+        for kind in MOMENTS:
+            for name in _kept(config, kind):
+                left, right = (saved.gradient(kind, name, config.optimizer) for saved in (one, other))
                 floor = FLOOR * share * math.sqrt(left.numel())
                 yield Difference(kind, name, step, relative(left, right, floor), allowed)
+
+
+def _kept(config: Config, kind: str) -> list[str]:
+    """Parameters of which the optimizer keeps such a moment."""
+    sizes = parameter_sizes(config.model)
+    return [name for name, dims in sizes.items() if kind in config.optimizer.moments(name, dims)]
