@@ -11,6 +11,7 @@ from test_parity import right
 from weft.parallel import loss
 from weft.plan import memory
 from weft.plan.stage import stages
+from weft.train import optimizer
 
 
 @pytest.mark.parametrize(
@@ -73,3 +74,18 @@ def test_recompute_within_a_budget(compared: Compared, monkeypatch: pytest.Monke
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_recomputed_and_compiled(compared: Compared) -> None:
     right(compared(make("llama", "redo-mlp/2.compile")))
+
+
+@pytest.mark.parametrize(
+    ("model", "layout", "kind"),
+    [("gpt2", "single", "adamw"), ("llama", "fsdp2.tp2.bf16", "adamw"), ("qwen3", "dp2.pp2.mb2", "muon")],
+)
+def test_offloaded_optimizer(model: str, layout: str, kind: str, compared: Compared) -> None:
+    """On a CPU it is other memory of the same kind: the copies are made as on a GPU."""
+    right(compared(make(model, layout, optimizer={"lr": 1e-3, "kind": kind, "offload": True})))
+
+
+def test_gradients_that_are_not_brought_down(compared: Compared, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make("llama", "single", optimizer={"lr": 1e-3, "offload": True})
+    monkeypatch.setattr(optimizer.Optimizer, "_copy_down", lambda self, gradients: None)
+    assert compared(config).first_wrong() == "embed.weight (update)"

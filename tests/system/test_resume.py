@@ -112,9 +112,12 @@ def test_killed_between_the_save_and_the_next_step(tmp_path: Path) -> None:
     assert differences(unbroken, broken) == []
 
 
-@pytest.mark.parametrize("layout", ["single", "fsdp2.tp2"])
-def test_muon_killed_and_resumed_is_the_same_run(layout: str, tmp_path: Path) -> None:
-    unbroken = settings(tmp_path / "unbroken", layout, checkpoint={"every": 6}, optimizer={"kind": "muon"})
+@pytest.mark.parametrize(
+    ("layout", "optimizer"),
+    [("single", {"kind": "muon"}), ("fsdp2.tp2", {"kind": "muon"}), ("fsdp2", {"offload": True})],
+)
+def test_other_optimizers_resume_as_the_same_run(layout: str, optimizer: dict, tmp_path: Path) -> None:
+    unbroken = settings(tmp_path / "unbroken", layout, checkpoint={"every": 6}, optimizer=optimizer)
     train(unbroken)
     broken = cut(unbroken, layout, tmp_path / "broken")
     pids = start(broken)

@@ -135,6 +135,15 @@ def test_muon_keeps_one_moment_of_each_matrix() -> None:
     )
 
 
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_offloaded_moments_are_not_on_the_gpu(kind: str) -> None:
+    matrices = 12 * GPT2.block_matmul_params if kind == "muon" else 0
+    made = config(optimizer={"kind": kind, "offload": True})
+    [gpu], [cpu] = (layout_memory(made, device) for device in ("cuda", "cpu"))
+    assert gpu.peak.optimizer == 4 * matrices
+    assert cpu.peak.optimizer == 4 * matrices + 16 * (GPT2.num_params - matrices)
+
+
 def test_staging_stays_between_checkpoints_and_is_not_on_a_gpu() -> None:
     [memory] = layout_memory(config(checkpoint={"every": 10}))
     assert memory.peak.staging == 12 * GPT2.num_params

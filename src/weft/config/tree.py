@@ -32,6 +32,7 @@ class OptimizerConfig(Section):
     lr: float = Field(3e-4, gt=0, description="peak learning rate")
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = Field(1e-8, gt=0)
+    offload: bool = Field(False, description="AdamW's moments in the CPU's memory, and its update on the CPU")
     momentum: float = Field(0.95, ge=0, lt=1, description="of Muon")
     weight_decay: float = Field(0.1, ge=0)
     clip_norm: float = Field(1.0, ge=0, description="largest global gradient norm; 0: no clipping")

@@ -136,6 +136,14 @@ def moments(config: Config, stage: Stage) -> int:
     return 2 * stage.shard - (stage.num_blocks * stage.matrix_shard if config.optimizer.kind == "muon" else 0)
 
 
+def optimizer_bytes(config: Config, stage: Stage, device: Device) -> int:
+    """Its moments. Offloaded, those of AdamW lie with copies of weights and gradients in the CPU's memory."""
+    if not config.optimizer.offload:
+        return FLOAT * moments(config, stage)
+    by_adamw = moments(config, stage) - stage.shard
+    return FLOAT * (stage.shard - by_adamw + (4 * by_adamw if device == "cpu" else 0))
+
+
 def muon_numbers(shape: Shape, stage: Stage, processes: int) -> int:
     """Numbers that Muon works with while it makes the largest matrices orthogonal: train/muon.py."""
     largest = shape.ffn * shape.hidden
@@ -157,7 +165,7 @@ def _moments(config: Config, stage: Stage, one: Pass, num_micro_batches: int, de
     top = one.last if stage.last else 0
     others = (flying - 1) * (one.blocks(stage.num_blocks) + edge + top) + messages + tokens
     other_logits = (flying - 1) * logits
-    fixed = Memory("", weights=FLOAT * stage.shard, optimizer=FLOAT * moments(config, stage))
+    fixed = Memory("", weights=FLOAT * stage.shard, optimizer=optimizer_bytes(config, stage, device))
     gradients = Gradients(shape, layout, stage, ITEM[layout.precision], num_micro_batches)
 
     found = []

@@ -21,14 +21,19 @@ class Optimizer:
     is elementwise. With `optimizer.kind = muon` the matrices of the blocks are Muon's.
 
     Matrices decay; norms and biases do not. The moments exist from the start, so memory is known before the first step.
+
+    With `optimizer.offload` AdamW works on the CPU (ZeRO-Offload, Ren et al., 2021): weights and gradients are copied there
+    and the weights back. They are copied down in every step: whoever fills the weights need not know of the copies.
     """
 
     def __init__(self, weights: Sequence[Weight], config: OptimizerConfig, mesh: Mesh) -> None:
         matrices = [weight for weight in weights if config.by_muon(weight.name, weight.region.sizes)]
         self.muon = Muon(matrices, mesh, config.momentum, config.weight_decay) if matrices else None
         self.weights = [weight for weight in weights if not config.by_muon(weight.name, weight.region.sizes)]
-        # the same memory as the weight, without the wrapping of whoever sharded it
-        self.tensors = [torch.nn.Parameter(weight.data) for weight in self.weights]
+        # the same memory as the weight, without the wrapping of whoever sharded it; or a copy to work on
+        shares = [weight.data for weight in self.weights]
+        self.tensors = [torch.nn.Parameter(_on_cpu(x) if config.offload else x) for x in shares]
+        self.gradients = [_on_cpu(x) for x in shares] if config.offload else None
         decayed = [len(weight.region.sizes) > 1 for weight in self.weights]
         groups = [
             {"params": [x for x, yes in zip(self.tensors, decayed, strict=True) if yes == group], "weight_decay": rate}
@@ -42,15 +47,27 @@ class Optimizer:
 
     def step(self, lr: float) -> None:
         """One update from the gradients that lie in the weights."""
-        for x, weight in zip(self.tensors, self.weights, strict=True):
-            x.grad = weight.grad
+        if self.gradients is not None:
+            self._copy_down(self.gradients)
+        for place, (x, weight) in enumerate(zip(self.tensors, self.weights, strict=True)):
+            x.grad = weight.grad if self.gradients is None else self.gradients[place]
         for group in self.adamw.param_groups:
             group["lr"] = lr
         self.adamw.step()
         for x in self.tensors:
             x.grad = None
+        if self.gradients is not None:
+            for x, weight in zip(self.tensors, self.weights, strict=True):
+                weight.data.copy_(x.detach(), non_blocking=True)
         if self.muon is not None:
             self.muon.step(lr)
+
+    def _copy_down(self, gradients: list[Tensor]) -> None:
+        for x, gradient, weight in zip(self.tensors, gradients, self.weights, strict=True):
+            x.detach().copy_(weight.data, non_blocking=True)
+            gradient.copy_(weight.grad, non_blocking=True)
+        if torch.cuda.is_available():
+            torch.cuda.current_stream().synchronize()  # the CPU reads them next
 
     @property
     def updates(self) -> int:
@@ -74,6 +91,11 @@ class Optimizer:
             moments = zip(self.muon.weights, self.muon.moments, strict=True)
             pieces += [_piece(weight, "momentum", moment) for weight, moment in moments]
         return pieces
+
+
+def _on_cpu(x: Tensor) -> Tensor:
+    """A copy in memory that a GPU can reach without the CPU's help."""
+    return torch.empty_like(x, device="cpu", pin_memory=x.is_cuda).copy_(x)
 
 
 def _piece(weight: Weight, moment: str, data: Tensor) -> Piece:
