@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from harness import Compared, trace
 
 from weft.config.layout import Layout
 from weft.config.tree import Config
+from weft.data.indexed import IndexedWriter
 from weft.verify.layout import LayoutReport, compare
 
 
@@ -25,3 +27,14 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Compared:
         return compare(references[key], (config, trace(config, tmp_path_factory.mktemp("cut") / "trace")))
 
     return run
+
+
+@pytest.fixture(scope="session")
+def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A token file with documents much shorter than a sequence."""
+    prefix = tmp_path_factory.mktemp("data") / "documents"
+    numbers = np.random.default_rng(0)
+    with IndexedWriter(str(prefix), np.uint16) as writer:
+        for _ in range(400):
+            writer.add(numbers.integers(0, 67, numbers.integers(2, 15)).astype(np.uint16))
+    return prefix

@@ -33,7 +33,7 @@ MODELS = {
 }  # fmt: skip
 
 
-def make(model: str, layout: str, **over: object) -> Config:
+def make(model: str, layout: str, /, **over: object) -> Config:
     """Settings of a small run whose gradients are all well above rounding."""
     tree: dict = {
         "model": {**MODELS[model], "init_std": 0.1},

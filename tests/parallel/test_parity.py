@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 from harness import MODELS, Compared, make
 from hypothesis import HealthCheck, given, settings
@@ -13,7 +12,6 @@ from hypothesis import strategies as st
 
 from weft.config.layout import Layout
 from weft.config.tree import Config
-from weft.data.indexed import IndexedWriter
 from weft.verify.layout import LayoutReport
 
 ALONE = [
@@ -69,17 +67,6 @@ def test_compiled_blocks(model: str, layout: str, compared: Compared) -> None:
     right(compared(make(model, layout)))
 
 
-@pytest.fixture(scope="session")
-def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A token file with documents much shorter than a sequence."""
-    prefix = tmp_path_factory.mktemp("data") / "documents"
-    numbers = np.random.default_rng(0)
-    with IndexedWriter(str(prefix), np.uint16) as writer:
-        for _ in range(400):
-            writer.add(numbers.integers(0, 67, numbers.integers(2, 15)).astype(np.uint16))
-    return prefix
-
-
 @pytest.mark.parametrize("layout", ["dp2.fsdp2.mb1", "tp2.sp", "pp2.mb1", "fsdp2.tp2.sp.pp2.mb2"])
 @pytest.mark.parametrize("model", ["gpt2", "llama"])
 def test_document_masks(model: str, layout: str, documents: Path, compared: Compared) -> None:
@@ -92,6 +79,8 @@ def accepted() -> st.SearchStrategy[Config]:
         {
             "dp": st.sampled_from([1, 2, 4]),
             "fsdp": st.sampled_from([1, 2, 4]),
+            "cp": st.sampled_from([1, 2, 4]),
+            "cp_kind": st.sampled_from(["allgather", "ring", "ulysses"]),
             "tp": st.sampled_from([1, 2, 4]),
             "pp": st.sampled_from([1, 2, 4]),
             "zero": st.sampled_from([1, 2, 3]),

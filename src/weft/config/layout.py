@@ -137,6 +137,12 @@ class Layout(BaseModel):
         for name, size in (("num_heads", shape.num_heads), ("num_kv_heads", shape.num_kv_heads), ("ffn", shape.ffn)):
             if size % self.tp:
                 raise ValueError(f"layout.tp = {self.tp} does not divide model.{name} = {size}")
+        if self.cp_kind == "ulysses" and shape.num_kv_heads // self.tp % self.cp:
+            raise ValueError(
+                f"layout.cp_kind = ulysses deals heads out over layout.cp = {self.cp}, which does not divide the "
+                f"{shape.num_kv_heads // self.tp} kv heads (model.num_kv_heads / layout.tp) of each process: "
+                "choose allgather or ring"
+            )
         if self.tp > shape.vocab:
             raise ValueError(f"layout.tp = {self.tp} is more than model.vocab = {shape.vocab}")
         if seq % (2 * self.cp) and self.cp > 1:

@@ -50,10 +50,13 @@ class Attention(nn.Module):
         q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))
         if cache is not None:
             k, v = cache.append(k, v)
-        return self.out(attend(q, k, v, mask).transpose(1, 2).flatten(2))
+        return self.out(self.attend(q, k, v, mask).transpose(1, 2).flatten(2))
 
     def heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.head_dim))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        return attend(q, k, v, mask)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -75,9 +78,14 @@ def attention_mask(seq: int, window: int | None, documents: Tensor | None, devic
     """
     if documents is None and (window is None or window >= seq):
         return None
-    token = torch.arange(seq, device=device)
-    distance = token[:, None] - token[None, :]
+    return visible(range(seq), range(seq), window, documents, device)
+
+
+def visible(queries: range, keys: range, window: int | None, documents: Tensor | None, device: torch.device) -> Tensor:
+    """Which of the tokens `queries` of a sequence sees which of `keys`: bool [1 or B, 1, T, S]."""
+    token, other = (torch.arange(tokens.start, tokens.stop, device=device) for tokens in (queries, keys))
+    distance = token[:, None] - other[None, :]
     mask = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
-    if documents is not None:
-        return mask & (documents[:, None, :, None] == documents[:, None, None, :])
-    return mask[None, None]
+    if documents is None:
+        return mask[None, None]
+    return mask & (documents[:, None, token, None] == documents[:, None, None, other])

@@ -44,6 +44,8 @@ class Decoder(nn.Module):
             last, and every parameter keeps its name of the whole model.
     """
 
+    attention_mask = staticmethod(attention_mask)
+
     def __init__(self, shape: Shape, blocks: range | None = None) -> None:
         super().__init__()
         self.shape = shape
@@ -83,7 +85,7 @@ class Decoder(nn.Module):
         """
         positions = positions if positions is not None else torch.arange(x.shape[1], device=x.device)
         if mask is None:
-            mask = attention_mask(positions.shape[-1], self.shape.sliding_window, documents, x.device)
+            mask = self.attention_mask(positions.shape[-1], self.shape.sliding_window, documents, x.device)
         rope = rope_table(self.shape, positions) if self.shape.positions == "rotary" else None
         if self.embed is not None:
             x = self.embed(x)

@@ -1,4 +1,4 @@
-"""The four differentiable collectives of tensor parallelism (Shoeybi et al., 2019; Korthikanti et al., 2022).
+"""The differentiable collectives of tensor parallelism (Shoeybi et al., 2019; Korthikanti et al., 2022).
 
 Each is the other's mirror in backward: copy ↔ sum, gather ↔ scatter. Activations are [B, T, ...]; the sequence is dim 1.
 """
@@ -30,6 +30,12 @@ def reduce_scatter_sequence(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     ways = group.size()
     parts = x.unflatten(1, (ways, x.shape[1] // ways)).transpose(0, 1).flatten(0, 1).contiguous()
     return ops.wait_tensor(ops.reduce_scatter_tensor(parts, "sum", ways, group.group_name))
+
+
+def all_to_all(parts: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """[n, ...]: part i goes to process i; what comes from process i is part i."""
+    equal = [1] * group.size()
+    return ops.wait_tensor(ops.all_to_all_single(parts.contiguous(), equal, equal, group.group_name))
 
 
 class CopyToAxis(torch.autograd.Function):

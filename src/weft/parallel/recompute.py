@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+import weft.parallel.context  # noqa: F401 (defines weft.context_attention)
 from weft.config.recompute import Recompute
 
 aten, network = torch.ops.aten, torch.ops._c10d_functional
@@ -21,11 +22,13 @@ OPERATIONS = {
         aten._scaled_dot_product_flash_attention_for_cpu.default,
         aten._scaled_dot_product_efficient_attention.default,
         aten._scaled_dot_product_cudnn_attention.default,
+        torch.ops.weft.context_attention.default,
     },
     "network": {
         network.all_reduce.default,
         network.all_gather_into_tensor.default,
         network.reduce_scatter_tensor.default,
+        network.all_to_all_single.default,
     },
 }
 """What of a block may be kept. The rest is cheap to do again."""

@@ -17,6 +17,7 @@ from weft.models.cuts import cut_dim, even_split, partial_gradient
 from weft.models.decoder import Decoder
 from weft.models.parameters import parameter_sizes
 from weft.models.shape import Shape
+from weft.parallel.headtail import own_tokens
 from weft.parallel.loss import cross_entropy_sum
 from weft.parallel.mesh import Mesh
 from weft.parallel.pipeline import Pipeline
@@ -27,7 +28,10 @@ from weft.parallel.shard import DTYPES, prepare_backward
 
 @dataclass(frozen=True)
 class Rows:
-    """Sequences of one process, as tensors [B, T]; targets may be IGNORED, see parallel/loss.py."""
+    """Sequences of one process, as tensors [B, T]; targets may be IGNORED, see parallel/loss.py.
+
+    Of `part`, a process's part of their tokens, [B, T/n], `documents` are still those of whole sequences.
+    """
 
     tokens: Tensor
     targets: Tensor
@@ -42,6 +46,15 @@ class Rows:
 
         fields = zip(*map(cut, (self.tokens, self.targets, self.positions, self.documents)), strict=True)
         return [Rows(*parts) for parts in fields]
+
+    def part(self, ways: int, index: int) -> Rows:
+        """What one process of the cp axis works on, of sequences cut so many ways."""
+        if ways == 1:
+            return self
+        positions = torch.arange(self.tokens.shape[1], device=self.tokens.device).expand_as(self.tokens)
+        positions = positions if self.positions is None else self.positions
+        tokens, targets, positions = (own_tokens(x, ways, index) for x in (self.tokens, self.targets, positions))
+        return Rows(tokens, targets, positions, self.documents)
 
 
 class Weight:
@@ -92,7 +105,7 @@ class Woven:
             The summed loss of these rows, on the last stage; 0 elsewhere. Still to be added up over replicas.
         """
         self._clear_gradients()
-        micro_batches = rows.split(self.micro_batch(rows))
+        micro_batches = self._part(rows).split(self.micro_batch(rows))
         ops = stage_ops(self.layout.schedule, self.mesh.index("pp"), self.layout.pp, len(micro_batches))
         losses = self._run(ops, micro_batches, scale)
         self._finish_gradients()
@@ -101,7 +114,7 @@ class Woven:
     @torch.no_grad()
     def eval_pass(self, rows: Rows, micro_batch: int | None = None) -> Tensor:
         """Summed loss of these rows, on the last stage; 0 elsewhere. Passes are as large as in training by default."""
-        micro_batches = rows.split(micro_batch or self.micro_batch(rows))
+        micro_batches = self._part(rows).split(micro_batch or self.micro_batch(rows))
         ops = [Op("F", index) for index in range(len(micro_batches))]
         losses = self._run(ops, micro_batches, 1.0)
         for module in self.model.modules():
@@ -111,6 +124,9 @@ class Woven:
 
     def micro_batch(self, rows: Rows) -> int:
         return self.layout.micro_batch_size(len(rows.tokens) * self.layout.replicas)
+
+    def _part(self, rows: Rows) -> Rows:
+        return rows.part(self.layout.cp, self.mesh.index("cp"))
 
     def _run(self, ops: list[Op], micro_batches: list[Rows], scale: Tensor | float) -> Tensor:
         size, seq = micro_batches[0].tokens.shape

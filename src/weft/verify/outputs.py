@@ -10,6 +10,8 @@ from weft.checkpoint.region import Piece, Region
 from weft.config.layout import Layout
 from weft.config.tree import Config
 from weft.models.shape import Shape
+from weft.parallel.headtail import chunks_of
+from weft.parallel.mesh import Mesh
 from weft.train.training import Training
 
 
@@ -37,13 +39,26 @@ class OutputRecorder:
         def hook(module: nn.Module, args: Any, output: Tensor) -> None:
             first = self.seen.get(name, 0)
             self.seen[name] = first + output.shape[0]
-            start = mesh.index("tp") * output.shape[1] if config.layout.sp else 0
             region = Region.whole(f"output.{name}", sizes).narrow(0, rows.start + first, rows.start + self.seen[name])
-            region = region.narrow(1, start, start + output.shape[1])
             speaks = config.layout.sp or mesh.index("tp") == 0
-            self.pieces.append(Piece(region, output.detach().clone(), speaks))
+            runs = own_runs(config.layout, mesh, config.seq)
+            parts = output.detach().clone().split([len(run) for run in runs], dim=1)
+            for run, part in zip(runs, parts, strict=True):
+                self.pieces.append(Piece(region.narrow(1, run.start, run.stop), part, speaks))
 
         return hook
+
+
+def own_runs(layout: Layout, mesh: Mesh, seq: int) -> list[range]:
+    """The tokens of a sequence that this process has between the matrices, as runs: cut over cp, and under sp further."""
+    chunks = chunks_of(seq, layout.cp, mesh.index("cp")) if layout.cp > 1 else (range(seq),)
+    tokens = [token for chunk in chunks for token in chunk]
+    if layout.sp:
+        share = len(tokens) // layout.tp
+        tokens = tokens[mesh.index("tp") * share : (mesh.index("tp") + 1) * share]
+    starts = [place for place, token in enumerate(tokens) if place == 0 or token != tokens[place - 1] + 1]
+    ends = [*starts[1:], len(tokens)]
+    return [range(tokens[start], tokens[end - 1] + 1) for start, end in zip(starts, ends, strict=True)]
 
 
 def output_names(shape: Shape) -> list[str]:
