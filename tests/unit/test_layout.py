@@ -135,7 +135,7 @@ def test_micro_batches(layout: str, batch: int, size: int, count: int) -> None:
 
 @given(layouts(), st.integers(1, 300))
 def test_accepted_micro_batches_cover_the_batch(layout: Layout, batch: int) -> None:
-    fits = shape(num_layers=sum(layout.stages) or 12, num_heads=27720, num_kv_heads=27720, head_dim=2, ffn=27720)
+    fits = shape(num_layers=sum(layout.stages) or 12, num_heads=27720**2, num_kv_heads=27720**2, head_dim=2, ffn=27720)
     try:
         layout.check(fits, batch, 2 * 27720**2)
     except ValueError as error:
