@@ -103,9 +103,9 @@ def _serve(
         store = dist.FileStore(str(folder / "store"), world)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
         train = {"global_batch": options.batch, "seq": options.seq}
-        training = build(make_config({"model": SHAPE, "layout": layout, "train": train}), torch.device("cpu"))
+        training = build(make_config({"model": options.shape, "layout": layout, "train": train}), torch.device("cpu"))
         stream = torch.Generator().manual_seed(0)
-        tokens = torch.randint(SHAPE.vocab, (options.batch, options.seq + 1), generator=stream)[training.rows]
+        tokens = torch.randint(options.shape.vocab, (options.batch, options.seq + 1), generator=stream)[training.rows]
         rows = Rows(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
         for line in told:
             if line.strip() == "stop":
@@ -155,6 +155,7 @@ def main() -> None:
     parser.add_argument("--seq", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="of each process of a cut layout")
+    parser.set_defaults(shape=SHAPE)
     options = parser.parse_args()
     rows = {}
     for layout in options.layouts:

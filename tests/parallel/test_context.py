@@ -12,9 +12,14 @@ from harness import Compared, make, run_forked
 from test_parity import right
 from torch import Tensor
 
+from weft.config.layout import Layout
 from weft.models.attention import attend, attention_mask
+from weft.models.decoder import Decoder
+from weft.models.rope import rope_table
+from weft.models.shape import Shape
 from weft.parallel import context, flash, woven
 from weft.parallel.headtail import by_process, chunks_of, in_sequence, own_tokens
+from weft.plan.activations import Pass
 
 KINDS = ["allgather", "ring", "ulysses"]
 COMBINED = [
@@ -202,6 +207,36 @@ def test_who_sees_nothing_weighs_nothing() -> None:
 def test_values_narrower_than_keys(kind: str) -> None:
     """As latent attention has them."""
     run_forked(2, lambda rank: _narrow(kind, rank))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("window", [None, 16])
+def test_block_keeps_what_the_plan_says(kind: str, window: int | None) -> None:
+    run_forked(2, lambda rank: _kept(kind, window))
+
+
+def _kept(kind: str, window: int | None) -> None:
+    shape = Shape(
+        num_layers=1, hidden=64, num_heads=4, num_kv_heads=2, ffn=160, vocab=301, max_seq=64, sliding_window=window
+    )
+    group = torch.distributed.group.WORLD
+    assert group is not None
+    model = Decoder(shape)
+    context.cut_sequence(model, group, kind, window)
+    x, rope = torch.randn(2, 32, 64, requires_grad=True), rope_table(shape, torch.arange(32))
+    mask = model.attention_mask(32, window, None, x.device)
+    known = {y.untyped_storage().data_ptr() for y in (*model.parameters(), *rope)}
+    kept: dict[int, Tensor] = {}  # held, for a freed storage's address may be used again
+
+    def pack(y: Tensor) -> Tensor:
+        kept.setdefault(y.untyped_storage().data_ptr(), y)
+        return y
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda y: y):
+        model.blocks["0"](x, rope, mask)
+    size = sum(y.untyped_storage().nbytes() for place, y in kept.items() if place not in known)
+    layout = Layout.model_validate({"cp": 2, "cp_kind": kind})
+    assert size == pytest.approx(Pass.of(shape, layout, 2, 64).block, rel=0.002)
 
 
 def _narrow(kind: str, rank: int) -> None:

@@ -188,6 +188,12 @@ def test_what_tp_must_divide() -> None:
     Layout.parse("tp4").check(shape(), 8, 15)  # the vocabulary, 67, need not divide; nor the sequence, without sp
 
 
+def test_what_cp_must_divide() -> None:
+    refused("layout.cp = 4 cuts the sequence into 2·cp parts.*train.seq = 20", "cp4", seq=20)
+    refused("layout.cp_kind = ulysses .*layout.cp = 4.*2 kv heads.*allgather or ring", "cp4.ulysses.tp2", seq=64)
+    Layout.parse("cp4.ring.tp2").check(shape(), 8, 16)
+
+
 def test_what_sp_must_divide() -> None:
     refused("layout.sp .*4 ways.*train.seq = 18", "tp4.sp", seq=18)
     Layout.parse("tp4.sp").check(shape(), 8, 20)

@@ -30,14 +30,15 @@ class Pass:
     """One micro-batch on one process: how many bytes each kind of tensor takes.
 
     Attributes:
-        tokens: of the micro-batch.
-        hidden: the residual stream, [B, T, D], or under sp a part of T.
-        whole: the same with the whole sequence, as the matrices of a region get it.
+        tokens: of the micro-batch, cut over cp.
+        hidden: the residual stream, [B, T, D], T cut over cp, and under sp further.
+        whole: the same without the cut of sp, as the matrices of a region get it.
         query, kv, ffn: what column matrices give, cut over tp.
         logits: [B, T, V], cut over tp, in rows rounded up.
         statistics: of one norm over `hidden`.
         head_statistics: of one fp32 number for each token and head.
-        mask: of attention, where plain causal does not say it all; every block keeps its own.
+        mask: of attention, where plain causal does not say it all; every block keeps its own. Under cp only ulysses
+            has one: the others make it tile by tile.
     """
 
     shape: Shape
@@ -55,11 +56,12 @@ class Pass:
 
     @classmethod
     def of(cls, shape: Shape, layout: Layout, micro_batch: int, seq: int, document_mask: bool = False) -> Pass:
-        tokens, item = micro_batch * seq, ITEM[layout.precision]
+        tokens, item = micro_batch * seq // layout.cp, ITEM[layout.precision]
         parts = layout.tp if layout.sp else 1
         vocab = -(-even_split(shape.vocab, layout.tp, 0)[1] // HEAD_ALIGNED) * HEAD_ALIGNED
         windowed = shape.sliding_window is not None and shape.sliding_window < seq
         masks = micro_batch if document_mask else int(windowed)
+        masks = masks if layout.cp == 1 or layout.cp_kind == "ulysses" else 0
         return cls(
             shape=shape,
             layout=layout,
@@ -89,7 +91,21 @@ class Pass:
         if self.shape.qk_norm:
             kv_heads = self.shape.num_kv_heads / self.shape.num_heads
             size += self.query + self.kv + int(self.head_statistics * (1 + kv_heads))
-        return size
+        by_head = self.layout.cp > 1 and self.layout.cp_kind == "ulysses"
+        return size + by_head * self.query  # the result, before and after it was cut by token again
+
+    @property
+    def meeting(self) -> int:
+        """What attention under cp has beside that for a moment, in backward: keys and values of other processes as they
+        arrive and in order, and the fp32 sums of gradients, which travel too; see parallel/context.py."""
+        layout, fp32 = self.layout, FLOAT / ITEM[self.layout.precision]
+        if layout.cp == 1:
+            return 0
+        if layout.cp_kind == "ulysses":
+            return self.query + 2 * self.kv
+        held = 2 * self.kv * (2 * layout.cp if layout.cp_kind == "allgather" else 2)
+        sums = 2 * self.kv * (2 * layout.cp + 1 if layout.cp_kind == "allgather" else 4)
+        return int(2 * self.kv + held + fp32 * (sums + self.query))
 
     @property
     def mlp(self) -> int:
@@ -113,6 +129,8 @@ class Pass:
         }
         if self.layout.tp > 1:  # two sums, or under sp two gathers and two scatters
             results["network"] = 2 * (self.whole + self.hidden) if self.layout.sp else 2 * self.whole
+        if self.layout.cp > 1 and self.layout.cp_kind == "ulysses":
+            results["network"] += 2 * self.query + 2 * self.kv
         return self.hidden + sum(results[name] for name in recompute.keeps)
 
     @property
@@ -130,8 +148,9 @@ class Pass:
 
     @property
     def backward(self) -> int:
-        """Gradients at the widest place of a block's backward pass: the residual's, and those inside of the MLP."""
-        return self.hidden + (2 if self.shape.activation == "swiglu" else 1) * self.ffn
+        """Gradients at the widest place of a block's backward pass: the residual's, and those inside of the MLP, or what
+        attention under cp has there."""
+        return self.hidden + max((2 if self.shape.activation == "swiglu" else 1) * self.ffn, self.meeting)
 
     @property
     def last(self) -> int:

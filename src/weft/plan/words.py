@@ -37,7 +37,8 @@ def describe(config: Config) -> Iterator[tuple[str, str]]:
         what = f"every matrix is cut {layout.tp} ways, {heads} heads each; {ranks(layout, 'tp')}"
         yield f"tp{layout.tp}", what
     if layout.sp:
-        yield "sp", f"between the matrices each tp process has {config.seq // layout.tp:,} of {config.seq:,} tokens"
+        share = config.seq // layout.cp // layout.tp
+        yield "sp", f"between the matrices each tp process has {share:,} of {config.seq:,} tokens"
     micro_batch, count = layout.micro_batch_size(train.global_batch), layout.num_micro_batches(train.global_batch)
     passes = "one forward pass" if count == 1 else f"{count} micro-batches of {micro_batch}"
     yield "batch", f"{train.global_batch:,} sequences: {local:,} for each of {layout.replicas}, in {passes}"
