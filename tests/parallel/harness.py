@@ -30,6 +30,10 @@ MODELS = {
         "family": "qwen3", "num_layers": 4, "hidden": 32, "num_heads": 4, "num_kv_heads": 2, "head_dim": 16,
         "ffn": 48, "vocab": 67, "max_seq": 32, "tied": True, "sliding_window": 5,
     },
+    "mixtral": {
+        "family": "mixtral", "num_layers": 4, "hidden": 32, "num_heads": 4, "num_kv_heads": 2, "ffn": 24, "vocab": 67,
+        "max_seq": 32, "experts": {"num_experts": 4, "per_token": 2},
+    },
 }  # fmt: skip
 
 

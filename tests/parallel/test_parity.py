@@ -43,6 +43,14 @@ def test_tied_qk_norm_sliding_window(layout: str, compared: Compared) -> None:
     right(compared(make("qwen3", layout)))
 
 
+@pytest.mark.parametrize(
+    "layout", ["mb4", "dp2", "fsdp2.mb2", "fsdp4.mb1", "pp2", "dp2.fsdp2.zero1.mb2", "fsdp2.zero2.pp2.full.mb1"]
+)
+def test_experts(layout: str, compared: Compared) -> None:
+    """Whatever part of the batch a process has, a token's experts are the same; fsdp cuts through the middle of them."""
+    right(compared(make("mixtral", layout)))
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize(
     "layout", ["mb4", "dp2.mb2", "fsdp2.zero2.mb2", "tp2.sp", "pp2", "fsdp2.tp2.sp.pp2.selective.mb1"]

@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from weft.checkpoint.region import Region
+from weft.checkpoint.stacked import stacked_parts
 from weft.checkpoint.weights import WeightsFolder, copy_tokenizer, create_weights_folder, load_decoder
 from weft.models.decoder import Decoder
 from weft.models.huggingface import config_from_shape, places, shape_from_config
-from weft.models.parameters import parameter_sizes
+from weft.models.parameters import is_stacked, parameter_sizes
 from weft.models.shape import Shape
 from weft.presets import preset_shape
 
@@ -58,17 +59,28 @@ def random_config(kind: str, seed: int) -> transformers.PreTrainedConfig:
         return transformers.Qwen2Config(**common)
     if kind == "qwen2-window":
         return transformers.Qwen2Config(**common, use_sliding_window=True, sliding_window=7, max_window_layers=0)
+    if kind == "mixtral":
+        window = rng.choice([5, None])
+        return transformers.MixtralConfig(
+            **common, head_dim=other_head_dim, num_local_experts=rng.choice([4, 5]), sliding_window=window
+        )
+    if kind == "qwen3_moe":
+        return transformers.Qwen3MoeConfig(
+            **common, head_dim=other_head_dim, num_experts=rng.choice([6, 8]), num_experts_per_tok=rng.choice([1, 3]),
+            moe_intermediate_size=rng.choice([12, 20]), norm_topk_prob=seed % 2 == 0,
+            mlp_only_layers=rng.choice([[], [0]]), use_sliding_window=seed == 1, sliding_window=5,
+        )  # fmt: skip
     assert kind == "qwen3"
     return transformers.Qwen3Config(**common, head_dim=other_head_dim)
 
 
-KINDS = ("gpt2", "llama", "llama3", "mistral", "qwen2", "qwen2-window", "qwen3")
+KINDS = ("gpt2", "llama", "llama3", "mistral", "qwen2", "qwen2-window", "qwen3", "mixtral", "qwen3_moe")
 
 
 def saved(folder: Path, config: transformers.PreTrainedConfig, **how: Any) -> torch.nn.Module:
     """transformers' model with random weights (norms and biases too), as it lies in `folder`."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", experts_implementation="eager")
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     model = model.to(how.pop("dtype", torch.float32)).eval()
@@ -78,7 +90,7 @@ def saved(folder: Path, config: transformers.PreTrainedConfig, **how: Any) -> to
 
 def loaded_by_transformers(folder: Path) -> torch.nn.Module:
     model, info = AutoModelForCausalLM.from_pretrained(
-        folder, output_loading_info=True, attn_implementation="eager", dtype="auto"
+        folder, output_loading_info=True, attn_implementation="eager", experts_implementation="eager", dtype="auto"
     )
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
@@ -114,7 +126,9 @@ def test_what_weft_writes_is_what_transformers_loads(kind: str, tmp_path: Path) 
         torch.nn.init.normal_(parameter, std=0.3)
     with create_weights_folder(tmp_path, shape, torch.float32, 9_000, tokens={"eos_token_id": 5}) as folder:
         for name, parameter in ours.named_parameters():
-            folder.write(Region.whole(name, tuple(parameter.shape)), parameter)
+            whole = [(Region.whole(name, tuple(parameter.shape)), slice(None))]
+            for region, rows in stacked_parts(shape, name) if is_stacked(name) else whole:
+                folder.write(region, parameter[rows])
     assert (tmp_path / "model.safetensors.index.json").is_file()
     theirs = loaded_by_transformers(tmp_path)
     tokens = torch.randint(shape.vocab, (2, 40))
@@ -227,11 +241,40 @@ MISTRAL = {
     "torch_dtype": "bfloat16", "transformers_version": "4.34.0.dev0", "use_cache": True, "vocab_size": 32000,
 }  # fmt: skip
 
+MIXTRAL = {
+    "architectures": ["MixtralForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2,
+    "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02, "intermediate_size": 14336,
+    "max_position_embeddings": 32768, "model_type": "mixtral", "num_attention_heads": 32, "num_experts_per_tok": 2,
+    "num_hidden_layers": 32, "num_key_value_heads": 8, "num_local_experts": 8, "output_router_logits": False,
+    "rms_norm_eps": 1e-05, "rope_theta": 1000000.0, "router_aux_loss_coef": 0.02, "sliding_window": None,
+    "tie_word_embeddings": False, "torch_dtype": "bfloat16", "transformers_version": "4.36.0.dev0", "use_cache": True,
+    "vocab_size": 32000,
+}  # fmt: skip
+QWEN3_MOE = {
+    "architectures": ["Qwen3MoeForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 151643,
+    "decoder_sparse_step": 1, "eos_token_id": 151645, "head_dim": 128, "hidden_act": "silu", "hidden_size": 2048,
+    "initializer_range": 0.02, "intermediate_size": 6144, "max_position_embeddings": 40960, "max_window_layers": 48,
+    "mlp_only_layers": [], "model_type": "qwen3_moe", "moe_intermediate_size": 768, "norm_topk_prob": True,
+    "num_attention_heads": 32, "num_experts": 128, "num_experts_per_tok": 8, "num_hidden_layers": 48,
+    "num_key_value_heads": 4, "output_router_logits": False, "rms_norm_eps": 1e-06, "rope_scaling": None,
+    "rope_theta": 1000000.0, "router_aux_loss_coef": 0.001, "sliding_window": None, "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16", "transformers_version": "4.51.0", "use_cache": True, "use_sliding_window": False,
+    "vocab_size": 151936,
+}  # fmt: skip
+
 
 @pytest.mark.parametrize(
     ("config", "preset"),
-    [(GPT2, "gpt2-355m"), (LLAMA, "llama3-8b"), (QWEN2, "qwen2.5-0.5b"), (QWEN3, "qwen3-32b"), (MISTRAL, "mistral-7b")],
-    ids=["gpt2", "llama", "qwen2", "qwen3", "mistral"],
+    [
+        (GPT2, "gpt2-355m"),
+        (LLAMA, "llama3-8b"),
+        (QWEN2, "qwen2.5-0.5b"),
+        (QWEN3, "qwen3-32b"),
+        (MISTRAL, "mistral-7b"),
+        (MIXTRAL, "mixtral-8x7b"),
+        (QWEN3_MOE, "qwen3-30b-a3b"),
+    ],
+    ids=["gpt2", "llama", "qwen2", "qwen3", "mistral", "mixtral", "qwen3_moe"],
 )
 def test_published_configs(config: dict[str, Any], preset: str) -> None:
     assert shape_from_config(config) == preset_shape(preset)
@@ -244,8 +287,8 @@ def test_published_configs(config: dict[str, Any], preset: str) -> None:
 ROPE: dict[str, Any] = LLAMA["rope_scaling"]  # type: ignore[assignment]
 OTHER_ROPE = {"rope_type": "yarn", "factor": 4.0}
 REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
-    (LLAMA, {"architectures": ["MixtralForCausalLM"]}, "architectures"),
-    (LLAMA, {"architectures": None, "model_type": "mixtral"}, "model_type"),
+    (LLAMA, {"architectures": ["GemmaForCausalLM"]}, "architectures"),
+    (LLAMA, {"architectures": None, "model_type": "gemma"}, "model_type"),
     (LLAMA, {"architectures": ["LlamaForCausalLM", "X"]}, "architectures"),
     (LLAMA, {"model_type": "mistral"}, "model_type"),
     (LLAMA, {"auto_map": {"AutoModel": "code.Model"}}, "auto_map"),
@@ -292,6 +335,13 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (QWEN3, {"rope_parameters": {"full_attention": {"rope_theta": 1e6}}}, "rope_parameters.full_attention"),
     (MISTRAL, {"layer_types": ["full_attention"] * 32}, "layer_types"),
     (MISTRAL, {"mlp_bias": True}, "mlp_bias"),
+    (MIXTRAL, {"router_jitter_noise": 0.1}, "router_jitter_noise"),
+    (MIXTRAL, {"num_experts_per_tok": 9}, "per_token"),
+    (MIXTRAL, {"num_local_experts": 0}, "num_local_experts"),
+    (QWEN3_MOE, {"mlp_only_layers": [1]}, "mlp_only_layers"),
+    (QWEN3_MOE, {"decoder_sparse_step": 2}, "decoder_sparse_step"),
+    (QWEN3_MOE, {"use_sliding_window": True}, "max_window_layers"),
+    (QWEN3_MOE, {"n_shared_experts": 2}, "n_shared_experts"),
 ]
 
 
@@ -323,6 +373,9 @@ def test_windows_of_all_layers_are_read() -> None:
         ({"family": "qwen2", "head_dim": 4}, "head_dim times num_heads"),
         ({"family": "qwen3", "activation": "gelu"}, "activation"),
         ({"family": "mistral", "out_bias": True}, "out_bias"),
+        ({"family": "mixtral"}, "experts"),
+        ({"family": "llama", "experts": {"num_experts": 4, "per_token": 2}}, "experts"),
+        ({"family": "mixtral", "experts": {"num_experts": 4, "per_token": 2, "ffn": 8}}, "experts.ffn"),
     ],
 )
 def test_a_shape_that_cannot_be_written_is_refused(change: dict[str, Any], field: str, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from weft.config.recompute import Recompute
 from weft.models.attention import attention_mask
 from weft.models.decoder import Block, Decoder
 from weft.models.rope import rope_table
-from weft.models.shape import Shape
+from weft.models.shape import Experts, Shape
 from weft.parallel.loss import cross_entropy_sum, linear_cross_entropy_sum
 from weft.parallel.recompute import recompute_blocks
 from weft.plan.activations import Pass
@@ -29,6 +29,10 @@ SHAPES = {
     "mistral": Shape(
         family="mistral", num_layers=2, hidden=64, num_heads=4, num_kv_heads=2, ffn=160, vocab=301, max_seq=64,
         sliding_window=16,
+    ),
+    "mixtral": Shape(
+        family="mixtral", num_layers=2, hidden=64, num_heads=4, num_kv_heads=2, ffn=160, vocab=301, max_seq=64,
+        experts=Experts(num_experts=8, per_token=2, ffn=48),
     ),
 }  # fmt: skip
 BATCH, SEQ = 2, 64
@@ -55,8 +59,8 @@ def kept_bytes(run: Callable[[], Tensor], weights: nn.Module, *given: Tensor) ->
 @pytest.mark.parametrize("family", SHAPES)
 def test_block_keeps_what_the_plan_says(family: str, precision: str) -> None:
     shape, layout = SHAPES[family], Layout(precision=precision)
-    block = Block(shape).to(torch.float32 if precision == "fp32" else torch.bfloat16)
-    x = torch.randn(BATCH, SEQ, shape.hidden, dtype=block.mlp.up.weight.dtype, requires_grad=True)
+    block = Block(shape, 0).to(torch.float32 if precision == "fp32" else torch.bfloat16)
+    x = torch.randn(BATCH, SEQ, shape.hidden, dtype=block.attention.q.weight.dtype, requires_grad=True)
     rope = rope_table(shape, torch.arange(SEQ)) if shape.positions == "rotary" else ()
     mask = attention_mask(SEQ, shape.sliding_window, None, x.device)
     kept = kept_bytes(lambda: block(x, rope or None, mask), block, *rope)
@@ -88,7 +92,7 @@ def test_recomputed_blocks_keep_what_the_plan_says(family: str, form: str) -> No
 def test_kept_operations(family: str, keeps: str) -> None:
     """What selective recomputation keeps is no saved tensor of autograd's: memory is counted as it is taken."""
     shape, form = SHAPES[family], f"keep-{keeps}"
-    block = Block(shape)
+    block = Block(shape, 0)
     recompute_blocks(nn.ModuleDict({"0": block}), Recompute.parse(form))
     x = torch.randn(BATCH, SEQ, shape.hidden, requires_grad=True)
     rope = rope_table(shape, torch.arange(SEQ)) if shape.positions == "rotary" else None

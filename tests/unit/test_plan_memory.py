@@ -11,7 +11,7 @@ from weft.config.load import make_config
 from weft.config.tree import Config, OptimizerConfig
 from weft.models import head
 from weft.models.parameters import parameter_sizes
-from weft.models.shape import Shape
+from weft.models.shape import Experts, Shape
 from weft.parallel import loss, mesh, schedule, shard
 from weft.plan import activations, memory, words
 from weft.plan.activations import in_flight
@@ -21,19 +21,23 @@ from weft.train import muon
 
 GPT2 = Shape(family="gpt2", num_layers=12, hidden=768, num_heads=12, vocab=50257, max_seq=1024)
 LLAMA = Shape(num_layers=6, hidden=256, num_heads=8, num_kv_heads=4, ffn=704, vocab=32000, max_seq=512)
+MIXTURE = Shape(
+    num_layers=6, hidden=256, num_heads=8, num_kv_heads=4, ffn=704, vocab=32000, max_seq=512,
+    experts=Experts(num_experts=8, per_token=2, ffn=300, dense_layers=1),
+)  # fmt: skip
 
 
 def config(model: str = "gpt2-124m", layout: str = "single", batch: int = 8, **over: object) -> Config:
     return make_config({"model": model, "layout": layout, "train": {"global_batch": batch, "seq": 256}, **over})
 
 
-@pytest.mark.parametrize("shape", [GPT2, LLAMA], ids=["gpt2", "llama"])
+@pytest.mark.parametrize("shape", [GPT2, LLAMA, MIXTURE], ids=["gpt2", "llama", "mixture"])
 def test_one_process_holds_every_parameter(shape: Shape) -> None:
     [stage] = stages(shape, Layout())
     assert stage.params == stage.shard == shape.num_params == sum(map(math.prod, parameter_sizes(shape).values()))
 
 
-@pytest.mark.parametrize("shape", [GPT2, LLAMA], ids=["gpt2", "llama"])
+@pytest.mark.parametrize("shape", [GPT2, LLAMA, MIXTURE], ids=["gpt2", "llama", "mixture"])
 def test_stages_hold_the_model_and_a_tied_head_twice(shape: Shape) -> None:
     found = stages(shape, Layout(pp=4))
     twice = shape.vocab * shape.hidden if shape.tied else 0

@@ -11,16 +11,40 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch.utils.flop_counter import FlopCounterMode
 
+from weft.checkpoint.stacked import stacked_parts
 from weft.models.decoder import Decoder
-from weft.models.parameters import block_sizes, parameter_sizes
-from weft.models.shape import FAMILY_SWITCHES, RopeScaling, Shape
+from weft.models.parameters import block_sizes, is_stacked, parameter_sizes
+from weft.models.places import EXPERT_FAMILIES
+from weft.models.shape import FAMILY_SWITCHES, Experts, RopeScaling, Shape
 
 SMALL: dict[str, Any] = {"num_layers": 2, "hidden": 32, "num_heads": 4, "ffn": 48, "vocab": 67, "max_seq": 64}
 
 
 @st.composite
+def mixtures(draw: st.DrawFn) -> Experts:
+    num_experts = draw(st.integers(1, 5))
+    return Experts(
+        num_experts=num_experts,
+        per_token=draw(st.integers(1, num_experts)),
+        ffn=draw(st.integers(1, 20)),
+        dense_layers=draw(st.integers(0, 2)),
+    )
+
+
+def named_sizes(shape: Shape, model: Decoder) -> dict[str, tuple[int, ...]]:
+    """Of a decoder's parameters, each expert's by its own name."""
+    sizes: dict[str, tuple[int, ...]] = {}
+    for name, parameter in model.named_parameters():
+        parts = stacked_parts(shape, name) if is_stacked(name) else []
+        sizes |= {region.name: region.sizes for region, _ in parts} or {name: tuple(parameter.shape)}
+    return sizes
+
+
+@st.composite
 def shapes(draw: st.DrawFn) -> Shape:
     kv_heads = draw(st.integers(1, 4))
+    experts = draw(st.none() | mixtures())
+    plain = experts is None
     return Shape(
         family=draw(st.sampled_from(sorted(FAMILY_SWITCHES))),
         num_layers=draw(st.integers(1, 3)),
@@ -31,10 +55,12 @@ def shapes(draw: st.DrawFn) -> Shape:
         ffn=draw(st.integers(1, 50)),
         vocab=draw(st.integers(1, 99)),
         max_seq=draw(st.integers(1, 64)),
-        **{name: draw(st.booleans()) for name in ("qkv_bias", "out_bias", "qk_norm", "tied")},
+        **{name: draw(st.booleans()) for name in ("qkv_bias", "qk_norm", "tied")},
+        out_bias=plain and draw(st.booleans()),
         positions=draw(st.sampled_from(["rotary", "learned"])),
         norm=draw(st.sampled_from(["rmsnorm", "layernorm"])),
-        activation=draw(st.sampled_from(["swiglu", "gelu"])),
+        activation=draw(st.sampled_from(["swiglu", "gelu"])) if plain else "swiglu",
+        experts=experts,
     )
 
 
@@ -44,10 +70,18 @@ def test_counts_are_the_models(shape: Shape) -> None:
     with torch.device("meta"):
         model = Decoder(shape)
     assert shape.num_params == sum(parameter.numel() for parameter in model.parameters())
-    assert shape.block_params == sum(parameter.numel() for parameter in model.blocks["0"].parameters())
-    assert parameter_sizes(shape) == {name: tuple(p.shape) for name, p in model.named_parameters()}
-    matrices = [dims for dims in block_sizes(shape).values() if len(dims) == 2]
-    assert shape.block_matmul_params == sum(rows * columns for rows, columns in matrices)
+    for index, block in enumerate(model.blocks.values()):
+        assert shape.block_params(index) == sum(parameter.numel() for parameter in block.parameters())
+    assert parameter_sizes(shape) == named_sizes(shape, model)
+    for index in range(shape.num_layers):
+        matrices = {name: dims for name, dims in block_sizes(shape, index).items() if len(dims) == 2}
+        met = [rows * columns for name, (rows, columns) in matrices.items() if _meets(shape, name)]
+        assert shape.block_matmul_params(index) == sum(met)
+
+
+def _meets(shape: Shape, name: str) -> bool:
+    """A token of the first `per_token` experts."""
+    return ".experts." not in name or int(name.split(".")[2]) < (shape.experts.per_token if shape.experts else 0)
 
 
 @settings(deadline=None)  # the first example pays for torch
@@ -59,7 +93,7 @@ def test_stages_hold_what_the_whole_holds(shape: Shape, data: st.DataObject) -> 
         parts = [Decoder(shape, range(edge)), Decoder(shape, range(edge, shape.num_layers))]
     if edge in (0, shape.num_layers):
         return  # an empty stage: layouts refuse it
-    names = [name for part in parts for name, _ in part.named_parameters()]
+    names = [name for part in parts for name in named_sizes(shape, part)]
     copies = ["head.weight"] if shape.tied else []
     assert sorted(names) == sorted([*parameter_sizes(shape), *copies])
 
@@ -68,7 +102,8 @@ def test_stages_hold_what_the_whole_holds(shape: Shape, data: st.DataObject) -> 
 @pytest.mark.parametrize("seq", [16, 64])
 def test_flops_are_those_that_torch_counts(family: str, seq: int) -> None:
     """torch counts the matrix products of forward and backward, attention in full; so does `causal=False`."""
-    shape = Shape(**{**SMALL, "family": family, "num_kv_heads": 2 if family != "gpt2" else 4})
+    experts = {"num_experts": 8, "per_token": 2, "dense_layers": 1} if family in EXPERT_FAMILIES else None
+    shape = Shape(**{**SMALL, "family": family, "num_kv_heads": 2 if family != "gpt2" else 4, "experts": experts})
     model = Decoder(shape)
     tokens = torch.zeros(2, seq, dtype=torch.long)
     with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
@@ -120,6 +155,9 @@ def test_a_family_sets_its_switches_and_they_may_be_set_again(family: Any) -> No
         ({"depth": 3}, "depth"),
         ({"activation": "relu"}, "swiglu"),
         ({"num_layers": 2.5}, "num_layers"),
+        ({"experts": {"num_experts": 2, "per_token": 3}}, "model.experts.per_token .3. is more than"),
+        ({"experts": {"num_experts": 2, "per_token": 0}}, "per_token"),
+        ({"experts": {"num_experts": 2, "per_token": 1}, "out_bias": True}, "model.experts are computed with"),
     ],
 )
 def test_shapes_that_are_none(over: dict[str, Any], words: str) -> None:

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from weft.checkpoint.region import Region
 from weft.checkpoint.shards import INDEX, plan_shards, shard_index, tensor_files
 from weft.checkpoint.sidecars import copy_tokenizer, listed, read_json, write_json
+from weft.checkpoint.stacked import stacked_parts
 from weft.checkpoint.tensors import Entry, TensorFile, create
 from weft.models.decoder import Decoder
 from weft.models.huggingface import TOKEN_KEYS, Place, config_from_shape, places, shape_from_config
+from weft.models.parameters import is_stacked
 from weft.models.shape import Shape
 
 __all__ = ["SHARD_BYTES", "WeightsFolder", "Written", "copy_tokenizer", "create_weights_folder", "load_decoder"]
@@ -250,11 +252,13 @@ def load_decoder(
         folder.check()
         with torch.device("meta"):
             model = Decoder(folder.shape)
-        sizes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-        assert sizes.keys() == folder.places.keys()
-        for name, dims in sizes.items():
-            tensor = folder.read(Region.whole(name, dims), dtype).contiguous().to(device)
+        for name, parameter in list(model.named_parameters()):
+            if is_stacked(name):
+                parts = [folder.read(region, dtype) for region, _ in stacked_parts(folder.shape, name)]
+            else:
+                parts = [folder.read(Region.whole(name, tuple(parameter.shape)), dtype)]
             owner, _, leaf = name.rpartition(".")
+            tensor = (parts[0] if len(parts) == 1 else torch.cat(parts)).contiguous().to(device)
             setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor))
         if folder.shape.tied:
             assert model.head is not None

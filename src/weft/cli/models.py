@@ -22,7 +22,7 @@ def _table(seq: int) -> None:
 
     from weft.presets import preset_names, preset_series, preset_shape
 
-    columns = ("parameters", "layers", "hidden", "heads", "kv", "ffn", "vocab", "context", "GFLOPs/token")
+    columns = ("parameters", "active", "layers", "hidden", "heads", "kv", "ffn", "vocab", "context", "GFLOPs/token")
     table = Table("model", "family", *columns, box=None)
     for column in table.columns[2:]:
         column.justify, column.no_wrap = "right", True
@@ -36,7 +36,8 @@ def _table(seq: int) -> None:
         sizes = (shape.num_layers, shape.hidden, shape.num_heads, shape.num_kv_heads, shape.ffn, shape.vocab)
         flops = _gigaflops(shape.flops_per_token(min(seq, shape.max_seq), causal=True))
         row = [str(size) for size in (*sizes, shape.max_seq)]
-        table.add_row(name, shape.family, _count(shape.num_params), *row, flops)
+        active = _count(shape.active_params) if shape.experts else ""
+        table.add_row(name, shape.family, _count(shape.num_params), active, *row, flops)
     # a pipe has no width: let no column be cut there
     console = Console()
     console = console if console.is_terminal else Console(width=140)
@@ -54,7 +55,9 @@ def _print(name: str, seq: int) -> None:
     seq = min(seq, shape.max_seq)
     halved, full = (_gigaflops(shape.flops_per_token(seq, causal=causal)) for causal in (True, False))
     print(*source, sep="\n")
-    print(f"# {shape.num_params:,} parameters, {shape.block_params:,} of them in each block")
+    print(f"# {shape.num_params:,} parameters, {shape.block_params(shape.num_layers - 1):,} of them in each block")
+    if shape.experts is not None:
+        print(f"# {shape.active_params:,} of them work on one token")
     print(f"# training: {halved} GFLOPs per token of a sequence of {seq} ({full} with the masked half of attention)")
     tables = {}
     for key, value in shape.model_dump(exclude_none=True).items():

@@ -134,6 +134,9 @@ class Layout(BaseModel):
         Raises:
             ValueError: naming the setting to change.
         """
+        if shape.experts is not None and (self.tp > 1 or self.compile):
+            name = "tp" if self.tp > 1 else "compile"
+            raise ValueError(f"layout.{name}: not yet with model.experts; use dp, fsdp, pp, cp, or a model without")
         for name, size in (("num_heads", shape.num_heads), ("num_kv_heads", shape.num_kv_heads), ("ffn", shape.ffn)):
             if size % self.tp:
                 raise ValueError(f"layout.tp = {self.tp} does not divide model.{name} = {size}")

@@ -1,4 +1,4 @@
-"""The decoder: one plain family that covers GPT-2/3, Llama, Mistral and Qwen."""
+"""The decoder: one plain family that covers GPT-2/3, Llama, Mistral, Qwen and their mixtures of experts."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from weft.models.attention import Attention, LayerCache, attention_mask
 from weft.models.head import Head
 from weft.models.mlp import GeluMLP, SwigluMLP
+from weft.models.moe import MoE
 from weft.models.norm import RMSNorm
 from weft.models.rope import rope_table
 from weft.models.shape import Shape
@@ -18,12 +19,12 @@ from weft.models.shape import Shape
 class Block(nn.Module):
     """Attention and MLP, each behind a norm and beside a residual."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, index: int) -> None:
         super().__init__()
         self.attention_norm = make_norm(shape)
         self.attention = Attention(shape)
         self.mlp_norm = make_norm(shape)
-        self.mlp = SwigluMLP(shape) if shape.activation == "swiglu" else GeluMLP(shape)
+        self.mlp = make_mlp(shape, index)
 
     def forward(
         self,
@@ -54,7 +55,7 @@ class Decoder(nn.Module):
         learned = first and shape.positions == "learned"
         self.embed = make_embedding(shape.vocab, shape.hidden) if first else None
         self.positions = make_embedding(shape.max_seq, shape.hidden) if learned else None
-        self.blocks = nn.ModuleDict({str(index): Block(shape) for index in blocks})
+        self.blocks = nn.ModuleDict({str(index): Block(shape, index) for index in blocks})
         self.norm = make_norm(shape) if last else None
         self.head = Head(shape.hidden, shape.vocab) if last else None
         self.tie()
@@ -97,6 +98,12 @@ class Decoder(nn.Module):
             x = self.norm(x[:, -1:] if last_only else x)
             x = self.head(x) if targets is None else self.head(x, targets)
         return x
+
+
+def make_mlp(shape: Shape, block: int) -> nn.Module:
+    if shape.has_experts(block):
+        return MoE(shape)
+    return SwigluMLP(shape) if shape.activation == "swiglu" else GeluMLP(shape)
 
 
 def make_norm(shape: Shape) -> nn.Module:

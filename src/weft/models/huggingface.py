@@ -12,11 +12,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from weft.models.experts_config import config_from_experts, experts_from_config
 from weft.models.keys import TOKEN_KEYS, Keys, number
-from weft.models.places import ARCHITECTURES, Place, check_expressible, places
+from weft.models.places import ARCHITECTURES, EXPERT_FAMILIES, Place, check_expressible, places
 from weft.models.shape import Family, RopeScaling, Shape
 
 __all__ = ["ARCHITECTURES", "TOKEN_KEYS", "Place", "config_from_shape", "family_of", "places", "shape_from_config"]
+
+
+KV_HEADS: dict[Family, int] = {"mistral": 8, "mixtral": 8, "qwen3_moe": 4}
+"""Where a config leaves them out."""
 
 
 def shape_from_config(config: Mapping[str, Any]) -> Shape:
@@ -77,18 +82,18 @@ def _gpt2_shape(keys: Keys) -> dict[str, Any]:
 def _llama_shape(family: Family, keys: Keys) -> dict[str, Any]:
     keys.only("hidden_act", "silu")
     hidden, heads = keys.count("hidden_size"), keys.count("num_attention_heads")
-    theta, scaling = _rope(keys)
+    theta, scaling = _rope(keys, 1_000_000.0 if family == "mixtral" else 10_000.0)
     if keys.get("head_dim") is None and family != "qwen3":
         head_dim = _divided("hidden_size", hidden, "num_attention_heads", heads)
     else:
         head_dim = keys.count("head_dim", 128)
     if family == "qwen2" and head_dim * heads != hidden:
         raise ValueError(f"config.json: head_dim is {head_dim}; in Qwen2 it is hidden_size over num_attention_heads")
-    sizes = {
+    sizes: dict[str, Any] = {
         "num_layers": keys.count("num_hidden_layers"),
         "hidden": hidden,
         "num_heads": heads,
-        "num_kv_heads": keys.count("num_key_value_heads", 8 if family == "mistral" else heads),
+        "num_kv_heads": keys.count("num_key_value_heads", KV_HEADS.get(family, heads)),
         "head_dim": head_dim,
         "ffn": keys.count("intermediate_size"),
         "vocab": keys.count("vocab_size"),
@@ -100,6 +105,8 @@ def _llama_shape(family: Family, keys: Keys) -> dict[str, Any]:
         "init_std": keys.number("initializer_range", 0.02),
         "sliding_window": _window(family, keys),
     }
+    if family in EXPERT_FAMILIES:
+        sizes["experts"] = experts_from_config(family, keys, sizes)
     if family == "llama":
         bias = keys.flag("attention_bias", False)
         if keys.flag("mlp_bias", False) != bias:
@@ -119,21 +126,21 @@ def _divided(whole: str, size: int, part: str, count: int) -> int:
     return size // count
 
 
-def _rope(keys: Keys) -> tuple[float, RopeScaling | None]:
+def _rope(keys: Keys, default: float) -> tuple[float, RopeScaling | None]:
     """theta and scaling, from either spelling; where both are there, they must agree."""
     top = keys.get("rope_theta")
     spellings = {name: keys.get(name) for name in ("rope_scaling", "rope_parameters")}
-    found = {_rope_table(name, table, top) for name, table in spellings.items() if table}
+    found = {_rope_table(name, table, top, default) for name, table in spellings.items() if table}
     if len(found) > 1:
         raise ValueError("config.json: rope_scaling (with rope_theta) and rope_parameters disagree")
-    return found.pop() if found else (number("rope_theta", 10_000.0 if top is None else top), None)
+    return found.pop() if found else (number("rope_theta", default if top is None else top), None)
 
 
-def _rope_table(name: str, table: Any, top: float | None) -> tuple[float, RopeScaling | None]:
+def _rope_table(name: str, table: Any, top: float | None, default: float) -> tuple[float, RopeScaling | None]:
     if not isinstance(table, Mapping):
         raise ValueError(f"config.json: {name} is {table!r}; it must be a table of settings, or null")
     rope = dict(table)
-    theta = next(value for value in (rope.pop("rope_theta", None), top, 10_000.0) if value is not None)
+    theta = next(value for value in (rope.pop("rope_theta", None), top, default) if value is not None)
     if top is not None and top != theta:
         raise ValueError(f"config.json: rope_theta is {top}, and {theta} in {name}")
     kind = rope.pop("rope_type", None) or rope.get("type") or "default"
@@ -158,6 +165,8 @@ def _rope_table(name: str, table: Any, top: float | None) -> tuple[float, RopeSc
 
 def _window(family: Family, keys: Keys) -> int | None:
     """The sliding window of all layers. What only some layers have is refused."""
+    if family in EXPERT_FAMILIES:
+        return _whole_window(family, keys)
     if family == "llama":
         return None  # a window there is a key unknown to the architecture, refused with the others
     keys.seen |= {"sliding_window", "use_sliding_window", "max_window_layers", "layer_types"}
@@ -182,6 +191,17 @@ def _window(family: Family, keys: Keys) -> int | None:
         f"config.json: sliding_window is {window}, max_window_layers {first} and layer_types {sorted(set(types))}: "
         "weft slides the window of all layers or of none"
     )
+
+
+def _whole_window(family: Family, keys: Keys) -> int | None:
+    """Of the architectures that have one for all layers."""
+    if family == "mixtral":
+        return keys.count("sliding_window") if keys.get("sliding_window") is not None else None
+    keys.seen |= {"sliding_window", "max_window_layers"}
+    if not keys.flag("use_sliding_window", False):
+        return None
+    keys.only("max_window_layers", 0)  # which transformers passes over, and others do not
+    return keys.count("sliding_window", 4096)
 
 
 def config_from_shape(shape: Shape, dtype: str = "float32", tokens: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -242,11 +262,13 @@ def _llama_config(shape: Shape) -> dict[str, Any]:
         config["head_dim"] = shape.head_dim
     if shape.family == "llama":
         config |= {"attention_bias": shape.qkv_bias, "mlp_bias": shape.out_bias}
-    if shape.family == "qwen3":
+    if shape.family in ("qwen3", "qwen3_moe"):
         config["attention_bias"] = False
-    if shape.family == "mistral":
+    if shape.experts is not None:
+        config |= config_from_experts(shape)
+    if shape.family in ("mistral", "mixtral"):
         config["sliding_window"] = shape.sliding_window
-    if shape.family in ("qwen2", "qwen3"):
+    if shape.family in ("qwen2", "qwen3", "qwen3_moe"):
         slides = shape.sliding_window is not None
         config |= {
             "use_sliding_window": slides,

@@ -22,7 +22,7 @@ def initial_rows(shape: Shape, seed: int, name: str, sizes: tuple[int, ...], sta
     if len(sizes) == 1:
         return torch.full((stop - start,), 0.0 if name.endswith(".bias") else 1.0)
     std = shape.init_std
-    if name.endswith(("attention.out.weight", "mlp.down.weight")):
+    if name.endswith(("attention.out.weight", ".down.weight")):
         std /= (2 * shape.num_layers) ** 0.5
     drawn = [_draw(seed, name, block, sizes) for block in range(start // ROWS, -(-stop // ROWS))]
     if not drawn:

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from weft.models.shape import Shape
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from weft.models.shape import Shape
+
+
+EXPERT_MATRICES = ("gate", "up", "down")
+"""A model holds each of these of all experts as one tensor, stacked by rows; by name, every expert's stands alone."""
 
 
 def parameter_sizes(shape: Shape) -> dict[str, tuple[int, ...]]:
@@ -11,15 +18,15 @@ def parameter_sizes(shape: Shape) -> dict[str, tuple[int, ...]]:
     if shape.positions == "learned":
         sizes["positions.weight"] = (shape.max_seq, shape.hidden)
     for block in range(shape.num_layers):
-        sizes |= {f"blocks.{block}.{name}": dims for name, dims in block_sizes(shape).items()}
+        sizes |= {f"blocks.{block}.{name}": dims for name, dims in block_sizes(shape, block).items()}
     sizes |= _norm("norm", shape)
     if not shape.tied:
         sizes["head.weight"] = (shape.vocab, shape.hidden)
     return sizes
 
 
-def block_sizes(shape: Shape) -> dict[str, tuple[int, ...]]:
-    """Name → dims of each parameter of one block."""
+def block_sizes(shape: Shape, block: int) -> dict[str, tuple[int, ...]]:
+    """Name → dims of each parameter of one block, each expert's apart."""
     query, kv = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
     sizes = _norm("attention_norm", shape)
     sizes |= _linear("attention.q", query, shape.hidden, shape.qkv_bias)
@@ -29,10 +36,34 @@ def block_sizes(shape: Shape) -> dict[str, tuple[int, ...]]:
     if shape.qk_norm:
         sizes |= {f"attention.{name}_norm.weight": (shape.head_dim,) for name in ("q", "k")}
     sizes |= _norm("mlp_norm", shape)
-    if shape.activation == "swiglu":
-        sizes |= _linear("mlp.gate", shape.ffn, shape.hidden, shape.out_bias)
+    return sizes | (_experts(shape) if shape.has_experts(block) else _mlp(shape))
+
+
+def is_stacked(parameter: str) -> bool:
+    """Whether a parameter of the model holds a matrix of many experts: blocks.3.mlp.experts.gate"""
+    return ".mlp.experts." in parameter and not parameter.endswith(".weight")
+
+
+def expert_name(stacked: str, expert: int) -> str:
+    """blocks.3.mlp.experts.gate → blocks.3.mlp.experts.5.gate.weight"""
+    module, _, matrix = stacked.rpartition(".")
+    return f"{module}.{expert}.{matrix}.weight"
+
+
+def _mlp(shape: Shape) -> dict[str, tuple[int, ...]]:
+    sizes = _linear("mlp.gate", shape.ffn, shape.hidden, shape.out_bias) if shape.activation == "swiglu" else {}
     sizes |= _linear("mlp.up", shape.ffn, shape.hidden, shape.out_bias)
     return sizes | _linear("mlp.down", shape.hidden, shape.ffn, shape.out_bias)
+
+
+def _experts(shape: Shape) -> dict[str, tuple[int, ...]]:
+    """`down` as the others: its rows are the ffn dim, see models/moe.py."""
+    assert shape.experts is not None
+    sizes = _linear("mlp.router", shape.experts.num_experts, shape.hidden, bias=False)
+    for expert in range(shape.experts.num_experts):
+        for name in EXPERT_MATRICES:
+            sizes |= _linear(f"mlp.experts.{expert}.{name}", shape.experts.ffn, shape.hidden, bias=False)
+    return sizes
 
 
 def _linear(name: str, rows: int, columns: int, bias: bool) -> dict[str, tuple[int, ...]]:

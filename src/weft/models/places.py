@@ -14,8 +14,11 @@ ARCHITECTURES: dict[Family, str] = {
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
 }
 """What each family is called there."""
+EXPERT_FAMILIES: tuple[Family, ...] = ("mixtral", "qwen3_moe")
 
 
 def check_expressible(shape: Shape) -> None:
@@ -31,7 +34,7 @@ def check_expressible(shape: Shape) -> None:
         "positions": (shape.positions, "learned" if gpt2 else "rotary"),
         "norm": (shape.norm, "layernorm" if gpt2 else "rmsnorm"),
         "activation": (shape.activation, "gelu" if gpt2 else "swiglu"),
-        "qk_norm": (shape.qk_norm, family == "qwen3"),
+        "qk_norm": (shape.qk_norm, family in ("qwen3", "qwen3_moe")),
         "out_bias": (shape.out_bias, both if family == "llama" else gpt2),
         "qkv_bias": (shape.qkv_bias, both if family == "llama" else family in ("gpt2", "qwen2")),
         "num_kv_heads": (shape.num_kv_heads, shape.num_heads if gpt2 else shape.num_kv_heads),
@@ -41,6 +44,7 @@ def check_expressible(shape: Shape) -> None:
         "hidden modulo num_heads": (shape.hidden % shape.num_heads if family == "llama" else 0, 0),
         "sliding_window": (shape.sliding_window, None if family in ("gpt2", "llama") else shape.sliding_window),
         "rope_scaling": (shape.rope_scaling, None if gpt2 else shape.rope_scaling),
+        **_experts_must(shape),
     }  # fmt: skip
     for field, (is_, wanted) in must.items():
         if is_ != wanted:
@@ -48,6 +52,22 @@ def check_expressible(shape: Shape) -> None:
                 f"model.{field} is {is_}, but {ARCHITECTURES[family]}, as whose weights this family is written, "
                 f"has {wanted}; change it, or model.family"
             )
+
+
+def _experts_must(shape: Shape) -> dict[str, tuple[Any, Any]]:
+    """The same of experts: what the field is, and what the family's architecture has."""
+    experts, family = shape.experts, shape.family
+    wanted = family in EXPERT_FAMILIES
+    must: dict[str, tuple[Any, Any]] = {
+        "experts": ("given" if experts else "left out", "given" if wanted else "left out")
+    }
+    if experts is not None and family == "mixtral":
+        must |= {
+            "experts.ffn": (experts.ffn, shape.ffn),
+            "experts.dense_layers": (experts.dense_layers, 0),
+            "experts.norm_topk": (experts.norm_topk, True),
+        }
+    return must
 
 
 @dataclass(frozen=True)
@@ -58,7 +78,8 @@ class Place:
         tensor: its name there.
         sizes: that tensor's dims.
         weft_sizes: the parameter's own.
-        transposed: the tensor is [in, out], weft's parameter [out, in] (GPT-2's Conv1D).
+        transposed: the tensor is [in, out], weft's parameter [out, in] (GPT-2's Conv1D), or the other way round (the
+            last matrix of an expert).
         dim: the tensor's dim along which several parameters lie side by side (GPT-2's q, k, v).
         offset: where along `dim` this parameter begins.
     """
@@ -82,6 +103,7 @@ def places(shape: Shape) -> dict[str, Place]:
     """Weft name → place, of every parameter of the whole model. A tied head has none: it is `embed.weight`."""
     check_expressible(shape)
     names, place = (_GPT2_NAMES, _gpt2_place) if shape.family == "gpt2" else (_LLAMA_NAMES, _llama_place)
+    names = names | _EXPERT_NAMES.get(shape.family, {})
     return {name: place(_rename(name, names), sizes) for name, sizes in parameter_sizes(shape).items()}
 
 
@@ -100,18 +122,37 @@ _LLAMA_NAMES = {
     "mlp.gate": "mlp.gate_proj", "mlp.up": "mlp.up_proj", "mlp.down": "mlp.down_proj",
 }  # fmt: skip
 
+_EXPERT_NAMES: dict[str, dict[str, str]] = {
+    "mixtral": {
+        "mlp.router": "block_sparse_moe.gate", "mlp.experts": "block_sparse_moe.experts",
+        "experts.gate": "w1", "experts.up": "w3", "experts.down": "w2",
+    },
+    "qwen3_moe": {
+        "mlp.router": "mlp.gate", "mlp.experts": "mlp.experts",
+        "experts.gate": "gate_proj", "experts.up": "up_proj", "experts.down": "down_proj",
+    },
+}  # fmt: skip
+
 
 def _rename(name: str, names: dict[str, str]) -> str:
     """blocks.3.attention.q.weight → model.layers.3.self_attn.q_proj.weight"""
     module, _, leaf = name.rpartition(".")
     if module.startswith("blocks."):
         blocks, index, module = module.split(".", 2)
-        return f"{names[blocks]}.{index}.{names[module]}.{leaf}"
+        return f"{names[blocks]}.{index}.{_rename_module(module, names)}.{leaf}"
     return f"{names[module]}.{leaf}"
 
 
+def _rename_module(module: str, names: dict[str, str]) -> str:
+    if not module.startswith("mlp.experts."):
+        return names[module]
+    experts, expert, matrix = module.rsplit(".", 2)
+    return f"{names[experts]}.{expert}.{names[f'experts.{matrix}']}"
+
+
 def _llama_place(tensor: str, sizes: tuple[int, ...]) -> Place:
-    return Place(tensor, sizes, sizes)
+    last_of_expert = ".experts." in tensor and tensor.endswith((".w2.weight", ".down_proj.weight"))
+    return Place(tensor, sizes[::-1], sizes, transposed=True) if last_of_expert else Place(tensor, sizes, sizes)
 
 
 def _gpt2_place(tensor: str, weft_sizes: tuple[int, ...]) -> Place:

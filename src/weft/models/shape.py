@@ -3,15 +3,19 @@
 Letters used for tensor dims all over weft:
 
     B batch    T tokens of a sequence    D hidden    H heads    K kv heads    E head_dim    F ffn    V vocab    L layers
+    X experts    N tokens of all sequences
 """
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Family = Literal["gpt2", "llama", "mistral", "qwen2", "qwen3"]
+from weft.models.parameters import block_sizes
+
+Family = Literal["gpt2", "llama", "mistral", "qwen2", "qwen3", "mixtral", "qwen3_moe"]
 
 
 class RopeScaling(BaseModel):
@@ -23,6 +27,26 @@ class RopeScaling(BaseModel):
     low_freq_factor: float
     high_freq_factor: float
     original_max_seq: int
+
+
+class Experts(BaseModel):
+    """The experts that take the place of a block's MLP, and how a token finds its own (Shazeer et al., 2017)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_experts: int = Field(ge=1)
+    per_token: int = Field(ge=1)
+    ffn: int = Field(ge=1)  # of one expert
+    dense_layers: int = Field(0, ge=0)  # the first blocks have a plain MLP
+    norm_topk: bool = True  # the weights of a token's experts add up to 1
+
+    @model_validator(mode="after")
+    def _check(self) -> Experts:
+        if self.per_token > self.num_experts:
+            raise ValueError(
+                f"model.experts.per_token ({self.per_token}) is more than model.experts.num_experts ({self.num_experts})"
+            )
+        return self
 
 
 class Shape(BaseModel):
@@ -51,6 +75,7 @@ class Shape(BaseModel):
     activation: Literal["swiglu", "gelu"] = "swiglu"
     qkv_bias: bool = False
     out_bias: bool = False  # attention output and both MLP matrices
+    experts: Experts | None = None
     qk_norm: bool = False
     tied: bool = False  # the head is the token embedding
     sliding_window: int | None = None  # each token sees this many tokens, itself included
@@ -69,6 +94,8 @@ class Shape(BaseModel):
                 values.setdefault("head_dim", values["hidden"] // max(1, values["num_heads"]))
         if "hidden" in values and values.get("activation") == "gelu":
             values.setdefault("ffn", 4 * values["hidden"])
+        if isinstance(values.get("experts"), dict) and "ffn" in values:
+            values["experts"] = {"ffn": values["ffn"], **values["experts"]}
         return values
 
     @model_validator(mode="after")
@@ -86,17 +113,16 @@ class Shape(BaseModel):
             raise ValueError(f"model.head_dim ({self.head_dim}) must be even: rotary positions turn pairs of numbers")
         if self.sliding_window is not None and self.sliding_window < 1:
             raise ValueError(f"model.sliding_window is {self.sliding_window}; leave it out for full attention")
+        if self.experts is not None and (self.activation != "swiglu" or self.out_bias):
+            raise ValueError("model.experts are computed with activation swiglu and without out_bias; change those")
         return self
 
-    @property
-    def block_params(self) -> int:
-        """Parameters of one block."""
-        query, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        attention = self.hidden * (query + 2 * kv) + query * self.hidden
-        attention += (query + 2 * kv) * self.qkv_bias + self.hidden * self.out_bias + 2 * self.head_dim * self.qk_norm
-        biases = (self.mlp_matrices - 1) * self.ffn + self.hidden
-        mlp = self.mlp_matrices * self.hidden * self.ffn + biases * self.out_bias
-        return attention + mlp + 2 * self.norm_params
+    def has_experts(self, block: int) -> bool:
+        return self.experts is not None and block >= self.experts.dense_layers
+
+    def block_params(self, block: int, *, active: bool = False) -> int:
+        """Parameters of one block; `active`: those that one token meets, of all the experts only its own."""
+        return self._count(block, active, matmul=False)
 
     @property
     def mlp_matrices(self) -> int:
@@ -118,13 +144,16 @@ class Shape(BaseModel):
 
     @property
     def num_params(self) -> int:
-        return self.embedding_params + self.num_layers * self.block_params + self.norm_params + self.head_params
+        return self._outside_params + self._all_blocks()
 
     @property
-    def block_matmul_params(self) -> int:
+    def active_params(self) -> int:
+        """Parameters that one token meets."""
+        return self._outside_params + self._all_blocks(active=True)
+
+    def block_matmul_params(self, block: int) -> int:
         """Parameters of one block that a token is multiplied with."""
-        attention = self.hidden * self.head_dim * 2 * (self.num_heads + self.num_kv_heads)
-        return attention + self.mlp_matrices * self.hidden * self.ffn
+        return self._count(block, active=True, matmul=True)
 
     def flops_per_token(self, seq: int, *, causal: bool) -> float:
         """Model FLOPs of training on one token: forward and backward, no recompute.
@@ -133,10 +162,26 @@ class Shape(BaseModel):
         (PaLM, appendix B). `causal` counts only the scores that the mask keeps: half of them, or, with a window W
         shorter than the sequence, W - W²/2T a token. Not causal, a window counts as W.
         """
-        matmul = 6 * (self.num_layers * self.block_matmul_params + self.vocab * self.hidden)
+        matmul = 6 * (self._all_blocks(active=True, matmul=True) + self.vocab * self.hidden)
         window = min(seq, self.sliding_window or seq)
         seen = window - window**2 / (2 * seq) if causal else window
         return matmul + 12 * self.num_layers * self.num_heads * self.head_dim * seen
+
+    @property
+    def _outside_params(self) -> int:
+        return self.embedding_params + self.norm_params + self.head_params
+
+    def _all_blocks(self, *, active: bool = False, matmul: bool = False) -> int:
+        dense = sum(not self.has_experts(block) for block in range(self.num_layers))
+        first, last = (self._count(block, active, matmul) for block in (0, self.num_layers - 1))
+        return first * dense + last * (self.num_layers - dense)
+
+    def _count(self, block: int, active: bool, matmul: bool) -> int:
+        """Parameters of a block, or of its matrices alone."""
+        sizes = [(name, prod(dims)) for name, dims in block_sizes(self, block).items() if len(dims) > 1 or not matmul]
+        routed = sum(size for name, size in sizes if name.startswith("mlp.experts."))
+        met = routed * self.experts.per_token // self.experts.num_experts if active and self.experts else routed
+        return sum(size for _, size in sizes) - routed + met
 
 
 FAMILY_SWITCHES: dict[str, dict] = {
@@ -148,5 +193,7 @@ FAMILY_SWITCHES: dict[str, dict] = {
     "mistral": {},
     "qwen2": {"qkv_bias": True, "norm_eps": 1e-6, "rope_theta": 1_000_000.0},
     "qwen3": {"qk_norm": True, "norm_eps": 1e-6, "rope_theta": 1_000_000.0},
+    "mixtral": {"rope_theta": 1_000_000.0},
+    "qwen3_moe": {"qk_norm": True, "norm_eps": 1e-6, "rope_theta": 1_000_000.0},
 }  # fmt: skip
 """What each family sets apart from Shape's own defaults."""

@@ -12,10 +12,11 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from weft.checkpoint.region import Piece, Region
+from weft.checkpoint.stacked import Part, stacked_parts
 from weft.config.layout import Layout
 from weft.models.cuts import cut_dim, even_split, partial_gradient
 from weft.models.decoder import Decoder
-from weft.models.parameters import parameter_sizes
+from weft.models.parameters import is_stacked, parameter_sizes
 from weft.models.shape import Shape
 from weft.parallel.headtail import own_tokens
 from weft.parallel.loss import cross_entropy_sum
@@ -60,15 +61,24 @@ class Rows:
 class Weight:
     """One parameter as this process holds it.
 
-    `name` is its name in the whole model; `data` and `grad` are plain tensors: this process's share.
+    `data` and `grad` are plain tensors: this process's share. `parts` says where its rows lie in the whole model: a
+    region of the parameter, or, where experts are stacked, one for each expert.
     """
 
-    def __init__(self, name: str, region: Region, parameter: nn.Parameter, writes: bool, partial: bool) -> None:
-        self.name, self.region, self.parameter = name, region, parameter
-        self.writes = writes  # of all processes that hold this region, the one that speaks for it
+    def __init__(self, name: str, parts: list[Part], parameter: nn.Parameter, writes: bool, partial: bool) -> None:
+        self.name, self.parts, self.parameter = name, parts, parameter
+        self.writes = writes  # of all processes that hold these regions, the one that speaks for them
         self.partial = partial  # its gradient is yet to be summed over tp
         self.data = local(parameter)
-        assert tuple(self.data.shape) == region.dims, f"{name}: {tuple(self.data.shape)} is not {region}"
+        for region, rows in parts:
+            assert self.data[rows].shape == region.dims, f"{name}: {tuple(self.data[rows].shape)} is not {region}"
+        assert sum(region.dims[0] for region, _ in parts) == len(self.data), f"{name}: {len(self.data)} rows, {parts}"
+
+    @property
+    def region(self) -> Region:
+        """Of a weight that is no stack of experts."""
+        [(region, _)] = self.parts
+        return region
 
     @property
     def grad(self) -> Tensor:
@@ -81,7 +91,8 @@ class Woven:
 
     def __init__(self, shape: Shape, layout: Layout, mesh: Mesh, model: Decoder) -> None:
         self.shape, self.layout, self.mesh, self.model = shape, layout, mesh, model
-        self.weights = [self._weight(name, parameter) for name, parameter in model.named_parameters()]
+        sizes = parameter_sizes(shape)
+        self.weights = [self._weight(name, parameter, sizes) for name, parameter in model.named_parameters()]
         replicated = layout.weight_ways[0] > 1 and not layout.sharded
         self.replicas = Replicas(list(model.parameters()), mesh.group("replicate")) if replicated else None
 
@@ -91,10 +102,13 @@ class Woven:
         """Give every weight its value: `source` is asked for each region this process holds."""
         with torch.no_grad():
             for weight in self.weights:
-                weight.data.copy_(source(weight.region))
+                for region, rows in weight.parts:
+                    weight.data[rows].copy_(source(region))
 
     def pieces(self) -> list[Piece]:
-        return [Piece(weight.region, weight.data, weight.writes) for weight in self.weights]
+        return [
+            Piece(region, weight.data[rows], weight.writes) for weight in self.weights for region, rows in weight.parts
+        ]
 
     # -- passes -------------------------------------------------------------------------------------------------------
 
@@ -176,18 +190,28 @@ class Woven:
 
     # -- places -------------------------------------------------------------------------------------------------------
 
-    def _weight(self, name: str, parameter: nn.Parameter) -> Weight:
+    def _weight(self, name: str, parameter: nn.Parameter, sizes: dict[str, tuple[int, ...]]) -> Weight:
         """Where a parameter of this process lies in the whole: its tp share, and of that its fsdp share."""
         mesh, tied_copy = self.mesh, name == "head.weight" and self.shape.tied
-        whole = "embed.weight" if tied_copy else name
-        region = Region.whole(whole, parameter_sizes(self.shape)[whole])
-        dim = cut_dim(name)
-        if dim is not None:
-            region = region.narrow(dim, *even_split(region.sizes[dim], self.layout.tp, mesh.index("tp")))
-        if isinstance(parameter, DTensor):
-            region = region.narrow(0, *_fsdp_rows(region.dims[0], self.layout.weight_ways[1], mesh.index("shard")))
+        whole, dim = "embed.weight" if tied_copy else name, cut_dim(name)
+        if is_stacked(name):
+            assert self.shape.experts is not None
+            rows = self._rows(parameter, self.shape.experts.num_experts * self.shape.experts.ffn)
+            parts = stacked_parts(self.shape, name, rows=rows)
+        else:
+            region = Region.whole(whole, sizes[whole])
+            if dim is not None:
+                region = region.narrow(dim, *even_split(region.sizes[dim], self.layout.tp, mesh.index("tp")))
+            rows = self._rows(parameter, region.dims[0])
+            parts = [(region.narrow(0, rows.start, rows.stop), slice(0, len(rows)))]
         writes = not tied_copy and mesh.index("replicate") == 0 and (dim is not None or mesh.index("tp") == 0)
-        return Weight(whole, region, parameter, writes, self.layout.tp > 1 and partial_gradient(name, self.layout.sp))
+        return Weight(whole, parts, parameter, writes, self.layout.tp > 1 and partial_gradient(name, self.layout.sp))
+
+    def _rows(self, parameter: nn.Parameter, rows: int) -> range:
+        """Of a parameter's rows, those that FSDP2 has left to this process."""
+        if not isinstance(parameter, DTensor):
+            return range(rows)
+        return range(*_fsdp_rows(rows, self.layout.weight_ways[1], self.mesh.index("shard")))
 
 
 def local(x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from weft.config.layout import Layout
 from weft.config.recompute import Recompute
 from weft.models.cuts import even_split
-from weft.models.shape import Shape
+from weft.models.shape import Experts, Shape
 
 ITEM = {"fp32": 4, "bf16": 2, "fp16": 2}
 """Bytes of a number of the computation."""
@@ -39,6 +39,7 @@ class Pass:
         head_statistics: of one fp32 number for each token and head.
         mask: of attention, where plain causal does not say it all; every block keeps its own. Under cp only ulysses
             has one: the others make it tile by tile.
+        experts: those that take the MLP's place. A stage with both kinds of blocks is counted as if all had experts.
     """
 
     shape: Shape
@@ -53,9 +54,18 @@ class Pass:
     statistics: int
     head_statistics: int
     mask: int
+    experts: Experts | None
 
     @classmethod
-    def of(cls, shape: Shape, layout: Layout, micro_batch: int, seq: int, document_mask: bool = False) -> Pass:
+    def of(
+        cls,
+        shape: Shape,
+        layout: Layout,
+        micro_batch: int,
+        seq: int,
+        document_mask: bool = False,
+        blocks: range = range(1),
+    ) -> Pass:
         tokens, item = micro_batch * seq // layout.cp, ITEM[layout.precision]
         parts = layout.tp if layout.sp else 1
         vocab = -(-even_split(shape.vocab, layout.tp, 0)[1] // HEAD_ALIGNED) * HEAD_ALIGNED
@@ -75,6 +85,7 @@ class Pass:
             statistics=(2 * item if shape.norm == "layernorm" else FLOAT) * tokens // parts,
             head_statistics=FLOAT * tokens * shape.num_heads // layout.tp,
             mask=item * masks * seq * seq,
+            experts=shape.experts if any(map(shape.has_experts, blocks)) else None,
         )
 
     @property
@@ -110,7 +121,25 @@ class Pass:
     @property
     def mlp(self) -> int:
         """gelu: before and after. swiglu: the gate, its silu, the other matrix, and the product of both."""
-        return (4 if self.shape.activation == "swiglu" else 2) * self.ffn
+        return (
+            self.mixture(self.experts) if self.experts else (4 if self.shape.activation == "swiglu" else 2) * self.ffn
+        )
+
+    def mixture(self, experts: Experts) -> int:
+        """Beside its input: an fp32 copy of that and of the router's matrix, the scores, the choices and their weights;
+        and of each token's experts what goes in, gate, its silu, the other matrix, the product, and that weighted.
+        """
+        rows, item = self.rows(experts), ITEM[self.layout.precision]
+        routed = self.tokens // self.layout.tp
+        copies = (FLOAT - item) * routed + (FLOAT * experts.num_experts if item < FLOAT else 0)
+        normed = FLOAT * (routed * experts.per_token + routed) if experts.norm_topk else 0
+        router = copies * self.shape.hidden + FLOAT * routed * experts.num_experts + normed
+        router += 2 * LONG * routed * experts.per_token
+        return router + item * rows * (self.shape.hidden + 5 * experts.ffn // self.layout.expert_tp + 1)
+
+    def rows(self, experts: Experts) -> int:
+        """Pairs of a token and its expert that this process works on, where every expert gets as many."""
+        return self.tokens * experts.per_token * self.layout.expert_tp // self.layout.tp
 
     @property
     def recompute(self) -> Recompute:
@@ -122,8 +151,9 @@ class Pass:
         recompute = self.recompute
         if recompute.redone:
             return self.block - sum(getattr(self, name) for name in recompute.redone)
+        mlp = 0 if self.experts else (self.shape.mlp_matrices - 1) * self.ffn + self.whole
         results = {
-            "matmul": self.query + 2 * self.kv + (self.shape.mlp_matrices - 1) * self.ffn + 2 * self.whole,
+            "matmul": self.query + 2 * self.kv + self.whole + mlp,
             "attention": self.query + self.head_statistics,
             "network": 0,
         }
@@ -150,7 +180,11 @@ class Pass:
     def backward(self) -> int:
         """Gradients at the widest place of a block's backward pass: the residual's, and those inside of the MLP, or what
         attention under cp has there."""
-        return self.hidden + max((2 if self.shape.activation == "swiglu" else 1) * self.ffn, self.meeting)
+        mlp = (2 if self.shape.activation == "swiglu" else 1) * self.ffn
+        if self.experts:
+            rows, ffn = self.rows(self.experts), self.experts.ffn // self.layout.expert_tp
+            mlp = ITEM[self.layout.precision] * rows * max(2 * ffn, ffn + 2 * self.shape.hidden)
+        return self.hidden + max(mlp, self.meeting)
 
     @property
     def last(self) -> int:

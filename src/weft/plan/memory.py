@@ -89,7 +89,7 @@ def stage_memory(config: Config, stage: Stage, device: Device = "cpu") -> StageM
     config = fitted(config, stage, device)
     layout = config.layout
     micro_batch = layout.micro_batch_size(config.train.global_batch)
-    passed = Pass.of(config.model, layout, micro_batch, config.seq, config.data.document_mask)
+    passed = Pass.of(config.model, layout, micro_batch, config.seq, config.data.document_mask, stage.indices)
     num_micro_batches = layout.num_micro_batches(config.train.global_batch)
     found = _moments(config, stage, passed, num_micro_batches, device)
     staging = staging_bytes(config, stage)
@@ -239,7 +239,6 @@ class Gradients:
     """
 
     def __init__(self, shape: Shape, layout: Layout, stage: Stage, item: int, num_micro_batches: int) -> None:
-        blocks = stage.num_blocks * stage.block
         tied = shape.tied and stage.first and stage.last
         table = stage.table if stage.last else 0
         self.after = FLOAT * stage.shard
@@ -250,7 +249,7 @@ class Gradients:
             self.held_head = FLOAT * table if not exist or tied else 0
             self.head_temporary = 0 if not exist or tied else FLOAT * table
             self.block_temporary = FLOAT * stage.block // 4 if exist else 0
-            self.before_last_block = self.after if exist else FLOAT * (blocks - stage.block)
+            self.before_last_block = self.after if exist else FLOAT * sum(stage.blocks[1:])
             self.end = self.after
             # the embedding's gradient is as large as the table; a tied one's two halves make a third, their sum
             self.end_temporary = FLOAT * stage.table * (exist + 2 * tied) if stage.first else 0
@@ -266,7 +265,7 @@ class Gradients:
         result = FLOAT * stage.block_shard
         division = FLOAT * stage.block if divided else 0
         self.block_temporary = (item + FLOAT) * stage.block + result + division
-        self.before_last_block = max(self.before, accumulated + FLOAT * (stage.num_blocks - 1) * stage.block_shard)
+        self.before_last_block = max(self.before, accumulated + FLOAT * sum(stage.block_shards[1:]))
         self.end = self.after + (accumulated and FLOAT * stage.root)
         root_division = FLOAT * stage.root if divided else 0
         root_result = FLOAT * stage.root_shard if num_micro_batches > 1 else 0

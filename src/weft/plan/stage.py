@@ -20,42 +20,64 @@ class Stage:
 
     Attributes:
         index: of the stage, from 0.
-        num_blocks: on this stage.
+        indices: of the blocks on this stage.
         first, last: whether it has the embedding, and the head with the loss.
-        block: parameters of one block, cut over tp alone.
+        blocks: parameters of each block, cut over tp alone.
         root: parameters outside of the blocks, cut over tp alone.
         table: of them, one matrix of V·D: the token embedding or the head.
-        block_shard, root_shard: the same, cut over fsdp too.
-        matrix_shard: of block_shard, those in matrices.
+        block_shards, root_shard: the same, cut over fsdp too.
     """
 
     index: int
-    num_blocks: int
+    indices: range
     first: bool
     last: bool
-    block: int
+    blocks: tuple[int, ...]
     root: int
     table: int
-    block_shard: int
+    block_shards: tuple[int, ...]
     root_shard: int
     matrix_shard: int
 
     @property
+    def num_blocks(self) -> int:
+        return len(self.indices)
+
+    @property
+    def block(self) -> int:
+        """Of the largest block."""
+        return max(self.blocks)
+
+    @property
+    def block_shard(self) -> int:
+        return max(self.block_shards)
+
+    @property
     def params(self) -> int:
         """Parameters cut over tp alone: what is there when FSDP has gathered them all."""
-        return self.num_blocks * self.block + self.root
+        return sum(self.blocks) + self.root
 
     @property
     def shard(self) -> int:
         """Parameters that this process keeps."""
-        return self.num_blocks * self.block_shard + self.root_shard
+        return sum(self.block_shards) + self.root_shard
 
 
 def stages(shape: Shape, layout: Layout) -> list[Stage]:
     """Every stage of the layout, in order."""
     parts = layout.stage_blocks(shape.num_layers)
-    block = {f"blocks.0.{name}": dims for name, dims in block_sizes(shape).items()}
-    matrices = {name: dims for name, dims in block.items() if len(dims) == 2}
+    kinds = {shape.has_experts(block): block for block in range(shape.num_layers)}  # one block of each kind
+    sizes = {
+        kind: {f"blocks.{block}.{name}": dims for name, dims in block_sizes(shape, block).items()}
+        for kind, block in kinds.items()
+    }
+    whole = {kind: held(block, layout.tp) for kind, block in sizes.items()}
+    shards = {kind: held(block, layout.tp, layout.weight_ways[1]) for kind, block in sizes.items()}
+    matrices = {
+        name: dims
+        for name, dims in sizes[shape.has_experts(shape.num_layers - 1)].items()
+        if len(dims) == 2 and ".experts." not in name
+    }
     table = {"embed.weight": (shape.vocab, shape.hidden)}
     found = []
     for index, blocks in enumerate(parts):
@@ -64,13 +86,13 @@ def stages(shape: Shape, layout: Layout) -> list[Stage]:
         found.append(
             Stage(
                 index=index,
-                num_blocks=len(blocks),
+                indices=blocks,
                 first=first,
                 last=last,
-                block=held(block, layout.tp),
+                blocks=tuple(whole[shape.has_experts(block)] for block in blocks),
                 root=held(root, layout.tp),
                 table=held(table, layout.tp),
-                block_shard=held(block, layout.tp, layout.weight_ways[1]),
+                block_shards=tuple(shards[shape.has_experts(block)] for block in blocks),
                 root_shard=held(root, layout.tp, layout.weight_ways[1]),
                 matrix_shard=held(matrices, layout.tp, layout.weight_ways[1]),
             )

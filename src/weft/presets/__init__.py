@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import re
 import tomllib
 from pathlib import Path
 
@@ -20,8 +21,8 @@ def preset_names() -> tuple[str, ...]:
 
 
 def preset_series(name: str) -> str:
-    """`llama3` of `llama3-70b`."""
-    return name.rpartition("-")[0]
+    """`llama3` of `llama3-70b`, `qwen3` of `qwen3-30b-a3b`."""
+    return re.sub(r"-[\dx.]+[bm](-a\d+b)?$", "", name)
 
 
 def preset_shape(name: str) -> Shape:

@@ -27,14 +27,14 @@ class Optimizer:
     """
 
     def __init__(self, weights: Sequence[Weight], config: OptimizerConfig, mesh: Mesh) -> None:
-        matrices = [weight for weight in weights if config.by_muon(weight.name, weight.region.sizes)]
+        matrices = [weight for weight in weights if config.by_muon(weight.name, weight.data.shape)]
         self.muon = Muon(matrices, mesh, config.momentum, config.weight_decay) if matrices else None
-        self.weights = [weight for weight in weights if not config.by_muon(weight.name, weight.region.sizes)]
+        self.weights = [weight for weight in weights if not config.by_muon(weight.name, weight.data.shape)]
         # the same memory as the weight, without the wrapping of whoever sharded it; or a copy to work on
         shares = [weight.data for weight in self.weights]
         self.tensors = [torch.nn.Parameter(_on_cpu(x) if config.offload else x) for x in shares]
         self.gradients = [_on_cpu(x) for x in shares] if config.offload else None
-        decayed = [len(weight.region.sizes) > 1 for weight in self.weights]
+        decayed = [weight.data.dim() > 1 for weight in self.weights]
         groups = [
             {"params": [x for x, yes in zip(self.tensors, decayed, strict=True) if yes == group], "weight_decay": rate}
             for group, rate in ((True, config.weight_decay), (False, 0.0))
@@ -83,13 +83,14 @@ class Optimizer:
         """The moments of every weight, as tensors named `exp_avg.<weight>` and `exp_avg_sq.<weight>`, or, where it is
         Muon's, `momentum.<weight>`."""
         pieces = [
-            _piece(weight, moment, self.adamw.state[x][moment])
+            Piece(_renamed(region, moment), self.adamw.state[x][moment][rows], weight.writes)
             for x, weight in zip(self.tensors, self.weights, strict=True)
+            for region, rows in weight.parts
             for moment in MOMENTS
         ]
         if self.muon is not None:
             moments = zip(self.muon.weights, self.muon.moments, strict=True)
-            pieces += [_piece(weight, "momentum", moment) for weight, moment in moments]
+            pieces += [Piece(_renamed(weight.region, "momentum"), x, weight.writes) for weight, x in moments]
         return pieces
 
 
@@ -98,6 +99,5 @@ def _on_cpu(x: Tensor) -> Tensor:
     return torch.empty_like(x, device="cpu", pin_memory=x.is_cuda).copy_(x)
 
 
-def _piece(weight: Weight, moment: str, data: Tensor) -> Piece:
-    region = weight.region
-    return Piece(Region(f"{moment}.{region.name}", region.sizes, region.start, region.stop), data, weight.writes)
+def _renamed(region: Region, moment: str) -> Region:
+    return Region(f"{moment}.{region.name}", region.sizes, region.start, region.stop)

@@ -124,7 +124,7 @@ def _pieces(training: Training, kind: str) -> list[Piece]:
     pieces = []
     for weight in training.woven.weights:
         data: Tensor = weight.data if kind == "weight" else weight.grad / training.scaler.scale
-        region = weight.region
-        named = Region(f"{kind}.{region.name}", region.sizes, region.start, region.stop)
-        pieces.append(Piece(named, data.clone(), weight.writes))
+        for region, rows in weight.parts:
+            named = Region(f"{kind}.{region.name}", region.sizes, region.start, region.stop)
+            pieces.append(Piece(named, data[rows].clone(), weight.writes))
     return pieces
