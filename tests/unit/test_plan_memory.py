@@ -131,7 +131,7 @@ def test_fixed_terms_of_adamw_in_fp32() -> None:
 
 def test_muon_keeps_one_moment_of_each_matrix() -> None:
     [memory] = layout_memory(config(optimizer={"kind": "muon"}))
-    matrices = 12 * GPT2.block_matmul_params
+    matrices = 12 * GPT2.block_matmul_params(0)
     assert memory.peak.optimizer == 8 * GPT2.num_params - 4 * matrices
     assert memory.peak.optimizer == 4 * sum(
         len(OptimizerConfig(kind="muon").moments(name, dims)) * math.prod(dims)
@@ -141,7 +141,7 @@ def test_muon_keeps_one_moment_of_each_matrix() -> None:
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_offloaded_moments_are_not_on_the_gpu(kind: str) -> None:
-    matrices = 12 * GPT2.block_matmul_params if kind == "muon" else 0
+    matrices = 12 * GPT2.block_matmul_params(0) if kind == "muon" else 0
     made = config(optimizer={"kind": kind, "offload": True})
     [gpu], [cpu] = (layout_memory(made, device) for device in ("cuda", "cpu"))
     assert gpu.peak.optimizer == 4 * matrices

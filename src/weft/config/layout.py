@@ -134,9 +134,6 @@ class Layout(BaseModel):
         Raises:
             ValueError: naming the setting to change.
         """
-        if shape.experts is not None and (self.tp > 1 or self.compile):
-            name = "tp" if self.tp > 1 else "compile"
-            raise ValueError(f"layout.{name}: not yet with model.experts; use dp, fsdp, pp, cp, or a model without")
         for name, size in (("num_heads", shape.num_heads), ("num_kv_heads", shape.num_kv_heads), ("ffn", shape.ffn)):
             if size % self.tp:
                 raise ValueError(f"layout.tp = {self.tp} does not divide model.{name} = {size}")
@@ -146,6 +143,7 @@ class Layout(BaseModel):
                 f"{shape.num_kv_heads // self.tp} kv heads (model.num_kv_heads / layout.tp) of each process: "
                 "choose allgather or ring"
             )
+        self._check_experts(shape, seq)
         if self.tp > shape.vocab:
             raise ValueError(f"layout.tp = {self.tp} is more than model.vocab = {shape.vocab}")
         if seq % (2 * self.cp) and self.cp > 1:
@@ -179,6 +177,26 @@ class Layout(BaseModel):
             raise ValueError(
                 f"1f1b needs as many micro-batches as stages, at least: there are {self.num_micro_batches(global_batch)}, "
                 f"and layout.pp = {self.pp}. Lower layout.micro_batch, raise train.global_batch, or use gpipe"
+            )
+
+    def _check_experts(self, shape: Shape, seq: int) -> None:
+        experts = shape.experts
+        if experts is None:
+            if self.ep > 1 or self.etp is not None:
+                raise ValueError("layout.ep and layout.etp deal out experts, and this model has none: leave them out")
+            return
+        if experts.num_experts % self.ep:
+            raise ValueError(f"layout.ep = {self.ep} does not divide model.experts.num_experts = {experts.num_experts}")
+        if experts.ffn % self.expert_tp:
+            raise ValueError(f"layout.etp = {self.expert_tp} does not divide model.experts.ffn = {experts.ffn}")
+        if seq // self.cp % self.tp:
+            raise ValueError(
+                f"each tp process routes its part of the sequence: layout.tp = {self.tp} does not divide the "
+                f"{seq // self.cp} tokens of train.seq = {seq} that it has"
+            )
+        if self.compile:
+            raise ValueError(
+                "layout.compile: how many tokens an expert gets changes with every pass; leave compile out"
             )
 
     def __str__(self) -> str:

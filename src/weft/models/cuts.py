@@ -5,7 +5,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import Literal
 
-Cut = Literal["column", "row", "region", "vocab", "head", "table", "norm", "head_norm"]
+Cut = Literal["column", "row", "region", "vocab", "head", "table", "norm", "head_norm", "router", "experts"]
 
 DECODER_CUTS: dict[str, Cut] = {
     "embed": "vocab",  # rows of the vocabulary
@@ -23,6 +23,8 @@ DECODER_CUTS: dict[str, Cut] = {
     "blocks.*.mlp.gate": "column",
     "blocks.*.mlp.up": "column",
     "blocks.*.mlp.down": "row",
+    "blocks.*.mlp.router": "router",  # whole; each process routes its own part of the tokens
+    "blocks.*.mlp.experts": "experts",  # not cut over tp: see parallel/experts.py
     "norm": "norm",
     "head": "head",  # rows of the vocabulary; the logits stay cut
 }
@@ -46,11 +48,11 @@ def cut_dim(parameter: str) -> int | None:
 def partial_gradient(parameter: str, sp: bool) -> bool:
     """Whether each tp process has only its own share of a whole parameter's gradient, to be summed over the axis.
 
-    So it is where a whole parameter meets only some heads, or under sp only a part of the sequence.
+    So it is where a whole parameter meets only some heads, or only a part of the sequence, as many do under sp.
     """
     module, _, kind = parameter.rpartition(".")
     cut = cut_of(module)
-    return cut == "head_norm" or (sp and (cut in ("norm", "table") or (cut == "row" and kind == "bias")))
+    return cut in ("head_norm", "router") or (sp and (cut in ("norm", "table") or (cut == "row" and kind == "bias")))
 
 
 def even_split(size: int, ways: int, index: int) -> tuple[int, int]:

@@ -25,6 +25,9 @@ class MoE(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, T, D] → [B, T, D]"""
+        return self.routed(x)
+
+    def routed(self, x: Tensor) -> Tensor:
         numbers, weights = self.router(x)
         return self.experts(x.flatten(0, 1), numbers.flatten(0, 1), weights.flatten(0, 1)).view_as(x)
 

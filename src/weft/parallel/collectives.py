@@ -1,6 +1,7 @@
-"""The differentiable collectives of tensor parallelism (Shoeybi et al., 2019; Korthikanti et al., 2022).
+"""The differentiable collectives of tensor and expert parallelism (Shoeybi et al., 2019; Korthikanti et al., 2022).
 
-Each is the other's mirror in backward: copy ↔ sum, gather ↔ scatter. Activations are [B, T, ...]; the sequence is dim 1.
+Each is the other's mirror in backward: copy ↔ sum, gather ↔ scatter, take ↔ join. Activations are [B, T, ...]; the
+sequence is dim 1.
 """
 
 from __future__ import annotations
@@ -32,10 +33,25 @@ def reduce_scatter_sequence(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     return ops.wait_tensor(ops.reduce_scatter_tensor(parts, "sum", ways, group.group_name))
 
 
-def all_to_all(parts: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """[n, ...]: part i goes to process i; what comes from process i is part i."""
+def all_to_all(
+    x: Tensor, group: dist.ProcessGroup, sent: list[int] | None = None, received: list[int] | None = None
+) -> Tensor:
+    """Rows to other processes: the first `sent[0]` to the first, and so on; `received[0]` come first, from it. One for
+    each where not said."""
+    if group.size() == 1:
+        return x.view_as(x)
     equal = [1] * group.size()
-    return ops.wait_tensor(ops.all_to_all_single(parts.contiguous(), equal, equal, group.group_name))
+    return ops.wait_tensor(ops.all_to_all_single(x.contiguous(), received or equal, sent or equal, group.group_name))
+
+
+def all_gather_rows(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """[N, ...] of each process → [n·N, ...]."""
+    return ops.wait_tensor(ops.all_gather_into_tensor(x.contiguous(), group.size(), group.group_name))
+
+
+def reduce_scatter_rows(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """[n·N, ...] → the sum over processes of this one's [N, ...]."""
+    return ops.wait_tensor(ops.reduce_scatter_tensor(x.contiguous(), "sum", group.size(), group.group_name))
 
 
 class CopyToAxis(torch.autograd.Function):
@@ -87,3 +103,69 @@ class ScatterSequence(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return all_gather_sequence(grad, ctx.group), None
+
+
+class TakeSequence(torch.autograd.Function):
+    """Of a whole that is the same on every process, each keeps its part of the sequence; gradients join."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return x.chunk(group.size(), dim=1)[group.rank()].contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return all_gather_sequence(grad, ctx.group), None
+
+
+class JoinSequence(torch.autograd.Function):
+    """Parts of the sequence join; the gradient is the same on every process, and each keeps its part of it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return all_gather_sequence(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.chunk(ctx.group.size(), dim=1)[ctx.group.rank()].contiguous(), None
+
+
+class GatherRows(torch.autograd.Function):
+    """Rows of all processes join; gradients add up and each keeps those of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return all_gather_rows(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return reduce_scatter_rows(grad, ctx.group), None
+
+
+class ScatterRows(torch.autograd.Function):
+    """Shares add up and each process keeps its own rows; gradients join."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return reduce_scatter_rows(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return all_gather_rows(grad, ctx.group), None
+
+
+class AllToAll(torch.autograd.Function):
+    """Rows to other processes: the first `sent[0]` to the first, and so on; `received[0]` come first, from it. Gradients
+    go back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup) -> Tensor:
+        ctx.sent, ctx.received, ctx.group = sent, received, group
+        return all_to_all(x, group, sent, received)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return all_to_all(grad, ctx.group, ctx.received, ctx.sent), None, None, None

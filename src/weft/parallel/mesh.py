@@ -14,6 +14,9 @@ AXES = ("pp", "dp", "fsdp", "cp", "tp")
 """Outermost first: tp neighbours are adjacent ranks, on the fastest links."""
 WEIGHT_AXES = ("pp", "replicate", "shard", "tp")
 """The same processes as they hold weights: whoever has another part of the batch or of the sequence has the same ones."""
+EXPERT_AXES = ("pp", "expert_replicate", "expert_shard", "ep", "etp")
+"""And as they hold experts: dealt out over neighbours, whatever these share otherwise (folding: Liu et al., MoE Parallel
+Folding, 2025)."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,9 @@ class Mesh:
 
     devices: DeviceMesh
     weights: DeviceMesh
+    experts: DeviceMesh
     device: torch.device
-    indices: dict[str, int]  # this process's coordinate on each axis of both
+    indices: dict[str, int]  # this process's coordinate on each axis of all three
     ends: dist.ProcessGroup | None
     backward: dist.ProcessGroup | None
 
@@ -39,7 +43,8 @@ class Mesh:
         return self.indices[axis]
 
     def group(self, axis: str) -> dist.ProcessGroup:
-        return (self.devices if axis in AXES else self.weights).get_group(axis)
+        views = ((AXES, self.devices), (WEIGHT_AXES, self.weights), (EXPERT_AXES, self.experts))
+        return next(view for axes, view in views if axis in axes).get_group(axis)
 
     @property
     def replica(self) -> int:
@@ -63,14 +68,16 @@ def make_mesh(layout: Layout, device: torch.device) -> Mesh:
     """
     if dist.get_world_size() != layout.world:
         raise ValueError(f"layout {layout} takes {layout.world} processes, and {dist.get_world_size()} were started")
-    sizes = tuple(getattr(layout, axis) for axis in AXES)
-    devices = init_device_mesh(device.type, sizes, mesh_dim_names=AXES)
-    weight_sizes = (layout.pp, *layout.weight_ways, layout.tp)
-    weights = init_device_mesh(device.type, weight_sizes, mesh_dim_names=WEIGHT_AXES)
-    ends, backward = _pipeline_groups(devices, layout.pp) if layout.pp > 1 else (None, None)
-    indices = {axis: weights.get_local_rank(axis) for axis in WEIGHT_AXES}
-    indices |= {axis: devices.get_local_rank(axis) for axis in AXES}
-    return Mesh(devices, weights, device, indices, ends, backward)
+    sizes = {
+        AXES: [getattr(layout, axis) for axis in AXES],
+        WEIGHT_AXES: [layout.pp, *layout.weight_ways, layout.tp],
+        EXPERT_AXES: [layout.pp, *layout.expert_ways, layout.ep, layout.expert_tp],
+    }
+    views = [init_device_mesh(device.type, tuple(ways), mesh_dim_names=axes) for axes, ways in sizes.items()]
+    ends, backward = _pipeline_groups(views[0], layout.pp) if layout.pp > 1 else (None, None)
+    indices = {axis: view.get_local_rank(axis) for view in views[::-1] for axis in view.mesh_dim_names or ()}
+    devices, weights, experts = views
+    return Mesh(devices, weights, experts, device, indices, ends, backward)
 
 
 def _pipeline_groups(devices: DeviceMesh, num_stages: int) -> tuple[dist.ProcessGroup | None, dist.ProcessGroup | None]:

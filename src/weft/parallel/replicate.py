@@ -6,7 +6,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from weft.config.layout import Layout
+from weft.models.moe import Experts
+from weft.parallel.mesh import Mesh
+
 BUCKET_BYTES = 32 * 2**20
+
+
+def replicate(model: nn.Module, layout: Layout, mesh: Mesh) -> list[Replicas]:
+    """Those who hold the same experts are not those who hold the same of the rest."""
+    experts = [p for module in model.modules() if isinstance(module, Experts) for p in module.parameters()]
+    own = {id(p) for p in experts}
+    rest = [p for p in model.parameters() if id(p) not in own]
+    kinds = ((rest, layout.weight_ways, "replicate"), (experts, layout.expert_ways, "expert_replicate"))
+    return [Replicas(members, mesh.group(axis)) for members, (copies, _), axis in kinds if members and copies > 1]
 
 
 class Replicas:

@@ -11,6 +11,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from weft.config.layout import Layout
 from weft.models.decoder import Decoder
+from weft.models.moe import MoE
 from weft.parallel.mesh import Mesh
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -23,6 +24,7 @@ def shard(model: Decoder, mesh: Mesh, layout: Layout) -> None:
     """
     copies, shards = layout.weight_ways
     axes = ("replicate", "shard") if copies > 1 else ("shard",)
+    expert_axes = ("expert_replicate", "expert_shard") if layout.expert_ways[0] > 1 else ("expert_shard",)
     policy = MixedPrecisionPolicy(
         param_dtype=DTYPES[layout.precision],
         reduce_dtype=torch.float32,
@@ -32,6 +34,10 @@ def shard(model: Decoder, mesh: Mesh, layout: Layout) -> None:
     reshard = layout.zero == 3 and layout.fsdp > 1
     for block in model.blocks.values():
         block.to_empty(device=mesh.device)
+        if isinstance(block.mlp, MoE):  # dealt out already, experts have fewer holders than the rest
+            fully_shard(
+                block.mlp.experts, mesh=mesh.experts[expert_axes], mp_policy=policy, reshard_after_forward=reshard
+            )
         fully_shard(block, mesh=mesh.weights[axes], mp_policy=policy, reshard_after_forward=reshard)
     for name, module in model.named_children():
         if name != "blocks":

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weft.models.cuts import cut_dim, cut_of, even_split
+from weft.models.moe import MoE
 from weft.parallel.collectives import CopyToAxis, GatherSequence, ScatterSequence, SumOverAxis
 
 
@@ -73,6 +74,8 @@ def cut_tensors(model: nn.Module, group: dist.ProcessGroup, sp: bool) -> None:
     enter = _Entrance(axis)
     for name, module in model.named_modules():
         cut = cut_of(name)
+        if cut == "region" and isinstance(module, MoE):
+            continue  # parallel/experts.py
         if cut in ("region", "head"):
             module.register_forward_pre_hook(enter)
         elif cut == "row":

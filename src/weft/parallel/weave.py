@@ -11,6 +11,7 @@ from weft.models.cuts import even_split
 from weft.models.decoder import Decoder
 from weft.models.shape import Shape
 from weft.parallel.context import cut_sequence
+from weft.parallel.experts import deal_experts
 from weft.parallel.loss import give_loss
 from weft.parallel.mesh import Mesh
 from weft.parallel.recompute import recompute_blocks
@@ -33,6 +34,8 @@ def weave(shape: Shape, layout: Layout, mesh: Mesh) -> Woven:
     if layout.loss == "chunked" and model.head is not None:
         first = even_split(shape.vocab, layout.tp, mesh.index("tp"))[0]
         give_loss(model.head, first, mesh.group("tp") if layout.tp > 1 else None)
+    if shape.experts is not None:
+        deal_experts(model, shape, layout, mesh)
     if layout.cp > 1:
         cut_sequence(model, mesh.group("cp"), layout.cp_kind, shape.sliding_window)
     recompute_blocks(model.blocks, Recompute.parse(layout.recompute))

@@ -18,11 +18,12 @@ from weft.models.cuts import cut_dim, even_split, partial_gradient
 from weft.models.decoder import Decoder
 from weft.models.parameters import is_stacked, parameter_sizes
 from weft.models.shape import Shape
+from weft.parallel.experts import held_experts
 from weft.parallel.headtail import own_tokens
 from weft.parallel.loss import cross_entropy_sum
 from weft.parallel.mesh import Mesh
 from weft.parallel.pipeline import Pipeline
-from weft.parallel.replicate import Replicas
+from weft.parallel.replicate import replicate
 from weft.parallel.schedule import Op, stage_ops
 from weft.parallel.shard import DTYPES, prepare_backward
 
@@ -93,8 +94,7 @@ class Woven:
         self.shape, self.layout, self.mesh, self.model = shape, layout, mesh, model
         sizes = parameter_sizes(shape)
         self.weights = [self._weight(name, parameter, sizes) for name, parameter in model.named_parameters()]
-        replicated = layout.weight_ways[0] > 1 and not layout.sharded
-        self.replicas = Replicas(list(model.parameters()), mesh.group("replicate")) if replicated else None
+        self.replicas = [] if layout.sharded else replicate(model, layout, mesh)
 
     # -- weights ------------------------------------------------------------------------------------------------------
 
@@ -168,21 +168,20 @@ class Woven:
     def _before_backward(self, last: bool) -> None:
         if isinstance(self.model, FSDPModule):
             prepare_backward(self.model, self.layout, last)
-        if self.replicas is not None:
-            self.replicas.last_pass = last
+        for replicas in self.replicas:
+            replicas.last_pass = last
 
     # -- gradients ----------------------------------------------------------------------------------------------------
 
     def _clear_gradients(self) -> None:
-        if self.replicas is not None:
-            self.replicas.clear()
-        else:
-            self.model.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
+        for replicas in self.replicas:
+            replicas.clear()
 
     def _finish_gradients(self) -> None:
         """Sum what backward left as shares: over replicas, over tp, and between the two ends of a tied embedding."""
-        if self.replicas is not None:
-            self.replicas.finish()
+        for replicas in self.replicas:
+            replicas.finish()
         if self.layout.tp > 1:
             sum_over([weight.grad for weight in self.weights if weight.partial], self.mesh.group("tp"))
         if self.shape.tied and self.mesh.ends is not None:
@@ -195,23 +194,23 @@ class Woven:
         mesh, tied_copy = self.mesh, name == "head.weight" and self.shape.tied
         whole, dim = "embed.weight" if tied_copy else name, cut_dim(name)
         if is_stacked(name):
-            assert self.shape.experts is not None
-            rows = self._rows(parameter, self.shape.experts.num_experts * self.shape.experts.ffn)
-            parts = stacked_parts(self.shape, name, rows=rows)
-        else:
-            region = Region.whole(whole, sizes[whole])
-            if dim is not None:
-                region = region.narrow(dim, *even_split(region.sizes[dim], self.layout.tp, mesh.index("tp")))
-            rows = self._rows(parameter, region.dims[0])
-            parts = [(region.narrow(0, rows.start, rows.stop), slice(0, len(rows)))]
+            experts, ffn = held_experts(self.shape, self.layout, mesh)
+            rows = self._rows(
+                parameter, len(experts) * len(ffn), self.layout.expert_ways[1], mesh.index("expert_shard")
+            )
+            parts = stacked_parts(self.shape, name, experts, ffn, rows)
+            return Weight(name, parts, parameter, mesh.index("expert_replicate") == 0, partial=False)
+        region = Region.whole(whole, sizes[whole])
+        if dim is not None:
+            region = region.narrow(dim, *even_split(region.sizes[dim], self.layout.tp, mesh.index("tp")))
+        rows = self._rows(parameter, region.dims[0], self.layout.weight_ways[1], mesh.index("shard"))
+        parts = [(region.narrow(0, rows.start, rows.stop), slice(0, len(rows)))]
         writes = not tied_copy and mesh.index("replicate") == 0 and (dim is not None or mesh.index("tp") == 0)
         return Weight(whole, parts, parameter, writes, self.layout.tp > 1 and partial_gradient(name, self.layout.sp))
 
-    def _rows(self, parameter: nn.Parameter, rows: int) -> range:
+    def _rows(self, parameter: nn.Parameter, rows: int, ways: int, index: int) -> range:
         """Of a parameter's rows, those that FSDP2 has left to this process."""
-        if not isinstance(parameter, DTensor):
-            return range(rows)
-        return range(*_fsdp_rows(rows, self.layout.weight_ways[1], self.mesh.index("shard")))
+        return range(*_fsdp_rows(rows, ways, index)) if isinstance(parameter, DTensor) else range(rows)
 
 
 def local(x: Tensor) -> Tensor:

@@ -149,7 +149,8 @@ def muon_numbers(shape: Shape, stage: Stage, processes: int) -> int:
     largest = shape.ffn * shape.hidden
     num = shape.mlp_matrices * stage.num_blocks
     owned = min(MUON_AT_ONCE, -(-num // processes)) * largest
-    shares = min(MUON_AT_ONCE * processes, num) * largest * stage.matrix_shard // shape.block_matmul_params
+    whole = shape.block_matmul_params(stage.indices[0])
+    shares = min(MUON_AT_ONCE * processes, num) * largest * stage.matrix_shard // whole
     return 5 * owned + 4 * shares  # the matrices and the iteration's products; directions, messages, results
 
 

@@ -71,8 +71,9 @@ def stages(shape: Shape, layout: Layout) -> list[Stage]:
         kind: {f"blocks.{block}.{name}": dims for name, dims in block_sizes(shape, block).items()}
         for kind, block in kinds.items()
     }
-    whole = {kind: held(block, layout.tp) for kind, block in sizes.items()}
-    shards = {kind: held(block, layout.tp, layout.weight_ways[1]) for kind, block in sizes.items()}
+    whole = {kind: _block(block, layout, 1, 1) for kind, block in sizes.items()}
+    ways = layout.weight_ways[1], layout.expert_ways[1]
+    shards = {kind: _block(block, layout, *ways) for kind, block in sizes.items()}
     matrices = {
         name: dims
         for name, dims in sizes[shape.has_experts(shape.num_layers - 1)].items()
@@ -98,6 +99,20 @@ def stages(shape: Shape, layout: Layout) -> list[Stage]:
             )
         )
     return found
+
+
+def _block(sizes: Sizes, layout: Layout, shards: int, expert_shards: int) -> int:
+    """Numbers of one block: its experts are dealt out and sharded in their own ways, each matrix stacked over them."""
+    rest = {name: dims for name, dims in sizes.items() if ".mlp.experts." not in name}
+    experts = [dims for name, dims in sizes.items() if name not in rest]
+    rows = sum(rows for rows, _ in experts) // EXPERT_MATRICES // (layout.ep * layout.expert_tp)
+    return held(rest, layout.tp, shards) + EXPERT_MATRICES * -(-rows // expert_shards) * (
+        experts[0][1] if experts else 0
+    )
+
+
+EXPERT_MATRICES = 3
+"""Of each expert: gate, up, down."""
 
 
 def held(sizes: Sizes, tp: int, fsdp: int = 1) -> int:
