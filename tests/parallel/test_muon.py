@@ -28,6 +28,8 @@ def by_muon(model: str, layout: str) -> Config:
         ("llama", "dp2.fsdp2.tp2.mb2"),
         ("qwen3", "fsdp2.tp2.sp.pp2.mb1.full"),
         ("llama", "fsdp2.tp2.bf16"),
+        ("llama", "fsdp2.cp2.ring"),
+        ("gpt2", "dp2.cp2.tp2"),
     ],
 )
 def test_muon(model: str, layout: str, compared: Compared) -> None:

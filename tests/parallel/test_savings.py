@@ -25,6 +25,7 @@ from weft.train import optimizer
         ("llama", "chunked.fsdp2.zero2.tp2.mb2"),
         ("qwen3", "chunked.fsdp2.tp2.sp.pp2.mb1.full"),
         ("gpt2", "chunked.pp2.gpipe"),
+        ("llama", "chunked.cp2.tp2.sp"),
     ],
 )
 def test_chunked_loss(model: str, layout: str, compared: Compared, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,6 +56,8 @@ def test_chunked_loss_of_a_share_of_the_vocabulary(compared: Compared, monkeypat
         ("gpt2", "redo-mlp.tp2.sp"),
         ("llama", "redo-attention.fsdp2.zero2.mb2"),
         ("qwen3", "redo-attention+mlp/2.tp2.sp.pp2.mb2"),
+        ("llama", "redo-attention.cp2.ring"),
+        ("gpt2", "keep-network/2.cp2.ulysses.fsdp2"),
     ],
 )
 def test_recompute(model: str, layout: str, compared: Compared) -> None:
