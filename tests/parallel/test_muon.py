@@ -66,3 +66,8 @@ def test_newton_schulz_brings_singular_values_near_one(dims: tuple[int, int]) ->
     x = torch.randn(3, *dims)
     values = torch.linalg.svdvals(muon.newton_schulz(x))
     assert 0.4 < values.min() < values.max() < 1.3
+
+
+def test_stacked_experts_are_refused() -> None:
+    with pytest.raises(ValueError, match="muon works on one matrix at a time and does not know stacked experts"):
+        by_muon("mixtral", "single")

@@ -115,5 +115,9 @@ class Config(Section):
                 f"schedule.warmup + schedule.decay = {self.schedule.warmup + self.schedule.decay} is more than "
                 f"train.steps = {self.train.steps}: lower one of them"
             )
+        if self.optimizer.kind == "muon" and self.model.experts is not None:
+            raise ValueError(
+                "optimizer.kind = muon works on one matrix at a time and does not know stacked experts: set adamw"
+            )
         self.layout.check(self.model, self.train.global_batch, self.seq)
         return self
