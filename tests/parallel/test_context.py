@@ -13,6 +13,7 @@ from test_parity import right
 from torch import Tensor
 
 from weft.config.layout import Layout
+from weft.config.tree import Config
 from weft.models.attention import attend, attention_mask
 from weft.models.decoder import Decoder
 from weft.models.rope import rope_table
@@ -20,6 +21,9 @@ from weft.models.shape import Shape
 from weft.parallel import context, flash, woven
 from weft.parallel.headtail import by_process, chunks_of, in_sequence, own_tokens
 from weft.plan.activations import Pass
+from weft.train.step import eval_step
+from weft.train.training import build
+from weft.verify.trace import step_rows
 
 KINDS = ["allgather", "ring", "ulysses"]
 COMBINED = [
@@ -40,6 +44,33 @@ def test_alone(model: str, kind: str, ways: int, compared: Compared) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_combined(layout: str, kind: str, compared: Compared) -> None:
     right(compared(make("llama", layout.format(kind))))
+
+
+@pytest.mark.parametrize("layout", ["cp2.ring.chunked", "fsdp2.cp2.tp2.sp.chunked.mb2"])
+def test_chunked_loss(layout: str, compared: Compared) -> None:
+    right(compared(make("llama", layout)))
+
+
+@pytest.mark.parametrize("layout", ["fsdp2.cp2.mb2", "dp2.cp2.ring.mb2"])
+def test_muon(layout: str, compared: Compared) -> None:
+    right(compared(make("llama", layout, optimizer={"kind": "muon"})))
+
+
+@pytest.mark.parametrize("layout", ["cp2.ring", "fsdp2.cp2.ulysses.pp2", "cp4.tp2.sp"])
+def test_evaluation(layout: str, tmp_path: Path) -> None:
+    for name in ("single", layout):
+        config = make("llama", name)
+        run_forked(config.layout.world, lambda rank, config=config: _evaluate(config, rank, tmp_path))
+    (one, targets), (cut, counted) = (torch.load(tmp_path / name) for name in ("single", layout))
+    assert cut == pytest.approx(one, rel=1e-6)
+    assert counted == targets
+
+
+def _evaluate(config: Config, rank: int, folder: Path) -> None:
+    training = build(config, torch.device("cpu"))
+    found = eval_step(training.woven, step_rows(training, None, 1))
+    if rank == 0:
+        torch.save(found, folder / str(config.layout))
 
 
 @pytest.mark.parametrize("kind", KINDS)
