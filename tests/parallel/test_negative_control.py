@@ -8,6 +8,7 @@ import pytest
 import torch.nn.functional as F
 from harness import Compared, make
 
+from weft.models import decoder
 from weft.parallel import collectives, replicate, tensor, woven
 from weft.train import optimizer, step
 
@@ -38,7 +39,7 @@ def test_missing_sum_in_one_block(monkeypatch: pytest.MonkeyPatch, compared: Com
 def test_broken_tie(monkeypatch: pytest.MonkeyPatch, compared: Compared) -> None:
     """What stock parallelize_module does in silence: each module gets a parameter of its own."""
     compared(make("gpt2", "single"))  # the reference, made before anything is broken
-    monkeypatch.setattr(woven.Decoder, "tie", lambda self: None)
+    monkeypatch.setattr(decoder.Decoder, "tie", lambda self: None)
     report = compared(make("gpt2", "tp2"))
     assert not report.right
     assert report.first_wrong() == "embed.weight (gradient)"

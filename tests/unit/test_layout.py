@@ -100,16 +100,22 @@ def test_world_is_the_product_of_the_axes(layout: Layout) -> None:
 @given(num_layers=st.integers(1, 200), pp=st.integers(1, 64))
 def test_stages_are_even_and_whole(num_layers: int, pp: int) -> None:
     assume(pp <= num_layers)
-    stages = Layout(pp=pp).stage_blocks(num_layers)
+    stages = Layout(pp=pp).stage_blocks(shape(num_layers=num_layers))
     assert list(itertools.chain(*stages)) == list(range(num_layers))
     sizes = [len(stage) for stage in stages]
     assert max(sizes) - min(sizes) <= 1
     assert sizes == sorted(sizes, reverse=True)  # the last stage has the head to do as well
 
 
+def test_a_large_head_takes_blocks_away() -> None:
+    large = shape(num_layers=12, vocab=2 * shape().block_matmul_params // 32)  # a head like two blocks
+    assert [len(stage) for stage in Layout.parse("pp2").stage_blocks(large)] == [7, 5]
+    assert [len(stage) for stage in Layout.parse("pp2.zbv").stage_blocks(large)] == [4, 4, 3, 1]
+
+
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=8))
 def test_stages_as_given(sizes: list[int]) -> None:
-    stages = Layout(pp=len(sizes), stages=tuple(sizes)).stage_blocks(sum(sizes))
+    stages = Layout(pp=len(sizes), stages=tuple(sizes)).stage_blocks(shape(num_layers=sum(sizes)))
     assert [len(stage) for stage in stages] == sizes
     assert list(itertools.chain(*stages)) == list(range(sum(sizes)))
 
@@ -146,7 +152,7 @@ def test_accepted_micro_batches_cover_the_batch(layout: Layout, batch: int) -> N
         return
     size, count = layout.micro_batch_size(batch), layout.num_micro_batches(batch)
     assert size * count * layout.replicas == batch
-    assert layout.schedule == "gpipe" or count >= layout.pp
+    assert layout.schedule == "gpipe" or layout.pp == 1 or count >= layout.pp
 
 
 @given(layouts())
@@ -166,6 +172,11 @@ def test_every_process_holds_weights_and_experts(layout: Layout) -> None:
         ({"zero": 1}, "layout.zero = 1 .*layout.fsdp above 1"),
         ({"zero": 2, "dp": 4}, "layout.zero = 2 .*layout.fsdp above 1"),
         ({"schedule": "gpipe"}, "layout.schedule = gpipe .*layout.pp above 1"),
+        ({"schedule": "zb", "pp": 2}, "layout.schedule = zb is none of gpipe, 1f1b, .*and no .csv file"),
+        ({"schedule": "bfs", "pp": 2}, "layout.schedule = bfs .*layout.vp above 1"),
+        ({"schedule": "zbv", "pp": 2, "vp": 3}, "layout.vp = 3: zbv has 2 stages"),
+        ({"vp": 2, "pp": 2}, "layout.vp = 2: 1f1b has one stage.*interleaved or bfs"),
+        ({"vp": 2}, "layout.vp = 2 .*layout.pp above 1"),
         ({"pp": 2, "stages": (4,)}, "layout.stages lists 1 stages and layout.pp is 2"),
         ({"stages": (2, 2)}, "layout.stages lists 2 stages and layout.pp is 1"),
         ({"pp": 2, "stages": (4, 0)}, "layout.stages = .4, 0.: every stage needs at least one block"),
@@ -205,9 +216,17 @@ def test_what_sp_must_divide() -> None:
 def test_what_pp_needs() -> None:
     refused("layout.pp = 5 stages need as many blocks; model.num_layers = 4", "pp5", batch=16)
     refused("layout.stages = .1, 2. adds up to 3 blocks; model.num_layers = 4", "pp2.stages1-2")
-    refused("1f1b needs .*as many micro-batches as stages.*there are 2.*layout.pp = 4.*layout.micro_batch", "pp4.mb4")
+    refused("1f1b needs as many micro-batches as stages.*there are 2.*layout.pp = 4.*layout.micro_batch", "pp4.mb4")
     refused("1f1b needs .*layout.pp = 4.*gpipe", "pp4", batch=2)
     Layout.parse("pp4.mb4.gpipe").check(shape(), 8, 16)
+
+
+def test_what_schedules_need() -> None:
+    refused("layout.pp·vp = 6 stages need as many blocks", "pp2.vp3.interleaved", num_layers=5)
+    refused("interleaved works in rounds of 2.*3 are no whole rounds.*layout.micro_batch", "pp2.vp2.interleaved.mb1", 3)
+    refused("dualpipev needs twice as many.*there are 2", "pp2.dualpipev.mb4")
+    refused("layout.compile with layout.schedule = zbv.*Leave compile out, or use 1f1b", "pp2.zbv.compile")
+    refused("layout.schedule = none.csv: No such file", "pp2.csv(none.csv)")
 
 
 def test_what_the_batch_must_be() -> None:

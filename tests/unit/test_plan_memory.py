@@ -12,9 +12,9 @@ from weft.config.tree import Config, OptimizerConfig
 from weft.models import head
 from weft.models.parameters import parameter_sizes
 from weft.models.shape import Experts, Shape
-from weft.parallel import loss, mesh, schedule, shard
+from weft.parallel import loss, mesh, shard
 from weft.plan import activations, memory, words
-from weft.plan.activations import in_flight
+from weft.plan.activations import Pass, in_flight
 from weft.plan.memory import BASE, NAMES, TENSORS, fitted, layout_memory
 from weft.plan.stage import held, stages
 from weft.train import muon
@@ -42,7 +42,7 @@ def test_stages_hold_the_model_and_a_tied_head_twice(shape: Shape) -> None:
     found = stages(shape, Layout(pp=4))
     twice = shape.vocab * shape.hidden if shape.tied else 0
     assert sum(stage.params for stage in found) == shape.num_params + twice
-    assert [stage.num_blocks for stage in found] == [len(part) for part in Layout(pp=4).stage_blocks(shape.num_layers)]
+    assert [stage.num_blocks for stage in found] == [len(part) for part in Layout(pp=4).stage_blocks(shape)]
 
 
 def test_the_first_process_holds_the_largest_share() -> None:
@@ -51,15 +51,29 @@ def test_the_first_process_holds_the_largest_share() -> None:
     assert held(sizes, tp=1, fsdp=5) == 10052 * 768 + 154
 
 
-@pytest.mark.parametrize("name", ["1f1b", "gpipe"])
-@pytest.mark.parametrize(("pp", "count"), [(1, 1), (2, 2), (4, 4), (4, 9)])
-def test_micro_batches_in_flight_are_those_of_the_schedule(name: str, pp: int, count: int) -> None:
-    for stage in range(pp):
-        now = most = 0
-        for op in schedule.stage_ops(name, stage, pp, count):
-            now += 1 if op.kind == "F" else -1
-            most = max(most, now)
-        assert most == in_flight(Layout.model_construct(schedule=name, pp=pp), stage, count)
+@pytest.mark.parametrize(
+    ("layout", "most"),
+    [
+        ("pp4", [4, 3, 2, 1]),
+        ("pp4.gpipe", [8] * 4),
+        ("pp4.vp3.interleaved", [15, 13, 11, 9]),
+        ("pp4.vp3.bfs", [24] * 4),
+    ],
+)
+def test_micro_batches_in_flight_are_those_of_the_schedule(layout: str, most: list[int]) -> None:
+    run = config(layout=layout)
+    one = Pass.of(run.model, run.layout, 1, 256)
+    table = run.layout.table(8)
+    for stage, expected in zip(stages(run.model, run.layout), most, strict=True):
+        assert sum(in_flight(table, stage, one, 0).forward.values()) == expected
+
+
+def test_a_process_of_a_v_holds_both_ends() -> None:
+    first, second = stages(GPT2, Layout.parse("pp2.zbv"))
+    assert first.first
+    assert first.last
+    assert second.blocks.keys() == {1, 2}
+    assert first.params + second.params == GPT2.num_params + GPT2.vocab * GPT2.hidden
 
 
 def test_what_the_plan_says_twice_is_the_same_elsewhere() -> None:
@@ -114,7 +128,7 @@ def test_recompute_within_a_budget() -> None:
     assert peak(some) + BASE["cuda"] <= (most + least) // 2
     fewer = f"full:{int(some.removeprefix('full:')) - 1}"
     assert peak(fewer) + BASE["cuda"] > (most + least) // 2**21 * 2**20
-    first, *others = chosen("pp4.fit1680m")  # the first stage has the most micro-batches in flight
+    first, *others = chosen("pp4.stages3-3-3-3.fit1680m")  # the first stage has the most micro-batches in flight
     assert first != "none"
     assert others == ["none"] * 3
     with pytest.raises(ValueError, match=r"fit9m: with every block of stage 0 recomputed a process still takes .* GiB"):

@@ -11,7 +11,7 @@ import pytest
 
 from weft.config.load import load_config, make_config
 from weft.config.tree import Config
-from weft.plan.report import bubble, large, print_plan
+from weft.plan.report import large, print_plan
 from weft.plan.words import describe, ranks
 
 LARGE = {
@@ -61,11 +61,6 @@ def test_every_part_of_a_layout_is_explained() -> None:
     names = [name for name, _ in describe(make_config(LARGE))]
     assert names == ["pp8", "1f1b", "dp2", "fsdp8", "tp8", "sp", "batch", "full", "bf16"]
     assert [name for name, _ in describe(make_config({"model": "gpt2-124m"}))] == ["single", "batch"]
-
-
-def test_bubble() -> None:
-    assert bubble(1, 5) == 0
-    assert bubble(4, 4) == pytest.approx(3 / 7)
 
 
 def test_large_numbers_in_words() -> None:

@@ -7,8 +7,20 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from weft.config.pipeline import (
+    balanced,
+    check_count,
+    check_pipeline,
+    chunks_of,
+    default_count,
+    placement_of,
+    table_of,
+)
 from weft.config.recompute import Recompute
 from weft.models.shape import Shape
+from weft.schedules.orders import ORDERS, SPLIT
+from weft.schedules.sheet import read_sheet
+from weft.schedules.table import Schedule
 
 
 class Layout(BaseModel):
@@ -33,9 +45,13 @@ class Layout(BaseModel):
     )
     ep: int = Field(1, ge=1, description="ways that the experts are dealt out (expert parallel), over dp, fsdp, cp, tp")
     etp: int | None = Field(None, ge=1, description="ways that each expert's matrices are cut; unset: as tp")
-    pp: int = Field(1, ge=1, description="stages that the blocks are cut into (pipeline parallel)")
-    schedule: Literal["1f1b", "gpipe"] = Field("1f1b", description="order of the pipeline's micro-batches")
-    stages: tuple[int, ...] = Field((), description="blocks of each stage; empty: as even as can be")
+    pp: int = Field(1, ge=1, description="processes that the blocks are dealt out to (pipeline parallel)")
+    vp: int = Field(1, ge=1, description="stages of each of them (virtual pipeline); zbv and dualpipev have 2 always")
+    schedule: str = Field(
+        "1f1b",
+        description="order of the pipeline's work: gpipe, 1f1b, interleaved, bfs, zbh1, zbv, dualpipev, or a .csv file",
+    )
+    stages: tuple[int, ...] = Field((), description="blocks of each of the pp·vp stages; empty: of about equal work")
     micro_batch: int | None = Field(
         None,
         ge=1,
@@ -58,8 +74,7 @@ class Layout(BaseModel):
             raise ValueError("layout.sp cuts the sequence over the tp axis: set layout.tp above 1, or leave sp out")
         if self.zero != 3 and self.fsdp == 1:
             raise ValueError(f"layout.zero = {self.zero} says what fsdp shards: set layout.fsdp above 1")
-        if self.schedule != "1f1b" and self.pp == 1:
-            raise ValueError(f"layout.schedule = {self.schedule} orders a pipeline: set layout.pp above 1")
+        check_pipeline(self.schedule, self.pp, self.vp)
         if self.cp_kind != "allgather" and self.cp == 1:
             raise ValueError(f"layout.cp_kind = {self.cp_kind} is a way to cut the sequence: set layout.cp above 1")
         inner, experts = self.fsdp * self.cp * self.tp, self.ep * self.expert_tp
@@ -69,9 +84,11 @@ class Layout(BaseModel):
                 "experts are dealt out over the processes of a stage. Change layout.ep or layout.etp"
             )
         Recompute.parse(self.recompute)
-        if self.stages and len(self.stages) != self.pp:
+        if self.stages and len(self.stages) != self.num_stages:
+            chunks = f" with {self.num_chunks} stages each" if self.num_chunks > 1 else ""
             raise ValueError(
-                f"layout.stages lists {len(self.stages)} stages and layout.pp is {self.pp}: give one number for each"
+                f"layout.stages lists {len(self.stages)} stages and layout.pp is {self.pp}{chunks}: "
+                "give one number for each"
             )
         if any(blocks < 1 for blocks in self.stages):
             raise ValueError(f"layout.stages = {list(self.stages)}: every stage needs at least one block")
@@ -109,20 +126,49 @@ class Layout(BaseModel):
         shards = max(1, inner // experts) if self.fsdp > 1 else 1
         return self.dp * inner // experts // shards, shards
 
-    def stage_blocks(self, num_layers: int) -> list[range]:
-        """The blocks of each pipeline stage, in order; earlier stages take what does not divide."""
-        base, rest = divmod(num_layers, self.pp)
-        sizes = self.stages or [base + (stage < rest) for stage in range(self.pp)]
-        ends = [sum(sizes[: stage + 1]) for stage in range(self.pp)]
+    @property
+    def num_chunks(self) -> int:
+        """Stages of each process of a pipeline: runs of blocks that do not follow each other."""
+        return chunks_of(self.schedule, self.vp)
+
+    @property
+    def num_stages(self) -> int:
+        return self.pp * self.num_chunks
+
+    @property
+    def place(self) -> tuple[int, ...]:
+        """Stage → the process on the pp axis that has it."""
+        return placement_of(self.schedule, self.pp, self.vp)
+
+    @property
+    def splits_backward(self) -> bool:
+        """Whether the schedule puts the gradients of weights off."""
+        return self.schedule in SPLIT or (self.schedule not in ORDERS and read_sheet(self.schedule).splits)
+
+    def stages_of(self, index: int) -> list[int]:
+        """The stages of one process of the pp axis, in the order of the model."""
+        return [stage for stage, where in enumerate(self.place) if where == index]
+
+    def table(self, num_micro_batches: int) -> Schedule:
+        """The pipeline's schedule.
+
+        Raises:
+            ValueError: it cannot be made for so many micro-batches.
+        """
+        return table_of(self.schedule, self.pp, self.vp, num_micro_batches)
+
+    def stage_blocks(self, shape: Shape) -> list[range]:
+        """The blocks of each stage, in order. If not told, processes have about equal work, and the head is work too."""
+        sizes = self.stages or balanced(shape, self.place)
+        ends = [sum(sizes[: stage + 1]) for stage in range(self.num_stages)]
         return [range(end - size, end) for end, size in zip(ends, sizes, strict=True)]
 
     def micro_batch_size(self, global_batch: int) -> int:
         """Sequences in one forward pass of one replica."""
         local = global_batch // self.replicas
-        if self.micro_batch is not None:
-            return self.micro_batch
-        passes = next((n for n in range(min(2 * self.pp, local), local) if local % n == 0), local)
-        return local if self.pp == 1 else local // passes
+        if self.micro_batch is not None or self.pp == 1:
+            return self.micro_batch or local
+        return local // default_count(self.schedule, self.pp, self.vp, local)
 
     def num_micro_batches(self, global_batch: int) -> int:
         """Forward passes of one replica in one step."""
@@ -155,8 +201,9 @@ class Layout(BaseModel):
             raise ValueError(
                 f"layout.sp cuts the sequence {self.cp * self.tp} ways, which does not divide train.seq = {seq}"
             )
-        if self.pp > shape.num_layers:
-            raise ValueError(f"layout.pp = {self.pp} stages need as many blocks; model.num_layers = {shape.num_layers}")
+        if self.num_stages > shape.num_layers:
+            which = f"layout.pp = {self.pp}" if self.num_chunks == 1 else f"layout.pp·vp = {self.num_stages}"
+            raise ValueError(f"{which} stages need as many blocks; model.num_layers = {shape.num_layers}")
         if self.stages and sum(self.stages) != shape.num_layers:
             raise ValueError(
                 f"layout.stages = {list(self.stages)} adds up to {sum(self.stages)} blocks; "
@@ -173,10 +220,12 @@ class Layout(BaseModel):
                 f"layout.micro_batch = {self.micro_batch} does not divide the {local} sequences that each replica has "
                 f"of train.global_batch = {global_batch}"
             )
-        if self.schedule == "1f1b" and self.num_micro_batches(global_batch) < self.pp:
+        if self.pp > 1:
+            check_count(self.schedule, self.pp, self.vp, self.num_micro_batches(global_batch))
+        if self.compile and self.splits_backward:
             raise ValueError(
-                f"1f1b needs as many micro-batches as stages, at least: there are {self.num_micro_batches(global_batch)}, "
-                f"and layout.pp = {self.pp}. Lower layout.micro_batch, raise train.global_batch, or use gpipe"
+                f"layout.compile with layout.schedule = {self.schedule}: a compiled block cannot put the gradients of its "
+                "matrices off. Leave compile out, or use 1f1b or interleaved"
             )
 
     def _check_experts(self, shape: Shape, seq: int) -> None:
@@ -209,8 +258,11 @@ class Layout(BaseModel):
         parts += [f"tp{self.tp}"] if self.tp > 1 else []
         parts += ["sp"] if self.sp else []
         parts += [f"pp{self.pp}"] if self.pp > 1 else []
+        parts += [f"vp{self.vp}"] if self.vp > 1 else []
         parts += ["stages" + "-".join(map(str, self.stages))] if self.stages else []
-        parts += [self.schedule] if self.schedule != "1f1b" else []
+        parts += (
+            [self.schedule if self.schedule in ORDERS else f"csv({self.schedule})"] if self.schedule != "1f1b" else []
+        )
         parts += [f"mb{self.micro_batch}"] if self.micro_batch is not None else []
         parts += [self.recompute] if self.recompute != "none" else []
         parts += [self.loss] if self.loss != "whole" else []
@@ -226,7 +278,7 @@ class Layout(BaseModel):
             ValueError: naming the part that is not understood.
         """
         fields: dict[str, object] = {}
-        for part in text.strip().split("."):
+        for part in re.split(r"\.(?![^(]*\))", text.strip()):  # not inside of csv(…)
             name, value = _parse_part(part, text)
             if name in fields:
                 raise ValueError(f"layout {text!r} sets {name} twice")
@@ -245,15 +297,14 @@ WORDS: dict[str, tuple[str, object]] = {
     "allgather": ("cp_kind", "allgather"),
     "ring": ("cp_kind", "ring"),
     "ulysses": ("cp_kind", "ulysses"),
-    "1f1b": ("schedule", "1f1b"),
-    "gpipe": ("schedule", "gpipe"),
+    **{name: ("schedule", name) for name in ORDERS},
     "chunked": ("loss", "chunked"),
     "fp32": ("precision", "fp32"),
     "bf16": ("precision", "bf16"),
     "fp16": ("precision", "fp16"),
     "compile": ("compile", True),
 }
-NUMBERS = {name: name for name in ("dp", "fsdp", "zero", "cp", "ep", "etp", "tp", "pp")} | {"mb": "micro_batch"}
+NUMBERS = {name: name for name in ("dp", "fsdp", "zero", "cp", "ep", "etp", "tp", "pp", "vp")} | {"mb": "micro_batch"}
 
 
 def _parse_part(part: str, text: str) -> tuple[str, object]:
@@ -261,6 +312,8 @@ def _parse_part(part: str, text: str) -> tuple[str, object]:
         return WORDS[part]
     if (match := re.fullmatch(r"([a-z]+)(\d+)", part)) and match[1] in NUMBERS:
         return NUMBERS[match[1]], int(match[2])
+    if match := re.fullmatch(r"csv\((.+\.csv)\)", part):
+        return "schedule", match[1]
     if match := re.fullmatch(r"stages(\d+(?:-\d+)*)", part):
         return "stages", tuple(int(blocks) for blocks in match[1].split("-"))
     if re.match(r"(selective|full|keep-|redo-|fit)", part):
@@ -268,6 +321,6 @@ def _parse_part(part: str, text: str) -> tuple[str, object]:
         return "recompute", part
     raise ValueError(
         f"layout {text!r}: {part!r} is not understood. Parts, joined by dots: dp2 fsdp2 zero1|2|3 cp2 ring|ulysses "
-        "ep2 etp2 tp2 sp pp2 "
-        "stages3-1 gpipe|1f1b mb1 selective|full|redo-mlp|fit40g chunked bf16|fp16 compile; or single"
+        "ep2 etp2 tp2 sp pp2 vp2 stages3-1 gpipe|1f1b|interleaved|bfs|zbh1|zbv|dualpipev|csv(FILE.csv) "
+        "mb1 selective|full|redo-mlp|fit40g chunked bf16|fp16 compile; or single"
     )

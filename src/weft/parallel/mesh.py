@@ -23,8 +23,9 @@ Folding, 2025)."""
 class Mesh:
     """This process's place in the layout.
 
-    `ends` joins the first and the last stage of this process's pipeline (None elsewhere, or without one): they share
-    a tied embedding. `backward` is a second group over the pipeline, so that gradients never queue behind activations.
+    `ends` joins the processes of the first and the last stage of this process's pipeline (None elsewhere, or where both
+    are one): they share a tied embedding. `upward` is a second group over the pipeline, for messages to an earlier
+    process: between two processes, each group has messages one way only, which can therefore never wait for each other.
     """
 
     devices: DeviceMesh
@@ -33,7 +34,7 @@ class Mesh:
     device: torch.device
     indices: dict[str, int]  # this process's coordinate on each axis of all three
     ends: dist.ProcessGroup | None
-    backward: dist.ProcessGroup | None
+    upward: dist.ProcessGroup | None
 
     def size(self, axis: str) -> int:
         return self.devices.size(AXES.index(axis))
@@ -51,14 +52,6 @@ class Mesh:
         """Which share of the batch this process works on, of dp·fsdp."""
         return self.index("dp") * self.size("fsdp") + self.index("fsdp")
 
-    @property
-    def first_stage(self) -> bool:
-        return self.index("pp") == 0
-
-    @property
-    def last_stage(self) -> bool:
-        return self.index("pp") == self.size("pp") - 1
-
 
 def make_mesh(layout: Layout, device: torch.device) -> Mesh:
     """Lay the processes of the default group out as `layout` says.
@@ -74,19 +67,23 @@ def make_mesh(layout: Layout, device: torch.device) -> Mesh:
         EXPERT_AXES: [layout.pp, *layout.expert_ways, layout.ep, layout.expert_tp],
     }
     views = [init_device_mesh(device.type, tuple(ways), mesh_dim_names=axes) for axes, ways in sizes.items()]
-    ends, backward = _pipeline_groups(views[0], layout.pp) if layout.pp > 1 else (None, None)
+    ends, upward = _pipeline_groups(views[0], layout.place) if layout.pp > 1 else (None, None)
     indices = {axis: view.get_local_rank(axis) for view in views[::-1] for axis in view.mesh_dim_names or ()}
     devices, weights, experts = views
-    return Mesh(devices, weights, experts, device, indices, ends, backward)
+    return Mesh(devices, weights, experts, device, indices, ends, upward)
 
 
-def _pipeline_groups(devices: DeviceMesh, num_stages: int) -> tuple[dist.ProcessGroup | None, dist.ProcessGroup | None]:
+def _pipeline_groups(
+    devices: DeviceMesh, place: tuple[int, ...]
+) -> tuple[dist.ProcessGroup | None, dist.ProcessGroup | None]:
     """Every process makes every group, in the same order, and keeps its own."""
-    ends = backward = None
+    ends = upward = None
     rank = dist.get_rank()
-    for line in devices.mesh.reshape(num_stages, -1).t().tolist():
+    for line in devices.mesh.reshape(devices.mesh.shape[0], -1).t().tolist():
         group = dist.new_group(line)
-        tie = dist.new_group([line[0], line[-1]])
-        backward = group if rank in line else backward
-        ends = tie if rank in (line[0], line[-1]) else ends
-    return ends, backward
+        upward = group if rank in line else upward
+        if place[0] != place[-1]:
+            pair = [line[place[0]], line[place[-1]]]
+            tie = dist.new_group(pair)
+            ends = tie if rank in pair else ends
+    return ends, upward

@@ -51,6 +51,13 @@ class Replicas:
             parameter.grad = view
         self.waiting = list(self.sizes)
 
+    def send(self) -> None:
+        """Every gradient of the step is there: send what backward did not."""
+        for index in range(len(self.buckets)):
+            if self.waiting[index]:
+                self.waiting[index] = 0
+                self.works.append(dist.all_reduce(self.buckets[index], group=self.group, async_op=True))
+
     def finish(self) -> None:
         """Wait for the sums that are still on their way."""
         for work in self.works:

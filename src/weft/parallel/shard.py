@@ -6,6 +6,8 @@ low-precision layout goes through it even where nothing is cut.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
@@ -61,3 +63,35 @@ def prepare_backward(model: FSDPModule, layout: Layout, last: bool) -> None:
     model.set_requires_gradient_sync(last or layout.zero > 1)
     model.set_requires_all_reduce(last)
     model.set_reshard_after_backward(last or (layout.zero == 3 and layout.fsdp > 1))
+
+
+def hold_gradients(model: FSDPModule, layout: Layout) -> None:
+    """FSDP2 is to keep the gradients of the next backward pass as they come: some are put off until `reduce_held`."""
+    model.set_is_last_backward(False)
+    model.set_requires_gradient_sync(False)
+    model.set_reshard_after_backward(layout.zero == 3 and layout.fsdp > 1)
+
+
+def reduce_held(model: FSDPModule, layout: Layout) -> None:
+    """What FSDP2 does at the end of a backward pass, as `prepare_backward` said, for gradients that came without one.
+
+    Weights need not be gathered for it.
+    """
+    state = fully_shard.state(model)  # type: ignore[attr-defined]
+    for member in state._state_ctx.all_states:
+        for weight in (weight for group in _groups(member) for weight in group.fsdp_params):
+            found = weight.unsharded_accumulated_grad is not None or weight.unsharded_param.grad is not None
+            if layout.dp > 1 and layout.zero > 1 and not found:
+                # sums over fsdp wait in one flat tensor for the sum over dp: every pass must bring the same weights
+                weight.unsharded_param.grad = torch.zeros_like(weight.unsharded_param)
+            # all in the dtype of the reduction, whether they came at once or were put off
+            weight.accumulate_unsharded_grad_if_needed()
+            weight.to_accumulated_grad_if_needed()
+    state._root_post_backward_final_callback()
+
+
+def _groups(state: Any) -> list[Any]:
+    """torch 2.11 has one group of parameters or none, later ones a list."""
+    if hasattr(state, "_fsdp_param_groups"):
+        return list(state._fsdp_param_groups)
+    return [state._fsdp_param_group] if state._fsdp_param_group else []

@@ -41,8 +41,11 @@ class RowLinear(nn.Linear):
     axis: Axis
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.axis.leave(F.linear(x, self.weight))
+        y = self.axis.leave(self.product(x))
         return y if self.bias is None else y + self.bias
+
+    def product(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight)
 
 
 class VocabEmbedding(nn.Embedding):

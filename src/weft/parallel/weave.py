@@ -10,7 +10,9 @@ from weft.config.recompute import Recompute
 from weft.models.cuts import even_split
 from weft.models.decoder import Decoder
 from weft.models.shape import Shape
+from weft.parallel.chunk import Chunk
 from weft.parallel.context import cut_sequence
+from weft.parallel.deferral import defer_weights
 from weft.parallel.experts import deal_experts
 from weft.parallel.loss import give_loss
 from weft.parallel.mesh import Mesh
@@ -21,16 +23,25 @@ from weft.parallel.woven import Woven
 
 
 def weave(shape: Shape, layout: Layout, mesh: Mesh) -> Woven:
-    """This process's part of the model, cut as `layout` says. Its weights are yet to be filled.
+    """This process's part of the model, cut as `layout` says. Its weights are yet to be filled."""
+    blocks = layout.stage_blocks(shape)
+    stages = layout.stages_of(mesh.index("pp"))
+    return Woven(shape, layout, mesh, {stage: weave_chunk(shape, layout, mesh, blocks[stage]) for stage in stages})
+
+
+def weave_chunk(shape: Shape, layout: Layout, mesh: Mesh, blocks: range) -> Chunk:
+    """One stage.
 
     The order matters. Stages come first: no other stage's blocks are ever made. Tensors are cut while the model has no
-    memory. The compiler must see the recomputation; FSDP2's hooks stay outside both.
+    memory. Matrices put their gradients off as they were cut. The compiler must see the recomputation; FSDP2's hooks stay
+    outside both.
     """
     with torch.device("meta"):
-        model = Decoder(shape, layout.stage_blocks(shape.num_layers)[mesh.index("pp")])
+        model = Decoder(shape, blocks)
     if layout.tp > 1:
         cut_tensors(model, mesh.group("tp"), layout.sp)
         model.tie()
+    deferral = defer_weights(model) if layout.splits_backward else None
     if layout.loss == "chunked" and model.head is not None:
         first = even_split(shape.vocab, layout.tp, mesh.index("tp"))[0]
         give_loss(model.head, first, mesh.group("tp") if layout.tp > 1 else None)
@@ -46,7 +57,7 @@ def weave(shape: Shape, layout: Layout, mesh: Mesh) -> Woven:
     else:
         model.to_empty(device=mesh.device)
         model.tie()
-    return Woven(shape, layout, mesh, model)
+    return Chunk(model, layout, mesh, deferral)
 
 
 def compile_blocks(blocks: nn.ModuleDict) -> None:

@@ -15,17 +15,17 @@ from weft.checkpoint.region import Piece, Region
 from weft.checkpoint.stacked import Part, stacked_parts
 from weft.config.layout import Layout
 from weft.models.cuts import cut_dim, even_split, partial_gradient
-from weft.models.decoder import Decoder
 from weft.models.parameters import is_stacked, parameter_sizes
 from weft.models.shape import Shape
+from weft.parallel.chunk import Chunk
 from weft.parallel.experts import held_experts
 from weft.parallel.headtail import own_tokens
 from weft.parallel.loss import cross_entropy_sum
 from weft.parallel.mesh import Mesh
 from weft.parallel.pipeline import Pipeline
-from weft.parallel.replicate import replicate
-from weft.parallel.schedule import Op, stage_ops
-from weft.parallel.shard import DTYPES, prepare_backward
+from weft.parallel.shard import DTYPES
+from weft.schedules.orders import forward_only
+from weft.schedules.table import Schedule
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,24 @@ class Weight:
 
 
 class Woven:
-    """What `weave` makes: this process's model, where its weights lie in the whole, and how to run it."""
+    """What `weave` makes: this process's chunks of the model, where their weights lie in the whole, and how to run them.
 
-    def __init__(self, shape: Shape, layout: Layout, mesh: Mesh, model: Decoder) -> None:
-        self.shape, self.layout, self.mesh, self.model = shape, layout, mesh, model
+    Args:
+        chunks: stage → what this process has of it.
+    """
+
+    def __init__(self, shape: Shape, layout: Layout, mesh: Mesh, chunks: dict[int, Chunk]) -> None:
+        self.shape, self.layout, self.mesh, self.chunks = shape, layout, mesh, chunks
         sizes = parameter_sizes(shape)
-        self.weights = [self._weight(name, parameter, sizes) for name, parameter in model.named_parameters()]
-        self.replicas = [] if layout.sharded else replicate(model, layout, mesh)
+        self.weights = [
+            self._weight(name, parameter, sizes)
+            for chunk in chunks.values()
+            for name, parameter in chunk.model.named_parameters()
+        ]
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Every module that this process holds, by its name in the whole model; not the models themselves."""
+        return {name: part for chunk in self.chunks.values() for name, part in chunk.model.named_modules() if name}
 
     # -- weights ------------------------------------------------------------------------------------------------------
 
@@ -118,10 +129,10 @@ class Woven:
         Returns:
             The summed loss of these rows, on the last stage; 0 elsewhere. Still to be added up over replicas.
         """
-        self._clear_gradients()
+        for chunk in self.chunks.values():
+            chunk.clear()
         micro_batches = self._part(rows).split(self.micro_batch(rows))
-        ops = stage_ops(self.layout.schedule, self.mesh.index("pp"), self.layout.pp, len(micro_batches))
-        losses = self._run(ops, micro_batches, scale)
+        losses = self._run(self.layout.table(len(micro_batches)), micro_batches, scale)
         self._finish_gradients()
         return losses / scale
 
@@ -129,11 +140,11 @@ class Woven:
     def eval_pass(self, rows: Rows, micro_batch: int | None = None) -> Tensor:
         """Summed loss of these rows, on the last stage; 0 elsewhere. Passes are as large as in training by default."""
         micro_batches = self._part(rows).split(micro_batch or self.micro_batch(rows))
-        ops = [Op("F", index) for index in range(len(micro_batches))]
-        losses = self._run(ops, micro_batches, 1.0)
-        for module in self.model.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()  # without a backward pass nobody else would
+        losses = self._run(forward_only(self.layout.place, len(micro_batches)), micro_batches, 1.0)
+        for chunk in self.chunks.values():
+            for module in chunk.model.modules():
+                if isinstance(module, FSDPModule):
+                    module.reshard()  # without a backward pass nobody else would
         return losses
 
     def micro_batch(self, rows: Rows) -> int:
@@ -142,50 +153,29 @@ class Woven:
     def _part(self, rows: Rows) -> Rows:
         return rows.part(self.layout.cp, self.mesh.index("cp"))
 
-    def _run(self, ops: list[Op], micro_batches: list[Rows], scale: Tensor | float) -> Tensor:
+    def _run(self, table: Schedule, micro_batches: list[Rows], scale: Tensor | float) -> Tensor:
         size, seq = micro_batches[0].tokens.shape
         dims = (size, seq // self.layout.tp if self.layout.sp else seq, self.shape.hidden)
-        pipeline = Pipeline(self.mesh, dims, DTYPES[self.layout.precision])
-        vocab_start = even_split(self.shape.vocab, self.layout.tp, self.mesh.index("tp"))[0]
-        vocab_group = self.mesh.group("tp") if self.layout.tp > 1 else None
-        counting = torch.arange(seq, device=self.mesh.device)
-
-        def forward(index: int, hidden: Tensor | None) -> Tensor:
-            rows = micro_batches[index]
-            x = rows.tokens if hidden is None else hidden
-            positions = rows.positions if rows.positions is not None else counting
-            targets = rows.targets if self.layout.loss == "chunked" and self.mesh.last_stage else None
-            y = self.model(x, positions, rows.documents, targets=targets)
-            if not self.mesh.last_stage:
-                return y
-            if targets is not None:  # the head has made the loss
-                return y * scale
-            return cross_entropy_sum(y, rows.targets, vocab_start, vocab_group) * scale
-
-        losses = pipeline.run(ops, forward, self._before_backward)
+        pipeline = Pipeline(self.mesh, dims, DTYPES[self.layout.precision], table)
+        losses = pipeline.run(Passes(self, micro_batches, scale))
         return torch.stack(losses).sum() if losses else torch.zeros((), device=self.mesh.device)
-
-    def _before_backward(self, last: bool) -> None:
-        if isinstance(self.model, FSDPModule):
-            prepare_backward(self.model, self.layout, last)
-        for replicas in self.replicas:
-            replicas.last_pass = last
 
     # -- gradients ----------------------------------------------------------------------------------------------------
 
-    def _clear_gradients(self) -> None:
-        self.model.zero_grad(set_to_none=True)
-        for replicas in self.replicas:
-            replicas.clear()
-
     def _finish_gradients(self) -> None:
         """Sum what backward left as shares: over replicas, over tp, and between the two ends of a tied embedding."""
-        for replicas in self.replicas:
-            replicas.finish()
+        for chunk in self.chunks.values():
+            chunk.finish()
         if self.layout.tp > 1:
             sum_over([weight.grad for weight in self.weights if weight.partial], self.mesh.group("tp"))
-        if self.shape.tied and self.mesh.ends is not None:
-            sum_over([weight.grad for weight in self.weights if weight.name == "embed.weight"], self.mesh.ends)
+        if self.shape.tied and self.layout.pp > 1:
+            tied = [weight.grad for weight in self.weights if weight.name == "embed.weight"]
+            if len(tied) > 1:  # both on this process, in two chunks
+                for grad in tied[1:]:
+                    tied[0].add_(grad)
+                    grad.copy_(tied[0])
+            elif self.mesh.ends is not None:
+                sum_over(tied, self.mesh.ends)
 
     # -- places -------------------------------------------------------------------------------------------------------
 
@@ -211,6 +201,36 @@ class Woven:
     def _rows(self, parameter: nn.Parameter, rows: int, ways: int, index: int) -> range:
         """Of a parameter's rows, those that FSDP2 has left to this process."""
         return range(*_fsdp_rows(rows, ways, index)) if isinstance(parameter, DTensor) else range(rows)
+
+
+class Passes:
+    """What the pipeline's operations do with the micro-batches of one step."""
+
+    def __init__(self, woven: Woven, micro_batches: list[Rows], scale: Tensor | float) -> None:
+        self.chunks, self.micro_batches, self.scale = woven.chunks, micro_batches, scale
+        layout, mesh, vocab = woven.layout, woven.mesh, woven.shape.vocab
+        self.last_stage, self.chunked = layout.num_stages - 1, layout.loss == "chunked"
+        self.vocab_start = even_split(vocab, layout.tp, mesh.index("tp"))[0]
+        self.vocab_group = mesh.group("tp") if layout.tp > 1 else None
+        self.counting = torch.arange(micro_batches[0].tokens.shape[1], device=mesh.device)
+
+    def forward(self, stage: int, micro_batch: int, x: Tensor | None) -> Tensor:
+        rows = self.micro_batches[micro_batch]
+        positions = rows.positions if rows.positions is not None else self.counting
+        x = rows.tokens if x is None else x
+        targets = rows.targets if self.chunked and stage == self.last_stage else None
+        y = self.chunks[stage].model(x, positions, rows.documents, targets=targets)
+        if stage < self.last_stage:
+            return y
+        if targets is not None:  # the head has made the loss
+            return y * self.scale
+        return cross_entropy_sum(y, rows.targets, self.vocab_start, self.vocab_group) * self.scale
+
+    def backward(self, stage: int, micro_batch: int, y: Tensor, grad: Tensor | None, put_off: bool, last: bool) -> None:
+        self.chunks[stage].backward(micro_batch, y, grad, put_off, last)
+
+    def weights(self, stage: int, micro_batch: int, last: bool) -> None:
+        self.chunks[stage].weights(micro_batch, last)
 
 
 def local(x: Tensor) -> Tensor:

@@ -7,12 +7,15 @@ attention, and with each family's own norm, positions and MLP.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from weft.config.layout import Layout
 from weft.config.recompute import Recompute
 from weft.models.cuts import even_split
 from weft.models.shape import Experts, Shape
+from weft.plan.stage import Stage
+from weft.schedules.table import Held, Schedule, held
 
 ITEM = {"fp32": 4, "bf16": 2, "fp16": 2}
 """Bytes of a number of the computation."""
@@ -64,7 +67,7 @@ class Pass:
         micro_batch: int,
         seq: int,
         document_mask: bool = False,
-        blocks: range = range(1),
+        blocks: Sequence[int] = (0,),
     ) -> Pass:
         tokens, item = micro_batch * seq // layout.cp, ITEM[layout.precision]
         parts = layout.tp if layout.sp else 1
@@ -187,6 +190,15 @@ class Pass:
         return self.hidden + max(mlp, self.meeting)
 
     @property
+    def put_off(self) -> int:
+        """What one block keeps for gradients of matrices that are put off: the input of each, and the gradient of what
+        it gave."""
+        inputs = self.whole + self.query + (0 if self.experts else self.whole + self.ffn)  # those of experts never wait
+        grads = self.query + 2 * self.kv + self.whole
+        grads += 0 if self.experts else (self.shape.mlp_matrices - 1) * self.ffn + self.whole
+        return inputs + grads
+
+    @property
     def last(self) -> int:
         """After the last block: the final norm's input and statistics, and the head's input; without the logits."""
         return self.hidden + self.statistics + self.whole
@@ -205,8 +217,22 @@ class Pass:
         return copy + item * min(HEAD_ROWS, self.tokens) * columns + self.whole + total
 
 
-def in_flight(layout: Layout, stage: int, num_micro_batches: int) -> int:
-    """Micro-batches whose activations a stage holds at once."""
-    if layout.schedule == "gpipe":
-        return num_micro_batches
-    return min(layout.pp - stage, num_micro_batches)
+def in_flight(schedule: Schedule, stage: Stage, one: Pass, logits: int) -> Held:
+    """Micro-batches whose activations a process holds, at the moment of a step when they take most."""
+    return max(held(schedule, stage.index), key=lambda now: kept_bytes(now, schedule, stage, one, logits))
+
+
+def kept_bytes(now: Held, schedule: Schedule, stage: Stage, one: Pass, logits: int) -> int:
+    """Bytes of these micro-batches; `logits` is what the loss of each keeps."""
+    forward = sum(count * stage_bytes(number, schedule, stage, one) for number, count in now.forward.items())
+    put_off = sum(count * len(stage.stages[number]) * one.put_off for number, count in now.put_off.items())
+    return forward + put_off + now.forward.get(schedule.num_stages - 1, 0) * logits
+
+
+def stage_bytes(number: int, schedule: Schedule, stage: Stage, one: Pass) -> int:
+    """What one micro-batch leaves behind on one stage, without logits.
+
+    Beside the blocks: what went to the next stage is the root of the backward pass; on the last there are a norm and
+    the head.
+    """
+    return one.blocks(len(stage.stages[number])) + (one.last if number == schedule.num_stages - 1 else one.hidden)

@@ -9,7 +9,7 @@ from weft.config.layout import Layout
 from weft.config.recompute import Recompute
 from weft.config.tree import Config
 from weft.models.shape import Shape
-from weft.plan.activations import FLOAT, ITEM, LONG, Pass, in_flight
+from weft.plan.activations import FLOAT, ITEM, LONG, Pass, in_flight, kept_bytes, stage_bytes
 from weft.plan.stage import Stage, stages
 from weft.units import gibibytes
 
@@ -157,15 +157,20 @@ def muon_numbers(shape: Shape, stage: Stage, processes: int) -> int:
 def _moments(config: Config, stage: Stage, one: Pass, num_micro_batches: int, device: Device) -> list[Memory]:
     """The moments of a step that can be the fullest: for each, everything that is there."""
     shape, layout = config.model, config.layout
-    flying = in_flight(layout, stage.index, num_micro_batches)
+    schedule = layout.table(num_micro_batches)
     tokens = 2 * LONG * one.tokens * num_micro_batches  # and their targets
-    edge = 0 if stage.last else one.hidden  # what went to the next stage is the root of its backward
     messages = 3 * one.hidden if layout.pp > 1 else 0  # the next to come in, one on its way each way
     whole = layout.loss == "whole"
     logits = (one.logits if whole else ITEM[layout.precision] * stage.table) if stage.last else 0
     top = one.last if stage.last else 0
-    others = (flying - 1) * (one.blocks(stage.num_blocks) + edge + top) + messages + tokens
-    other_logits = (flying - 1) * logits
+    # whose backward pass is looked at: the last stage's where there is one, which has most; else that of most blocks
+    current = schedule.num_stages - 1 if stage.last else max(stage.stages, key=lambda number: len(stage.stages[number]))
+    flying = in_flight(schedule, stage, one, logits)
+    other_logits = max(0, flying.forward.get(schedule.num_stages - 1, 0) - 1) * logits
+    kept = kept_bytes(flying, schedule, stage, one, logits) - stage_bytes(current, schedule, stage, one)
+    others = max(0, kept - logits - other_logits) + messages + tokens
+    num_blocks = len(stage.stages[current])
+    edge = 0 if stage.last else one.hidden
     fixed = Memory("", weights=FLOAT * stage.shard, optimizer=optimizer_bytes(config, stage, device))
     gradients = Gradients(shape, layout, stage, ITEM[layout.precision], num_micro_batches)
 
@@ -176,7 +181,7 @@ def _moments(config: Config, stage: Stage, one: Pass, num_micro_batches: int, de
             moment="end of the forward pass",
             gradients=gradients.before,
             copies=gradients.copies_outside,
-            activations=others + one.blocks(stage.num_blocks) + top,
+            activations=others + one.blocks(num_blocks) + top,
             logits=other_logits + logits + one.loss_workspace(device, stage.table),
         )
         found.append(loss)
@@ -190,17 +195,17 @@ def _moments(config: Config, stage: Stage, one: Pass, num_micro_batches: int, de
                 temporary=one.whole + gradients.head_temporary,
             )
         )
-    again = one.recompute.blocks(stage.num_blocks)
-    for index in sorted({stage.num_blocks - 1, *again[-1:], 0}, reverse=True):
-        done = (stage.num_blocks - 1 - index) / max(1, stage.num_blocks - 1)
+    again = one.recompute.blocks(num_blocks)
+    for index in sorted({num_blocks - 1, *again[-1:], 0}, reverse=True):
+        done = (num_blocks - 1 - index) / max(1, num_blocks - 1)
         accumulated = gradients.before + int(done * (gradients.before_last_block - gradients.before))
         found.append(
             replace(
                 fixed,
-                moment=f"backward of {_ordinal(index, stage.num_blocks)} block",
+                moment=f"backward of {_ordinal(index, num_blocks)} block",
                 gradients=accumulated + gradients.held_head,
                 copies=gradients.copies_inside,
-                activations=others + one.blocks(stage.num_blocks, index + 1) + edge,
+                activations=others + one.blocks(num_blocks, index + 1) + edge,
                 logits=other_logits,
                 temporary=one.recomputed * (index in again) + one.backward + gradients.block_temporary,
             )
@@ -240,7 +245,7 @@ class Gradients:
     """
 
     def __init__(self, shape: Shape, layout: Layout, stage: Stage, item: int, num_micro_batches: int) -> None:
-        tied = shape.tied and stage.first and stage.last
+        tied = shape.tied and layout.pp == 1
         table = stage.table if stage.last else 0
         self.after = FLOAT * stage.shard
         if not layout.sharded:

@@ -21,6 +21,7 @@ from weft.config.toml import config_toml
 from weft.config.tree import Config
 from weft.plan.memory import Device, Memory, StageMemory, largest, layout_memory
 from weft.plan.words import describe
+from weft.schedules.timeline import timeline
 from weft.units import gibibytes, percent, short
 
 WIDTH = 118
@@ -90,13 +91,8 @@ def sizes(config: Config, most: StageMemory) -> Iterator[tuple[str, str]]:
     count = layout.num_micro_batches(train.global_batch)
     yield "micro-batches", f"{count} a step, of {layout.micro_batch_size(train.global_batch)} sequences"
     if layout.pp > 1:
-        share = f"{percent(bubble(layout.pp, count))} of the step a stage waits for others, all being equally fast"
-        yield "bubble", f"{share}; more micro-batches make it smaller"
-
-
-def bubble(num_stages: int, num_micro_batches: int) -> float:
-    """Share of a step in which a stage waits for others, 1f1b and gpipe alike (Narayanan et al., 2021, 2.2)."""
-    return (num_stages - 1) / (num_micro_batches + num_stages - 1)
+        share = f"{percent(timeline(layout.table(count)).bubble)} of the step a process waits for others"
+        yield "bubble", f"{share}, all stages being equally fast; more micro-batches make it smaller"
 
 
 def large(number: float) -> str:

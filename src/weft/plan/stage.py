@@ -16,11 +16,11 @@ Sizes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Stage:
-    """The first process of a stage along tp and fsdp: nobody there holds more.
+    """The first of the processes that share a place in the pipeline, along tp and fsdp: nobody there holds more.
 
     Attributes:
-        index: of the stage, from 0.
-        indices: of the blocks on this stage.
+        index: of the place, from 0.
+        stages: number of each of its stages in the model → the blocks there. Most schedules give a process one.
         first, last: whether it has the embedding, and the head with the loss.
         blocks: parameters of each block, cut over tp alone.
         root: parameters outside of the blocks, cut over tp alone.
@@ -29,7 +29,7 @@ class Stage:
     """
 
     index: int
-    indices: range
+    stages: Mapping[int, range]
     first: bool
     last: bool
     blocks: tuple[int, ...]
@@ -41,7 +41,12 @@ class Stage:
 
     @property
     def num_blocks(self) -> int:
-        return len(self.indices)
+        return sum(map(len, self.stages.values()))
+
+    @property
+    def indices(self) -> list[int]:
+        """Of its blocks in the model."""
+        return [block for blocks in self.stages.values() for block in blocks]
 
     @property
     def block(self) -> int:
@@ -64,8 +69,8 @@ class Stage:
 
 
 def stages(shape: Shape, layout: Layout) -> list[Stage]:
-    """Every stage of the layout, in order."""
-    parts = layout.stage_blocks(shape.num_layers)
+    """Every place of the layout's pipeline, in order."""
+    parts = layout.stage_blocks(shape)
     kinds = {shape.has_experts(block): block for block in range(shape.num_layers)}  # one block of each kind
     sizes = {
         kind: {f"blocks.{block}.{name}": dims for name, dims in block_sizes(shape, block).items()}
@@ -81,19 +86,20 @@ def stages(shape: Shape, layout: Layout) -> list[Stage]:
     }
     table = {"embed.weight": (shape.vocab, shape.hidden)}
     found = []
-    for index, blocks in enumerate(parts):
-        first, last = index == 0, index == len(parts) - 1
-        root = _root_sizes(shape, first, last)
+    for index in range(layout.pp):
+        mine = layout.stages_of(index)
+        first, last = 0 in mine, len(parts) - 1 in mine
+        root = _root_sizes(shape, first, last, shape.tied and layout.pp == 1)
         found.append(
             Stage(
                 index=index,
-                indices=blocks,
+                stages={stage: parts[stage] for stage in mine},
                 first=first,
                 last=last,
-                blocks=tuple(whole[shape.has_experts(block)] for block in blocks),
+                blocks=tuple(whole[shape.has_experts(block)] for stage in mine for block in parts[stage]),
                 root=held(root, layout.tp),
                 table=held(table, layout.tp),
-                block_shards=tuple(shards[shape.has_experts(block)] for block in blocks),
+                block_shards=tuple(shards[shape.has_experts(block)] for stage in mine for block in parts[stage]),
                 root_shard=held(root, layout.tp, layout.weight_ways[1]),
                 matrix_shard=held(matrices, layout.tp, layout.weight_ways[1]),
             )
@@ -129,8 +135,8 @@ def held(sizes: Sizes, tp: int, fsdp: int = 1) -> int:
     return total
 
 
-def _root_sizes(shape: Shape, first: bool, last: bool) -> Sizes:
-    """What a stage holds outside of its blocks. A tied head is a second table where it is not the embedding's own."""
+def _root_sizes(shape: Shape, first: bool, last: bool, one_table: bool) -> Sizes:
+    """What a process holds outside of its blocks. Only where there is no pipeline is a tied head the embedding itself."""
     sizes: dict[str, tuple[int, ...]] = {}
     if first:
         sizes["embed.weight"] = (shape.vocab, shape.hidden)
@@ -140,6 +146,6 @@ def _root_sizes(shape: Shape, first: bool, last: bool) -> Sizes:
         sizes["norm.weight"] = (shape.hidden,)
         if shape.norm == "layernorm":
             sizes["norm.bias"] = (shape.hidden,)
-        if not (shape.tied and first):
+        if not one_table:
             sizes["head.weight"] = (shape.vocab, shape.hidden)
     return sizes

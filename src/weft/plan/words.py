@@ -20,10 +20,11 @@ def describe(config: Config) -> Iterator[tuple[str, str]]:
     if layout.world == 1:
         yield "single", "one process holds the whole model and works on the whole batch"
     if layout.pp > 1:
-        sizes = [len(blocks) for blocks in layout.stage_blocks(config.model.num_layers)]
-        what = f"{layout.pp} stages of {_counts(sizes)} blocks, one after the other"
+        sizes = [len(blocks) for blocks in layout.stage_blocks(config.model)]
+        what = f"{layout.num_stages} stages of {_counts(sizes)} blocks, one after the other"
+        what += f", {layout.num_chunks} on each process" if layout.num_chunks > 1 else ""
         yield f"pp{layout.pp}", f"{what}; {ranks(layout, 'pp')}"
-        yield layout.schedule, SCHEDULES[layout.schedule]
+        yield layout.schedule, SCHEDULES.get(layout.schedule, "a schedule of your own")
     if layout.dp > 1:
         what = f"{layout.dp} replicas add up their gradients once a step"
         yield f"dp{layout.dp}", f"{what}; {ranks(layout, 'dp')}"
@@ -53,8 +54,13 @@ def describe(config: Config) -> Iterator[tuple[str, str]]:
 
 
 SCHEDULES = {
-    "1f1b": "a stage holds activations of at most as many micro-batches as there are stages from it to the end",
-    "gpipe": "all forward passes, then all backward passes: a stage holds the activations of every micro-batch",
+    "gpipe": "all forward passes, then all backward passes: activations of every micro-batch are held",
+    "1f1b": "forward and backward in turn: activations of at most as many micro-batches as stages from here to the end",
+    "interleaved": "1f1b in rounds over a process's stages: less waiting, more messages, more activations",
+    "bfs": "every micro-batch through one stage, then through the process's next: less waiting, all activations are held",
+    "zbh1": "1f1b whose gradients of weights wait until nothing else can be done: a third of the waiting",
+    "zbv": "two stages on each process, there and back, and gradients of weights put off: almost no waiting",
+    "dualpipev": "two stages on each process, there and back, forwards of one beside backwards of the other",
 }
 CP_KINDS = {
     "allgather": "keys and values are gathered for each attention",

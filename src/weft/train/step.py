@@ -81,7 +81,7 @@ def count_targets(rows: Rows) -> Tensor:
 def agree(woven: Woven, num_targets: Tensor, flag: float) -> tuple[float, float]:
     """Target tokens of the global batch, and how many processes raise the flag."""
     mesh = woven.mesh
-    speaks = mesh.first_stage and mesh.index("cp") == 0 and mesh.index("tp") == 0  # one process of each replica
+    speaks = mesh.index("pp") == 0 and mesh.index("cp") == 0 and mesh.index("tp") == 0  # one process of each replica
     return _sums(mesh.device, num_targets if speaks else 0, flag)
 
 

@@ -22,7 +22,7 @@ class OutputRecorder:
         self.training = training
         self.pieces: list[Piece] = []
         self.seen: dict[str, int] = {}  # rows of this process that have gone through a module
-        modules = dict(training.woven.model.named_modules())
+        modules = training.woven.modules()
         names = [name for name in heard(training.config.layout, training.config.model) if modules.get(name) is not None]
         self.handles = [modules[name].register_forward_hook(self._listen(name)) for name in names]
 

@@ -1,0 +1,67 @@
+"""Chunk: one stage of the model on its process, its weights, and what its gradients need after each backward pass."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+
+from weft.config.layout import Layout
+from weft.models.decoder import Decoder
+from weft.parallel.deferral import Deferral
+from weft.parallel.mesh import Mesh
+from weft.parallel.replicate import replicate
+from weft.parallel.shard import hold_gradients, prepare_backward, reduce_held
+
+
+class Chunk:
+    """A process has as many as the layout's `num_chunks`; each goes through its micro-batches by itself."""
+
+    def __init__(self, model: Decoder, layout: Layout, mesh: Mesh, deferral: Deferral | None) -> None:
+        self.model, self.layout, self.deferral = model, layout, deferral
+        self.replicas = [] if layout.sharded else replicate(model, layout, mesh)
+
+    def clear(self) -> None:
+        """The start of a step."""
+        self.model.zero_grad(set_to_none=True)
+        for replicas in self.replicas:
+            replicas.clear()
+
+    def backward(self, micro_batch: int, y: Tensor, grad: Tensor | None, put_off: bool, last: bool) -> None:
+        """One backward pass; with `put_off`, products that give gradients of matrices wait for `weights`."""
+        if self.deferral is None:
+            if isinstance(self.model, FSDPModule):
+                prepare_backward(self.model, self.layout, last)
+            for replicas in self.replicas:
+                replicas.last_pass = last
+            y.backward(grad)
+            return
+        if isinstance(self.model, FSDPModule):
+            hold_gradients(self.model, self.layout)
+        for replicas in self.replicas:
+            replicas.last_pass = False
+        with self.deferral.put_off(micro_batch) if put_off else nullcontext():
+            y.backward(grad)
+        if not put_off:
+            self._reduce(last)
+
+    def weights(self, micro_batch: int, last: bool) -> None:
+        """The gradients that were put off."""
+        assert self.deferral is not None
+        self.deferral.catch_up(micro_batch)
+        self._reduce(last)
+
+    def _reduce(self, last: bool) -> None:
+        """What otherwise happens inside of a backward pass, where a schedule puts gradients off."""
+        if isinstance(self.model, FSDPModule):
+            prepare_backward(self.model, self.layout, last)
+            reduce_held(self.model, self.layout)
+        for replicas in self.replicas if last else []:
+            replicas.send()
+
+    def finish(self) -> None:
+        """The end of a step."""
+        for replicas in self.replicas:
+            replicas.finish()
+        assert self.deferral is None or not self.deferral.queue, "weights were put off and never caught up with"

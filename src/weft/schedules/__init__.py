@@ -1,0 +1,1 @@
+"""Pipeline schedules as data. Torch-free, and knows nothing else of weft."""
