@@ -7,6 +7,7 @@ from harness import Compared, make
 from test_parity import right
 
 from weft.config.layout import Layout
+from weft.parallel.deferral import Deferral
 
 SCHEDULES = ["gpipe", "1f1b", "interleaved.vp2", "bfs.vp2", "zbh1", "zbv", "dualpipev"]
 
@@ -69,3 +70,19 @@ def test_uneven_stages(layout: str, compared: Compared) -> None:
     config = make("gpt2", "single")
     shape = config.model.model_copy(update={"num_layers": 6})
     right(compared(config.model_copy(update={"model": shape, "layout": Layout.parse(layout)})))
+
+
+def test_weights_left_out_are_found(monkeypatch: pytest.MonkeyPatch, compared: Compared) -> None:
+    """Of one micro-batch, one chunk's matrices never get the gradients that were put off."""
+    whole = Deferral.catch_up
+
+    def catch_up(self: Deferral, micro_batch: int) -> None:
+        if micro_batch == 1:
+            self.queue[1] = []
+        whole(self, micro_batch)
+
+    compared(make("llama", "single"))
+    monkeypatch.setattr(Deferral, "catch_up", catch_up)
+    report = compared(make("llama", "pp2.zbh1"))
+    assert not report.right
+    assert report.worst("gradient")[0].error > 0.1

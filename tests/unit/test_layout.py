@@ -108,7 +108,7 @@ def test_stages_are_even_and_whole(num_layers: int, pp: int) -> None:
 
 
 def test_a_large_head_takes_blocks_away() -> None:
-    large = shape(num_layers=12, vocab=2 * shape().block_matmul_params // 32)  # a head like two blocks
+    large = shape(num_layers=12, vocab=2 * shape().block_matmul_params(0) // 32)  # a head like two blocks
     assert [len(stage) for stage in Layout.parse("pp2").stage_blocks(large)] == [7, 5]
     assert [len(stage) for stage in Layout.parse("pp2.zbv").stage_blocks(large)] == [4, 4, 3, 1]
 

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from weft.config.pipeline import (
+    UNCOMPILED,
     balanced,
     check_count,
     check_pipeline,
@@ -150,11 +151,7 @@ class Layout(BaseModel):
         return [stage for stage, where in enumerate(self.place) if where == index]
 
     def table(self, num_micro_batches: int) -> Schedule:
-        """The pipeline's schedule.
-
-        Raises:
-            ValueError: it cannot be made for so many micro-batches.
-        """
+        """The pipeline's schedule. Raises ValueError where it cannot be made for so many micro-batches."""
         return table_of(self.schedule, self.pp, self.vp, num_micro_batches)
 
     def stage_blocks(self, shape: Shape) -> list[range]:
@@ -223,10 +220,7 @@ class Layout(BaseModel):
         if self.pp > 1:
             check_count(self.schedule, self.pp, self.vp, self.num_micro_batches(global_batch))
         if self.compile and self.splits_backward:
-            raise ValueError(
-                f"layout.compile with layout.schedule = {self.schedule}: a compiled block cannot put the gradients of its "
-                "matrices off. Leave compile out, or use 1f1b or interleaved"
-            )
+            raise ValueError(UNCOMPILED.format(self.schedule))
 
     def _check_experts(self, shape: Shape, seq: int) -> None:
         experts = shape.experts
@@ -260,9 +254,8 @@ class Layout(BaseModel):
         parts += [f"pp{self.pp}"] if self.pp > 1 else []
         parts += [f"vp{self.vp}"] if self.vp > 1 else []
         parts += ["stages" + "-".join(map(str, self.stages))] if self.stages else []
-        parts += (
-            [self.schedule if self.schedule in ORDERS else f"csv({self.schedule})"] if self.schedule != "1f1b" else []
-        )
+        schedule = self.schedule if self.schedule in ORDERS else f"csv({self.schedule})"
+        parts += [schedule] if schedule != "1f1b" else []
         parts += [f"mb{self.micro_batch}"] if self.micro_batch is not None else []
         parts += [self.recompute] if self.recompute != "none" else []
         parts += [self.loss] if self.loss != "whole" else []

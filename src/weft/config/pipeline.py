@@ -7,6 +7,11 @@ from weft.schedules.orders import ORDERS, make_schedule, refusal
 from weft.schedules.sheet import read_sheet
 from weft.schedules.table import LOOPED, V_SCHEDULES, Schedule, placement
 
+UNCOMPILED = (
+    "layout.compile with layout.schedule = {}: a compiled block cannot put the gradients of its matrices off. "
+    "Leave compile out, or use 1f1b or interleaved"
+)
+
 
 def check_pipeline(name: str, pp: int, vp: int) -> None:
     """Refuse what does not go together, whatever the model.
@@ -95,11 +100,11 @@ def balanced(shape: Shape, place: tuple[int, ...]) -> list[int]:
 
     Work is counted in multiplications: the head is worth V·D of them a token, and the embedding, a lookup, none.
     """
-    work = [1.0] * len(place)
-    work[-1] += shape.vocab * shape.hidden / shape.block_matmul_params
-    sizes = [1] * len(place)
+    work, sizes, loads = [1.0] * len(place), [1] * len(place), [0.0] * len(place)
+    work[-1] += shape.vocab * shape.hidden / shape.block_matmul_params(shape.num_layers - 1)
+    for stage, rank in enumerate(place):
+        loads[rank] += work[stage]
     for _ in range(shape.num_layers - len(place)):
-        loads = [sum(work[stage] for stage in range(len(place)) if place[stage] == rank) for rank in place]
-        stage = min(range(len(place)), key=lambda stage: (loads[stage], work[stage]))
-        work[stage], sizes[stage] = work[stage] + 1, sizes[stage] + 1
+        stage = min(range(len(place)), key=lambda stage: (loads[place[stage]], work[stage]))
+        work[stage], sizes[stage], loads[place[stage]] = work[stage] + 1, sizes[stage] + 1, loads[place[stage]] + 1
     return sizes if len(place) > 1 else [shape.num_layers]
