@@ -72,7 +72,7 @@ def test_a_process_of_a_v_holds_both_ends() -> None:
     first, second = stages(GPT2, Layout.parse("pp2.zbv"))
     assert first.first
     assert first.last
-    assert second.blocks.keys() == {1, 2}
+    assert second.stages.keys() == {1, 2}
     assert first.params + second.params == GPT2.num_params + GPT2.vocab * GPT2.hidden
 
 
