@@ -72,6 +72,12 @@ def test_uneven_stages(layout: str, compared: Compared) -> None:
     right(compared(config.model_copy(update={"model": shape, "layout": Layout.parse(layout)})))
 
 
+@pytest.mark.parametrize("layout", ["cp2.pp2.zbh1.bf16", "cp2.pp2.zbv.bf16.mb1", "dp2.pp2.zbh1.bf16.mb1"])
+def test_copies_without_shards_in_low_precision(layout: str, compared: Compared) -> None:
+    """FSDP2 keeps what is yet to be summed over copies in one flat tensor, whose size may not change."""
+    right(compared(make("llama", layout)))
+
+
 def test_weights_left_out_are_found(monkeypatch: pytest.MonkeyPatch, compared: Compared) -> None:
     """Of one micro-batch, one chunk's matrices never get the gradients that were put off."""
     whole = Deferral.catch_up

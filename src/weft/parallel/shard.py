@@ -77,12 +77,13 @@ def reduce_held(model: FSDPModule, layout: Layout) -> None:
 
     Weights need not be gathered for it.
     """
+    copies = layout.weight_ways[0] > 1 or layout.expert_ways[0] > 1  # of dp, or without fsdp of cp
     state = fully_shard.state(model)  # type: ignore[attr-defined]
     for member in state._state_ctx.all_states:
         for weight in (weight for group in _groups(member) for weight in group.fsdp_params):
             found = weight.unsharded_accumulated_grad is not None or weight.unsharded_param.grad is not None
-            if layout.dp > 1 and layout.zero > 1 and not found:
-                # sums over fsdp wait in one flat tensor for the sum over dp: every pass must bring the same weights
+            if copies and layout.zero > 1 and not found:
+                # sums over fsdp wait in one flat tensor for the sum over copies: every pass must bring the same weights
                 weight.unsharded_param.grad = torch.zeros_like(weight.unsharded_param)
             # all in the dtype of the reduction, whether they came at once or were put off
             weight.accumulate_unsharded_grad_if_needed()
