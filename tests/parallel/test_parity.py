@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from weft.config.layout import Layout
 from weft.config.tree import Config
+from weft.schedules.orders import ORDERS
 from weft.verify.layout import LayoutReport
 
 ALONE = [
@@ -93,7 +94,10 @@ def accepted() -> st.SearchStrategy[Config]:
             "pp": st.sampled_from([1, 2, 4]),
             "zero": st.sampled_from([1, 2, 3]),
             "sp": st.booleans(),
-            "schedule": st.sampled_from(["1f1b", "gpipe"]),
+            "ep": st.sampled_from([1, 2, 4]),
+            "etp": st.sampled_from([None, 1, 2]),
+            "schedule": st.sampled_from(list(ORDERS)),
+            "vp": st.sampled_from([1, 2]),
             "micro_batch": st.sampled_from([None, 1, 2]),
             "recompute": st.sampled_from(["none", "selective", "full"]),
         }

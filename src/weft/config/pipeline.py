@@ -98,10 +98,12 @@ def default_count(name: str, pp: int, vp: int, sequences: int) -> int:
 def balanced(shape: Shape, place: tuple[int, ...]) -> list[int]:
     """Blocks of each stage: one, and then block by block to the process that has least to do, there to its lightest stage.
 
-    Work is counted in multiplications: the head is worth V·D of them a token, and the embedding, a lookup, none.
+    Work is counted in multiplications: the head is worth V·D of them a token, and the embedding, a lookup, none; blocks
+    count as their mean.
     """
     work, sizes, loads = [1.0] * len(place), [1] * len(place), [0.0] * len(place)
-    work[-1] += shape.vocab * shape.hidden / shape.block_matmul_params(shape.num_layers - 1)
+    mean = sum(shape.block_matmul_params(block) for block in range(shape.num_layers)) / shape.num_layers
+    work[-1] += shape.vocab * shape.hidden / mean
     for stage, rank in enumerate(place):
         loads[rank] += work[stage]
     for _ in range(shape.num_layers - len(place)):
