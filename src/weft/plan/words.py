@@ -102,4 +102,4 @@ def _recompute(recompute: Recompute) -> str:
 def _counts(sizes: Sequence[int]) -> str:
     if len(set(sizes)) == 1:
         return str(sizes[0])
-    return "+".join(map(str, sizes)) if len(sizes) <= 4 else f"{min(sizes)} or {max(sizes)}"
+    return "+".join(map(str, sizes)) if len(sizes) <= 4 else f"{min(sizes)} to {max(sizes)}"
