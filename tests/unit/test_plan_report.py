@@ -41,7 +41,7 @@ def test_the_plan_tells_sizes_memory_and_layout() -> None:
     text = printed(make_config(LARGE))
     for part in (
         "1,024 processes", "405,853,388,800", "2,097,152 a step", "largest process (stage 0 of 8)", "optimizer",
-        "total", "8 stages of 14 or 16 blocks", "16 micro-batches of 1", "30.4 % of the step",
+        "total", "8 stages of 14 to 16 blocks", "16 micro-batches of 1", "30.4 % of the step",
     ):  # fmt: skip
         assert part in text, part
     assert max(map(len, text.splitlines())) <= 120
