@@ -24,7 +24,7 @@ from weft.train.signals import StopRequest
 def main(args):
     mode, folder = args[0], Path(args[1])
     (folder / f"pid{os.environ.get('RANK', 0)}").write_text(str(os.getpid()))
-    process = start_process("cpu", layout=Layout.parse("fsdp4") if mode == "layout" else None, timeout=60)
+    process = start_process("cpu", layout=Layout.parse("fsdp4") if mode == "layout" else None, timeout=300)
     value = torch.ones(1)
     dist.all_reduce(value)
     assert value.item() == process.world
@@ -115,7 +115,7 @@ def test_success_with_the_terminal_for_rank_0(start: Start, tmp_path: Path) -> N
     terminal, inside = pty.openpty()
     run = start("ok", out=inside)
     os.close(inside)
-    _, error = run.communicate(timeout=60)
+    _, error = run.communicate(timeout=300)
     out = os.read(terminal, 1000).decode()
     os.close(terminal)
     threads = max(1, len(os.sched_getaffinity(0)) // 2)
@@ -126,7 +126,7 @@ def test_success_with_the_terminal_for_rank_0(start: Start, tmp_path: Path) -> N
 
 def test_an_exception_of_one_rank_is_shown_once(start: Start, tmp_path: Path) -> None:
     run = start("raise", world=3)
-    out, error = run.communicate(timeout=60)
+    out, error = run.communicate(timeout=300)
     assert run.returncode == 1
     assert out == ""
     assert error.startswith("weft: error: rank 1 of 3: RuntimeError: boom\n\nTraceback")
@@ -138,7 +138,7 @@ def test_an_exception_of_one_rank_is_shown_once(start: Start, tmp_path: Path) ->
 
 def test_a_mistake_of_the_user_is_a_sentence(start: Start) -> None:
     run = start("user")
-    assert run.communicate(timeout=60) == ("", "weft: error: rank 1 of 2: data.paths: there is no file x.bin\n")
+    assert run.communicate(timeout=300) == ("", "weft: error: rank 1 of 2: data.paths: there is no file x.bin\n")
     assert run.returncode == 2
 
 
@@ -147,7 +147,7 @@ def test_the_same_mistake_on_all_ranks_names_none(start: Start) -> None:
     expected = (
         "weft: error: layout fsdp4 takes 4 processes, and 2 processes were started: change the layout, or start 4\n"
     )
-    assert run.communicate(timeout=60) == ("", expected)
+    assert run.communicate(timeout=300) == ("", expected)
     assert run.returncode == 2
 
 
@@ -163,7 +163,7 @@ def test_a_killed_rank_is_named_with_its_signal(start: Start, tmp_path: Path) ->
 
 def test_a_crash_in_native_code_shows_what_its_rank_wrote(start: Start) -> None:
     run = start("noisy")
-    _, error = run.communicate(timeout=60)
+    _, error = run.communicate(timeout=300)
     assert error.startswith("weft: error: rank 1 of 2: the process was ended by SIGABRT")
     assert "almost there" in error
     assert "toy_worker.py" in error  # faulthandler's stack
@@ -217,7 +217,7 @@ def test_a_frozen_rank_does_not_keep_the_others_waiting(start: Start, tmp_path: 
 
 def test_one_process_runs_in_the_launcher(start: Start, tmp_path: Path) -> None:
     run = start("ok", world=1)
-    out, error = run.communicate(timeout=60)
+    out, error = run.communicate(timeout=300)
     assert (run.returncode, error) == (0, "")
     assert out.startswith("False: finished")
     assert pids(tmp_path, 1) == [run.pid]
@@ -227,7 +227,7 @@ def test_plain_torchrun(start: Start, tmp_path: Path) -> None:
     torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d",
                 "--rdzv-endpoint", "127.0.0.1:0", str(tmp_path / "toy_worker.py"))  # fmt: skip
     run = start("ok", command=torchrun)
-    out, _ = run.communicate(timeout=60)
+    out, _ = run.communicate(timeout=300)
     assert run.returncode == 0
     assert out.startswith("False: finished")
 
@@ -236,6 +236,6 @@ def test_weft_worker_under_torchrun_names_the_cause(start: Start) -> None:
     torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d",
                 "--rdzv-endpoint", "127.0.0.1:0", "-m", "weft.launch.worker", "toy_worker:main")  # fmt: skip
     run = start("user", command=torchrun)
-    _, error = run.communicate(timeout=60)
+    _, error = run.communicate(timeout=300)
     assert run.returncode == 1
     assert "data.paths: there is no file x.bin" in error

@@ -66,7 +66,7 @@ def test_ctrl_c_then_torchrun_is_the_run_without_a_break(tmp_path: Path) -> None
     run = weft("train", file, "--set", 'log.view="plain"')
     until(lambda: (log.exists() and log.read_text().count("\n") >= 2) or run.poll() is not None)
     run.send_signal(signal.SIGINT)
-    out, error = run.communicate(timeout=60)
+    out, error = run.communicate(timeout=300)
     assert (run.returncode, error) == (0, "")
     (saved,) = checkpoints(tmp_path / "broken" / "checkpoints")
     step = read_state(saved)["step"]
@@ -76,7 +76,7 @@ def test_ctrl_c_then_torchrun_is_the_run_without_a_break(tmp_path: Path) -> None
     torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d",
                 "--rdzv-endpoint", "127.0.0.1:0")  # fmt: skip
     resumed = weft("train", file, "--resume", before=torchrun)
-    _, error = resumed.communicate(timeout=60)
+    _, error = resumed.communicate(timeout=300)
     assert resumed.returncode == 0, error
     assert [difference for difference in compare(unbroken, broken, 25) if not difference.right] == []
 
@@ -95,7 +95,7 @@ def test_a_mistake_that_one_rank_meets_is_told_once(tmp_path: Path) -> None:
     report = {"bin_bytes": stat.st_size, "bin_mtime_ns": stat.st_mtime_ns, "max_token": 66}
     Path(f"{data.prefix}.json").write_text(json.dumps(report))
     run = weft("train", toml(config, tmp_path / "run.toml"))
-    out, error = run.communicate(timeout=60)
+    out, error = run.communicate(timeout=300)
     assert run.returncode == 2
     assert error == f"weft: error: rank 1 of 2: token id 99 in {data.prefix} is outside the vocabulary of 67\n"
     assert "Traceback" not in out
