@@ -24,7 +24,7 @@ from weft.train.signals import StopRequest
 def main(args):
     mode, folder = args[0], Path(args[1])
     (folder / f"pid{os.environ.get('RANK', 0)}").write_text(str(os.getpid()))
-    process = start_process("cpu", layout=Layout.parse("fsdp4") if mode == "layout" else None, timeout=300)
+    process = start_process("cpu", layout=Layout.parse("fsdp4") if mode == "layout" else None, timeout=60)
     value = torch.ones(1)
     dist.all_reduce(value)
     assert value.item() == process.world
