@@ -38,8 +38,8 @@ class OptimizerConfig(Section):
     clip_norm: float = Field(1.0, ge=0, description="largest global gradient norm; 0: no clipping")
 
     def by_muon(self, name: str, sizes: tuple[int, ...]) -> bool:
-        """Whether a parameter is updated by Muon. Experts are not: no one process may have room for a stack of them."""
-        return self.kind == "muon" and name.startswith("blocks.") and ".experts." not in name and len(sizes) == 2
+        """Whether a parameter is updated by Muon. A model with experts is refused it: see Config."""
+        return self.kind == "muon" and name.startswith("blocks.") and len(sizes) == 2
 
     def moments(self, name: str, sizes: tuple[int, ...]) -> tuple[str, ...]:
         """What the optimizer keeps of a parameter."""

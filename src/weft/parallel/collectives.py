@@ -6,6 +6,7 @@ sequence is dim 1.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -54,107 +55,51 @@ def reduce_scatter_rows(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     return ops.wait_tensor(ops.reduce_scatter_tensor(x.contiguous(), "sum", group.size(), group.group_name))
 
 
-class CopyToAxis(torch.autograd.Function):
-    """The same on every process of the axis; gradients add up."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return all_reduce(grad, ctx.group), None
+def own_part(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """[B, T, ...] → this process's [B, T/n, ...]."""
+    return x.chunk(group.size(), dim=1)[group.rank()].contiguous()
 
 
-class SumOverAxis(torch.autograd.Function):
-    """Shares add up; the gradient is the same on every process."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        return all_reduce(x, group)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None
+def alike(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Nothing to do: it is the same on every process."""
+    return x.view_as(x)
 
 
-class GatherSequence(torch.autograd.Function):
-    """Parts of the sequence join; gradients add up and each process keeps its part."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return all_gather_sequence(x, group)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return reduce_scatter_sequence(grad, ctx.group), None
+Collective = Callable[[Tensor, dist.ProcessGroup], Tensor]
 
 
-class ScatterSequence(torch.autograd.Function):
-    """Shares add up and each process keeps its part of the sequence; gradients join."""
+def differentiable(there: Collective, back: Collective) -> type[torch.autograd.Function]:
+    """`there` in the forward pass, and for the gradient `back`."""
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return reduce_scatter_sequence(x, group)
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+            ctx.group = group
+            return there(x, group)
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return all_gather_sequence(grad, ctx.group), None
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+            return back(grad, ctx.group), None
 
-
-class TakeSequence(torch.autograd.Function):
-    """Of a whole that is the same on every process, each keeps its part of the sequence; gradients join."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return x.chunk(group.size(), dim=1)[group.rank()].contiguous()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return all_gather_sequence(grad, ctx.group), None
+    return Function
 
 
-class JoinSequence(torch.autograd.Function):
-    """Parts of the sequence join; the gradient is the same on every process, and each keeps its part of it."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return all_gather_sequence(x, group)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad.chunk(ctx.group.size(), dim=1)[ctx.group.rank()].contiguous(), None
-
-
-class GatherRows(torch.autograd.Function):
-    """Rows of all processes join; gradients add up and each keeps those of its own."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return all_gather_rows(x, group)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return reduce_scatter_rows(grad, ctx.group), None
-
-
-class ScatterRows(torch.autograd.Function):
-    """Shares add up and each process keeps its own rows; gradients join."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return reduce_scatter_rows(x, group)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return all_gather_rows(grad, ctx.group), None
+CopyToAxis = differentiable(alike, all_reduce)
+"""The same on every process of the axis; gradients add up."""
+SumOverAxis = differentiable(all_reduce, alike)
+"""Shares add up; the gradient is the same on every process."""
+GatherSequence = differentiable(all_gather_sequence, reduce_scatter_sequence)
+"""Parts of the sequence join; gradients add up and each process keeps its part."""
+ScatterSequence = differentiable(reduce_scatter_sequence, all_gather_sequence)
+"""Shares add up and each process keeps its part of the sequence; gradients join."""
+TakeSequence = differentiable(own_part, all_gather_sequence)
+"""Of a whole that is the same on every process, each keeps its part of the sequence; gradients join."""
+JoinSequence = differentiable(all_gather_sequence, own_part)
+"""Parts of the sequence join; the gradient is the same on every process, and each keeps its part of it."""
+GatherRows = differentiable(all_gather_rows, reduce_scatter_rows)
+"""Rows of all processes join; gradients add up and each keeps those of its own."""
+ScatterRows = differentiable(reduce_scatter_rows, all_gather_rows)
+"""Shares add up and each process keeps its own rows; gradients join."""
 
 
 class AllToAll(torch.autograd.Function):

@@ -26,7 +26,7 @@ from torch.distributed.distributed_c10d import _resolve_process_group  # type: i
 
 from weft.models.attention import Attention, attend, attention_mask
 from weft.models.decoder import Decoder
-from weft.parallel.collectives import all_to_all, ops
+from weft.parallel.collectives import all_to_all, differentiable, ops
 from weft.parallel.flash import Sight, merge
 from weft.parallel.headtail import by_process, chunks_of, in_sequence
 
@@ -83,26 +83,8 @@ def heads_to_sequence(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     return all_to_all(by_process(x, group.size()), group).movedim(0, 1).flatten(1, 2)
 
 
-class SequenceToHeads(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return sequence_to_heads(x, group)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return heads_to_sequence(grad, ctx.group), None
-
-
-class HeadsToSequence(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return heads_to_sequence(x, group)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return sequence_to_heads(grad, ctx.group), None
+SequenceToHeads = differentiable(sequence_to_heads, heads_to_sequence)
+HeadsToSequence = differentiable(heads_to_sequence, sequence_to_heads)
 
 
 # -- who meets which keys ---------------------------------------------------------------------------------------------

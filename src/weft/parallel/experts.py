@@ -105,11 +105,8 @@ class Journey:
 
     @classmethod
     def plan(cls, counts: Tensor, group: dist.ProcessGroup) -> Journey:
-        """Args:
-        counts: this process's rows for each expert of all processes, [X].
-        """
-        ways = group.size()
-        mine = counts.view(ways, -1)
+        """From this process's rows for each expert of all processes, [X]."""
+        mine = counts.view(group.size(), -1)
         theirs = all_to_all(mine, group)  # [process, expert here]
         sent, received = torch.stack((mine.sum(dim=1), theirs.sum(dim=1))).tolist()
         experts = torch.arange(theirs.numel(), device=counts.device) % theirs.shape[1]

@@ -56,7 +56,7 @@ class Replicas:
         for index in range(len(self.buckets)):
             if self.waiting[index]:
                 self.waiting[index] = 0
-                self.works.append(dist.all_reduce(self.buckets[index], group=self.group, async_op=True))
+                self._send(index)
 
     def finish(self) -> None:
         """Wait for the sums that are still on their way."""
@@ -70,7 +70,10 @@ class Replicas:
             return
         self.waiting[index] -= 1
         if not self.waiting[index]:
-            self.works.append(dist.all_reduce(self.buckets[index], group=self.group, async_op=True))
+            self._send(index)
+
+    def _send(self, index: int) -> None:
+        self.works.append(dist.all_reduce(self.buckets[index], group=self.group, async_op=True))
 
 
 def _buckets(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:

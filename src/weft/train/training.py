@@ -59,8 +59,8 @@ def build(config: Config, device: torch.device, *, fill: bool = True) -> Trainin
     """
     mesh = make_mesh(config.layout, device)
     kind: Device = "cuda" if device.type == "cuda" else "cpu"
-    fitting = [fitted(config, stage, kind).layout for stage in stages(config.model, config.layout)]
-    woven = weave(config.model, fitting[mesh.index("pp")], mesh)
+    stage = stages(config.model, config.layout)[mesh.index("pp")]
+    woven = weave(config.model, fitted(config, stage, kind).layout, mesh)
     if fill and config.train.init_from is not None:
         fill_from(woven, Path(config.train.init_from))
     elif fill:
