@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import sys
 import tempfile
@@ -55,11 +56,13 @@ def run_forked(world: int, work: Callable[[int], None], *, timeout: float = 120.
     torch.set_num_threads(1)  # a child of a parent with threads would hang
     with tempfile.TemporaryDirectory() as folder:
         pids = [_fork(rank, world, work, Path(folder)) for rank in range(world)]
-        failed = [rank for rank, pid in enumerate(pids) if os.waitpid(pid, 0)[1]]
+        ended = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+        failed = [rank for rank, code in enumerate(ended) if code]
         errors = [(Path(folder) / f"error-{rank}").read_text() for rank in failed]
     if errors:
         causes = [error for error in errors if "gloo" not in error] or errors
-        raise AssertionError(f"ranks {failed} failed; rank {failed[0]}:\n{causes[0]}")
+        codes = ", ".join(f"{rank}: {ended[rank]}" for rank in failed)
+        raise AssertionError(f"ranks failed (exit status, or minus the signal: {codes})\n{causes[0]}")
 
 
 def _fork(rank: int, world: int, work: Callable[[int], None], folder: Path) -> int:
@@ -68,15 +71,17 @@ def _fork(rank: int, world: int, work: Callable[[int], None], folder: Path) -> i
     pid = os.fork()
     if pid:
         return pid
-    code = 1
+    code, error = 1, (folder / f"error-{rank}").open("w")
     try:
+        faulthandler.enable(error)  # a signal's stack, where no exception is raised
         store = dist.FileStore(str(folder / "store"), world)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
         work(rank)
         dist.destroy_process_group()
         code = 0
     except BaseException:  # noqa: BLE001 (told to the parent)
-        (folder / f"error-{rank}").write_text(traceback.format_exc())
+        error.write(traceback.format_exc())
+        error.flush()
     finally:
         os._exit(code)
     return pid
