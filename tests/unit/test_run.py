@@ -93,6 +93,13 @@ def test_the_sequence_may_be_named_or_left_to_the_model() -> None:
     check_same_run(config(train={"seq": 0}), config(train={"seq": 32}), Path("run"))
 
 
+def test_data_may_be_named_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    check_same_run(config(data={"paths": ["a", "c"]}), config(data={"paths": [str(tmp_path / "a"), "c"]}), Path("run"))
+    with pytest.raises(ValueError, match=r"another data\.paths"):
+        check_same_run(config(data={"paths": ["a", "c"]}), config(data={"paths": ["b", "c"]}), Path("run"))
+
+
 def test_settings_appear_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = with_checkpoint(tmp_path)
 

@@ -1,5 +1,6 @@
 """`weft data`: text to token files, tokenizer training, and a look inside."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -99,7 +100,7 @@ def tokenizer(
     skipped: list[str] = []
     pieces = corpus.cut(corpus.find_files(inputs, glob), 1 << 26)
     texts = (text for piece in pieces for text in corpus.read(piece, key, skipped))
-    trained = train_bpe(texts, vocab, out, progress=True)
+    trained = train_bpe(texts, vocab, out, progress=sys.stderr.isatty())
     facts = {"vocabulary": f"{trained.vocab:,}", "end of document": f"id {trained.eod}", "written": str(out)}
     if trained.vocab < vocab:
         facts["note"] = f"the text gave only {trained.vocab:,} of {vocab:,} tokens"

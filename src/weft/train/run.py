@@ -74,7 +74,7 @@ def check_same_run(before: Config, now: Config, path: Path) -> None:
         "model": (before.model, now.model),
         "train.seed": (before.train.seed, now.train.seed),
         "train.seq": (before.seq, now.seq),
-        "data.paths": (before.data.paths, now.data.paths),
+        "data.paths": tuple([str(Path(name).absolute()) for name in config.data.paths] for config in (before, now)),
         "data.weights": (before.data.weights, now.data.weights),
         "data.split": (before.data.split, now.data.split),
         "data.document_mask": (before.data.document_mask, now.data.document_mask),
