@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import json
 import os
 import sys
 import tempfile
@@ -15,8 +16,10 @@ import torch.distributed as dist
 
 from weft.config.load import make_config
 from weft.config.tree import Config
+from weft.train.step import train_step
+from weft.train.training import build
 from weft.verify.layout import LayoutReport, compare
-from weft.verify.trace import record
+from weft.verify.trace import record, step_rows
 
 Compared = Callable[[Config], LayoutReport]
 """The fixture of conftest.py."""
@@ -92,6 +95,23 @@ def trace(config: Config, folder: Path, steps: int = 3) -> Path:
     folder.mkdir(parents=True)
     run_forked(config.layout.world, lambda rank: record(config, steps, folder, torch.device("cpu")))
     return folder
+
+
+def losses(config: Config, folder: Path, steps: int = 50) -> list[float]:
+    """Of so many steps over the same batch, which the model learns by heart: a curve with somewhere to go."""
+
+    def work(rank: int) -> None:
+        training = build(config, torch.device("cpu"))
+        rows = step_rows(training, None, 1)
+        found = [
+            train_step(training.woven, training.optimizer, training.scaler, rows, lr=1e-3, clip_norm=1.0).loss
+            for _ in range(steps)
+        ]
+        if rank == 0:
+            (folder / "losses.json").write_text(json.dumps(found))
+
+    run_forked(config.layout.world, work)
+    return json.loads((folder / "losses.json").read_text())
 
 
 def against_one_process(config: Config, folder: Path, steps: int = 3) -> LayoutReport:

@@ -114,7 +114,12 @@ def test_killed_between_the_save_and_the_next_step(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("layout", "optimizer"),
-    [("single", {"kind": "muon"}), ("fsdp2.tp2", {"kind": "muon"}), ("fsdp2", {"offload": True})],
+    [
+        ("single", {"kind": "muon"}),
+        ("fsdp2.tp2", {"kind": "muon"}),
+        ("fsdp2", {"offload": True}),
+        ("fsdp2.tp2", {"states": "8bit"}),
+    ],
 )
 def test_other_optimizers_resume_as_the_same_run(layout: str, optimizer: dict, tmp_path: Path) -> None:
     unbroken = settings(tmp_path / "unbroken", layout, checkpoint={"every": 6}, optimizer=optimizer)
@@ -128,17 +133,18 @@ def test_other_optimizers_resume_as_the_same_run(layout: str, optimizer: dict, t
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "kind"),
+    ("before", "after", "optimizer"),
     [
-        ("fsdp2", "tp2", "adamw"),
-        ("pp2", "single", "adamw"),
-        ("single", "fsdp2.zero1", "adamw"),
-        ("fsdp2.tp2", "pp2", "muon"),
+        ("fsdp2", "tp2", {}),
+        ("pp2", "single", {}),
+        ("single", "fsdp2.zero1", {}),
+        ("fsdp2.tp2", "pp2", {"kind": "muon"}),
+        ("fsdp2", "tp2", {"states": "8bit"}),
     ],
 )
-def test_resumed_under_another_layout(before: str, after: str, kind: str, tmp_path: Path) -> None:
-    optimizer = {"lr": 1e-3, "kind": kind}
-    unbroken = settings(tmp_path / "unbroken", before, checkpoint={"every": 6}, optimizer=optimizer)
+def test_resumed_under_another_layout(before: str, after: str, optimizer: dict, tmp_path: Path) -> None:
+    settled = {"lr": 1e-3, **optimizer}
+    unbroken = settings(tmp_path / "unbroken", before, checkpoint={"every": 6}, optimizer=settled)
     train(unbroken)
     broken = cut(unbroken, before, tmp_path / "broken")
     pids = start(broken)

@@ -195,6 +195,11 @@ def test_learned_positions_end() -> None:
     assert small(train={"seq": 64}).seq == 64  # rotary positions go on
 
 
+def test_8bit_moments_are_not_offloaded() -> None:
+    with pytest.raises(ValueError, match=r"optimizer.states = 8bit .*optimizer.offload .*leave one of them out"):
+        small(optimizer={"states": "8bit", "offload": True})
+
+
 def test_missing_sizes_are_named_all_at_once() -> None:
     with pytest.raises(ValueError, match=r"'model.num_layers' is missing") as caught:
         make_config({"model": {"family": "llama", "hidden": 8}})

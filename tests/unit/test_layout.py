@@ -29,6 +29,7 @@ def refused(words: str, layout: str, batch: int = 8, seq: int = 16, **over: Any)
 
 @st.composite
 def layouts(draw: st.DrawFn) -> Layout:
+    precision = draw(st.sampled_from(["fp32", "bf16", "fp16"]))
     fields = {axis: draw(WAYS) for axis in ("dp", "fsdp", "cp", "tp", "pp")}
     experts = {"ep": fields["cp"], "etp": fields["tp"]}  # always fits
     return Layout(
@@ -42,7 +43,8 @@ def layouts(draw: st.DrawFn) -> Layout:
         micro_batch=draw(st.none() | st.integers(1, 64)),
         recompute=draw(st.sampled_from(["none", "selective", "full/2", "keep-network:3", "redo-mlp", "fit40g"])),
         loss=draw(st.sampled_from(["whole", "chunked"])),
-        precision=draw(st.sampled_from(["fp32", "bf16", "fp16"])),
+        precision=precision,
+        gradients=draw(st.sampled_from(["fp32", "bf16"])) if precision == "bf16" else "fp32",
         compile=draw(st.booleans()),
     )
 
@@ -186,6 +188,7 @@ def test_every_process_holds_weights_and_experts(layout: Layout) -> None:
         ({"ep": 2}, "layout.ep·etp = 2 must divide fsdp·cp·tp = 1"),
         ({"ep": 3, "fsdp": 2, "dp": 3}, "layout.ep·etp = 3 must divide"),
         ({"cp_kind": "ring"}, "set layout.cp above 1"),
+        ({"gradients": "bf16"}, "layout.gradients = bf16 .*set layout.precision = bf16"),
         ({"xp": 2}, "Extra inputs"),
     ],
 )

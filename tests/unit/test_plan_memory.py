@@ -10,6 +10,7 @@ from weft.config.layout import Layout
 from weft.config.load import make_config
 from weft.config.tree import Config, OptimizerConfig
 from weft.models import head
+from weft.models.cuts import cut_dim
 from weft.models.parameters import parameter_sizes
 from weft.models.shape import Experts, Shape
 from weft.parallel import loss, mesh, shard
@@ -151,6 +152,37 @@ def test_muon_keeps_one_moment_of_each_matrix() -> None:
         len(OptimizerConfig(kind="muon").moments(name, dims)) * math.prod(dims)
         for name, dims in parameter_sizes(GPT2).items()
     )
+
+
+@pytest.mark.parametrize("zero", [1, 3])
+def test_gradients_in_bf16_take_half_until_they_are_reduced(zero: int) -> None:
+    """Of a step of several micro-batches: what waits, whole, for its reduction, and what is there during one."""
+    layouts = (f"fsdp4.zero{zero}.mb1.bf16", f"fsdp4.zero{zero}.mb1.bf16.bf16grads")
+    wide, narrow = (layout_memory(config(layout=layout))[0].moments for layout in layouts)
+    [stage] = stages(GPT2, Layout.parse(layouts[0]))
+    waiting = stage.params * 2 if zero == 1 else 0
+    assert wide[0].gradients - narrow[0].gradients == waiting
+    block = next(index for index, moment in enumerate(wide) if "block" in moment.moment)
+    assert wide[block].temporary - narrow[block].temporary == 2 * stage.block - 2 * stage.block_shard
+
+
+@pytest.mark.parametrize("layout", ["single", "fsdp2.tp2"])
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_8bit_moments(kind: str, layout: str) -> None:
+    """Against the moments themselves, in their blocks, as one process makes them."""
+    made = config(layout=layout, optimizer={"kind": kind, "states": "8bit"})
+    [memory] = layout_memory(made)
+    cut, expected = made.layout, 0
+    for name, dims in parameter_sizes(GPT2).items():
+        share = list(dims)
+        if (dim := cut_dim(name)) is not None:
+            share[dim] = -(-share[dim] // cut.tp)
+        numbers = -(-share[0] // cut.fsdp) * math.prod(share[1:])
+        if made.optimizer.in_8bit(name, dims):
+            expected += 2 * -(-numbers // 256) * (256 + 4)
+        else:
+            expected += 4 * len(made.optimizer.moments(name, dims)) * numbers
+    assert memory.peak.optimizer == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])

@@ -68,6 +68,9 @@ class Layout(BaseModel):
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="of the computation; weights and gradients are kept in fp32 always"
     )
+    gradients: Literal["fp32", "bf16"] = Field(
+        "fp32", description="what gradients are added up in before they are reduced, and reduced in; after that, fp32"
+    )
     compile: bool = Field(False, description="torch.compile each block")
 
     @model_validator(mode="after")
@@ -86,6 +89,8 @@ class Layout(BaseModel):
                 "experts are dealt out over the processes of a stage. Change layout.ep or layout.etp"
             )
         Recompute.parse(self.recompute)
+        if self.gradients == "bf16" and self.precision != "bf16":
+            raise ValueError("layout.gradients = bf16 is for gradients that come in bf16: set layout.precision = bf16")
         if self.stages and len(self.stages) != self.num_stages:
             chunks = f" with {self.num_chunks} stages each" if self.num_chunks > 1 else ""
             raise ValueError(
@@ -261,6 +266,7 @@ class Layout(BaseModel):
         parts += [self.recompute] if self.recompute != "none" else []
         parts += [self.loss] if self.loss != "whole" else []
         parts += [self.precision] if self.precision != "fp32" else []
+        parts += ["bf16grads"] if self.gradients == "bf16" else []
         parts += ["compile"] if self.compile else []
         return ".".join(parts) or "single"
 

@@ -32,6 +32,9 @@ class OptimizerConfig(Section):
     lr: float = Field(3e-4, gt=0, description="peak learning rate")
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = Field(1e-8, gt=0)
+    states: Literal["fp32", "8bit"] = Field(
+        "fp32", description="AdamW's moments of matrices; 8bit: in blocks of 256 numbers with a scale each"
+    )
     offload: bool = Field(False, description="AdamW's moments in the CPU's memory, and its update on the CPU")
     momentum: float = Field(0.95, ge=0, lt=1, description="of Muon")
     weight_decay: float = Field(0.1, ge=0)
@@ -40,6 +43,10 @@ class OptimizerConfig(Section):
     def by_muon(self, name: str, sizes: tuple[int, ...]) -> bool:
         """Whether a parameter is updated by Muon. A model with experts is refused it: see Config."""
         return self.kind == "muon" and name.startswith("blocks.") and len(sizes) == 2
+
+    def in_8bit(self, name: str, sizes: tuple[int, ...]) -> bool:
+        """Whether AdamW's moments of a parameter take 8 bits a number: those of matrices, where nearly all numbers are."""
+        return self.states == "8bit" and len(sizes) == 2 and not self.by_muon(name, sizes)
 
     def moments(self, name: str, sizes: tuple[int, ...]) -> tuple[str, ...]:
         """What the optimizer keeps of a parameter."""
@@ -118,6 +125,11 @@ class Config(Section):
         if self.optimizer.kind == "muon" and self.model.experts is not None:
             raise ValueError(
                 "optimizer.kind = muon works on one matrix at a time and does not know stacked experts: set adamw"
+            )
+        if self.optimizer.states == "8bit" and self.optimizer.offload:
+            raise ValueError(
+                "optimizer.states = 8bit makes moments small where they are, and optimizer.offload moves fp32 ones "
+                "to the CPU: leave one of them out"
             )
         self.layout.check(self.model, self.train.global_batch, self.seq)
         return self

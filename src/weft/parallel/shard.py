@@ -1,7 +1,8 @@
 """ZeRO: weights, gradients and optimizer states sharded over the fsdp axis (Rajbhandari et al., 2020), by FSDP2.
 
 Also the way to low precision: FSDP2 keeps fp32 weights and gradients and hands the model bf16 or fp16 copies, so a
-low-precision layout goes through it even where nothing is cut.
+low-precision layout goes through it even where nothing is cut. What it adds up before a reduction, and the reduction
+itself, are in `layout.gradients`; sums that are reduced are fp32 always.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def shard(model: Decoder, mesh: Mesh, layout: Layout) -> None:
     expert_axes = ("expert_replicate", "expert_shard") if layout.expert_ways[0] > 1 else ("expert_shard",)
     policy = MixedPrecisionPolicy(
         param_dtype=DTYPES[layout.precision],
-        reduce_dtype=torch.float32,
+        reduce_dtype=DTYPES[layout.gradients],
         cast_forward_inputs=False,  # rope tables stay fp32
     )
     # with nothing to gather, giving the low-precision copy back early would only mean to make it again

@@ -23,6 +23,8 @@ kernels and libraries as NVIDIA's tools show it, about; it is no part of what to
 
 MUON_AT_ONCE = 4
 """Matrices that one process works on at once: train/muon.py."""
+EIGHT_BIT_BLOCK, EIGHT_BIT_AT_ONCE = 256, 2**22
+"""Numbers that share a scale, and those whose update is worked out at once: train/eightbit.py."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class Memory:
 
     Attributes:
         weights: fp32, this process's share.
-        optimizer: both moments of AdamW, or the momentum of Muon's matrices, fp32.
-        gradients: those that exist at this moment; fp32, and what a sharded layout has not yet reduced.
+        optimizer: both moments of AdamW, fp32 or of 8 bits, or the momentum of Muon's matrices, fp32.
+        gradients: those that exist at this moment; fp32, and what a sharded layout has not yet reduced, in its precision.
         copies: gathered or low-precision weights that the computation reads.
         activations: kept for backward, of every micro-batch in flight; what passes between stages; the tokens.
         logits: of every micro-batch in flight, with the workspace of the loss; where they are never whole, in their
@@ -138,9 +140,12 @@ def moments(config: Config, stage: Stage) -> int:
 
 def optimizer_bytes(config: Config, stage: Stage, device: Device) -> int:
     """Its moments. Offloaded, those of AdamW lie with copies of weights and gradients in the CPU's memory."""
+    by_adamw = moments(config, stage) - stage.shard
+    if config.optimizer.states == "8bit":
+        coarse, muon = by_adamw - stage.vector_shard, stage.shard - by_adamw
+        return FLOAT * (muon + 2 * stage.vector_shard) + 2 * (coarse + FLOAT * coarse // EIGHT_BIT_BLOCK)
     if not config.optimizer.offload:
         return FLOAT * moments(config, stage)
-    by_adamw = moments(config, stage) - stage.shard
     return FLOAT * (stage.shard - by_adamw + (4 * by_adamw if device == "cpu" else 0))
 
 
@@ -222,6 +227,8 @@ def _moments(config: Config, stage: Stage, one: Pass, num_micro_batches: int, de
         )
     )
     update = FLOAT * muon_numbers(shape, stage, layout.world // layout.pp) if config.optimizer.kind == "muon" else 0
+    if config.optimizer.states == "8bit":
+        update = max(update, 5 * FLOAT * min(EIGHT_BIT_AT_ONCE, stage.shard))
     found.append(replace(fixed, moment="update", gradients=gradients.after, activations=tokens, temporary=update))
     return found
 
@@ -263,19 +270,20 @@ class Gradients:
             return
         divided = layout.fsdp == 1 and layout.weight_ways[0] > 1  # by one: what FSDP2 makes of adding up over dp alone
         unreduced = layout.zero == 1 and num_micro_batches > 1
-        accumulated = FLOAT * stage.params if unreduced else 0
+        wide = ITEM[layout.gradients]  # of what is added up before it is reduced, and of the reduction
+        accumulated = wide * stage.params if unreduced else 0
         self.before = accumulated + (self.after if num_micro_batches > 1 and not unreduced else 0)
         self.held_head = item * table
         self.head_temporary = 0
-        # the block's own gradients, their fp32 copies on the way to the reduction, and the result
-        result = FLOAT * stage.block_shard
-        division = FLOAT * stage.block if divided else 0
-        self.block_temporary = (item + FLOAT) * stage.block + result + division
+        # the block's own gradients, their copies on the way to the reduction, and the result, in fp32 too
+        result = FLOAT + (wide if wide < FLOAT else 0)
+        division = wide * stage.block if divided else 0
+        self.block_temporary = (item + wide) * stage.block + result * stage.block_shard + division
         self.before_last_block = max(self.before, accumulated + FLOAT * sum(stage.block_shards[1:]))
-        self.end = self.after + (accumulated and FLOAT * stage.root)
-        root_division = FLOAT * stage.root if divided else 0
-        root_result = FLOAT * stage.root_shard if num_micro_batches > 1 else 0
-        unreduced_root = max(item * (stage.root + tied * stage.table), FLOAT * stage.root + root_division)
+        self.end = self.after + (accumulated and wide * stage.root)
+        root_division = wide * stage.root if divided else 0
+        root_result = result * stage.root_shard if num_micro_batches > 1 else 0
+        unreduced_root = max(item * (stage.root + tied * stage.table), wide * stage.root + root_division)
         self.end_temporary = unreduced_root + root_result
         gathered = item * stage.params
         if layout.fsdp > 1 and layout.zero == 3:

@@ -26,6 +26,7 @@ class Stage:
         root: parameters outside of the blocks, cut over tp alone.
         table: of them, one matrix of V·D: the token embedding or the head.
         block_shards, root_shard: the same, cut over fsdp too.
+        matrix_shard, vector_shard: of them, the matrices of one block without its experts, and all vectors.
     """
 
     index: int
@@ -38,6 +39,7 @@ class Stage:
     block_shards: tuple[int, ...]
     root_shard: int
     matrix_shard: int
+    vector_shard: int
 
     @property
     def num_blocks(self) -> int:
@@ -84,12 +86,15 @@ def stages(shape: Shape, layout: Layout) -> list[Stage]:
         for name, dims in sizes[shape.has_experts(shape.num_layers - 1)].items()
         if len(dims) == 2 and ".experts." not in name
     }
+    vectors = {kind: {name: dims for name, dims in block.items() if len(dims) == 1} for kind, block in sizes.items()}
     table = {"embed.weight": (shape.vocab, shape.hidden)}
     found = []
     for index in range(layout.pp):
         mine = layout.stages_of(index)
         first, last = 0 in mine, len(parts) - 1 in mine
         root = _root_sizes(shape, first, last, shape.tied and layout.pp == 1)
+        small = [vectors[shape.has_experts(block)] for stage in mine for block in parts[stage]]
+        small.append({name: dims for name, dims in root.items() if len(dims) == 1})
         found.append(
             Stage(
                 index=index,
@@ -102,6 +107,7 @@ def stages(shape: Shape, layout: Layout) -> list[Stage]:
                 block_shards=tuple(shards[shape.has_experts(block)] for stage in mine for block in parts[stage]),
                 root_shard=held(root, layout.tp, layout.weight_ways[1]),
                 matrix_shard=held(matrices, layout.tp, layout.weight_ways[1]),
+                vector_shard=sum(held(part, layout.tp, layout.weight_ways[1]) for part in small),
             )
         )
     return found

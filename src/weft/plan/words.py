@@ -49,6 +49,8 @@ def describe(config: Config) -> Iterator[tuple[str, str]]:
         yield "chunked", "logits exist for some positions at a time; their gradients are worked out with the loss"
     if layout.precision != "fp32":
         yield layout.precision, f"computed in {layout.precision}; weights, gradients and moments stay fp32"
+    if layout.gradients == "bf16":
+        yield "bf16grads", "gradients are reduced, and before that added up, in bf16"
     if layout.compile:
         yield "compile", "each block is one compiled function"
 

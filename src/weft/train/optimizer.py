@@ -11,6 +11,7 @@ from weft.checkpoint.region import Piece, Region
 from weft.config.tree import OptimizerConfig
 from weft.parallel.mesh import Mesh
 from weft.parallel.woven import Weight
+from weft.train.eightbit import EightBitAdamW
 from weft.train.muon import Muon
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -18,7 +19,8 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 class Optimizer:
     """torch's fused AdamW (Loshchilov and Hutter, 2019) on plain local tensors: however a weight is sharded, the update
-    is elementwise. With `optimizer.kind = muon` the matrices of the blocks are Muon's.
+    is elementwise. With `optimizer.kind = muon` the matrices of the blocks are Muon's. With `optimizer.states = 8bit` other
+    matrices have moments of 8 bits.
 
     Matrices decay; norms and biases do not. The moments exist from the start, so memory is known before the first step.
 
@@ -29,7 +31,10 @@ class Optimizer:
     def __init__(self, weights: Sequence[Weight], config: OptimizerConfig, mesh: Mesh) -> None:
         matrices = [weight for weight in weights if config.by_muon(weight.name, weight.data.shape)]
         self.muon = Muon(matrices, mesh, config.momentum, config.weight_decay) if matrices else None
-        self.weights = [weight for weight in weights if not config.by_muon(weight.name, weight.data.shape)]
+        coarse = [weight for weight in weights if config.in_8bit(weight.name, weight.data.shape)]
+        self.eightbit = EightBitAdamW(coarse, config.betas, config.eps, config.weight_decay)
+        others = {id(weight) for weight in (*matrices, *coarse)}
+        self.weights = [weight for weight in weights if id(weight) not in others]
         # the same memory as the weight, without the wrapping of whoever sharded it; or a copy to work on
         shares = [weight.data for weight in self.weights]
         self.tensors = [torch.nn.Parameter(_on_cpu(x) if config.offload else x) for x in shares]
@@ -59,6 +64,7 @@ class Optimizer:
         if self.gradients is not None:
             for x, weight in zip(self.tensors, self.weights, strict=True):
                 weight.data.copy_(x.detach(), non_blocking=True)
+        self.eightbit.step(lr)
         if self.muon is not None:
             self.muon.step(lr)
 
@@ -78,10 +84,11 @@ class Optimizer:
     def updates(self, count: int) -> None:
         for x in self.tensors:
             self.adamw.state[x]["step"].fill_(count)
+        self.eightbit.updates = count
 
     def pieces(self) -> list[Piece]:
         """The moments of every weight, as tensors named `exp_avg.<weight>` and `exp_avg_sq.<weight>`, or, where it is
-        Muon's, `momentum.<weight>`."""
+        Muon's, `momentum.<weight>`. Those of 8 bits come as copies in fp32, on the CPU: see `take`."""
         pieces = [
             Piece(_renamed(region, moment), self.adamw.state[x][moment][rows], weight.writes)
             for x, weight in zip(self.tensors, self.weights, strict=True)
@@ -91,7 +98,19 @@ class Optimizer:
         if self.muon is not None:
             moments = zip(self.muon.weights, self.muon.moments, strict=True)
             pieces += [Piece(_renamed(weight.region, "momentum"), x, weight.writes) for weight, x in moments]
+        for weight, coarse in zip(self.eightbit.weights, self.eightbit.moments, strict=True):
+            for name, moment in coarse.items():
+                whole = moment.whole()
+                pieces += [Piece(_renamed(region, name), whole[rows], weight.writes) for region, rows in weight.parts]
         return pieces
+
+    def take(self, pieces: Sequence[Piece]) -> None:
+        """Moments of 8 bits from what `pieces` gave, and somebody filled."""
+        found = {piece.region: piece.data for piece in pieces}
+        for weight, coarse in zip(self.eightbit.weights, self.eightbit.moments, strict=True):
+            for name, moment in coarse.items():
+                whole = torch.cat([found[_renamed(region, name)] for region, _ in weight.parts])
+                moment.write(0, whole.to(weight.data.device).view(-1))
 
 
 def _on_cpu(x: Tensor) -> Tensor:

@@ -214,12 +214,14 @@ class Trainer:
             ValueError: the data have changed since.
         """
         training = self.training
-        state = load(checkpoint, training.woven.pieces(), training.optimizer.pieces())
+        moments = training.optimizer.pieces()
+        state = load(checkpoint, training.woven.pieces(), moments)
         if state["data_fingerprint"] != self.loader.fingerprint():
             raise ValueError(
                 f"the data of {self.folder.path} have changed since {checkpoint.name}: a resumed run would see other "
                 "samples. Bring the old files back, or start a new run from the checkpoint's weights with --init-from"
             )
+        training.optimizer.take(moments)
         training.optimizer.updates = state["optimizer_updates"]
         training.scaler.restore(state["loss_scaler"])
         self.step = self.saved_step = state["step"]

@@ -12,7 +12,7 @@ from weft.checkpoint.load import read_state
 from weft.config.tree import Config
 from weft.train.log import read_log
 from weft.train.run import Run
-from weft.verify.layout import LOSS_BOUNDS, Difference
+from weft.verify.layout import LOSS_BOUNDS, Difference, coarser
 from weft.verify.saved import same_tensors, tensors_within_bounds
 
 KINDS = {
@@ -70,7 +70,7 @@ def compare(unbroken: Config, resumed: Config, k: int) -> Iterator[Difference]:
     bitwise = unbroken.layout == resumed.layout
     precision = max(unbroken.layout.precision, resumed.layout.precision, key=lambda name: LOSS_BOUNDS[name])
     runs = Run(Path(unbroken.run)), Run(Path(resumed.run))
-    yield from _losses(runs, k, 0.0 if bitwise else LOSS_BOUNDS[precision])
+    yield from _losses(runs, k, 0.0 if bitwise else LOSS_BOUNDS[precision] * coarser(unbroken, 2 * k))
     a, b = (checkpoints(run.checkpoints)[0] for run in runs)
     states = read_state(a), read_state(b)
     for name in ("step", "data", "optimizer_updates", *(["loss_scaler"] if bitwise else [])):

@@ -37,6 +37,11 @@ could have moved or its own size, whichever is larger: some units of fp32 roundi
 MUON_GPU_BOUND = 1e-1
 """On a GPU Muon makes matrices orthogonal in bf16: the same difference may be this part of what the weight could have
 moved."""
+EIGHT_BIT_BOUND = 1e-1
+"""Moments of 8 bits are some per cent off, and so is what a weight moves. The first update, from moments of zero, is
+exact."""
+COARSER = 10.0
+"""Which numbers share a scale follows from the cut: with such moments two layouts move apart by so many times as much."""
 FLOOR = 1e-2
 """A gradient far below its share of the whole is rounding noise (the bias of keys has none at all, in exact numbers):
 a difference is measured over no less than this part of that share."""
@@ -141,8 +146,8 @@ def compare(a: tuple[Config, Path], b: tuple[Config, Path]) -> LayoutReport:
     modules = [name for name in heard(config_a.layout, config_a.model) if name in in_b]
     with Trace(folder_a) as left, Trace(folder_b) as right:
         differences = [
-            *_losses(left, right, LOSS_BOUNDS[precision]),
-            *_norms(left, right, BOUNDS[precision]),
+            *_losses(config_a, left, right, LOSS_BOUNDS[precision]),
+            *_norms(config_a, left, right, BOUNDS[precision]),
             *_outputs(left, right, modules, BOUNDS[precision]),
             *_gradients(config_a, left, right, BOUNDS[precision]),
             *_weights(config_a, left, right, MOVED_BOUND[precision]),
@@ -160,14 +165,21 @@ def relative(a: Tensor, b: Tensor, floor: float = 0.0) -> float:
     return difference / max(float(a.norm()), floor) if difference else 0.0
 
 
-def _losses(left: Trace, right: Trace, bound: float) -> Iterator[Difference]:
+def _losses(config: Config, left: Trace, right: Trace, bound: float) -> Iterator[Difference]:
     for step, (one, other) in enumerate(zip(left.steps, right.steps, strict=True), start=1):
-        yield Difference("loss", "loss", step, abs(one.loss - other.loss) / abs(one.loss), bound)
+        error = abs(one.loss - other.loss) / abs(one.loss)
+        yield Difference("loss", "loss", step, error, bound * coarser(config, step))
 
 
-def _norms(left: Trace, right: Trace, bound: float) -> Iterator[Difference]:
+def _norms(config: Config, left: Trace, right: Trace, bound: float) -> Iterator[Difference]:
     for step, (one, other) in enumerate(zip(left.steps, right.steps, strict=True), start=1):
-        yield Difference("norm", "gradient norm", step, abs(one.grad_norm - other.grad_norm) / one.grad_norm, bound)
+        error = abs(one.grad_norm - other.grad_norm) / one.grad_norm
+        yield Difference("norm", "gradient norm", step, error, bound * coarser(config, step))
+
+
+def coarser(config: Config, step: int) -> float:
+    """How much wider the bounds of a step are where moments have 8 bits."""
+    return COARSER if step > 1 and config.optimizer.states == "8bit" else 1.0
 
 
 def _outputs(left: Trace, right: Trace, modules: list[str], bound: float) -> Iterator[Difference]:
@@ -181,7 +193,7 @@ def _gradients(config: Config, left: Trace, right: Trace, bound: float) -> Itera
     sizes = parameter_sizes(config.model)
     for step, numbers in enumerate(left.steps, start=1):
         share = numbers.grad_norm / math.sqrt(config.model.num_params)  # of one number
-        allowed = bound + AMPLIFIED * apart(left, right, step - 1, sizes)
+        allowed = bound + AMPLIFIED * coarser(config, step) * apart(left, right, step - 1, sizes)
         for name, dims in sizes.items():
             floor = FLOOR * share * math.sqrt(math.prod(dims))
             error = relative(left.read(step, f"grad.{name}"), right.read(step, f"grad.{name}"), floor)
@@ -209,10 +221,11 @@ def apart(left: Trace, right: Trace, step: int, names: Iterable[str], over: floa
 def _updates(config: Config, trace: Trace) -> Iterator[Difference]:
     rounded = MUON_GPU_BOUND if torch.cuda.is_available() and config.train.device != "cpu" else 0.0
     for name, dims in parameter_sizes(config.model).items():
-        moved, by_muon = 0.0, config.optimizer.by_muon(name, dims)
+        moved, rough = 0.0, rounded * config.optimizer.by_muon(name, dims)
         for step, expected in enumerate(replayed_weights(config.optimizer, trace, name), start=1):
             moved += trace.steps[step - 1].lr
             weight = trace.read(step, f"weight.{name}").double()
             size = max(float(expected.abs().max()), moved)
             error = float((weight - expected).abs().max()) / size
-            yield Difference("update", name, step, error, UPDATE_BOUND + by_muon * rounded * moved / size)
+            coarse = EIGHT_BIT_BOUND * (step > 1 and config.optimizer.in_8bit(name, dims))
+            yield Difference("update", name, step, error, UPDATE_BOUND + (rough + coarse) * moved / size)

@@ -18,7 +18,7 @@ from weft.checkpoint.tensors import TensorFile
 from weft.checkpoint.weights import WeightsFolder
 from weft.config.tree import Config, OptimizerConfig
 from weft.models.parameters import parameter_sizes
-from weft.verify.layout import AMPLIFIED, BOUNDS, FLOOR, MOVED_BOUND, Difference, relative
+from weft.verify.layout import AMPLIFIED, BOUNDS, EIGHT_BIT_BOUND, FLOOR, MOVED_BOUND, Difference, relative
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "momentum")
 
@@ -89,7 +89,8 @@ def tensors_within_bounds(
             for name in _kept(config, kind):
                 left, right = (saved.gradient(kind, name, config.optimizer) for saved in (one, other))
                 floor = FLOOR * share * math.sqrt(left.numel())
-                yield Difference(kind, name, step, relative(left, right, floor), allowed)
+                coarse = EIGHT_BIT_BOUND * config.optimizer.in_8bit(name, tuple(left.shape))
+                yield Difference(kind, name, step, relative(left, right, floor), allowed + coarse)
 
 
 def _kept(config: Config, kind: str) -> list[str]:
