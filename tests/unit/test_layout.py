@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ def refused(words: str, layout: str, batch: int = 8, seq: int = 16, **over: Any)
 
 @st.composite
 def layouts(draw: st.DrawFn) -> Layout:
-    precision = draw(st.sampled_from(["fp32", "bf16", "fp16"]))
+    precision = draw(st.sampled_from(["fp32", "bf16", "fp16", "fp8", "fp8row"]))
     fields = {axis: draw(WAYS) for axis in ("dp", "fsdp", "cp", "tp", "pp")}
     experts = {"ep": fields["cp"], "etp": fields["tp"]}  # always fits
     return Layout(
@@ -44,7 +45,7 @@ def layouts(draw: st.DrawFn) -> Layout:
         recompute=draw(st.sampled_from(["none", "selective", "full/2", "keep-network:3", "redo-mlp", "fit40g"])),
         loss=draw(st.sampled_from(["whole", "chunked"])),
         precision=precision,
-        gradients=draw(st.sampled_from(["fp32", "bf16"])) if precision == "bf16" else "fp32",
+        gradients=draw(st.sampled_from(["fp32", "bf16"])) if precision in ("bf16", "fp8", "fp8row") else "fp32",
         compile=draw(st.booleans()),
     )
 
@@ -150,7 +151,7 @@ def test_accepted_micro_batches_cover_the_batch(layout: Layout, batch: int) -> N
     try:
         layout.check(fits, batch, 2 * 27720**2)
     except ValueError as error:
-        assert "train.global_batch" in str(error) or "micro" in str(error)  # noqa: PT017
+        assert re.search("train.global_batch|micro|sides are multiples", str(error))  # noqa: PT017
         return
     size, count = layout.micro_batch_size(batch), layout.num_micro_batches(batch)
     assert size * count * layout.replicas == batch
@@ -230,6 +231,17 @@ def test_what_schedules_need() -> None:
     refused("dualpipev needs twice as many.*there are 2", "pp2.dualpipev.mb4")
     refused("layout.compile with layout.schedule = zbv.*Leave compile out, or use 1f1b", "pp2.zbv.compile")
     refused("layout.schedule = none.csv: No such file", "pp2.csv(none.csv)")
+
+
+def test_what_fp8_needs() -> None:
+    sizes = {"ffn": 64, "num_kv_heads": 8}
+    refused("layout.precision = fp8 .*sides are multiples of 16: model.ffn / layout.tp = 24", "tp2.fp8", num_kv_heads=8)
+    refused("multiples of 16: model.num_kv_heads · head_dim / layout.tp = 8", "tp4.fp8row", **sizes)
+    refused("multiples of 16: the tokens of a pass.* = 8", "mb1.fp8", seq=8, **sizes)
+    refused("layout.precision = fp8 leaves the first and the last block in bf16", "fp8", num_layers=2)
+    Layout.parse("tp2.fp8").check(shape(**sizes), 8, 16)
+    with pytest.raises(ValueError, match=r"layout.precision = fp8 with layout.schedule = zbh1: .*Use 1f1b"):
+        Layout.parse("pp2.zbh1.fp8")
 
 
 def test_what_the_batch_must_be() -> None:

@@ -18,6 +18,7 @@ from weft.config.pipeline import (
     placement_of,
     table_of,
 )
+from weft.config.precision import check_fp8, check_precision
 from weft.config.recompute import Recompute
 from weft.models.shape import Shape
 from weft.schedules.orders import ORDERS, SPLIT
@@ -65,7 +66,7 @@ class Layout(BaseModel):
     loss: Literal["whole", "chunked"] = Field(
         "whole", description="from logits that exist as a whole, or from those of some positions at a time"
     )
-    precision: Literal["fp32", "bf16", "fp16"] = Field(
+    precision: Literal["fp32", "bf16", "fp16", "fp8", "fp8row"] = Field(
         "fp32", description="of the computation; weights and gradients are kept in fp32 always"
     )
     gradients: Literal["fp32", "bf16"] = Field(
@@ -89,8 +90,7 @@ class Layout(BaseModel):
                 "experts are dealt out over the processes of a stage. Change layout.ep or layout.etp"
             )
         Recompute.parse(self.recompute)
-        if self.gradients == "bf16" and self.precision != "bf16":
-            raise ValueError("layout.gradients = bf16 is for gradients that come in bf16: set layout.precision = bf16")
+        check_precision(self)
         if self.stages and len(self.stages) != self.num_stages:
             chunks = f" with {self.num_chunks} stages each" if self.num_chunks > 1 else ""
             raise ValueError(
@@ -110,6 +110,11 @@ class Layout(BaseModel):
     def replicas(self) -> int:
         """Ways that the batch is cut."""
         return self.dp * self.fsdp
+
+    @property
+    def compute(self) -> Literal["fp32", "bf16", "fp16"]:
+        """What activations and gradients are; fp8 is what some products take their operands as."""
+        return "bf16" if self.precision == "fp8" or self.precision == "fp8row" else self.precision
 
     @property
     def sharded(self) -> bool:
@@ -223,6 +228,7 @@ class Layout(BaseModel):
                 f"layout.micro_batch = {self.micro_batch} does not divide the {local} sequences that each replica has "
                 f"of train.global_batch = {global_batch}"
             )
+        check_fp8(self, shape, self.micro_batch_size(global_batch) * seq // self.cp)
         if self.pp > 1:
             check_count(self.schedule, self.pp, self.vp, self.num_micro_batches(global_batch))
         if self.compile and self.splits_backward:

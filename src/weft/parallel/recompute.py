@@ -16,7 +16,7 @@ from weft.config.recompute import Recompute
 aten, network = torch.ops.aten, torch.ops._c10d_functional
 
 OPERATIONS = {
-    "matmul": {aten.mm.default, aten.addmm.default, aten.bmm.default},
+    "matmul": {aten.mm.default, aten.addmm.default, aten.bmm.default, aten._scaled_mm.default},
     "attention": {
         aten._scaled_dot_product_flash_attention.default,
         aten._scaled_dot_product_flash_attention_for_cpu.default,

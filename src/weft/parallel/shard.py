@@ -29,7 +29,7 @@ def shard(model: Decoder, mesh: Mesh, layout: Layout) -> None:
     axes = ("replicate", "shard") if copies > 1 else ("shard",)
     expert_axes = ("expert_replicate", "expert_shard") if layout.expert_ways[0] > 1 else ("expert_shard",)
     policy = MixedPrecisionPolicy(
-        param_dtype=DTYPES[layout.precision],
+        param_dtype=DTYPES[layout.compute],
         reduce_dtype=DTYPES[layout.gradients],
         cast_forward_inputs=False,  # rope tables stay fp32
     )

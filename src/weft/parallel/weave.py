@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from weft.config.layout import Layout
+from weft.config.precision import FP8
 from weft.config.recompute import Recompute
 from weft.models.cuts import even_split
 from weft.models.decoder import Decoder
@@ -14,6 +15,7 @@ from weft.parallel.chunk import Chunk
 from weft.parallel.context import cut_sequence
 from weft.parallel.deferral import defer_weights
 from weft.parallel.experts import deal_experts
+from weft.parallel.fp8 import use_fp8
 from weft.parallel.loss import give_loss
 from weft.parallel.mesh import Mesh
 from weft.parallel.recompute import recompute_blocks
@@ -41,6 +43,8 @@ def weave_chunk(shape: Shape, layout: Layout, mesh: Mesh, blocks: range) -> Chun
     if layout.tp > 1:
         cut_tensors(model, mesh.group("tp"), layout.sp)
         model.tie()
+    if layout.precision in FP8:
+        use_fp8(model.blocks, shape.num_layers, by_row=layout.precision == "fp8row")
     deferral = defer_weights(model) if layout.splits_backward else None
     if layout.loss == "chunked" and model.head is not None:
         first = even_split(shape.vocab, layout.tp, mesh.index("tp"))[0]

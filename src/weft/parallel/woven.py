@@ -156,7 +156,7 @@ class Woven:
     def _run(self, table: Schedule, micro_batches: list[Rows], scale: Tensor | float) -> Tensor:
         size, seq = micro_batches[0].tokens.shape
         dims = (size, seq // self.layout.tp if self.layout.sp else seq, self.shape.hidden)
-        pipeline = Pipeline(self.mesh, dims, DTYPES[self.layout.precision], table)
+        pipeline = Pipeline(self.mesh, dims, DTYPES[self.layout.compute], table)
         losses = pipeline.run(Passes(self, micro_batches, scale))
         return torch.stack(losses).sum() if losses else torch.zeros((), device=self.mesh.device)
 

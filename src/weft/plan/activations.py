@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from weft.config.layout import Layout
+from weft.config.precision import FP8
 from weft.config.recompute import Recompute
 from weft.models.cuts import even_split
 from weft.models.shape import Experts, Shape
@@ -69,7 +70,7 @@ class Pass:
         document_mask: bool = False,
         blocks: Sequence[int] = (0,),
     ) -> Pass:
-        tokens, item = micro_batch * seq // layout.cp, ITEM[layout.precision]
+        tokens, item = micro_batch * seq // layout.cp, ITEM[layout.compute]
         parts = layout.tp if layout.sp else 1
         vocab = -(-even_split(shape.vocab, layout.tp, 0)[1] // HEAD_ALIGNED) * HEAD_ALIGNED
         windowed = shape.sliding_window is not None and shape.sliding_window < seq
@@ -112,7 +113,7 @@ class Pass:
     def meeting(self) -> int:
         """What attention under cp has beside that for a moment, in backward: keys and values of other processes as they
         arrive and in order, and the fp32 sums of gradients, which travel too; see parallel/context.py."""
-        layout, fp32 = self.layout, FLOAT / ITEM[self.layout.precision]
+        layout, fp32 = self.layout, FLOAT / ITEM[self.layout.compute]
         if layout.cp == 1:
             return 0
         if layout.cp_kind == "ulysses":
@@ -132,7 +133,7 @@ class Pass:
         """Beside its input: an fp32 copy of that and of the router's matrix, the scores, the choices and their weights;
         and of each token's experts what goes in, gate, its silu, the other matrix, the product, and that weighted.
         """
-        rows, item = self.rows(experts), ITEM[self.layout.precision]
+        rows, item = self.rows(experts), ITEM[self.layout.compute]
         routed = self.tokens // self.layout.tp
         copies = (FLOAT - item) * routed + (FLOAT * experts.num_experts if item < FLOAT else 0)
         normed = FLOAT * (routed * experts.per_token + routed) if experts.norm_topk else 0
@@ -186,8 +187,14 @@ class Pass:
         mlp = (2 if self.shape.activation == "swiglu" else 1) * self.ffn
         if self.experts:
             rows, ffn = self.rows(self.experts), self.experts.ffn // self.layout.expert_tp
-            mlp = ITEM[self.layout.precision] * rows * max(2 * ffn, ffn + 2 * self.shape.hidden)
-        return self.hidden + max(mlp, self.meeting)
+            mlp = ITEM[self.layout.compute] * rows * max(2 * ffn, ffn + 2 * self.shape.hidden)
+        return self.hidden + max(mlp, self.meeting) + (self.quantized if self.layout.precision in FP8 else 0)
+
+    @property
+    def quantized(self) -> int:
+        """Of the two operands of a product in fp8: one in 8 bits, the other scaled, in 8 bits, and laid out by columns."""
+        matrix = ITEM["bf16"] * self.shape.hidden * max(self.shape.ffn, self.shape.hidden) // self.layout.tp
+        return self.ffn // 2 + 2 * max(self.ffn, self.whole, matrix)
 
     @property
     def put_off(self) -> int:
@@ -206,7 +213,7 @@ class Pass:
     def loss_workspace(self, device: str, table: int) -> int:
         """The fp32 copy that the loss is worked out in, some rows at a time. Where the logits are never whole, also those
         of some rows, the head's input beside its gradient, and the fp32 sum of the head's own, `table` numbers."""
-        item = ITEM[self.layout.precision]
+        item = ITEM[self.layout.compute]
         columns = self.logits // (item * self.tokens)
         few = device == "cpu" and self.layout.tp == 1
         rows = max(1, LOSS_CPU_LOGITS // columns) if few else LOSS_ROWS

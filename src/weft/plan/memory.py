@@ -166,7 +166,7 @@ def _moments(config: Config, stage: Stage, one: Pass, num_micro_batches: int, de
     tokens = 2 * LONG * one.tokens * num_micro_batches  # and their targets
     messages = 3 * one.hidden if layout.pp > 1 else 0  # the next to come in, one on its way each way
     whole = layout.loss == "whole"
-    logits = (one.logits if whole else ITEM[layout.precision] * stage.table) if stage.last else 0
+    logits = (one.logits if whole else ITEM[layout.compute] * stage.table) if stage.last else 0
     top = one.last if stage.last else 0
     # whose backward pass is looked at: the last stage's where there is one, which has most; else that of most blocks
     current = schedule.num_stages - 1 if stage.last else max(stage.stages, key=lambda number: len(stage.stages[number]))
@@ -177,7 +177,7 @@ def _moments(config: Config, stage: Stage, one: Pass, num_micro_batches: int, de
     num_blocks = len(stage.stages[current])
     edge = 0 if stage.last else one.hidden
     fixed = Memory("", weights=FLOAT * stage.shard, optimizer=optimizer_bytes(config, stage, device))
-    gradients = Gradients(shape, layout, stage, ITEM[layout.precision], num_micro_batches)
+    gradients = Gradients(shape, layout, stage, ITEM[layout.compute], num_micro_batches)
 
     found = []
     if stage.last:

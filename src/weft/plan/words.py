@@ -47,8 +47,9 @@ def describe(config: Config) -> Iterator[tuple[str, str]]:
         yield layout.recompute, _recompute(Recompute.parse(layout.recompute))
     if layout.loss == "chunked":
         yield "chunked", "logits exist for some positions at a time; their gradients are worked out with the loss"
-    if layout.precision != "fp32":
-        yield layout.precision, f"computed in {layout.precision}; weights, gradients and moments stay fp32"
+    if layout.compute != "fp32":
+        fp8 = FP8_WORDS.get(layout.precision, "")
+        yield layout.precision, f"computed in {layout.compute}{fp8}; weights, gradients and moments stay fp32"
     if layout.gradients == "bf16":
         yield "bf16grads", "gradients are reduced, and before that added up, in bf16"
     if layout.compile:
@@ -63,6 +64,10 @@ SCHEDULES = {
     "zbh1": "1f1b whose gradients of weights wait until nothing else can be done: a third of the waiting",
     "zbv": "two stages on each process, there and back, and gradients of weights put off: almost no waiting",
     "dualpipev": "two stages on each process, there and back, forwards of one beside backwards of the other",
+}
+FP8_WORDS = {
+    "fp8": ", matrices of all blocks but the first and last multiplied in fp8, with a scale for each tensor",
+    "fp8row": ", matrices of all blocks but the first and last multiplied in fp8, with a scale for each row",
 }
 CP_KINDS = {
     "allgather": "keys and values are gathered for each attention",

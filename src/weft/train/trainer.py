@@ -231,7 +231,7 @@ class Trainer:
 
     def open_instruments(self) -> None:
         config, process = self.config, self.process
-        peak = peak_flops(process.device, config.layout.precision)
+        peak = peak_flops(process.device, config.layout.compute)
         logged = read_log(self.folder.path) if self.step and (self.folder.path / LOG).exists() else []
         history = [line for line in logged if line["step"] <= self.step]
         facts = Facts.of(config, world=process.world, peak=peak)

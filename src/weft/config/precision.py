@@ -1,0 +1,53 @@
+"""What a precision asks of a layout and a model. Torch-free."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from weft.models.shape import Shape
+
+if TYPE_CHECKING:
+    from weft.config.layout import Layout
+
+FP8 = ("fp8", "fp8row")
+FP8_ALIGNED = 16
+"""What every side of a matrix product in fp8 is a multiple of: cuBLAS's condition, held to on a CPU too."""
+
+
+def check_precision(layout: Layout) -> None:
+    """Raises: ValueError: the layout's other parts do not go with its precision."""
+    if layout.gradients == "bf16" and layout.precision not in ("bf16", *FP8):
+        raise ValueError("layout.gradients = bf16 is for gradients that come in bf16: set layout.precision = bf16")
+    if layout.precision in FP8 and layout.splits_backward:
+        raise ValueError(
+            f"layout.precision = {layout.precision} with layout.schedule = {layout.schedule}: gradients of weights that "
+            "wait are worked out in bf16 alone. Use 1f1b or interleaved, or layout.precision = bf16"
+        )
+
+
+def check_fp8(layout: Layout, shape: Shape, tokens: int) -> None:
+    """Refuse what fp8 does not multiply.
+
+    Args:
+        tokens: of one forward pass on one process.
+
+    Raises:
+        ValueError: naming the setting to change.
+    """
+    if layout.precision not in FP8:
+        return
+    what = f"layout.precision = {layout.precision}"
+    if shape.num_layers < 3:
+        raise ValueError(
+            f"{what} leaves the first and the last block in bf16: model.num_layers = {shape.num_layers} of 3"
+        )
+    sizes = {
+        "model.hidden": shape.hidden,
+        "model.num_heads · head_dim / layout.tp": shape.num_heads * shape.head_dim // layout.tp,
+        "model.num_kv_heads · head_dim / layout.tp": shape.num_kv_heads * shape.head_dim // layout.tp,
+        "model.ffn / layout.tp": shape.ffn // layout.tp if shape.experts is None else FP8_ALIGNED,
+        "the tokens of a pass, layout.micro_batch · train.seq / layout.cp": tokens,
+    }
+    for name, size in sizes.items():
+        if size % FP8_ALIGNED:
+            raise ValueError(f"{what} multiplies matrices whose sides are multiples of {FP8_ALIGNED}: {name} = {size}")

@@ -1,0 +1,92 @@
+"""fp8: the matrices of the blocks multiply in 8 bits (Micikevicius et al., FP8 Formats for Deep Learning, 2022).
+
+Each product of a matrix, forward and both of backward, takes its operands as 8-bit floats with scales, and gives bf16.
+Activations and weights are e4m3, gradients e5m2, which has a wider range and fewer digits. A tensor has one scale; with
+`fp8row` each row of the left operand and each column of the right has its own, and gradients are e4m3 too. What is kept
+for backward is bf16. First and last block and the head compute in bf16.
+
+Scales are powers of two. So another scale changes no digit of a number, but of those that are far smaller than the
+largest and leave the range: a process that sees a part of a tensor (its micro-batch, its share of a matrix) scales that
+part alone, sends nothing, and gets nearly what the whole would give. On a CPU torch has the same operation, and everything
+here runs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from weft.parallel.tensor import RowLinear
+
+E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
+TINY = 2.0**-100
+"""What the largest number of a tensor counts for at least, so that the scale of zeros is a number."""
+
+
+def use_fp8(blocks: nn.ModuleDict, num_layers: int, by_row: bool) -> None:
+    """Let the matrices of blocks multiply in fp8; not those of the model's first and last block."""
+    for index, block in blocks.items():
+        if int(index) in (0, num_layers - 1):
+            continue
+        for module in block.modules():
+            if isinstance(module, nn.Linear):
+                module.__class__ = Fp8RowLinear if isinstance(module, RowLinear) else Fp8Linear
+                module.by_row = by_row  # type: ignore[assignment]
+
+
+class Fp8Linear(nn.Linear):
+    by_row: bool
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = fp8_linear(x, self.weight, self.by_row)
+        return y if self.bias is None else y + self.bias
+
+
+class Fp8RowLinear(RowLinear):
+    by_row: bool
+
+    def product(self, x: Tensor) -> Tensor:
+        return fp8_linear(x, self.weight, self.by_row)
+
+
+def fp8_linear(x: Tensor, weight: Tensor, by_row: bool) -> Tensor:
+    """x [..., I] times weight [O, I] → [..., O], all bf16. The plain reference is `torch.nn.functional.linear`."""
+    return _Linear.apply(x, weight, by_row)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, by_row: bool) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.by_row = by_row
+        return product(x.flatten(0, -2), weight.t(), by_row, fast=True).unflatten(0, x.shape[:-1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight = ctx.saved_tensors
+        rows, kind = grad.flatten(0, -2), E4M3 if ctx.by_row else E5M2
+        x_grad = product(rows, weight, ctx.by_row, kind).unflatten(0, x.shape[:-1])
+        return x_grad, product(rows.t(), x.flatten(0, -2), ctx.by_row, kind), None
+
+
+def product(a: Tensor, b: Tensor, by_row: bool, kind: torch.dtype = E4M3, fast: bool = False) -> Tensor:
+    """a [M, K] as `kind` times b [K, N] as e4m3 → bf16 [M, N].
+
+    Args:
+        by_row: a scale for each row of a and column of b; else one for each of the two.
+        fast: sums may be kept in fewer bits on the way, on GPUs where that is faster.
+    """
+    a_scale, b_scale = scale(a, kind, 1 if by_row else None), scale(b, E4M3, 0 if by_row else None)
+    a8 = (a * a_scale).to(kind).contiguous()
+    b8 = (b * b_scale).to(E4M3).t().contiguous().t()  # the kernel wants columns
+    inverse = a_scale.float().reciprocal(), b_scale.float().reciprocal()
+    return torch._scaled_mm(a8, b8, *inverse, out_dtype=torch.bfloat16, use_fast_accum=fast)
+
+
+def scale(x: Tensor, kind: torch.dtype, dim: int | None) -> Tensor:
+    """The largest power of two that keeps x within `kind`'s range, of all of x or along a dim, which stays as 1."""
+    largest = x.abs().amax() if dim is None else x.abs().amax(dim, keepdim=True)
+    _, exponent = torch.frexp(torch.finfo(kind).max / largest.float().clamp(min=TINY))
+    return torch.ldexp(torch.ones_like(largest), exponent - 1)
