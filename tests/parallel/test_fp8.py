@@ -48,7 +48,7 @@ def test_fp8_compiled(layout: str, compared: Compared) -> None:
 
 @pytest.mark.parametrize("precision", ["fp8", "fp8row"])
 def test_fp8_learns_as_well(precision: str, tmp_path: Path) -> None:
-    """50 steps in which the loss falls by more than half: within 10 % of bf16 at each of them, three steps behind at most."""
+    """50 steps in which the loss falls by more than half: within 10 % of bf16 at each, and three steps behind at most."""
     plain, coarse = (losses(wide("llama", layout), tmp_path) for layout in ("bf16", precision))
     assert plain[-1] < plain[0] / 2
     assert plain != coarse

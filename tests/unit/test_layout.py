@@ -236,7 +236,7 @@ def test_what_schedules_need() -> None:
 def test_what_fp8_needs() -> None:
     sizes = {"ffn": 64, "num_kv_heads": 8}
     refused("layout.precision = fp8 .*sides are multiples of 16: model.ffn / layout.tp = 24", "tp2.fp8", num_kv_heads=8)
-    refused("multiples of 16: model.num_kv_heads · head_dim / layout.tp = 8", "tp4.fp8row", **sizes)
+    refused("multiples of 16: model.num_heads · head_dim / layout.tp = 8", "tp4.fp8row", **sizes)
     refused("multiples of 16: the tokens of a pass.* = 8", "mb1.fp8", seq=8, **sizes)
     refused("layout.precision = fp8 leaves the first and the last block in bf16", "fp8", num_layers=2)
     Layout.parse("tp2.fp8").check(shape(**sizes), 8, 16)
