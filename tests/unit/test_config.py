@@ -155,7 +155,7 @@ def test_a_key_changes_a_text_layout_and_a_text_replaces_a_table(tmp_path: Path)
         ("checkpoint.keep=0", "checkpoint.keep = 0"),
         ("layout.tp=0", "layout.tp = 0"),
         ("layout.zero=5", "layout.zero = 5"),
-        ("layout.precision=fp8", "layout.precision = 'fp8'.*'bf16'"),
+        ("layout.precision=fp9", "layout.precision = 'fp9'.*'bf16'"),
         ("layout=tp2.xp2", "'xp2' is not understood"),
         ("model.num_heads=5", "model.num_kv_heads .4. must divide model.num_heads .5."),
         ("data.split=[1]", "data.split"),
