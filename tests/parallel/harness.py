@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch._dynamo  # noqa: F401 - or each forked process would: more work than all else that it does
+import torch._dynamo  # or each forked process would: more work than all else that it does
 import torch.distributed as dist
 
 from weft.config.load import make_config
