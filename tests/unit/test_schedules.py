@@ -9,6 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from weft.schedules.check import check
+from weft.schedules.formula import published_bubble
 from weft.schedules.orders import ORDERS, make_schedule, refusal
 from weft.schedules.sheet import read_sheet, write_sheet
 from weft.schedules.table import Op, Schedule, peaks
@@ -39,6 +40,21 @@ def test_waiting_and_activations_as_published(name: str, chunks: int, waiting: i
     schedule = make_schedule(name, 4, chunks, 12)
     assert timeline(schedule, Costs()).length - 3 * 12 * chunks == waiting
     assert peaks(schedule) == most
+
+
+@given(
+    st.sampled_from(sorted(ORDERS)), st.integers(2, 8), st.integers(1, 3), st.integers(2, 4), st.integers(1, 5),
+    st.integers(1, 5), st.integers(1, 5),
+)  # fmt: skip
+def test_tables_wait_as_formulas_say(
+    name: str, ranks: int, chunks: int, rounds: int, forward: int, backward: int, weights: int
+) -> None:
+    assume(refusal(name, ranks, chunks, rounds * ranks) is None)
+    costs = Costs(forward, backward, weights)
+    formula = published_bubble(name, ranks, chunks, rounds * ranks, costs)
+    assume(formula is not None)
+    schedule = make_schedule(name, ranks, chunks, rounds * ranks)
+    assert timeline(schedule, costs).bubble == pytest.approx(formula)
 
 
 @pytest.mark.parametrize("name", ["1f1b", "zbv", "dualpipev"])
