@@ -244,6 +244,11 @@ class Layout(BaseModel):
             raise ValueError(f"layout.ep = {self.ep} does not divide model.experts.num_experts = {experts.num_experts}")
         if experts.ffn % self.expert_tp:
             raise ValueError(f"layout.etp = {self.expert_tp} does not divide model.experts.ffn = {experts.ffn}")
+        if shape.shared_ffn % self.tp:
+            raise ValueError(
+                f"layout.tp = {self.tp} does not divide model.experts.shared·ffn = {shape.shared_ffn}, the width of the "
+                "shared experts"
+            )
         if seq // self.cp % self.tp:
             raise ValueError(
                 f"each tp process routes its part of the sequence: layout.tp = {self.tp} does not divide the "
