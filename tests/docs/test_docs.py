@@ -188,9 +188,15 @@ def test_every_command_is_in_the_guide() -> None:
 # -- what is generated ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "page"), [("make_settings", "settings.md"), ("make_picture", "layouts.svg")])
+SCHEDULES = [f"schedules/{path.name}" for path in sorted((ROOT / "docs" / "schedules").glob("*.svg"))]
+
+
+@pytest.mark.parametrize(
+    ("name", "page"),
+    [("make_settings", "settings.md"), ("make_picture", "layouts.svg"), *(("make_schedules", it) for it in SCHEDULES)],
+)
 def test_generated_parts_are_new(name: str, page: str) -> None:
-    """`python docs/make_settings.py` and `python docs/make_picture.py` bring them up to date."""
+    """`python docs/make_settings.py` and the others of its kind bring them up to date."""
     path = ROOT / "docs" / page
     assert path.read_text(encoding="utf-8") == module(name).made(path), f"run: python docs/{name}.py"
 

@@ -43,6 +43,15 @@ class Schedule:
     def num_stages(self) -> int:
         return len(self.place)
 
+    @property
+    def num_chunks(self) -> int:
+        """Stages of each process."""
+        return self.num_stages // len(self.orders)
+
+    def stages_of(self, rank: int) -> list[int]:
+        """The stages of one process, in the order of the model."""
+        return sorted(stage for stage, where in self.place.items() if where == rank)
+
     @cached_property
     def num_micro_batches(self) -> int:
         return 1 + max(op.micro_batch for order in self.orders for op in order)
@@ -95,10 +104,14 @@ class Held(NamedTuple):
     forward: dict[int, int]
     put_off: dict[int, int]
 
+    @property
+    def total(self) -> int:
+        return sum(self.forward.values()) + sum(self.put_off.values())
+
 
 def held(schedule: Schedule, rank: int) -> Iterator[Held]:
     """What a process holds after each of its operations."""
-    stages = sorted(stage for stage, where in schedule.place.items() if where == rank)
+    stages = schedule.stages_of(rank)
     now = Held(dict.fromkeys(stages, 0), dict.fromkeys(stages, 0))
     for op in schedule.orders[rank]:
         forward, put_off = dict(now.forward), dict(now.put_off)
@@ -113,7 +126,4 @@ def held(schedule: Schedule, rank: int) -> Iterator[Held]:
 
 def peaks(schedule: Schedule) -> list[int]:
     """Most (stage, micro-batch) pairs that each process holds something of at once."""
-    ranks = range(len(schedule.orders))
-    return [
-        max(sum(now.forward.values()) + sum(now.put_off.values()) for now in held(schedule, rank)) for rank in ranks
-    ]
+    return [max(now.total for now in held(schedule, rank)) for rank in range(len(schedule.orders))]

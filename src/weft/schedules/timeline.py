@@ -23,6 +23,10 @@ class Costs:
         return self.input if op[1:] in schedule.put_off else self.input + self.weights
 
 
+Stages = Costs | tuple[Costs, ...]
+"""The costs of every stage: the same, or of each its own."""
+
+
 @dataclass(frozen=True)
 class Timeline:
     """Start and end of each operation, by process and in order."""
@@ -35,19 +39,25 @@ class Timeline:
         return max(end for row in self.spans for _, _, end in row)
 
     @property
+    def briefest(self) -> float:
+        """What the operation takes that takes least, of those that take any time."""
+        return min(end - start for row in self.spans for _, start, end in row if end > start)
+
+    @property
     def bubble(self) -> float:
         """Share of all processes' time in which they wait."""
         busy = sum(end - start for row in self.spans for _, start, end in row)
         return 1 - busy / (self.length * len(self.spans))
 
 
-def timeline(schedule: Schedule, costs: Costs | None = None) -> Timeline:
+def timeline(schedule: Schedule, costs: Stages | None = None) -> Timeline:
     """Let every process do its operations in order, each as soon as what it needs is done.
 
     Raises:
         ValueError: they wait for each other forever; the message says who for what.
     """
-    costs = costs or Costs()
+    costs = Costs() if costs is None else costs
+    by_stage = costs if isinstance(costs, tuple) else (costs,) * schedule.num_stages
     ends: dict[Op, float] = {}
     spans: list[list[tuple[Op, float, float]]] = [[] for _ in schedule.orders]
     moved = True
@@ -57,7 +67,7 @@ def timeline(schedule: Schedule, costs: Costs | None = None) -> Timeline:
             while len(row) < len(order) and all(need in ends for need in schedule.needs(order[len(row)])):
                 op, free = order[len(row)], row[-1][2] if row else 0.0
                 start = max([free, *(ends[need] for need in schedule.needs(op))])
-                ends[op] = start + costs.of(op, schedule)
+                ends[op] = start + by_stage[op.stage].of(op, schedule)
                 row.append((op, start, ends[op]))
                 moved = True
     stuck = [(rank, order[len(row)]) for rank, (row, order) in enumerate(zip(spans, schedule.orders, strict=True))
