@@ -1,0 +1,110 @@
+"""Fits plan/constants.py, and the efficiencies of the clusters, to the rows that planner.py says are fitted on.
+
+    python benchmarks/planner_fit.py ../shared/data/published-runs.jsonl.gz
+
+Every number is tried a little larger and smaller, within the bounds that physics gives; what makes the fitted rows
+better stays. Prints what it found; a person writes it down. The error that counts is |log(predicted/measured)|, no row
+more than 0.6, no set more than the square root of its rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+
+from planner import fitted_on, read
+from published import Run
+from weft.plan.constants import CONSTANTS
+from weft.plan.time import step_time
+from weft.plan.work import Work, stack
+
+FIXED = ("outside", "communicator", "logits", "usable", "attention_length", "short_head", "ep_hidden")
+SHARES = (
+    "wave",
+    "hbm",
+    "nvlink",
+    "network",
+    "tp_hidden",
+    "dp_hidden",
+    "pp_exposed",
+    "attention_backward",
+    "fsdp_hidden",
+    "flash2",
+)
+CHIP = ("gemm", "gemm8", "attention")
+STRAY = 0.15  # no number goes farther from where it began, unless a datasheet is silent about it
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", type=Path)
+    parser.add_argument("--rounds", type=int, default=4)
+    args = parser.parse_args()
+    runs = [run for run in read(args.rows)[0] if run.seconds and not run.duplicate and fitted_on(run)]
+    fit = Fit(runs)
+    print(f"{len(runs)} rows, error {fit.error():.4f}")
+    step = 0.25
+    for _ in range(args.rounds):
+        fit.round(step)
+        step /= 1.7
+        print(f"error {fit.error():.4f}", flush=True)
+    for field in fields(CONSTANTS):
+        if field.name not in FIXED:
+            print(f"    {field.name}: float = {getattr(CONSTANTS, field.name):.3g}")
+    for (kind, name), value in sorted(fit.chips.items()):
+        print(f"{kind} {name} {value:.3f}")
+
+
+class Fit:
+    def __init__(self, runs: list[Run]) -> None:
+        self.measured = np.array([run.seconds for run in runs])
+        self.work: Work = stack([run.work for run in runs])
+        sets = Counter(run.set for run in runs)
+        self.weights = np.array([sets[run.set] ** -0.5 for run in runs])
+        self.weights /= self.weights.sum()
+        self.kinds = np.array([run.cluster.title for run in runs])
+        self.chips = {
+            (kind, name): float(getattr(self.work.machine, name)[self.kinds == kind][0])
+            for kind in sorted(set(self.kinds)) for name in CHIP
+        }  # fmt: skip
+        self.first = dict(self.chips)
+
+    def error(self) -> float:
+        columns = {name: np.array(getattr(self.work.machine, name)) for name in CHIP}
+        for (kind, name), value in self.chips.items():
+            columns[name][self.kinds == kind] = value
+        work = replace(self.work, machine=replace(self.work.machine, **columns))
+        off = np.abs(np.log(step_time(work).total / self.measured))
+        return float((np.minimum(off, 0.6) * self.weights).sum())
+
+    def round(self, step: float) -> None:
+        best = self.error()
+        for field in fields(CONSTANTS):
+            if field.name in FIXED:
+                continue
+            for factor in (1 + step, 1 / (1 + step)):
+                old = getattr(CONSTANTS, field.name)
+                value = old * factor
+                setattr(CONSTANTS, field.name, min(value, 0.93) if field.name in SHARES else value)
+                if (error := self.error()) < best:
+                    best = error
+                else:
+                    setattr(CONSTANTS, field.name, old)
+        for key in self.chips:
+            for factor in (1 + step / 2, 1 / (1 + step / 2)):
+                old = self.chips[key]
+                bound = self.first[key] * (1 + STRAY)
+                low = self.first[key] * (1 - STRAY)
+                self.chips[key] = min(bound, max(low, old * factor))
+                if (error := self.error()) < best:
+                    best = error
+                else:
+                    self.chips[key] = old
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,311 @@
+"""Published runs, one JSON object a line, as weft's nouns: Shape, Layout, Cluster, Job, and what the software did.
+
+A row says `model` {layers, hidden, heads, kv_heads, head_dim, ffn, ffn_gated, vocab, seq, experts, topk, moe_ffn, …},
+`gpu`, `gpus`, `nvlink_domain`, `interconnect`, the cut (`tp`, `pp`, `vpp`, `cp`, `dp`, `ep`, `etp`, `zero_stage`,
+`fsdp`), `micro_batch` or `grad_accum`, `global_batch_sequences`, `recompute`, `precision`, and under `measured` a step
+time, a throughput or FLOP/s, with memory in GiB. What a row leaves out is filled with what its software does.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from weft.config.layout import Layout
+from weft.models.shape import Experts, Shape
+from weft.plan.footprint import footprint
+from weft.plan.machine import Cluster, read_cluster
+from weft.plan.numbers import Job, numbers
+from weft.plan.work import Software, Work
+
+GIB = 2**30
+
+MEGATRON_21 = Software(flash=0, overlap_dp=0, dropout=1, gradients=4, reduced=2)
+MEGATRON_CORE = Software(flash=2, overlap_tp=1, overlap_pp=1, gradients=2, reduced=2)
+TORCH = Software(fused=0, weights=4, gradients=4, master=0, reduced=4)
+SOFTWARE: tuple[tuple[str, Software], ...] = (
+    ("nanotron", Software(fused=0, fused_loss=0, overlap_dp=0, balanced=1, keeps_gathered=1)),
+    ("llm-foundry", replace(TORCH, dropout=0)),
+    ("fms-fsdp", replace(TORCH, fused=1, reduced=2)),
+    ("torchtitan", replace(TORCH, fused=1)),
+    ("InternEvo", Software(fused=0, overlap_dp=1, reduced=2, gradients=2)),
+    ("vTrain", replace(MEGATRON_21, fused=0)),
+    ("Megatron-DeepSpeed", replace(MEGATRON_21, reduced=2)),
+    ("DeepSpeed", replace(MEGATRON_21, reduced=2, overlap_dp=1)),
+    ("SimuMax", Software(flash=2, overlap_dp=0)),
+    ("dgxc", MEGATRON_CORE), ("NeMo", MEGATRON_CORE), ("Bridge", MEGATRON_CORE), ("Megatron-Core", MEGATRON_CORE),
+    ("mcore", MEGATRON_CORE), ("JAX", replace(MEGATRON_CORE, overlap_tp=0)), ("pax", replace(MEGATRON_CORE, overlap_tp=0)),
+    ("TinyLlama", replace(TORCH, fused=1)),
+    ("Megatron-LM", MEGATRON_21), ("Narayanan", MEGATRON_21), ("Korthikanti", MEGATRON_21),
+    ("Smith et al. 2022", MEGATRON_21),
+)  # fmt: skip
+"""A word of the row's set, framework or source → what that software does. The first that is found counts."""
+
+KNOWN: dict[str, dict[str, Any]] = {
+    "126m": {"layers": 12, "hidden": 768, "heads": 12},
+    "5b": {"layers": 24, "hidden": 4096, "heads": 32},
+    "20b": {"layers": 44, "hidden": 6144, "heads": 48},
+    "40b": {"layers": 48, "hidden": 8192, "heads": 64},
+    "175b": {"layers": 96, "hidden": 12288, "heads": 96},
+    "gpt3-5b": {"layers": 24, "hidden": 4096, "heads": 32},
+    "gpt3-20b": {"layers": 44, "hidden": 6144, "heads": 48},
+    "nemotron-8b": {"layers": 32, "hidden": 4096, "heads": 32, "ffn": 16384, "ffn_gated": False, "vocab": 256000},
+    "nemotron-22b": {"layers": 40, "hidden": 6144, "heads": 48, "ffn": 24576, "ffn_gated": False, "vocab": 256000},
+    "llama-2-34b": {"layers": 48, "hidden": 8192, "heads": 64, "kv_heads": 8, "ffn": 22016, "vocab": 32000},
+    "llama-2-70b": {"layers": 80, "hidden": 8192, "heads": 64, "kv_heads": 8, "ffn": 28672, "vocab": 32000},
+}  # fmt: skip
+"""Published sizes of models that a row may only name."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One published run.
+
+    Attributes:
+        seconds: of a step; None where it failed or nothing follows.
+        memory: bytes at the peak, allocated; None where it is not told.
+        status: why it gave no number, else "".
+        duplicate: another row tells the same run.
+    """
+
+    name: str
+    set: str
+    gpu: str
+    model: str
+    shape: Shape
+    layout: Layout
+    job: Job
+    cluster: Cluster
+    software: Software
+    seconds: float | None
+    memory: float | None
+    status: str
+    duplicate: bool
+    zero: int = 0
+
+    @property
+    def work(self) -> Work:
+        work = numbers(self.shape, self.layout, self.job, self.cluster, self.software)
+        if self.zero and self.layout.fsdp == 1 and self.layout.cp > 1:  # Megatron shards over cp where there is no dp
+            work = replace(work, cut=replace(work.cut, zero=self.zero))
+        return work
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
+        for line in file:
+            if line.strip():
+                yield json.loads(line)
+
+
+def read_run(row: dict[str, Any]) -> Run:
+    """Raises: ValueError: why this row is beyond what weft's nouns say, or does not say enough."""
+    if str(row.get("task", "")).startswith("lora"):
+        raise ValueError("lora: frozen weights are not modelled")
+    measured = row.get("measured", {})
+    shape, job = _shape(row), _job(row)
+    layout = _layout(row, job)
+    if not row.get("recompute") and layout.recompute == "none" and not measured.get("status"):
+        work = numbers(shape, layout, job, _cluster(row), _software(row))
+        if footprint(work).total > 1.4 * work.machine.memory:  # it ran, so it must have
+            layout = layout.model_copy(update={"recompute": "full"})
+    seconds = None if measured.get("status") else _seconds(row, shape, job)
+    memory = measured.get("peak_mem_gib")
+    return Run(
+        name=row["id"], set=row.get("set", "?"), gpu=row["gpu"], model=str(row["model"].get("name")),
+        shape=shape, layout=layout, job=job, cluster=_cluster(row), software=_software(row), seconds=seconds,
+        memory=memory * GIB if memory else None, status=str(measured.get("status") or ""),
+        duplicate="duplicate_of" in row, zero=row.get("zero_stage") or 0,
+    )  # fmt: skip
+
+
+def _shape(row: dict[str, Any]) -> Shape:
+    told = {key: value for key, value in row["model"].items() if value is not None}
+    model = {**KNOWN.get(str(told.get("name", "")).lower(), {}), **told}
+    if model.get("attention") == "MLA":
+        raise ValueError("MLA: latent attention is not modelled")
+    if "ssm" in model or "Nemotron-3" in str(model.get("name")) or "Nemotron-H" in str(model.get("name")):
+        raise ValueError("state-space blocks are not modelled")
+    if not {"layers", "hidden", "heads"} <= model.keys():
+        raise ValueError("layers, hidden or heads are not told")
+    gated, hidden = bool(model.get("ffn_gated")), model["hidden"]
+    ffn = model.get("ffn") or (-(-hidden * 8 // 3 // 256) * 256 if gated else 4 * hidden)
+    experts = None
+    if model.get("experts"):
+        extra = model.get("shared_experts", 0)
+        experts = Experts(
+            num_experts=model["experts"], per_token=model["topk"] + extra, ffn=model.get("moe_ffn") or ffn,
+            dense_layers=model.get("dense_layers", 0),
+        )  # fmt: skip
+    return Shape(
+        num_layers=model["layers"], hidden=hidden, num_heads=model["heads"],
+        num_kv_heads=model.get("kv_heads") or model["heads"],
+        head_dim=model.get("head_dim") or hidden // model["heads"], ffn=ffn, vocab=model.get("vocab") or 51200,
+        max_seq=model.get("seq") or 2048, positions="learned" if model.get("learned_pos_emb") else "rotary",
+        activation="swiglu" if gated or experts else "gelu",
+        tied=bool(model.get("tied_embeddings", not gated and not experts)),
+        experts=experts, sliding_window=model.get("sliding_window"),
+    )  # fmt: skip
+
+
+def _job(row: dict[str, Any]) -> Job:
+    if not row.get("global_batch_sequences"):
+        raise ValueError("global_batch_sequences is not told")
+    seq = row["model"].get("seq") or (1024 if "2020" in row.get("set", "") else 2048)
+    fp8 = "fp8" in str(row.get("precision", "")).lower() or "mxfp8" in str(row.get("precision", "")).lower()
+    return Job(seq=seq, global_batch=int(row["global_batch_sequences"]), matmul="fp8" if fp8 else "16 bit")
+
+
+def _layout(row: dict[str, Any], job: Job) -> Layout:
+    if row.get("tp") is None and row.get("model_parallel_size", 1) != 1:
+        size = row["model_parallel_size"]
+        row = {**row, "tp": min(8, size), "pp": max(1, size // 8)}  # tensors in the node, then stages
+    if row.get("tp") is None and row.get("pp") is None and row.get("dp") is None:
+        raise ValueError("the layout is not told")
+    tp, pp, cp, gpus = row.get("tp") or 1, row.get("pp") or 1, row.get("cp") or 1, row["gpus"]
+    if gpus % (tp * pp * cp):
+        raise ValueError("tp·pp·cp does not divide the GPUs")
+    replicas = gpus // (tp * pp * cp)
+    hopper = not any(word in row["gpu"] for word in ("A100", "V100"))
+    zero = row.get("zero_stage")
+    if zero is None:
+        zero = 3 if row.get("fsdp") else int(hopper)
+    groups = re.findall(r"\d+", f"{row.get('fsdp') or ''}")
+    group = row.get("zero1_group")
+    shards = int(groups[0]) if groups else group if isinstance(group, int) and group > 0 else replicas
+    if row.get("fsdp") == "HSDP":
+        shards = row.get("gpus_per_node", 8)
+    if not zero or replicas % shards:
+        shards = replicas if zero else 1
+    if job.global_batch % replicas:
+        raise ValueError("the batch is not a multiple of the replicas")
+    local = job.global_batch // replicas
+    micro_batch = row.get("micro_batch") or (local // row["grad_accum"] if row.get("grad_accum") else 1)
+    counted = "recompute" in str(row.get("flops_convention", ""))
+    # paxml's own GPT experiments save nothing
+    recompute = str(row.get("recompute") or ("full" if counted or "pax" in row.get("set", "") else "none"))
+    told = row.get("measured", {})
+    if recompute.startswith("selective") and told.get("hfu") and told.get("mfu") and row.get("fsdp"):
+        share = 3 * (told["hfu"] / told["mfu"] - 1)  # of the blocks: torch's "selective" is every n-th block, whole
+        recompute = "full" if share > 0.75 else f"full/{max(2, round(1 / share))}" if share > 0.05 else "none"
+    recompute = re.split("[ :]", recompute)[0]
+    sp = row.get("sp")
+    if sp is None:
+        sp = bool(row.get("recipe", {}).get("sequence_parallel", hopper)) or "selective" in recompute
+    vp = row.get("vpp") or 1
+    if (
+        row.get("vpp") is None
+        and not row.get("schedule")
+        and pp > 1
+        and hopper
+        and _software(row) == MEGATRON_CORE
+        and not row["model"].get("experts")
+    ):
+        blocks = row["model"]["layers"] / pp  # its recipes interleave where they can, mostly by two blocks
+        vp = int(blocks / 2 if blocks % 2 == 0 else blocks if blocks % 1 == 0 else 1)
+    ep = row.get("ep") or 1
+    etp = (
+        row.get("etp")
+        or row.get("recipe", {}).get("expert_tensor_parallel_size")
+        or (None if replicas * cp % ep == 0 else 1)
+    )
+    return Layout(
+        dp=replicas // shards, fsdp=shards, zero=zero if shards > 1 else 3, tp=tp, sp=bool(sp) and tp > 1, cp=cp,
+        cp_kind="ring" if cp > 1 else "allgather", pp=pp, vp=vp if pp > 1 else 1,
+        schedule="interleaved" if vp > 1 and pp > 1 else "1f1b", ep=ep, etp=etp if row["model"].get("experts") else None,
+        micro_batch=max(1, int(micro_batch)), precision="bf16",
+        recompute=recompute if recompute.startswith(("full", "selective")) else "none",
+    )  # fmt: skip
+
+
+PRESETS = (
+    ("GB300", "gb300"), ("GB200", "gb200"), ("GH200", "gh200"), ("B200", "b200"), ("H200", "h200"), ("H100", "h100"),
+    ("H800", "h100"), ("A100-40", "a100-40gb"), ("A100", "a100-80gb"), ("V100", "v100-32gb"), ("MI300X", "mi300x"),
+)  # fmt: skip
+
+
+def _cluster(row: dict[str, Any]) -> Cluster:
+    preset = next((preset for word, preset in PRESETS if word in row["gpu"].upper()), None)
+    if preset is None:
+        raise ValueError(f"no cluster file for {row['gpu']}")
+    cluster = read_cluster(preset, row["gpus"])
+    change: dict[str, Any] = {}
+    if "nanotron" in row.get("set", ""):
+        change["network_gb_per_s"] = (
+            25  # EFA: half of what InfiniBand gives (Ultrascale Playbook, all-reduce over nodes)
+        )
+    if domain := row.get("nvlink_domain"):
+        change["nvlink_domain"] = domain
+    per_node = row.get("gpus_per_node") or cluster.per_node
+    if network := _network(str(row.get("interconnect") or "")):
+        change["network_gb_per_s"] = network / 8 / per_node
+    if "H800" in row["gpu"]:
+        change["nvlink_gb_per_s"] = 200
+    return cluster.model_copy(update=change)
+
+
+def _network(text: str) -> float | None:
+    """Gb/s of a node."""
+    if match := re.search(r"(\d+)\s*x\s*(?:\w+ )*?(\d+)\s*Gb", text):
+        return float(match[1]) * float(match[2])
+    if match := re.search(r"inter_node_bandwidth (\d+)", text):
+        return float(match[1])
+    match = re.search(r"(\d+)\s*Gb(?:ps|/s)?(?: node-node| per node)", text)
+    return float(match[1]) if match else None
+
+
+def _software(row: dict[str, Any]) -> Software:
+    told = f"{row.get('framework') or ''} {row.get('set', '')} {row.get('framework_version') or ''} {row.get('source', '')}"
+    ampere = any(word in row["gpu"] for word in ("A100", "V100"))
+    default = MEGATRON_21 if ampere else MEGATRON_CORE
+    found = next((software for word, software in SOFTWARE if word.lower() in told.lower()), default)
+    if found is MEGATRON_21 and not ampere:
+        found = MEGATRON_CORE
+    if found.keeps_gathered and (row.get("pp") or 1) > 1:  # nanotron's stages gather again, as their memory shows
+        found = replace(found, keeps_gathered=0)
+    extras = " ".join(row.get("extras", [])).lower()
+    if "flash" in extras:
+        found = replace(found, flash=max(1, found.flash))
+    if "compile" in extras:
+        found = replace(found, fused=1)
+    if "no tp comm overlap" in extras:
+        found = replace(found, overlap_tp=0)
+    elif "tp-comm-overlap" in extras:
+        found = replace(found, overlap_tp=1)
+    if row.get("recipe", {}).get("moe_a2a_overlap"):
+        found = replace(found, overlap_ep=1)
+    if row.get("recipe", {}).get("moe_flex_dispatcher_backend"):
+        found = replace(found, dedup=1)
+    if row.get("recipe", {}).get("cuda_graph_impl"):
+        found = replace(found, graphs=1)
+    return found
+
+
+def _seconds(row: dict[str, Any], shape: Shape, job: Job) -> float | None:
+    """Of a step. FLOP/s are turned back by the convention that they were counted in."""
+    measured, tokens = row["measured"], job.seq * job.global_batch
+    if measured.get("step_s"):
+        return float(measured["step_s"])
+    if measured.get("tokens_per_s"):
+        return tokens / measured["tokens_per_s"]
+    if measured.get("tokens_per_s_per_gpu"):
+        return tokens / measured["tokens_per_s_per_gpu"] / row["gpus"]
+    if measured.get("sequences_per_s"):
+        return job.global_batch / measured["sequences_per_s"]
+    told = str(row.get("flops_convention", "")).lower()
+    rate = measured.get("hw_tflops_per_gpu")
+    flops = tokens * shape.flops_per_token(job.seq, causal="causal" in told and "non-causal" not in told)
+    if rate or "recompute" in told:
+        rate = rate or measured.get("tflops_per_gpu")
+        flops *= 4 / 3
+    rate = rate or measured.get("tflops_per_gpu")
+    if rate:
+        return flops / rate / 1e12 / row["gpus"]
+    if measured.get("mfu"):
+        return flops / measured["mfu"] / (_cluster(row).peak_tflops * 1e12) / row["gpus"]
+    return None

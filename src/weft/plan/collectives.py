@@ -1,0 +1,71 @@
+"""How long a collective takes: a start, a hop for each step round the ring, the bytes over the slowest link. Torch-free.
+
+NCCL's own model (nccl, src/graph/tuning.cc) with its rings; rates as nccl-tests counts them (bus bandwidth).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from weft.plan.constants import CONSTANTS as C
+from weft.plan.work import Machine, Num
+
+
+def near(size: Num, stride: Num, machine: Machine) -> Num:
+    """Members of a group that one NVLink domain holds: every `stride`-th rank is one of them."""
+    return np.clip(np.floor(machine.domain / stride), 1, size)
+
+
+def rate(size: Num, stride: Num, machine: Machine) -> Num:
+    """Bytes/s of the bus. Members in one node share its adapters, and each brings its own."""
+    inside = near(size, stride, machine)
+    nodes = np.ceil(size / inside)
+    outside = inside * machine.network * C.network * nodes**-C.falloff
+    return np.where(inside >= size, machine.nvlink * C.nvlink, np.minimum(outside, machine.nvlink * C.nvlink))
+
+
+def latency(size: Num, stride: Num, machine: Machine) -> Num:
+    """Seconds of the steps round a ring; where they are many, a tree is shorter."""
+    inside = near(size, stride, machine)
+    nodes = np.ceil(size / inside)
+    ring = (size - nodes) * C.hop_nvlink + np.where(nodes > 1, nodes, 0) * C.hop_network
+    tree = 4 * np.log2(np.maximum(2, nodes)) * C.hop_network + inside * C.hop_nvlink
+    return C.start + np.minimum(ring, tree)
+
+
+def gather(size: Num, stride: Num, machine: Machine, volume: Num) -> Num:
+    """Seconds of an all-gather, or of a reduce-scatter, of `volume` bytes in all."""
+    sent = (size - 1) / size * volume
+    seconds = latency(size, stride, machine) + (sent + np.minimum(C.half, sent)) / rate(size, stride, machine)
+    return np.where(size > 1, seconds, 0.0)
+
+
+def waited(size: Num, stride: Num, machine: Machine) -> Num:
+    """Seconds more of a collective over nodes that the computation waits for: adapters are driven by CPU threads, which a
+    computation that goes on beside them hides."""
+    nodes = np.ceil(size / near(size, stride, machine))
+    return np.where(nodes > 1, nodes * C.wait_network, 0.0)
+
+
+def reduce(size: Num, stride: Num, machine: Machine, volume: Num) -> Num:
+    """Seconds of an all-reduce: a reduce-scatter and an all-gather."""
+    return 2 * gather(size, stride, machine, volume)
+
+
+def all_to_all(size: Num, stride: Num, machine: Machine, volume: Num, copies: Num = 1) -> Num:
+    """Seconds in which every member sends `volume` bytes, an equal part to each.
+
+    Of a token's `copies`, a node that gets several is sent one (DeepSeek-V3, 2024, 3.2.2).
+    """
+    inside = near(size, stride, machine)
+    nodes = np.ceil(size / inside)
+    distinct = nodes * (1 - (1 - 1 / nodes) ** copies) / copies  # of the copies, to a node that has none yet
+    far = (size - inside) / size * distinct * volume / (machine.network * C.network)
+    close = (inside - 1) / size * volume / (machine.nvlink * C.nvlink)
+    return np.where(size > 1, C.start + size * C.hop_nvlink + np.maximum(far, close), 0.0)
+
+
+def send(stride: Num, machine: Machine, volume: Num) -> Num:
+    """Seconds from one process to the next of a pipeline."""
+    inside = stride < machine.domain
+    return C.start + volume / np.where(inside, machine.nvlink * C.nvlink, machine.network * C.network)

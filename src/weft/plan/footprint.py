@@ -1,0 +1,109 @@
+"""The memory of the fullest process, in closed form, for a search over many layouts. Torch-free.
+
+plan/memory.py counts weft's own steps moment by moment; this is the same in a few terms, and for other systems too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from weft.plan.constants import CONSTANTS as C
+from weft.plan.time import parameters
+from weft.plan.work import Num, Work
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes.
+
+    Attributes:
+        weights, gradients, optimizer: this process's share of each.
+        gathered: whole weights of the blocks at work, under ZeRO-3, and low-precision copies.
+        activations: kept for backward, of all micro-batches in flight.
+        working: what one block needs while it is computed, or computed again.
+        logits: with their gradient and the loss's workspace.
+        outside: context, communicators, workspaces.
+    """
+
+    weights: Num
+    gradients: Num
+    optimizer: Num
+    gathered: Num
+    activations: Num
+    working: Num
+    logits: Num
+    outside: Num
+
+    def fits(self, memory: Num) -> Num:
+        """Whether a GPU of so many bytes holds it, with what the allocator cannot use."""
+        return self.total <= C.usable * memory
+
+    @property
+    def total(self) -> Num:
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+def block_activations(work: Work) -> Num:
+    """Bytes that one block keeps of one micro-batch: Korthikanti et al. 2022, section 4, by the block's own sizes."""
+    s, c, soft = work.sizes, work.cut, work.software
+    tokens, tp = work.tokens, c.tp
+    wide = tokens / np.where(c.sp, tp, 1)
+    query, kv = s.heads * s.head_dim / tp, np.maximum(1, s.kv_heads / tp) * s.head_dim
+    share = np.where(s.experts > 0, (s.layers - s.dense_layers) / s.layers, 0.0)
+    # two norms' inputs and outputs; queries, keys, values, the result; the MLP's two or three inner states
+    hidden = 4 * s.hidden * wide
+    inner = tokens * (2 * query + 2 * kv)
+    ffn = tokens * s.matrices * s.ffn / tp
+    mine = tokens / tp * s.per_token
+    routed = mine * (2 * s.hidden + (s.matrices + 0) * s.expert_ffn)
+    kept = c.item * (hidden + inner + (1 - share) * ffn + share * routed) + tokens * s.heads / tp * 4
+    more = np.where(
+        (soft.fused > 0) | (s.matrices == 2),
+        0.0,
+        4 * s.hidden * wide + tokens * (query + kv + (1 - share) * s.ffn / tp),
+    )  # one kernel, one result
+    more = more + np.where((c.sp > 0) & (soft.keeps_gathered > 0), 2 * s.hidden * (tokens - wide), 0.0)
+    masks = soft.dropout * 2 * s.hidden * wide
+    scores = np.where(soft.flash, 0.0, c.micro_batch * s.heads / tp * s.seq**2 / c.cp * (2 * c.item + soft.dropout))
+    return kept + c.item * more + masks + np.where(c.selective > 0, 0.0, scores)
+
+
+def footprint(work: Work) -> Footprint:
+    s, c, soft = work.sizes, work.cut, work.software
+    common, experts, table = parameters(work)
+    head = np.where(soft.balanced, s.vocab * s.hidden / c.tp / (common + experts), 0.0)  # is worth so many blocks
+    blocks = np.minimum(s.layers, np.ceil((s.layers + head) / c.pp))
+    tables = table * np.where(c.pp > 1, 1.0, 2 - s.tied) + s.positions * s.hidden
+    held = blocks * (common + experts) + tables
+    shards = c.fsdp * c.cp
+    expert_shards = np.maximum(1, shards * c.tp / np.maximum(1, c.ep * c.etp))
+    shared = (blocks * common + tables) / shards + blocks * experts / expert_shards
+    weights = soft.weights * np.where(c.zero == 3, shared, held)
+    gradients = soft.gradients * np.where(c.zero >= 2, shared, held)
+    optimizer = (soft.master + soft.moments) * np.where(c.zero >= 1, shared, held)
+    copies = np.where(soft.weights > c.item, c.item, 0.0)
+    gathered = np.where(
+        c.zero == 3, 2 * (common + experts) * np.minimum(c.item, soft.weights) + tables * c.item, copies * held
+    )
+
+    kept = block_activations(work)
+    one = work.tokens * s.hidden * c.item / np.where(c.sp, c.tp, 1)
+    per_block = c.full * one + (1 - c.full) * kept
+    flying = np.minimum(work.micro_batches * c.vp, np.where(c.vp > 1, c.pp * c.vp + c.pp - 1, c.pp)) / c.vp
+    activations = flying * blocks * per_block
+    working = np.where(c.full > 0, kept, 0.0) + 2 * work.tokens * s.hidden * c.item * 2
+    logits = np.where(soft.fused_loss, C.logits, C.logits * 4 / 3) * work.tokens * s.vocab / c.tp
+    logits = np.where(c.chunked, logits / 16, logits)
+    # the first stage of a pipeline has most in flight, the last has the logits
+    last = np.where(c.pp > 1, np.minimum(flying, 1.0) * blocks * per_block, activations)
+    first = np.where(c.pp > 1, activations, 0.0)
+    logits_last = last + logits
+    top = np.maximum(first, logits_last)
+    shown = np.where(c.pp > 1, np.where(first >= logits_last, first, last), activations)
+    axes = 1.0 * (c.tp > 1) + (c.pp > 1) + (c.cp > 1) + (c.replicas > 1)
+    return Footprint(
+        weights=weights, gradients=gradients, optimizer=optimizer, gathered=gathered, activations=shown, working=working,
+        logits=top - shown, outside=C.outside + C.communicator * axes,
+    )  # fmt: skip

@@ -1,0 +1,108 @@
+"""A cluster: its GPU, its links, how many. Published ones are presets/clusters/*.toml. Torch-free."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import tomllib
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from weft.plan.work import Machine
+
+FOLDER = Path(__file__).parents[1] / "presets" / "clusters"
+
+
+class Cluster(BaseModel):
+    """GPUs of one kind. Rates are in one direction and of one GPU; efficiencies are shares of the peak."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    title: str = ""
+    gpus: int = Field(8, ge=1)
+    peak_tflops: float = Field(gt=0, description="dense, 16 bit")
+    peak_8bit_tflops: float = Field(gt=0)
+    gemm_efficiency: float = Field(gt=0, le=1, description="of the best matrix product, 16 bit")
+    gemm_8bit_efficiency: float = Field(gt=0, le=1)
+    attention_efficiency: float = Field(gt=0, le=1, description="of fused attention, of the 16-bit peak")
+    sms: int = Field(ge=1, description="tiles that are worked on at once")
+    memory_gib: float = Field(gt=0)
+    memory_gb_per_s: float = Field(gt=0)
+    nvlink_gb_per_s: float = Field(gt=0)
+    nvlink_domain: int = Field(ge=1, description="GPUs that are joined without the network")
+    network_gb_per_s: float = Field(gt=0)
+    per_node: int = Field(8, ge=1)
+    generation: int = Field(2, ge=0, le=3, description="0 Volta, 1 Ampere, 2 Hopper, 3 Blackwell")
+
+    @property
+    def memory(self) -> float:
+        """Bytes."""
+        return self.memory_gib * 2**30
+
+    def machine(self) -> Machine:
+        """One GPU as numbers."""
+        return Machine(
+            peak=self.peak_tflops * 1e12,
+            peak8=self.peak_8bit_tflops * 1e12,
+            gemm=self.gemm_efficiency,
+            gemm8=self.gemm_8bit_efficiency,
+            attention=self.attention_efficiency,
+            sms=self.sms,
+            hbm=self.memory_gb_per_s * 1e9,
+            memory=self.memory,
+            nvlink=self.nvlink_gb_per_s * 1e9,
+            domain=self.nvlink_domain,
+            network=self.network_gb_per_s * 1e9,
+            generation=self.generation,
+        )
+
+
+@functools.cache
+def cluster_names() -> tuple[str, ...]:
+    return tuple(sorted(path.stem for path in FOLDER.glob("*.toml")))
+
+
+def read_cluster(name: str, gpus: int | None = None) -> Cluster:
+    """A preset by name, or a file; `h100x1024` is a preset and a number.
+
+    A file may name a preset as `base` and say only what differs.
+
+    Raises:
+        ValueError: there is no such cluster, or a field is wrong; names it.
+    """
+    path = Path(name)
+    if path.suffix == ".toml":
+        values = _load(path)
+        base = values.pop("base", None)
+        values = {**(_load(_preset(base)) if base else {}), **values}
+    else:
+        preset, _, count = name.rpartition("x")
+        if not (preset in cluster_names() and count.isdigit()):
+            preset, count = name, ""
+        values = _load(_preset(preset))
+        gpus = gpus or (int(count) if count else None)
+    if gpus is not None:
+        values["gpus"] = gpus
+    try:
+        return Cluster.model_validate(values)
+    except ValidationError as error:
+        found = error.errors()[0]
+        raise ValueError(f"cluster {name}: {'.'.join(map(str, found['loc']))}: {found['msg']}") from None
+
+
+def _preset(name: str) -> Path:
+    if name not in cluster_names():
+        near = difflib.get_close_matches(name, cluster_names(), n=1, cutoff=0.3)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(cluster_names())}"
+        raise ValueError(f"there is no cluster {name!r}: {hint}. A file of your own ends with .toml")
+    return FOLDER / f"{name}.toml"
+
+
+def _load(path: Path) -> dict:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"cluster {path}: {error.strerror}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"cluster {path}: {error}") from None

@@ -1,0 +1,99 @@
+"""Shape, Layout, Cluster and Job as the plain numbers that the models work with. Torch-free."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from weft.config.layout import Layout
+from weft.config.recompute import Recompute
+from weft.models.shape import Shape
+from weft.plan.machine import Cluster
+from weft.plan.work import Cut, Sizes, Software, Work
+
+BUBBLE = {"zbh1": 1 / 3, "zbv": 0.1, "dualpipev": 0.5}
+"""Of the waiting of 1f1b or its interleaved form: Qi et al. 2023, table 2; DeepSeek-V3 2024, table 2. A search takes these;
+the timeline of a chosen plan comes from its table."""
+
+
+class Job(BaseModel):
+    """What is to be trained: tokens in a sequence, sequences in a step, tokens in all."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seq: int = Field(ge=1)
+    global_batch: int = Field(ge=1)
+    tokens: float = Field(1e12, gt=0)
+    matmul: Literal["16 bit", "fp8"] = "16 bit"
+
+
+WEFT = Software(
+    overlap_dp=1,
+    balanced=1,
+    fused=0,
+    fused_loss=0,
+    keeps_gathered=1,
+    weights=4,
+    gradients=4,
+    master=0,
+    moments=8,
+    reduced=4,
+)
+"""weft itself: weights, gradients and moments in fp32 and what is computed with beside them (config/layout.py)."""
+MEGATRON = Software()
+"""Megatron-LM with its distributed optimizer: bf16 weights, fp32 gradients, fp32 master weights and moments."""
+
+
+def numbers(shape: Shape, layout: Layout, job: Job, cluster: Cluster, software: Software = WEFT) -> Work:
+    """One layout as a Work."""
+    return Work(sizes(shape, job), cut(shape, layout, job), cluster.machine(), software)
+
+
+def sizes(shape: Shape, job: Job) -> Sizes:
+    experts = shape.experts
+    return Sizes(
+        layers=shape.num_layers,
+        hidden=shape.hidden,
+        heads=shape.num_heads,
+        kv_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
+        ffn=shape.ffn,
+        matrices=shape.mlp_matrices,
+        vocab=shape.vocab,
+        tied=float(shape.tied),
+        positions=shape.max_seq if shape.positions == "learned" else 0,
+        window=shape.sliding_window or job.seq,
+        experts=experts.num_experts if experts else 0,
+        per_token=experts.per_token if experts else 0,
+        expert_ffn=experts.ffn if experts else 0,
+        dense_layers=experts.dense_layers if experts else shape.num_layers,
+        seq=job.seq,
+        batch=job.global_batch,
+    )
+
+
+def cut(shape: Shape, layout: Layout, job: Job) -> Cut:
+    recompute = Recompute.parse(layout.recompute)
+    again = len(recompute.blocks(shape.num_layers)) / shape.num_layers if recompute.budget is None else 0.0
+    partly = bool(recompute.redone or recompute.keeps)
+    return Cut(
+        dp=layout.dp,
+        fsdp=layout.fsdp,
+        zero=layout.zero if layout.fsdp > 1 else 0,
+        tp=layout.tp,
+        sp=float(layout.sp),
+        cp=layout.cp,
+        gathers=float(layout.cp_kind == "allgather"),
+        pp=layout.pp,
+        vp=layout.num_chunks,
+        ep=layout.ep,
+        etp=layout.expert_tp,
+        micro_batch=layout.micro_batch_size(job.global_batch),
+        full=0.0 if partly else again,
+        selective=again if partly else 0.0,
+        chunked=float(layout.loss == "chunked"),
+        item=4 if layout.precision == "fp32" else 2,
+        fp8=float(job.matmul == "fp8"),
+        bubble=BUBBLE.get(layout.schedule, 1.0),
+    )

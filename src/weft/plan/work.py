@@ -1,0 +1,163 @@
+"""Work: everything that time and memory follow from, as plain numbers or as columns of them. Torch-free.
+
+Every function over a Work is arithmetic on its fields, so one call answers for one layout or for a hundred thousand:
+`stack` lays many side by side, and a search fills the fields with columns itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, TypeVar, cast
+
+import numpy as np
+
+Num = Any
+"""A number, or an array with one for each candidate."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The model and the job. Counts; `matrices` 3 where the MLP is gated, else 2; `experts` 0 where there are none."""
+
+    layers: Num
+    hidden: Num
+    heads: Num
+    kv_heads: Num
+    head_dim: Num
+    ffn: Num
+    matrices: Num
+    vocab: Num
+    tied: Num
+    positions: Num  # learned ones
+    window: Num  # tokens that one sees; the sequence, where there is no window
+    experts: Num
+    per_token: Num
+    expert_ffn: Num
+    dense_layers: Num
+    seq: Num
+    batch: Num
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A layout. Flags are 0 or 1; `zero` is 0 where nothing is sharded; `full` is the
+    share of blocks that are computed again whole, `selective` all but matrices and attention."""
+
+    dp: Num
+    fsdp: Num
+    zero: Num
+    tp: Num
+    sp: Num
+    cp: Num
+    gathers: Num  # cp_kind allgather
+    pp: Num
+    vp: Num
+    ep: Num
+    etp: Num
+    micro_batch: Num
+    full: Num
+    selective: Num
+    chunked: Num  # loss
+    item: Num  # bytes of a number of the computation
+    fp8: Num  # matrices multiplied in 8 bits
+    bubble: Num  # of the schedule, as a part of 1f1b's
+
+    @property
+    def gpus(self) -> Num:
+        return self.dp * self.fsdp * self.cp * self.pp * self.tp
+
+    @property
+    def replicas(self) -> Num:
+        return self.dp * self.fsdp
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One GPU and its links. FLOP/s, bytes, bytes/s in one direction, seconds."""
+
+    peak: Num  # dense, 16 bit
+    peak8: Num
+    gemm: Num  # share of the peak that the best matrix product reaches, 16 bit
+    gemm8: Num
+    attention: Num  # share of the 16-bit peak that fused attention reaches
+    sms: Num
+    hbm: Num
+    memory: Num
+    nvlink: Num
+    domain: Num  # GPUs that NVLink joins
+    network: Num  # of one GPU
+    generation: Num  # 0 Volta, 1 Ampere, 2 Hopper, 3 Blackwell
+
+
+@dataclass(frozen=True)
+class Software:
+    """What a training system does with a layout. 0 or 1 each, unless said.
+
+    Attributes:
+        fused: norms and activations are one kernel each.
+        fused_loss: so is the loss.
+        flash: attention never writes its scores: 1 FlashAttention-2, 2 the best kernels of the GPU's generation.
+        overlap_dp: gradients are reduced and weights gathered beside the computation.
+        overlap_tp: tp's messages go beside the matrix products.
+        overlap_pp: stages' messages go beside the computation.
+        overlap_ep: experts' messages go beside the computation.
+        dedup: a node is sent one copy of a token, however many of its experts it goes to.
+        graphs: kernels are launched by CUDA graphs.
+        dropout: masks are made and kept.
+        balanced: the last stage has fewer blocks, for the head is work too.
+        keeps_gathered: under sp, what a matrix was given is kept whole for backward, not gathered again.
+        weights, gradients, master, moments: bytes of each parameter.
+        reduced: bytes in which a gradient travels.
+    """
+
+    fused: Num = 1
+    fused_loss: Num = 1
+    flash: Num = 1
+    overlap_dp: Num = 1
+    overlap_tp: Num = 0
+    overlap_pp: Num = 0
+    overlap_ep: Num = 0
+    dedup: Num = 0
+    graphs: Num = 0
+    dropout: Num = 0
+    balanced: Num = 0
+    keeps_gathered: Num = 0
+    weights: Num = 2
+    gradients: Num = 4
+    master: Num = 4
+    moments: Num = 8
+    reduced: Num = 4
+
+
+@dataclass(frozen=True)
+class Work:
+    sizes: Sizes
+    cut: Cut
+    machine: Machine
+    software: Software
+
+    @property
+    def tokens(self) -> Num:
+        """Of one micro-batch on one process."""
+        return self.cut.micro_batch * self.sizes.seq / self.cut.cp
+
+    @property
+    def micro_batches(self) -> Num:
+        return np.maximum(1, self.sizes.batch / self.cut.replicas / self.cut.micro_batch)
+
+    @property
+    def blocks(self) -> Num:
+        """Of the process that has most."""
+        stages = self.cut.pp * self.cut.vp
+        return np.minimum(np.ceil(self.sizes.layers / stages) * self.cut.vp, np.ceil(self.sizes.layers / self.cut.pp))
+
+
+def stack(items: Sequence[T]) -> T:
+    """Many of a kind side by side: every field a column."""
+    first: Any = items[0]
+    if not is_dataclass(first):
+        return cast(T, np.array(items, dtype=float))
+    columns = {field.name: stack([getattr(item, field.name) for item in items]) for field in fields(first)}
+    return cast(T, replace(first, **columns))  # type: ignore[type-var]
