@@ -94,6 +94,6 @@ def cut(shape: Shape, layout: Layout, job: Job) -> Cut:
         selective=again if partly else 0.0,
         chunked=float(layout.loss == "chunked"),
         item=4 if layout.precision == "fp32" else 2,
-        fp8=float(job.matmul == "fp8"),
+        fp8=float("fp8" in (job.matmul, layout.precision)),
         bubble=BUBBLE.get(layout.schedule, 1.0),
     )
