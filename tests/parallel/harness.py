@@ -39,6 +39,15 @@ MODELS = {
         "family": "mixtral", "num_layers": 4, "hidden": 32, "num_heads": 4, "num_kv_heads": 2, "ffn": 24, "vocab": 67,
         "max_seq": 32, "experts": {"num_experts": 4, "per_token": 2},
     },
+    "deepseek": {
+        "family": "deepseek_v3", "num_layers": 4, "hidden": 32, "num_heads": 4, "ffn": 48, "vocab": 67, "max_seq": 32,
+        "latent": {"q_rank": 12, "kv_rank": 16, "nope_dim": 6, "rope_dim": 4, "value_dim": 8},
+        "yarn": {"factor": 4, "original_max_seq": 8, "mscale": 0.7, "mscale_all_dim": 1.2},
+        "experts": {
+            "num_experts": 8, "per_token": 2, "ffn": 12, "dense_layers": 1, "shared": 1, "scores": "sigmoid",
+            "groups": 4, "top_groups": 2, "scaling": 2.5,
+        },
+    },
 }  # fmt: skip
 
 

@@ -29,6 +29,11 @@ COMMON: dict[str, Any] = {
     "vocab_size": 50, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": [2, 3],
 }  # fmt: skip
+LATENT: dict[str, Any] = {
+    "num_key_value_heads": 4, "kv_lora_rank": 12, "q_lora_rank": 14, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4,
+    "v_head_dim": 8, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12,
+    "n_shared_experts": 1, "first_k_dense_replace": 1,
+}  # fmt: skip
 CONFIGS: dict[str, Any] = {
     "gpt2": lambda: transformers.GPT2Config(
         vocab_size=50, n_positions=40, n_embd=24, n_layer=2, n_head=3, bos_token_id=1, eos_token_id=2
@@ -44,14 +49,16 @@ CONFIGS: dict[str, Any] = {
     "mistral": lambda: transformers.MistralConfig(**COMMON, sliding_window=5),
     "qwen2": lambda: transformers.Qwen2Config(**COMMON, tie_word_embeddings=True),
     "qwen3": lambda: transformers.Qwen3Config(**COMMON, head_dim=10),
+    "deepseek_v2": lambda: transformers.DeepseekV2Config(**COMMON | LATENT),
+    "deepseek_v3": lambda: transformers.DeepseekV3Config(**COMMON | LATENT, n_group=2, topk_group=1),
 }  # fmt: skip
 
 
 def model_in(folder: Path, kind: str, dtype: torch.dtype = torch.float32, **how: Any) -> torch.nn.Module:
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(CONFIGS[kind]())
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
+    for tensor in (*model.parameters(), *(x for name, x in model.named_buffers() if name.endswith("_bias"))):
+        torch.nn.init.normal_(tensor, std=0.3)
     model = model.to(dtype).eval()
     model.save_pretrained(folder, **how)
     return model

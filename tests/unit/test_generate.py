@@ -13,7 +13,7 @@ import transformers
 from weft.checkpoint.weights import load_decoder
 from weft.models.decoder import Decoder
 from weft.models.huggingface import config_from_shape
-from weft.models.shape import Family, RopeScaling, Shape
+from weft.models.shape import Experts, Family, Latent, RopeScaling, Shape, Yarn
 from weft.serve.cache import KeyValues
 from weft.serve.generate import Generation, complete, generate, who_sees_whom
 from weft.serve.sampling import Sampling
@@ -27,7 +27,12 @@ SHAPES: dict[Family, Shape] = {
     "mistral": Shape(family="mistral", **SMALL, num_kv_heads=1, sliding_window=7),
     "qwen2": Shape(family="qwen2", **SMALL, num_kv_heads=2, tied=True),
     "qwen3": Shape(family="qwen3", **SMALL, num_kv_heads=2, head_dim=16, sliding_window=9),
-}
+    "deepseek_v3": Shape(
+        family="deepseek_v3", **SMALL, latent=Latent(q_rank=12, kv_rank=16, nope_dim=8, rope_dim=4, value_dim=10),
+        yarn=Yarn(factor=8, original_max_seq=16),
+        experts=Experts(num_experts=4, per_token=2, ffn=24, shared=1, scores="sigmoid", groups=2, top_groups=1),
+    ),
+}  # fmt: skip
 families = pytest.mark.parametrize("family", SHAPES)
 
 

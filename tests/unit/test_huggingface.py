@@ -19,7 +19,7 @@ from weft.checkpoint.stacked import stacked_parts
 from weft.checkpoint.weights import WeightsFolder, copy_tokenizer, create_weights_folder, load_decoder
 from weft.models.decoder import Decoder
 from weft.models.huggingface import config_from_shape, places, shape_from_config
-from weft.models.parameters import is_stacked, parameter_sizes
+from weft.models.parameters import is_stacked, stored_sizes
 from weft.models.shape import Shape
 from weft.presets import preset_shape
 
@@ -70,11 +70,40 @@ def random_config(kind: str, seed: int) -> transformers.PreTrainedConfig:
             moe_intermediate_size=rng.choice([12, 20]), norm_topk_prob=seed % 2 == 0,
             mlp_only_layers=rng.choice([[], [0]]), use_sliding_window=seed == 1, sliding_window=5,
         )  # fmt: skip
+    if kind.startswith("deepseek"):
+        return random_deepseek(kind, seed, rng, common)
     assert kind == "qwen3"
     return transformers.Qwen3Config(**common, head_dim=other_head_dim)
 
 
-KINDS = ("gpt2", "llama", "llama3", "mistral", "qwen2", "qwen2-window", "qwen3", "mixtral", "qwen3_moe")
+def random_deepseek(kind: str, seed: int, rng: random.Random, common: dict[str, Any]) -> transformers.PreTrainedConfig:
+    """Values as wide as keys, or narrower; queries by way of a latent vector, or not; the frequencies stretched, or not."""
+    nope, rope = rng.choice([(6, 4), (4, 6), (8, 8)])
+    yarn = {
+        "rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0, "beta_fast": 8, "beta_slow": 0.5, "mscale": 0.7,
+        "mscale_all_dim": 1.2, "original_max_position_embeddings": 16,
+    }  # fmt: skip
+    common |= {
+        "num_key_value_heads": common["num_attention_heads"], "kv_lora_rank": 12, "q_lora_rank": rng.choice([None, 14]),
+        "qk_nope_head_dim": nope, "qk_rope_head_dim": rope, "v_head_dim": rng.choice([nope + rope, nope]),
+        "n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 12, "routed_scaling_factor": 1.7,
+        "n_shared_experts": rng.choice([1, 2]), "first_k_dense_replace": rng.choice([0, 1]),
+        "rope_parameters": yarn if seed % 2 else common["rope_parameters"],
+    }  # fmt: skip
+    if kind == "deepseek_v3":
+        groups = [(4, 2), (1, 1), (2, 1)][seed % 3]
+        norm = rng.choice([True, False])
+        return transformers.DeepseekV3Config(
+            **common, n_group=groups[0], topk_group=groups[1], norm_topk_prob=norm, num_mtp_layers=0
+        )
+    method = {"topk_method": "greedy"} if kind == "deepseek_v2" else {"topk_method": "group_limited_greedy"}
+    return transformers.DeepseekV2Config(**common, **method, n_group=4, topk_group=2)
+
+
+KINDS = (
+    "gpt2", "llama", "llama3", "mistral", "qwen2", "qwen2-window", "qwen3", "mixtral", "qwen3_moe", "deepseek_v2",
+    "deepseek_v2-groups", "deepseek_v3",
+)  # fmt: skip
 
 
 def saved(folder: Path, config: transformers.PreTrainedConfig, **how: Any) -> torch.nn.Module:
@@ -83,6 +112,9 @@ def saved(folder: Path, config: transformers.PreTrainedConfig, **how: Any) -> to
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", experts_implementation="eager")
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
+    for name, buffer in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            torch.nn.init.normal_(buffer, std=0.3)
     model = model.to(how.pop("dtype", torch.float32)).eval()
     model.save_pretrained(folder, **how)
     return model
@@ -122,10 +154,10 @@ def test_what_weft_writes_is_what_transformers_loads(kind: str, tmp_path: Path) 
     shape = shape_from_config(random_config(kind, 1).to_dict())
     torch.manual_seed(1)
     ours = Decoder(shape)
-    for parameter in ours.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
+    for tensor in (*ours.parameters(), *ours.buffers()):
+        torch.nn.init.normal_(tensor, std=0.3)
     with create_weights_folder(tmp_path, shape, torch.float32, 9_000, tokens={"eos_token_id": 5}) as folder:
-        for name, parameter in ours.named_parameters():
+        for name, parameter in (*ours.named_parameters(), *ours.named_buffers()):
             whole = [(Region.whole(name, tuple(parameter.shape)), slice(None))]
             for region, rows in stacked_parts(shape, name) if is_stacked(name) else whole:
                 folder.write(region, parameter[rows])
@@ -165,7 +197,7 @@ def test_tied_head_stays_tied(tmp_path: Path) -> None:
 def test_any_region_reads_and_writes_its_own_box(kind: str, tmp_path: Path) -> None:
     """Each parameter cut in four, written cut by cut and read cut otherwise, is what it was."""
     shape = shape_from_config(random_config(kind, 2).to_dict())
-    whole = {name: torch.randn(dims) for name, dims in parameter_sizes(shape).items()}
+    whole = {name: torch.randn(dims) for name, dims in stored_sizes(shape).items()}
     with create_weights_folder(tmp_path, shape, torch.float32) as folder:
         for name, tensor in whole.items():
             for region in _quarters(Region.whole(name, tuple(tensor.shape))):
@@ -189,7 +221,7 @@ def test_places_cover_every_number_once() -> None:
     for kind in KINDS:
         shape = shape_from_config(random_config(kind, 0).to_dict())
         count = {place.tensor: torch.zeros(place.sizes, dtype=torch.int) for place in places(shape).values()}
-        for name, dims in parameter_sizes(shape).items():
+        for name, dims in stored_sizes(shape).items():
             start, stop = places(shape)[name].box((0,) * len(dims), dims)
             count[places(shape)[name].tensor][tuple(map(slice, start, stop))] += 1
         assert all(bool((tensor == 1).all()) for tensor in count.values())

@@ -22,7 +22,7 @@ PUBLISHED = {
     "llama3-405b": 405_853_388_800, "llama3.2-1b": 1_235_814_400, "mistral-7b": 7_241_732_096,
     "qwen2.5-0.5b": 494_032_768, "qwen3-0.6b": 596_049_920, "qwen3-8b": 8_190_735_360, "qwen3-32b": 32_762_123_264,
     "mixtral-8x7b": 46_702_792_704, "mixtral-8x22b": 140_620_634_112, "qwen3-30b-a3b": 30_532_122_624,
-    "qwen3-235b-a22b": 235_093_634_560,
+    "qwen3-235b-a22b": 235_093_634_560, "deepseek-v2-lite": 15_706_484_224, "deepseek-v3": 671_026_404_352,
 }  # fmt: skip
 app = typer.Typer()
 app.command()(models)
@@ -39,6 +39,7 @@ def test_tensors_are_those_of_transformers(name: str) -> None:
             transformers.AutoConfig.for_model(**config), attn_implementation="eager"
         )
     theirs = {key: tuple(parameter.shape) for key, parameter in model.named_parameters() if ".experts." not in key}
+    theirs |= {key: tuple(x.shape) for key, x in model.named_buffers() if key.endswith("e_score_correction_bias")}
     ours = {place.tensor: place.sizes for place in places(shape).values()}
     assert {key: dims for key, dims in ours.items() if ".experts." not in key} == {
         key.replace(".mlp.gate.", ".block_sparse_moe.gate.") if shape.family == "mixtral" else key: dims
@@ -55,7 +56,14 @@ def test_size_is_the_published_one(name: str, count: int) -> None:
 
 @pytest.mark.parametrize(
     ("name", "billions"),
-    [("mixtral-8x7b", 12.9), ("mixtral-8x22b", 39.1), ("qwen3-30b-a3b", 3.3), ("qwen3-235b-a22b", 22.2)],
+    [
+        ("mixtral-8x7b", 12.9),
+        ("mixtral-8x22b", 39.1),
+        ("qwen3-30b-a3b", 3.3),
+        ("qwen3-235b-a22b", 22.2),
+        ("deepseek-v2-lite", 2.66),  # its paper's 2.4 leaves the embedding out
+        ("deepseek-v3", 37),
+    ],
 )
 def test_active_parameters_are_the_published_ones(name: str, billions: float) -> None:
     assert preset_shape(name).active_params / 1e9 == pytest.approx(billions, rel=0.02)
@@ -78,7 +86,7 @@ def test_order_is_series_by_series_small_to_large() -> None:
     names = preset_names()
     keys = [(preset_series(name), preset_shape(name).num_params) for name in names]
     assert keys == sorted(keys)
-    assert names[:4] == ("gpt2-124m", "gpt2-355m", "gpt2-774m", "gpt2-1.5b")
+    assert names[:4] == ("deepseek-v2-lite", "deepseek-v3", "gpt2-124m", "gpt2-355m")
 
 
 @pytest.mark.parametrize("name", ["llama3-9b", "../models/gpt2-124m"])

@@ -14,10 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from weft.checkpoint.stacked import stacked_parts
 from weft.models.decoder import Decoder
 from weft.models.parameters import block_sizes, is_stacked, parameter_sizes
-from weft.models.places import EXPERT_FAMILIES
-from weft.models.shape import FAMILY_SWITCHES, Experts, RopeScaling, Shape
+from weft.models.places import EXPERT_FAMILIES, LATENT_FAMILIES
+from weft.models.shape import FAMILY_SWITCHES, Experts, Latent, RopeScaling, Shape
 
 SMALL: dict[str, Any] = {"num_layers": 2, "hidden": 32, "num_heads": 4, "ffn": 48, "vocab": 67, "max_seq": 64}
+LATENT: dict[str, Any] = {"q_rank": 12, "kv_rank": 16, "nope_dim": 6, "rope_dim": 4, "value_dim": 10}
 
 
 @st.composite
@@ -28,6 +29,20 @@ def mixtures(draw: st.DrawFn) -> Experts:
         per_token=draw(st.integers(1, num_experts)),
         ffn=draw(st.integers(1, 20)),
         dense_layers=draw(st.integers(0, 2)),
+        shared=draw(st.integers(0, 2)),
+        scores=draw(st.sampled_from(["softmax", "sigmoid"])),
+    )
+
+
+@st.composite
+def latents(draw: st.DrawFn) -> Latent:
+    nope, rope = draw(st.integers(1, 8)), 2 * draw(st.integers(1, 4))
+    return Latent(
+        q_rank=draw(st.none() | st.integers(1, 9)),
+        kv_rank=draw(st.integers(1, 9)),
+        nope_dim=nope,
+        rope_dim=rope,
+        value_dim=draw(st.integers(1, nope + rope)),
     )
 
 
@@ -43,22 +58,24 @@ def named_sizes(shape: Shape, model: Decoder) -> dict[str, tuple[int, ...]]:
 @st.composite
 def shapes(draw: st.DrawFn) -> Shape:
     kv_heads = draw(st.integers(1, 4))
-    experts = draw(st.none() | mixtures())
-    plain = experts is None
+    experts, latent = draw(st.none() | mixtures()), draw(st.none() | latents())
+    plain, own = experts is None, latent is None
     return Shape(
         family=draw(st.sampled_from(sorted(FAMILY_SWITCHES))),
         num_layers=draw(st.integers(1, 3)),
         hidden=draw(st.integers(1, 40)),
         num_kv_heads=kv_heads,
-        num_heads=kv_heads * draw(st.integers(1, 3)),
-        head_dim=2 * draw(st.integers(1, 8)),
+        num_heads=kv_heads * (draw(st.integers(1, 3)) if own else 1),
+        head_dim=2 * draw(st.integers(1, 8)) if latent is None else latent.nope_dim + latent.rope_dim,
         ffn=draw(st.integers(1, 50)),
         vocab=draw(st.integers(1, 99)),
         max_seq=draw(st.integers(1, 64)),
-        **{name: draw(st.booleans()) for name in ("qkv_bias", "qk_norm", "tied")},
-        out_bias=plain and draw(st.booleans()),
-        positions=draw(st.sampled_from(["rotary", "learned"])),
-        norm=draw(st.sampled_from(["rmsnorm", "layernorm"])),
+        tied=draw(st.booleans()),
+        **{name: own and draw(st.booleans()) for name in ("qkv_bias", "qk_norm")},
+        out_bias=plain and own and draw(st.booleans()),
+        positions=draw(st.sampled_from(["rotary", "learned"])) if own else "rotary",
+        norm=draw(st.sampled_from(["rmsnorm", "layernorm"])) if own else "rmsnorm",
+        latent=latent,
         activation=draw(st.sampled_from(["swiglu", "gelu"])) if plain else "swiglu",
         experts=experts,
     )
@@ -103,7 +120,11 @@ def test_stages_hold_what_the_whole_holds(shape: Shape, data: st.DataObject) -> 
 def test_flops_are_those_that_torch_counts(family: str, seq: int) -> None:
     """torch counts the matrix products of forward and backward, attention in full; so does `causal=False`."""
     experts = {"num_experts": 8, "per_token": 2, "dense_layers": 1} if family in EXPERT_FAMILIES else None
-    shape = Shape(**{**SMALL, "family": family, "num_kv_heads": 2 if family != "gpt2" else 4, "experts": experts})
+    latent = None
+    if family in LATENT_FAMILIES:  # with values as wide as keys: to narrower ones zeros are added, which torch counts
+        latent, experts = LATENT, {**(experts or {}), "shared": 1, "ffn": 24}
+    kv_heads = 4 if family == "gpt2" or latent else 2
+    shape = Shape(**{**SMALL, "family": family, "num_kv_heads": kv_heads, "experts": experts, "latent": latent})
     model = Decoder(shape)
     tokens = torch.zeros(2, seq, dtype=torch.long)
     with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
@@ -140,6 +161,10 @@ def test_a_family_sets_its_switches_and_they_may_be_set_again(family: Any) -> No
     assert Shape(**SMALL, family=family, tied=not shape.tied).tied is not shape.tied
 
 
+YARN = {"factor": 2, "original_max_seq": 32}
+LLAMA3 = {"factor": 2, "low_freq_factor": 1, "high_freq_factor": 4, "original_max_seq": 32}
+
+
 @pytest.mark.parametrize(
     ("over", "words"),
     [
@@ -158,6 +183,19 @@ def test_a_family_sets_its_switches_and_they_may_be_set_again(family: Any) -> No
         ({"experts": {"num_experts": 2, "per_token": 3}}, "model.experts.per_token .3. is more than"),
         ({"experts": {"num_experts": 2, "per_token": 0}}, "per_token"),
         ({"experts": {"num_experts": 2, "per_token": 1}, "out_bias": True}, "model.experts are computed with"),
+        (
+            {"experts": {"num_experts": 6, "per_token": 1, "groups": 4}},
+            "model.experts.groups .4. must divide num_experts",
+        ),
+        ({"experts": {"num_experts": 6, "per_token": 1, "top_groups": 2}}, "top_groups .2. be no more"),
+        ({"experts": {"num_experts": 8, "per_token": 3, "groups": 4}}, "have to hold per_token .3."),
+        ({"experts": {"num_experts": 4, "per_token": 1, "groups": 4}}, "each of 4 has 1 experts"),
+        ({"latent": {**LATENT, "rope_dim": 3}}, "model.latent.rope_dim .3. must be even"),
+        ({"latent": {**LATENT, "value_dim": 11}}, "model.latent.value_dim .11. is more than nope_dim"),
+        ({"latent": LATENT, "head_dim": 8}, "model.head_dim .8. is nope_dim . rope_dim"),
+        ({"latent": LATENT, "num_kv_heads": 2}, "model.num_kv_heads .2.: with model.latent every head has its own"),
+        ({"latent": LATENT, "qk_norm": True}, "model.latent is attention with rotary positions"),
+        ({"yarn": YARN, "rope_scaling": LLAMA3}, "model.yarn and model.rope_scaling both stretch"),
     ],
 )
 def test_shapes_that_are_none(over: dict[str, Any], words: str) -> None:

@@ -21,7 +21,8 @@ from weft.checkpoint.stacked import stacked_parts
 from weft.checkpoint.tensors import Entry, TensorFile, create
 from weft.models.decoder import Decoder
 from weft.models.huggingface import TOKEN_KEYS, Place, config_from_shape, places, shape_from_config
-from weft.models.parameters import is_stacked
+from weft.models.parameters import buffer_sizes, is_stacked
+from weft.models.places import SELECTION_BIAS
 from weft.models.shape import Shape
 
 __all__ = ["SHARD_BYTES", "WeightsFolder", "Written", "copy_tokenizer", "create_weights_folder", "load_decoder"]
@@ -126,7 +127,7 @@ class WeightsFolder:
             ValueError: names what is missing, unexpected, wrongly shaped or of a type that is no weight.
         """
         wanted = {place.tensor: place.sizes for place in self.places.values()}
-        extra = {name for name in self._found.keys() - wanted.keys() if not _BUFFERS.fullmatch(name)}
+        extra = {name for name in self._found.keys() - wanted.keys() if not self._is_passed_over(name)}
         if self.shape.tied and "lm_head.weight" in extra:
             extra.remove("lm_head.weight")
             self._check_tied_head()
@@ -166,6 +167,12 @@ class WeightsFolder:
         """GPT-2's tensors come with and without the prefix."""
         bare = self.shape.family == "gpt2" and not name.startswith(("transformer.", "lm_head."))
         return f"transformer.{name}" if bare else name
+
+    def _is_passed_over(self, name: str) -> bool:
+        """What follows from the config, and DeepSeek-V3's layers after the last: they predict tokens further ahead."""
+        layer = re.match(r"model\.layers\.(\d+)\.", name)
+        ahead = layer is not None and int(layer[1]) >= self.shape.num_layers
+        return bool(_BUFFERS.fullmatch(name)) or (ahead and self.shape.family == "deepseek_v3")
 
     def _entry(self, canonical: str) -> Entry:
         if canonical not in self._found:
@@ -211,7 +218,7 @@ def create_weights_folder(
     One process does this; then others may `WeightsFolder.open(path, writable=True)` and write too.
 
     Args:
-        dtype: of all tensors, or of each by its Hugging Face name.
+        dtype: of all tensors but routers' biases, or of each by its Hugging Face name.
         tokens: the ids in TOKEN_KEYS, where known.
         generation: generation_config.json; without it, one of `tokens` where the end of text is known.
 
@@ -221,7 +228,7 @@ def create_weights_folder(
     path = Path(path)
     entries: dict[str, Entry] = {}
     for place in places(shape).values():
-        kind = dtype if isinstance(dtype, torch.dtype) else dtype[place.tensor]
+        kind = stored_dtype(place.tensor, dtype) if isinstance(dtype, torch.dtype) else dtype[place.tensor]
         entries[place.tensor] = Entry(place.tensor, place.sizes, kind)
     main = next(iter(entries.values())).dtype
     ids = {key: value for key, value in (tokens or {}).items() if key in TOKEN_KEYS and value is not None}
@@ -238,6 +245,11 @@ def create_weights_folder(
         write_json(path / GENERATION_CONFIG, ids if generation is None else generation)
     write_json(path / CONFIG, config)
     return WeightsFolder.open(path, writable=True)
+
+
+def stored_dtype(tensor: str, dtype: torch.dtype) -> torch.dtype:
+    """Of a tensor in a folder of this dtype. A router's bias is fp32 always: so it is published, and worked with."""
+    return torch.float32 if tensor.endswith(SELECTION_BIAS) else dtype
 
 
 def load_decoder(
@@ -260,6 +272,9 @@ def load_decoder(
             owner, _, leaf = name.rpartition(".")
             tensor = (parts[0] if len(parts) == 1 else torch.cat(parts)).contiguous().to(device)
             setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor))
+        for name, sizes in buffer_sizes(folder.shape).items():
+            owner, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(owner), leaf, folder.read(Region.whole(name, sizes), torch.float32).to(device))
         if folder.shape.tied:
             assert model.head is not None
             assert model.embed is not None

@@ -37,7 +37,7 @@ from weft.checkpoint.region import Piece
 from weft.checkpoint.shards import plan_shards
 from weft.checkpoint.tensors import DTYPE_NAMES, DTYPES, Entry, TensorFile, create
 from weft.checkpoint.weights import SHARD_BYTES, WeightsFolder, copy_tokenizer, create_weights_folder
-from weft.models.parameters import parameter_sizes
+from weft.models.parameters import stored_sizes
 from weft.models.shape import Shape
 
 _SLACK = 1 << 20
@@ -146,7 +146,7 @@ def _start(unfinished: Path) -> None:
 
 def _entries(shape: Shape, model: Sequence[Piece], optimizer: Sequence[Piece]) -> list[list[Any]]:
     """Name, dims and dtype of each tensor of the optimizer that this process has a part of."""
-    sizes = parameter_sizes(shape)
+    sizes = stored_sizes(shape)
     for piece in model:
         if sizes.get(piece.region.name) != piece.region.sizes:
             raise ValueError(

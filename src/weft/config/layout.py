@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from weft.config.experts import check_experts
 from weft.config.layout_text import parse_part
 from weft.config.pipeline import (
     UNCOMPILED,
@@ -197,7 +198,7 @@ class Layout(BaseModel):
                 f"{shape.num_kv_heads // self.tp} kv heads (model.num_kv_heads / layout.tp) of each process: "
                 "choose allgather or ring"
             )
-        self._check_experts(shape, seq)
+        check_experts(self, shape, seq)
         if self.tp > shape.vocab:
             raise ValueError(f"layout.tp = {self.tp} is more than model.vocab = {shape.vocab}")
         if seq % (2 * self.cp) and self.cp > 1:
@@ -233,26 +234,6 @@ class Layout(BaseModel):
             check_count(self.schedule, self.pp, self.vp, self.num_micro_batches(global_batch))
         if self.compile and self.splits_backward:
             raise ValueError(UNCOMPILED.format(self.schedule))
-
-    def _check_experts(self, shape: Shape, seq: int) -> None:
-        experts = shape.experts
-        if experts is None:
-            if self.ep > 1 or self.etp is not None:
-                raise ValueError("layout.ep and layout.etp deal out experts, and this model has none: leave them out")
-            return
-        if experts.num_experts % self.ep:
-            raise ValueError(f"layout.ep = {self.ep} does not divide model.experts.num_experts = {experts.num_experts}")
-        if experts.ffn % self.expert_tp:
-            raise ValueError(f"layout.etp = {self.expert_tp} does not divide model.experts.ffn = {experts.ffn}")
-        if seq // self.cp % self.tp:
-            raise ValueError(
-                f"each tp process routes its part of the sequence: layout.tp = {self.tp} does not divide the "
-                f"{seq // self.cp} tokens of train.seq = {seq} that it has"
-            )
-        if self.compile:
-            raise ValueError(
-                "layout.compile: how many tokens an expert gets changes with every pass; leave compile out"
-            )
 
     def __str__(self) -> str:
         parts = [f"{axis}{getattr(self, axis)}" for axis in ("dp", "fsdp") if getattr(self, axis) > 1]

@@ -45,9 +45,24 @@ def check_fp8(layout: Layout, shape: Shape, tokens: int) -> None:
         "model.hidden": shape.hidden,
         "model.num_heads · head_dim / layout.tp": shape.num_heads * shape.head_dim // layout.tp,
         "model.num_kv_heads · head_dim / layout.tp": shape.num_kv_heads * shape.head_dim // layout.tp,
-        "model.ffn / layout.tp": shape.ffn // layout.tp if shape.experts is None else FP8_ALIGNED,
+        "model.ffn / layout.tp": shape.ffn // layout.tp if not shape.has_experts(0) else FP8_ALIGNED,
+        **_latent_sizes(shape, layout.tp),
+        "model.experts.shared · ffn / layout.tp": shape.shared_ffn // layout.tp,
         "the tokens of a pass, layout.micro_batch · train.seq / layout.cp": tokens,
     }
     for name, size in sizes.items():
         if size % FP8_ALIGNED:
             raise ValueError(f"{what} multiplies matrices whose sides are multiples of {FP8_ALIGNED}: {name} = {size}")
+
+
+def _latent_sizes(shape: Shape, tp: int) -> dict[str, int]:
+    if shape.latent is None:
+        return {}
+    latent, heads = shape.latent, shape.num_heads // tp
+    return {
+        "model.latent.q_rank": latent.q_rank or 0,
+        "model.latent.kv_rank": latent.kv_rank,
+        "model.latent.kv_rank + rope_dim": latent.kv_rank + latent.rope_dim,
+        "model.num_heads · (nope_dim + value_dim) / layout.tp": heads * (latent.nope_dim + latent.value_dim),
+        "model.num_heads · value_dim / layout.tp": heads * latent.value_dim,
+    }

@@ -105,7 +105,7 @@ def _write(
         done = 0
         for name, place in folder.places.items():
             for region in row_regions(name, place):
-                new.write(region, converted(region, folder.read(region), dtype))
+                new.write(region, converted(region, folder.read(region), new.dtype(name)))
                 done += prod(region.dims)
                 progress("writing", done, folder.shape.num_params)
         new.sync()

@@ -15,7 +15,7 @@ from torch import Tensor
 from weft.checkpoint.region import Region
 from weft.checkpoint.shards import INDEX, SINGLE
 from weft.checkpoint.sidecars import listed, read_json
-from weft.checkpoint.weights import CONFIG, WeightsFolder
+from weft.checkpoint.weights import CONFIG, WeightsFolder, stored_dtype
 from weft.models.huggingface import Place, shape_from_config
 
 CHUNK = 16 << 20
@@ -53,7 +53,7 @@ def prove(
                 for region in row_regions(name, place):
                     box = tuple(slice(a, b) for a, b in zip(*place.box(region.start, region.stop), strict=True))
                     found = stored[box]
-                    wants = source.read(region, dtype)
+                    wants = source.read(region, None if dtype is None else stored_dtype(tensor, dtype))
                     if not same_bits(found.T if place.transposed else found, wants):
                         raise ValueError(
                             f"the export is wrong: {tensor} in {file.name} differs from {name} of {source.path} "

@@ -59,14 +59,18 @@ class Attention(nn.Module):
         return attend(q, k, v, mask)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Softmax attention. q [B, H, T, E], k and v [B, K, S, E] → [B, H, T, E].
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None = None) -> Tensor:
+    """Softmax attention. q [B, H, T, E], k and v [B, K, S, E] → [B, H, T, E]; v, and so the result, may be narrower.
 
     mask: bool, broadcastable to [B, H, T, S], true where a token may look; None: causal, and a single token sees all.
+    scale: of the scores; None: 1/√E.
     """
     grouped = q.shape[1] != k.shape[1]
     causal = mask is None and q.shape[2] > 1
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
+    width = v.shape[-1]
+    v = F.pad(v, (0, k.shape[-1] - width)) if width < k.shape[-1] else v  # kernels want heads of one size
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped, scale=scale)
+    return y[..., :width]
 
 
 def attention_mask(seq: int, window: int | None, documents: Tensor | None, device: torch.device) -> Tensor | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import Literal
 
-Cut = Literal["column", "row", "region", "vocab", "head", "table", "norm", "head_norm", "router", "experts"]
+Cut = Literal["column", "row", "region", "vocab", "head", "table", "norm", "head_norm", "latent", "router", "experts"]
 
 DECODER_CUTS: dict[str, Cut] = {
     "embed": "vocab",  # rows of the vocabulary
@@ -17,6 +17,10 @@ DECODER_CUTS: dict[str, Cut] = {
     "blocks.*.attention.v": "column",
     "blocks.*.attention.q_norm": "head_norm",  # whole, but each process sees only its own heads
     "blocks.*.attention.k_norm": "head_norm",
+    "blocks.*.attention.q_down": "latent",  # whole, as the vector that it gives, of which each process makes its heads
+    "blocks.*.attention.kv_down": "latent",
+    "blocks.*.attention.kv_norm": "latent",
+    "blocks.*.attention.kv": "column",
     "blocks.*.attention.out": "row",
     "blocks.*.mlp_norm": "norm",
     "blocks.*.mlp": "region",
@@ -25,6 +29,10 @@ DECODER_CUTS: dict[str, Cut] = {
     "blocks.*.mlp.down": "row",
     "blocks.*.mlp.router": "router",  # whole; each process routes its own part of the tokens
     "blocks.*.mlp.experts": "experts",  # not cut over tp: see parallel/experts.py
+    "blocks.*.mlp.shared": "region",
+    "blocks.*.mlp.shared.gate": "column",
+    "blocks.*.mlp.shared.up": "column",
+    "blocks.*.mlp.shared.down": "row",
     "norm": "norm",
     "head": "head",  # rows of the vocabulary; the logits stay cut
 }
@@ -52,7 +60,9 @@ def partial_gradient(parameter: str, sp: bool) -> bool:
     """
     module, _, kind = parameter.rpartition(".")
     cut = cut_of(module)
-    return cut in ("head_norm", "router") or (sp and (cut in ("norm", "table") or (cut == "row" and kind == "bias")))
+    return cut in ("head_norm", "latent", "router") or (
+        sp and (cut in ("norm", "table") or (cut == "row" and kind == "bias"))
+    )
 
 
 def even_split(size: int, ways: int, index: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The decoder: one plain family that covers GPT-2/3, Llama, Mistral, Qwen and their mixtures of experts."""
+"""The decoder: one plain family that covers GPT-2/3, Llama, Mistral, Qwen, DeepSeek and mixtures of experts."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from weft.models.attention import Attention, LayerCache, attention_mask
 from weft.models.head import Head
+from weft.models.latent import LatentAttention
 from weft.models.mlp import GeluMLP, SwigluMLP
 from weft.models.moe import MoE
 from weft.models.norm import RMSNorm
@@ -22,7 +23,7 @@ class Block(nn.Module):
     def __init__(self, shape: Shape, index: int) -> None:
         super().__init__()
         self.attention_norm = make_norm(shape)
-        self.attention = Attention(shape)
+        self.attention = LatentAttention(shape) if shape.latent else Attention(shape)
         self.mlp_norm = make_norm(shape)
         self.mlp = make_mlp(shape, index)
 

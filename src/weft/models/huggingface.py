@@ -13,9 +13,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from weft.models.experts_config import config_from_experts, experts_from_config
-from weft.models.keys import TOKEN_KEYS, Keys, number
-from weft.models.places import ARCHITECTURES, EXPERT_FAMILIES, Place, check_expressible, places
-from weft.models.shape import Family, RopeScaling, Shape
+from weft.models.keys import TOKEN_KEYS, Keys
+from weft.models.places import ARCHITECTURES, EXPERT_FAMILIES, LATENT_FAMILIES, Place, check_expressible, places
+from weft.models.rope_config import config_from_rope, rope_from_config
+from weft.models.shape import Family, Shape
 
 __all__ = ["ARCHITECTURES", "TOKEN_KEYS", "Place", "config_from_shape", "family_of", "places", "shape_from_config"]
 
@@ -42,8 +43,6 @@ def shape_from_config(config: Mapping[str, Any]) -> Shape:
 
 def family_of(config: Mapping[str, Any]) -> Family:
     """The family by `architectures`, or, where that is left out, by `model_type`."""
-    if config.get("auto_map"):
-        raise ValueError("config.json: auto_map asks to run code that comes with the weights; weft never does")
     if config.get("quantization_config"):
         raise ValueError("config.json: quantization_config: weft reads unquantized weights only")
     families = {architecture: family for family, architecture in ARCHITECTURES.items()}
@@ -56,6 +55,8 @@ def family_of(config: Mapping[str, Any]) -> Family:
     if family is None:
         what = f"architectures is {named!r}" if named else f"model_type is {config.get('model_type')!r}"
         raise ValueError(f"config.json: {what}; weft knows {', '.join(families)}")
+    if config.get("auto_map") and family not in LATENT_FAMILIES:  # whose code transformers has taken over since
+        raise ValueError("config.json: auto_map asks to run code that comes with the weights; weft never does")
     if config.get("model_type", family) != family:
         raise ValueError(f"config.json: model_type is {config['model_type']!r}, which is not that of {named[0]}")
     return family
@@ -82,8 +83,11 @@ def _gpt2_shape(keys: Keys) -> dict[str, Any]:
 def _llama_shape(family: Family, keys: Keys) -> dict[str, Any]:
     keys.only("hidden_act", "silu")
     hidden, heads = keys.count("hidden_size"), keys.count("num_attention_heads")
-    theta, scaling = _rope(keys, 1_000_000.0 if family == "mixtral" else 10_000.0)
-    if keys.get("head_dim") is None and family != "qwen3":
+    theta, scaling = rope_from_config(keys, 1_000_000.0 if family == "mixtral" else 10_000.0)
+    latent = _latent(family, keys) if family in LATENT_FAMILIES else None
+    if latent is not None:
+        head_dim = latent["nope_dim"] + latent["rope_dim"]
+    elif keys.get("head_dim") is None and family != "qwen3":
         head_dim = _divided("hidden_size", hidden, "num_attention_heads", heads)
     else:
         head_dim = keys.count("head_dim", 128)
@@ -99,7 +103,7 @@ def _llama_shape(family: Family, keys: Keys) -> dict[str, Any]:
         "vocab": keys.count("vocab_size"),
         "max_seq": keys.count("max_position_embeddings"),
         "rope_theta": theta,
-        "rope_scaling": scaling,
+        **scaling,
         "norm_eps": keys.number("rms_norm_eps", 1e-6),
         "tied": keys.flag("tie_word_embeddings", False),
         "init_std": keys.number("initializer_range", 0.02),
@@ -107,6 +111,8 @@ def _llama_shape(family: Family, keys: Keys) -> dict[str, Any]:
     }
     if family in EXPERT_FAMILIES:
         sizes["experts"] = experts_from_config(family, keys, sizes)
+    if latent is not None:
+        sizes["latent"] = latent
     if family == "llama":
         bias = keys.flag("attention_bias", False)
         if keys.flag("mlp_bias", False) != bias:
@@ -120,47 +126,27 @@ def _llama_shape(family: Family, keys: Keys) -> dict[str, Any]:
     return sizes
 
 
+def _latent(family: Family, keys: Keys) -> dict[str, Any]:
+    """The fields of models/shape.py's Latent. A q_lora_rank of null is none; left out, it is 1536."""
+    keys.seen |= {"q_lora_rank", "auto_map"}
+    none = keys.config.get("q_lora_rank", 1536) is None
+    nope, rope = keys.count("qk_nope_head_dim", 128), keys.count("qk_rope_head_dim", 64)
+    keys.only("head_dim", rope)  # as transformers says it
+    keys.only("qk_head_dim", nope + rope)
+    keys.only("rope_interleave", True)
+    return {
+        "q_rank": None if none else keys.count("q_lora_rank", 1536),
+        "kv_rank": keys.count("kv_lora_rank", 512),
+        "nope_dim": nope,
+        "rope_dim": rope,
+        "value_dim": keys.count("v_head_dim", 128),
+    }
+
+
 def _divided(whole: str, size: int, part: str, count: int) -> int:
     if size % count:
         raise ValueError(f"config.json: {part} ({count}) does not divide {whole} ({size})")
     return size // count
-
-
-def _rope(keys: Keys, default: float) -> tuple[float, RopeScaling | None]:
-    """theta and scaling, from either spelling; where both are there, they must agree."""
-    top = keys.get("rope_theta")
-    spellings = {name: keys.get(name) for name in ("rope_scaling", "rope_parameters")}
-    found = {_rope_table(name, table, top, default) for name, table in spellings.items() if table}
-    if len(found) > 1:
-        raise ValueError("config.json: rope_scaling (with rope_theta) and rope_parameters disagree")
-    return found.pop() if found else (number("rope_theta", default if top is None else top), None)
-
-
-def _rope_table(name: str, table: Any, top: float | None, default: float) -> tuple[float, RopeScaling | None]:
-    if not isinstance(table, Mapping):
-        raise ValueError(f"config.json: {name} is {table!r}; it must be a table of settings, or null")
-    rope = dict(table)
-    theta = next(value for value in (rope.pop("rope_theta", None), top, default) if value is not None)
-    if top is not None and top != theta:
-        raise ValueError(f"config.json: rope_theta is {top}, and {theta} in {name}")
-    kind = rope.pop("rope_type", None) or rope.get("type") or "default"
-    if rope.pop("type", kind) != kind:
-        raise ValueError(f"config.json: {name} names two types")
-    if rope.pop("partial_rotary_factor", None) not in (None, 1):
-        raise ValueError(f"config.json: {name}.partial_rotary_factor: weft turns whole heads")
-    if kind not in ("default", "llama3"):
-        raise ValueError(f"config.json: {name}.rope_type is {kind!r}; weft computes 'default' and 'llama3'")
-    factors = {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
-    needed = factors if kind == "llama3" else set()
-    if unknown := sorted(rope.keys() - needed):
-        raise ValueError(f"config.json: {name}.{unknown[0]} means nothing to weft where rope_type is {kind!r}")
-    if missing := sorted(needed - rope.keys()):
-        raise ValueError(f"config.json: {name}.{missing[0]} is missing; rope_type 'llama3' needs it")
-    if kind == "default":
-        return number("rope_theta", theta), None
-    numbers = {key: number(f"{name}.{key}", value) for key, value in rope.items()}
-    original = numbers.pop("original_max_position_embeddings")
-    return number("rope_theta", theta), RopeScaling(original_max_seq=int(original), **numbers)
 
 
 def _window(family: Family, keys: Keys) -> int | None:
@@ -195,6 +181,8 @@ def _window(family: Family, keys: Keys) -> int | None:
 
 def _whole_window(family: Family, keys: Keys) -> int | None:
     """Of the architectures that have one for all layers."""
+    if family in LATENT_FAMILIES:
+        return None
     if family == "mixtral":
         return keys.count("sliding_window") if keys.get("sliding_window") is not None else None
     keys.seen |= {"sliding_window", "max_window_layers"}
@@ -255,10 +243,19 @@ def _llama_config(shape: Shape) -> dict[str, Any]:
         "hidden_act": "silu",
         "rms_norm_eps": shape.norm_eps,
         "rope_theta": shape.rope_theta,
-        "rope_scaling": None,
+        "rope_scaling": config_from_rope(shape),
         "attention_dropout": 0.0,
     }
-    if shape.family != "qwen2":
+    if shape.latent is not None:
+        config |= {
+            "attention_bias": False,
+            "q_lora_rank": shape.latent.q_rank,
+            "kv_lora_rank": shape.latent.kv_rank,
+            "qk_nope_head_dim": shape.latent.nope_dim,
+            "qk_rope_head_dim": shape.latent.rope_dim,
+            "v_head_dim": shape.latent.value_dim,
+        }
+    elif shape.family != "qwen2":
         config["head_dim"] = shape.head_dim
     if shape.family == "llama":
         config |= {"attention_bias": shape.qkv_bias, "mlp_bias": shape.out_bias}
@@ -274,14 +271,5 @@ def _llama_config(shape: Shape) -> dict[str, Any]:
             "use_sliding_window": slides,
             "sliding_window": shape.sliding_window,
             "max_window_layers": 0 if slides else shape.num_layers,
-        }
-    if shape.rope_scaling is not None:
-        scaling = shape.rope_scaling
-        config["rope_scaling"] = {
-            "rope_type": "llama3",
-            "factor": scaling.factor,
-            "low_freq_factor": scaling.low_freq_factor,
-            "high_freq_factor": scaling.high_freq_factor,
-            "original_max_position_embeddings": scaling.original_max_seq,
         }
     return config

@@ -84,6 +84,12 @@ class Keys:
             )
 
 
+def whole(key: str, value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"config.json: {key} is {value!r}; it must be a whole number, not below 0")
+    return value
+
+
 def number(key: str, value: Any) -> float:
     if type(value) not in (int, float) or not 0 < value < float("inf"):
         raise ValueError(f"config.json: {key} is {value!r}; it must be a number above 0")

@@ -21,13 +21,14 @@ class GeluMLP(nn.Module):
 
 
 class SwigluMLP(nn.Module):
-    """Llama's: SiLU of the gate times up, then down (Shazeer, GLU Variants, 2020)."""
+    """Llama's: SiLU of the gate times up, then down (Shazeer, GLU Variants, 2020). `ffn` wide, or as the shape says."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, ffn: int | None = None) -> None:
         super().__init__()
-        self.gate = nn.Linear(shape.hidden, shape.ffn, bias=shape.out_bias)
-        self.up = nn.Linear(shape.hidden, shape.ffn, bias=shape.out_bias)
-        self.down = nn.Linear(shape.ffn, shape.hidden, bias=shape.out_bias)
+        ffn = ffn or shape.ffn
+        self.gate = nn.Linear(shape.hidden, ffn, bias=shape.out_bias)
+        self.up = nn.Linear(shape.hidden, ffn, bias=shape.out_bias)
+        self.down = nn.Linear(ffn, shape.hidden, bias=shape.out_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(F.silu(self.gate(x)) * self.up(x))

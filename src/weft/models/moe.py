@@ -5,6 +5,7 @@ Nothing is dropped and nothing padded: tokens are sorted by expert, and each exp
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -12,20 +13,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weft.models.grouped import grouped_mm
+from weft.models.mlp import SwigluMLP
 from weft.models.shape import Shape
+
+SMALLEST = 1e-20
+"""A sum that weights are divided by is at least this."""
 
 
 class MoE(nn.Module):
-    """Router and experts, in the place of a block's MLP."""
+    """Router and experts, in the place of a block's MLP; beside them, for some models, an MLP that every token meets."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.router = Router(shape)
         self.experts = Experts(shape)
+        shared = shape.shared_ffn
+        self.shared = SwigluMLP(shape, shared) if shared else None
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, T, D] → [B, T, D]"""
-        return self.routed(x)
+        return self.routed(x) if self.shared is None else self.routed(x) + self.shared(x)
 
     def routed(self, x: Tensor) -> Tensor:
         numbers, weights = self.router(x)
@@ -33,21 +40,50 @@ class MoE(nn.Module):
 
 
 class Router(nn.Module):
-    """Chooses each token's experts. In fp32 always: two scores that nearly tie decide where a token goes."""
+    """Chooses each token's experts. In fp32 always: two scores that nearly tie decide where a token goes.
+
+    Attributes:
+        bias: added to the scores where experts are chosen, not where they are weighed: fp32, [X]. Of sigmoid scores
+            alone (DeepSeek-V3 Technical Report, 2024, 2.1.2); no gradient reaches it.
+    """
+
+    bias: Tensor | None
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         assert shape.experts is not None
         self.experts = shape.experts
         self.weight = nn.Parameter(normal(shape.experts.num_experts, shape.hidden, shape.init_std))
+        self.register_buffer("bias", torch.zeros(shape.experts.num_experts) if shape.experts.has_bias else None)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [B, T, D] → numbers of each token's experts and what they weigh in its sum, both [B, T, k]."""
-        scores = F.linear(x.float(), self.weight.float()).softmax(dim=-1)
-        weights, numbers = scores.topk(self.experts.per_token, dim=-1)
+        logits = F.linear(x.float(), self.weight.float())
+        scores = logits.sigmoid() if self.experts.scores == "sigmoid" else logits.softmax(dim=-1)
+        numbers = self.choose(scores.detach())
+        weights = scores.gather(-1, numbers)
         if self.experts.norm_topk:
-            weights = weights / weights.sum(dim=-1, keepdim=True)
-        return numbers, weights
+            weights = weights / (weights.sum(dim=-1, keepdim=True) + SMALLEST)
+        return numbers, weights if self.experts.scaling == 1 else weights * self.experts.scaling
+
+    def choose(self, scores: Tensor) -> Tensor:
+        """scores [B, T, X] → numbers of each token's experts, [B, T, k]."""
+        if self.bias is not None:
+            scores = scores + self.bias
+        if self.experts.groups > 1:
+            scores = self.in_best_groups(scores)
+        return scores.topk(self.experts.per_token, dim=-1).indices
+
+    def in_best_groups(self, scores: Tensor) -> Tensor:
+        """The same scores; -inf outside of each token's best groups (DeepSeek-V2, 2024, 2.2.2).
+
+        Groups are as good as their best expert, by sigmoid scores as their best two together.
+        """
+        groups = scores.unflatten(-1, (self.experts.groups, -1))
+        good = groups.topk(2 if self.experts.scores == "sigmoid" else 1, dim=-1).values.sum(dim=-1)
+        best = torch.zeros_like(good, dtype=torch.bool)
+        best.scatter_(-1, good.topk(self.experts.top_groups, dim=-1).indices, True)
+        return groups.masked_fill(~best.unsqueeze(-1), -math.inf).flatten(-2)
 
 
 class Experts(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from weft.models.parameters import parameter_sizes
+from weft.models.parameters import stored_sizes
 from weft.models.shape import Family, Shape
 
 ARCHITECTURES: dict[Family, str] = {
@@ -16,9 +16,14 @@ ARCHITECTURES: dict[Family, str] = {
     "qwen3": "Qwen3ForCausalLM",
     "mixtral": "MixtralForCausalLM",
     "qwen3_moe": "Qwen3MoeForCausalLM",
+    "deepseek_v2": "DeepseekV2ForCausalLM",
+    "deepseek_v3": "DeepseekV3ForCausalLM",
 }
 """What each family is called there."""
-EXPERT_FAMILIES: tuple[Family, ...] = ("mixtral", "qwen3_moe")
+LATENT_FAMILIES: tuple[Family, ...] = ("deepseek_v2", "deepseek_v3")
+EXPERT_FAMILIES: tuple[Family, ...] = ("mixtral", "qwen3_moe", *LATENT_FAMILIES)
+SELECTION_BIAS = ".mlp.gate.e_score_correction_bias"
+"""What a router's bias is called there."""
 
 
 def check_expressible(shape: Shape) -> None:
@@ -42,8 +47,12 @@ def check_expressible(shape: Shape) -> None:
             shape.head_dim * shape.num_heads, shape.hidden if whole_heads else shape.head_dim * shape.num_heads
         ),
         "hidden modulo num_heads": (shape.hidden % shape.num_heads if family == "llama" else 0, 0),
-        "sliding_window": (shape.sliding_window, None if family in ("gpt2", "llama") else shape.sliding_window),
-        "rope_scaling": (shape.rope_scaling, None if gpt2 else shape.rope_scaling),
+        "sliding_window": (
+            shape.sliding_window, None if family in ("gpt2", "llama", *LATENT_FAMILIES) else shape.sliding_window
+        ),
+        "rope_scaling": (shape.rope_scaling, None if gpt2 or family in LATENT_FAMILIES else shape.rope_scaling),
+        "yarn": (shape.yarn, shape.yarn if family in LATENT_FAMILIES else None),
+        "latent": ("given" if shape.latent else "left out", "given" if family in LATENT_FAMILIES else "left out"),
         **_experts_must(shape),
     }  # fmt: skip
     for field, (is_, wanted) in must.items():
@@ -66,6 +75,16 @@ def _experts_must(shape: Shape) -> dict[str, tuple[Any, Any]]:
             "experts.ffn": (experts.ffn, shape.ffn),
             "experts.dense_layers": (experts.dense_layers, 0),
             "experts.norm_topk": (experts.norm_topk, True),
+        }
+    if experts is not None and family == "deepseek_v2":
+        must["experts.norm_topk"] = (experts.norm_topk, False)
+    if experts is not None:
+        deepseek, v3 = family in LATENT_FAMILIES, family == "deepseek_v3"
+        must |= {
+            "experts.scores": (experts.scores, "sigmoid" if v3 else "softmax"),
+            "experts.shared": (experts.shared, max(1, experts.shared) if deepseek else 0),
+            "experts.groups": (experts.groups, experts.groups if deepseek else 1),
+            "experts.scaling": (experts.scaling, experts.scaling if deepseek else 1.0),
         }
     return must
 
@@ -100,11 +119,14 @@ class Place:
 
 
 def places(shape: Shape) -> dict[str, Place]:
-    """Weft name → place, of every parameter of the whole model. A tied head has none: it is `embed.weight`."""
+    """Weft name → place, of everything that is stored of the whole model. A tied head has none: it is `embed.weight`."""
     check_expressible(shape)
     names, place = (_GPT2_NAMES, _gpt2_place) if shape.family == "gpt2" else (_LLAMA_NAMES, _llama_place)
-    names = names | _EXPERT_NAMES.get(shape.family, {})
-    return {name: place(_rename(name, names), sizes) for name, sizes in parameter_sizes(shape).items()}
+    if shape.family == "mixtral":
+        names = _MIXTRAL_NAMES
+    if shape.latent is not None:
+        names = _LATENT_NAMES | ({"attention.q": "self_attn.q_b_proj"} if shape.latent.q_rank else {})
+    return {name: place(_rename(name, names), sizes) for name, sizes in stored_sizes(shape).items()}
 
 
 _GPT2_NAMES = {
@@ -120,17 +142,20 @@ _LLAMA_NAMES = {
     "attention.q_norm": "self_attn.q_norm", "attention.k_norm": "self_attn.k_norm",
     "attention.out": "self_attn.o_proj",
     "mlp.gate": "mlp.gate_proj", "mlp.up": "mlp.up_proj", "mlp.down": "mlp.down_proj",
+    "mlp.router": "mlp.gate", "mlp.experts": "mlp.experts",
+    "experts.gate": "gate_proj", "experts.up": "up_proj", "experts.down": "down_proj",
+    "mlp.shared.gate": "mlp.shared_experts.gate_proj", "mlp.shared.up": "mlp.shared_experts.up_proj",
+    "mlp.shared.down": "mlp.shared_experts.down_proj",
 }  # fmt: skip
 
-_EXPERT_NAMES: dict[str, dict[str, str]] = {
-    "mixtral": {
-        "mlp.router": "block_sparse_moe.gate", "mlp.experts": "block_sparse_moe.experts",
-        "experts.gate": "w1", "experts.up": "w3", "experts.down": "w2",
-    },
-    "qwen3_moe": {
-        "mlp.router": "mlp.gate", "mlp.experts": "mlp.experts",
-        "experts.gate": "gate_proj", "experts.up": "up_proj", "experts.down": "down_proj",
-    },
+_MIXTRAL_NAMES = _LLAMA_NAMES | {
+    "mlp.router": "block_sparse_moe.gate", "mlp.experts": "block_sparse_moe.experts",
+    "experts.gate": "w1", "experts.up": "w3", "experts.down": "w2",
+}  # fmt: skip
+_LATENT_NAMES = _LLAMA_NAMES | {
+    "attention.q_down": "self_attn.q_a_proj", "attention.q_norm": "self_attn.q_a_layernorm",
+    "attention.kv_down": "self_attn.kv_a_proj_with_mqa", "attention.kv_norm": "self_attn.kv_a_layernorm",
+    "attention.kv": "self_attn.kv_b_proj",
 }  # fmt: skip
 
 
@@ -139,6 +164,8 @@ def _rename(name: str, names: dict[str, str]) -> str:
     module, _, leaf = name.rpartition(".")
     if module.startswith("blocks."):
         blocks, index, module = module.split(".", 2)
+        if (module, leaf) == ("mlp.router", "bias"):
+            return f"{names[blocks]}.{index}{SELECTION_BIAS}"
         return f"{names[blocks]}.{index}.{_rename_module(module, names)}.{leaf}"
     return f"{names[module]}.{leaf}"
 

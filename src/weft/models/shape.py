@@ -14,19 +14,38 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from weft.models.parameters import block_sizes
+from weft.models.stretch import RopeScaling, Yarn
 
-Family = Literal["gpt2", "llama", "mistral", "qwen2", "qwen3", "mixtral", "qwen3_moe"]
+__all__ = ["Experts", "Family", "Latent", "RopeScaling", "Shape", "Yarn"]
+
+Family = Literal["gpt2", "llama", "mistral", "qwen2", "qwen3", "mixtral", "qwen3_moe", "deepseek_v2", "deepseek_v3"]
 
 
-class RopeScaling(BaseModel):
-    """Llama 3.1's stretch of the rotary frequencies (The Llama 3 Herd of Models, 2024)."""
+class Latent(BaseModel):
+    """Multi-head latent attention: keys and values of all heads are made of one short vector (DeepSeek-V2, 2024, 2.1)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_seq: int
+    q_rank: int | None = Field(
+        None, ge=1, description="numbers of the vector that queries are made of; left out: of hidden"
+    )
+    kv_rank: int = Field(ge=1, description="numbers of the vector that keys and values are made of")
+    nope_dim: int = Field(ge=1, description="numbers of each head's queries and keys that know no position")
+    rope_dim: int = Field(ge=2, description="those that do; all heads' keys have the same")
+    value_dim: int = Field(ge=1, description="numbers of each head's values")
+
+    @model_validator(mode="after")
+    def _check(self) -> Latent:
+        if self.rope_dim % 2:
+            raise ValueError(
+                f"model.latent.rope_dim ({self.rope_dim}) must be even: rotary positions turn pairs of numbers"
+            )
+        if self.value_dim > self.nope_dim + self.rope_dim:
+            raise ValueError(
+                f"model.latent.value_dim ({self.value_dim}) is more than nope_dim + rope_dim "
+                f"({self.nope_dim + self.rope_dim}): attention takes values that are as wide as keys, or narrower"
+            )
+        return self
 
 
 class Experts(BaseModel):
@@ -39,12 +58,38 @@ class Experts(BaseModel):
     ffn: int = Field(ge=1)  # of one expert
     dense_layers: int = Field(0, ge=0)  # the first blocks have a plain MLP
     norm_topk: bool = True  # the weights of a token's experts add up to 1
+    shared: int = Field(
+        0, ge=0, description="experts that every token meets beside its own: one MLP, so many times as wide"
+    )
+    scores: Literal["softmax", "sigmoid"] = Field(
+        "softmax",
+        description="how well an expert suits a token; to sigmoid scores a bias is added where experts are chosen",
+    )
+    groups: int = Field(1, ge=1, description="experts are chosen within the best of so many groups")
+    top_groups: int = Field(1, ge=1, description="groups that a token may have experts of")
+    scaling: float = Field(1.0, gt=0, description="of the weights of a token's experts")
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether a bias is added to the scores where experts are chosen."""
+        return self.scores == "sigmoid"
 
     @model_validator(mode="after")
     def _check(self) -> Experts:
         if self.per_token > self.num_experts:
             raise ValueError(
                 f"model.experts.per_token ({self.per_token}) is more than model.experts.num_experts ({self.num_experts})"
+            )
+        if self.num_experts % self.groups or self.top_groups > self.groups:
+            raise ValueError(
+                f"model.experts.groups ({self.groups}) must divide num_experts ({self.num_experts}), "
+                f"and top_groups ({self.top_groups}) be no more of them"
+            )
+        size = self.num_experts // self.groups
+        if self.groups > 1 and (self.per_token > self.top_groups * size or size < 2):
+            raise ValueError(
+                f"model.experts.groups: each of {self.groups} has {size} experts, of which two at least are compared, and "
+                f"top_groups ({self.top_groups}) of them have to hold per_token ({self.per_token})"
             )
         return self
 
@@ -70,12 +115,14 @@ class Shape(BaseModel):
     positions: Literal["rotary", "learned"] = "rotary"
     rope_theta: float = 10_000.0
     rope_scaling: RopeScaling | None = None
+    yarn: Yarn | None = None
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     norm_eps: float = 1e-5
     activation: Literal["swiglu", "gelu"] = "swiglu"
     qkv_bias: bool = False
     out_bias: bool = False  # attention output and both MLP matrices
     experts: Experts | None = None
+    latent: Latent | None = None
     qk_norm: bool = False
     tied: bool = False  # the head is the token embedding
     sliding_window: int | None = None  # each token sees this many tokens, itself included
@@ -90,6 +137,8 @@ class Shape(BaseModel):
         values = {**FAMILY_SWITCHES.get(values.get("family", "llama"), {}), **values}
         if "num_heads" in values:
             values.setdefault("num_kv_heads", values["num_heads"])
+            if isinstance(latent := values.get("latent"), dict) and {"nope_dim", "rope_dim"} <= latent.keys():
+                values.setdefault("head_dim", latent["nope_dim"] + latent["rope_dim"])
             if "hidden" in values:
                 values.setdefault("head_dim", values["hidden"] // max(1, values["num_heads"]))
         if "hidden" in values and values.get("activation") == "gelu":
@@ -109,13 +158,48 @@ class Shape(BaseModel):
                 f"model.num_kv_heads ({self.num_kv_heads}) must divide model.num_heads ({self.num_heads}): "
                 "each kv head serves the same number of query heads"
             )
-        if self.positions == "rotary" and self.head_dim % 2:
+        if self.positions == "rotary" and self.latent is None and self.head_dim % 2:
             raise ValueError(f"model.head_dim ({self.head_dim}) must be even: rotary positions turn pairs of numbers")
         if self.sliding_window is not None and self.sliding_window < 1:
             raise ValueError(f"model.sliding_window is {self.sliding_window}; leave it out for full attention")
+        if self.latent is not None:
+            self._check_latent(self.latent)
+        if self.yarn is not None and self.rope_scaling is not None:
+            raise ValueError("model.yarn and model.rope_scaling both stretch the rotary frequencies: leave one out")
         if self.experts is not None and (self.activation != "swiglu" or self.out_bias):
             raise ValueError("model.experts are computed with activation swiglu and without out_bias; change those")
         return self
+
+    def _check_latent(self, latent: Latent) -> None:
+        if self.head_dim != latent.nope_dim + latent.rope_dim:
+            raise ValueError(
+                f"model.head_dim ({self.head_dim}) is nope_dim + rope_dim of model.latent "
+                f"({latent.nope_dim + latent.rope_dim}): leave it out"
+            )
+        if self.num_kv_heads != self.num_heads:
+            raise ValueError(
+                f"model.num_kv_heads ({self.num_kv_heads}): with model.latent every head has its own keys; leave it out"
+            )
+        if self.positions != "rotary" or self.norm != "rmsnorm" or self.qkv_bias or self.out_bias or self.qk_norm:
+            raise ValueError(
+                "model.latent is attention with rotary positions, rmsnorm, no biases and no qk_norm: change those, "
+                "or leave it out"
+            )
+
+    @property
+    def value_dim(self) -> int:
+        """Numbers of one head's values."""
+        return self.latent.value_dim if self.latent else self.head_dim
+
+    @property
+    def rotary_dim(self) -> int:
+        """Numbers of one head that are turned by position."""
+        return self.latent.rope_dim if self.latent else self.head_dim
+
+    @property
+    def shared_ffn(self) -> int:
+        """Width of the MLP beside the experts; 0: there is none."""
+        return self.experts.shared * self.experts.ffn if self.experts else 0
 
     def has_experts(self, block: int) -> bool:
         return self.experts is not None and block >= self.experts.dense_layers
@@ -159,13 +243,14 @@ class Shape(BaseModel):
         """Model FLOPs of training on one token: forward and backward, no recompute.
 
         6 per matmul parameter (head included, embedding lookup not), and 12·L·H·E·T for attention scores and values
-        (PaLM, appendix B). `causal` counts only the scores that the mask keeps: half of them, or, with a window W
-        shorter than the sequence, W - W²/2T a token. Not causal, a window counts as W.
+        (PaLM, appendix B), of which half is that of values, and less where they are narrower. `causal` counts only the
+        scores that the mask keeps: half of them, or, with a window W shorter than the sequence, W - W²/2T a token. Not
+        causal, a window counts as W.
         """
         matmul = 6 * (self._all_blocks(active=True, matmul=True) + self.vocab * self.hidden)
         window = min(seq, self.sliding_window or seq)
         seen = window - window**2 / (2 * seq) if causal else window
-        return matmul + 12 * self.num_layers * self.num_heads * self.head_dim * seen
+        return matmul + 6 * self.num_layers * self.num_heads * (self.head_dim + self.value_dim) * seen
 
     @property
     def _outside_params(self) -> int:
@@ -195,5 +280,7 @@ FAMILY_SWITCHES: dict[str, dict] = {
     "qwen3": {"qk_norm": True, "norm_eps": 1e-6, "rope_theta": 1_000_000.0},
     "mixtral": {"rope_theta": 1_000_000.0},
     "qwen3_moe": {"qk_norm": True, "norm_eps": 1e-6, "rope_theta": 1_000_000.0},
+    "deepseek_v2": {"norm_eps": 1e-6},
+    "deepseek_v3": {"norm_eps": 1e-6},
 }  # fmt: skip
 """What each family sets apart from Shape's own defaults."""

@@ -26,6 +26,7 @@ from torch.distributed.distributed_c10d import _resolve_process_group  # type: i
 
 from weft.models.attention import Attention, attend, attention_mask
 from weft.models.decoder import Decoder
+from weft.models.latent import LatentAttention
 from weft.parallel.collectives import all_to_all, differentiable, ops
 from weft.parallel.flash import Sight, merge
 from weft.parallel.headtail import by_process, chunks_of, in_sequence
@@ -41,9 +42,10 @@ def cut_sequence(model: Decoder, group: dist.ProcessGroup, kind: str, window: in
         model.attention_mask = lambda seq, *rest: attention_mask(seq * ways, *rest)
     else:  # masks are made part by part, where they are needed: a whole one has T²/n numbers
         model.attention_mask = lambda seq, window, documents, device: documents
-    for module in model.modules():
-        if isinstance(module, Attention):
-            module.attend = attending(group, kind, window)  # type: ignore[method-assign]
+    for block in model.blocks.values():
+        attention = block.attention
+        assert isinstance(attention, Attention | LatentAttention)
+        attention.attend = attending(group, kind, window)  # type: ignore[method-assign]
 
 
 def attending(group: dist.ProcessGroup, kind: str, window: int | None) -> Callable[..., Tensor]:
@@ -53,17 +55,20 @@ def attending(group: dist.ProcessGroup, kind: str, window: int | None) -> Callab
     return partial(attend_in_parts, window=window, kind=kind, group=group.group_name)
 
 
-def attend_by_head(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, group: dist.ProcessGroup) -> Tensor:
+def attend_by_head(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None = None, *, group: dist.ProcessGroup
+) -> Tensor:
     """Plain attention over whole sequences, of a part of the heads. `mask` [1 or B, 1, T, T]."""
     q, k, v = (SequenceToHeads.apply(x, group) for x in (q, k, v))
-    return HeadsToSequence.apply(attend(q, k, v, mask), group)
+    return HeadsToSequence.apply(attend(q, k, v, mask, scale), group)
 
 
 def attend_in_parts(
-    q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None, *, window: int | None, kind: str, group: str
-) -> Tensor:
+    q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None, scale: float | None = None, *, window: int | None,
+    kind: str, group: str,
+) -> Tensor:  # fmt: skip
     """q [B, H, T/n, E], k and v [B, K, T/n, E] → [B, H, T/n, E]; v may be narrower than k."""
-    scale, width, result = q.shape[-1] ** -0.5, q.shape[-1], v.shape[-1]
+    scale, width, result = scale or q.shape[-1] ** -0.5, q.shape[-1], v.shape[-1]
     width = -(-width // 8) * 8 if q.is_cuda else width  # kernels want heads of one size, on a GPU a round one
     q, k, v = (F.pad(x, (0, width - x.shape[-1])) if x.shape[-1] < width else x for x in (q, k, v))
     return torch.ops.weft.context_attention(q, k, v, documents, window, kind, group, scale)[0][..., :result]

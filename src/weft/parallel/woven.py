@@ -15,7 +15,7 @@ from weft.checkpoint.region import Piece, Region
 from weft.checkpoint.stacked import Part, stacked_parts
 from weft.config.layout import Layout
 from weft.models.cuts import cut_dim, even_split, partial_gradient
-from weft.models.parameters import is_stacked, parameter_sizes
+from weft.models.parameters import buffer_sizes, is_stacked, parameter_sizes
 from weft.models.shape import Shape
 from weft.parallel.chunk import Chunk
 from weft.parallel.experts import held_experts
@@ -102,6 +102,11 @@ class Woven:
             for chunk in chunks.values()
             for name, parameter in chunk.model.named_parameters()
         ]
+        kept = buffer_sizes(shape)
+        self.buffers = {
+            name: buffer for chunk in chunks.values() for name, buffer in chunk.model.named_buffers() if name in kept
+        }
+        """What has no gradient, by name: whole on every process, and everywhere the same."""
 
     def modules(self) -> dict[str, nn.Module]:
         """Every module that this process holds, by its name in the whole model; not the models themselves."""
@@ -115,11 +120,14 @@ class Woven:
             for weight in self.weights:
                 for region, rows in weight.parts:
                     weight.data[rows].copy_(source(region))
+            for name, buffer in self.buffers.items():
+                buffer.copy_(source(Region.whole(name, tuple(buffer.shape))))
 
     def pieces(self) -> list[Piece]:
+        writes = all(self.mesh.index(axis) == 0 for axis in ("replicate", "shard", "tp"))
         return [
             Piece(region, weight.data[rows], weight.writes) for weight in self.weights for region, rows in weight.parts
-        ]
+        ] + [Piece(Region.whole(name, tuple(kept.shape)), kept, writes) for name, kept in self.buffers.items()]
 
     # -- passes -------------------------------------------------------------------------------------------------------
 

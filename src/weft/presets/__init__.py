@@ -21,8 +21,8 @@ def preset_names() -> tuple[str, ...]:
 
 
 def preset_series(name: str) -> str:
-    """`llama3` of `llama3-70b`, `qwen3` of `qwen3-30b-a3b`."""
-    return re.sub(r"-[\dx.]+[bm](-a\d+b)?$", "", name)
+    """`llama3` of `llama3-70b`, `qwen3` of `qwen3-30b-a3b`, `deepseek` of `deepseek-v3`."""
+    return re.sub(r"-([\dx.]+[bm](-a\d+b)?|v\d.*)$", "", name)
 
 
 def preset_shape(name: str) -> Shape:

@@ -17,7 +17,7 @@ from weft.checkpoint.region import Region
 from weft.checkpoint.tensors import TensorFile
 from weft.checkpoint.weights import WeightsFolder
 from weft.config.tree import Config, OptimizerConfig
-from weft.models.parameters import parameter_sizes
+from weft.models.parameters import parameter_sizes, stored_sizes
 from weft.verify.layout import AMPLIFIED, BOUNDS, EIGHT_BIT_BOUND, FLOOR, MOVED_BOUND, Difference, relative
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "momentum")
@@ -38,7 +38,7 @@ class Saved:
     def read(self, kind: str, name: str) -> Tensor:
         """A weight or one of its moments, whole, whatever layout wrote it."""
         if kind == "weight":
-            return self.weights.read(Region.whole(name, parameter_sizes(self.weights.shape)[name]))
+            return self.weights.read(Region.whole(name, stored_sizes(self.weights.shape)[name]))
         return self.moments[f"{kind}.{name}"].read(f"{kind}.{name}")
 
     def gradient(self, kind: str, name: str, config: OptimizerConfig) -> Tensor:
@@ -61,7 +61,7 @@ def same_tensors(config: Config, a: Path, b: Path) -> Iterator[Difference]:
     """Every weight and moment of two checkpoints; the error is the count of numbers whose bits differ."""
     with Saved(a) as one, Saved(b) as other:
         for kind in ("weight", *MOMENTS):
-            for name in parameter_sizes(config.model) if kind == "weight" else _kept(config, kind):
+            for name in stored_sizes(config.model) if kind == "weight" else _kept(config, kind):
                 left, right = (saved.read(kind, name).contiguous().view(torch.int32) for saved in (one, other))
                 yield Difference(kind, name, one.state["step"], float((left != right).sum()), 0.0)
 
@@ -74,7 +74,7 @@ def tensors_within_bounds(
     Weights: all together, over the farthest they could have moved in those steps. Moments: one by one, in units of a
     gradient, norm over norm, as gradients are compared between layouts.
     """
-    names, step = list(parameter_sizes(config.model)), log[-1]["step"]
+    names, step = list(stored_sizes(config.model)), log[-1]["step"]
     moved = sum(line["lr"] for line in log if line["step"] > k) * math.sqrt(config.model.num_params)
     norms = [line["grad_norm"] for line in log if line["grad_norm"] is not None]
     share = norms[-1] / math.sqrt(config.model.num_params) if norms else 0.0  # of one number
