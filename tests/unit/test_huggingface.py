@@ -317,7 +317,7 @@ def test_published_configs(config: dict[str, Any], preset: str) -> None:
 
 
 ROPE: dict[str, Any] = LLAMA["rope_scaling"]  # type: ignore[assignment]
-OTHER_ROPE = {"rope_type": "yarn", "factor": 4.0}
+OTHER_ROPE = {"rope_type": "dynamic", "factor": 4.0}
 REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (LLAMA, {"architectures": ["GemmaForCausalLM"]}, "architectures"),
     (LLAMA, {"architectures": None, "model_type": "gemma"}, "model_type"),
