@@ -14,7 +14,7 @@ from weft.config.recompute import Recompute
 from weft.models.attention import attention_mask
 from weft.models.decoder import Block, Decoder
 from weft.models.rope import rope_table
-from weft.models.shape import Experts, Shape
+from weft.models.shape import Experts, Latent, Shape
 from weft.parallel.loss import cross_entropy_sum, linear_cross_entropy_sum
 from weft.parallel.recompute import recompute_blocks
 from weft.plan.activations import Pass
@@ -33,6 +33,15 @@ SHAPES = {
     "mixtral": Shape(
         family="mixtral", num_layers=2, hidden=64, num_heads=4, num_kv_heads=2, ffn=160, vocab=301, max_seq=64,
         experts=Experts(num_experts=8, per_token=2, ffn=48),
+    ),
+    "deepseek": Shape(
+        family="deepseek_v3", num_layers=2, hidden=64, num_heads=4, ffn=160, vocab=301, max_seq=64,
+        latent=Latent(q_rank=24, kv_rank=40, nope_dim=24, rope_dim=8, value_dim=16),
+        experts=Experts(num_experts=8, per_token=2, ffn=48, shared=1, scores="sigmoid", groups=4, top_groups=2),
+    ),
+    "latent": Shape(
+        num_layers=2, hidden=64, num_heads=4, ffn=160, vocab=301, max_seq=64,
+        latent=Latent(kv_rank=40, nope_dim=16, rope_dim=8, value_dim=24),
     ),
 }  # fmt: skip
 BATCH, SEQ = 2, 64
@@ -87,7 +96,7 @@ def test_recomputed_blocks_keep_what_the_plan_says(family: str, form: str) -> No
     assert kept_bytes(run, model, *(rope or ())) == pytest.approx(planned, rel=0.002)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "latent"])
 @pytest.mark.parametrize("keeps", ["matmul", "attention", "matmul+attention"])
 def test_kept_operations(family: str, keeps: str) -> None:
     """What selective recomputation keeps is no saved tensor of autograd's: memory is counted as it is taken."""

@@ -12,7 +12,7 @@ from weft.config.tree import Config, OptimizerConfig
 from weft.models import head
 from weft.models.cuts import cut_dim
 from weft.models.parameters import parameter_sizes
-from weft.models.shape import Experts, Shape
+from weft.models.shape import Experts, Latent, Shape
 from weft.parallel import loss, mesh, shard
 from weft.plan import activations, memory, words
 from weft.plan.activations import Pass, in_flight
@@ -26,19 +26,24 @@ MIXTURE = Shape(
     num_layers=6, hidden=256, num_heads=8, num_kv_heads=4, ffn=704, vocab=32000, max_seq=512,
     experts=Experts(num_experts=8, per_token=2, ffn=300, dense_layers=1),
 )  # fmt: skip
+DEEPSEEK = Shape(
+    family="deepseek_v3", num_layers=6, hidden=256, num_heads=8, ffn=704, vocab=32000, max_seq=512,
+    latent=Latent(q_rank=96, kv_rank=64, nope_dim=24, rope_dim=8, value_dim=20),
+    experts=Experts(num_experts=8, per_token=2, ffn=300, dense_layers=1, shared=2, scores="sigmoid"),
+)  # fmt: skip
 
 
 def config(model: str = "gpt2-124m", layout: str = "single", batch: int = 8, **over: object) -> Config:
     return make_config({"model": model, "layout": layout, "train": {"global_batch": batch, "seq": 256}, **over})
 
 
-@pytest.mark.parametrize("shape", [GPT2, LLAMA, MIXTURE], ids=["gpt2", "llama", "mixture"])
+@pytest.mark.parametrize("shape", [GPT2, LLAMA, MIXTURE, DEEPSEEK], ids=["gpt2", "llama", "mixture", "deepseek"])
 def test_one_process_holds_every_parameter(shape: Shape) -> None:
     [stage] = stages(shape, Layout())
     assert stage.params == stage.shard == shape.num_params == sum(map(math.prod, parameter_sizes(shape).values()))
 
 
-@pytest.mark.parametrize("shape", [GPT2, LLAMA, MIXTURE], ids=["gpt2", "llama", "mixture"])
+@pytest.mark.parametrize("shape", [GPT2, LLAMA, MIXTURE, DEEPSEEK], ids=["gpt2", "llama", "mixture", "deepseek"])
 def test_stages_hold_the_model_and_a_tied_head_twice(shape: Shape) -> None:
     found = stages(shape, Layout(pp=4))
     twice = shape.vocab * shape.hidden if shape.tied else 0

@@ -137,7 +137,9 @@ class Shape(BaseModel):
         values = {**FAMILY_SWITCHES.get(values.get("family", "llama"), {}), **values}
         if "num_heads" in values:
             values.setdefault("num_kv_heads", values["num_heads"])
-            if isinstance(latent := values.get("latent"), dict) and {"nope_dim", "rope_dim"} <= latent.keys():
+            latent = values.get("latent")
+            latent = latent.model_dump() if isinstance(latent, Latent) else latent
+            if isinstance(latent, dict) and {"nope_dim", "rope_dim"} <= latent.keys():
                 values.setdefault("head_dim", latent["nope_dim"] + latent["rope_dim"])
             if "hidden" in values:
                 values.setdefault("head_dim", values["hidden"] // max(1, values["num_heads"]))

@@ -15,6 +15,7 @@ from weft.config.precision import FP8
 from weft.config.recompute import Recompute
 from weft.models.cuts import even_split
 from weft.models.shape import Experts, Shape
+from weft.plan.latent import LatentPass
 from weft.plan.stage import Stage
 from weft.schedules.table import Held, Schedule, held
 
@@ -93,6 +94,11 @@ class Pass:
         )
 
     @property
+    def number(self) -> int:
+        """Of one number of every token."""
+        return ITEM[self.layout.compute] * self.tokens
+
+    @property
     def block(self) -> int:
         """Everything that one block's backward needs, its input among it."""
         norms = 2 * (self.hidden + self.statistics)  # each keeps its input; the second's is the middle of the block
@@ -102,6 +108,9 @@ class Pass:
     @property
     def attention(self) -> int:
         """q, k, v, the result and its log-sum-exp; q and k before their norms, and those norms' own statistics."""
+        if self.latent is not None:
+            size = self.latent.attention + self.head_statistics + self.mask
+            return size + (self.latent.result if self.layout.cp > 1 and self.layout.cp_kind == "ulysses" else 0)
         size = 2 * self.query + 2 * self.kv + self.head_statistics + self.mask
         if self.shape.qk_norm:
             kv_heads = self.shape.num_kv_heads / self.shape.num_heads
@@ -139,7 +148,18 @@ class Pass:
         normed = FLOAT * (routed * experts.per_token + routed) if experts.norm_topk else 0
         router = copies * self.shape.hidden + FLOAT * routed * experts.num_experts + normed
         router += 2 * LONG * routed * experts.per_token
-        return router + item * rows * (self.shape.hidden + 5 * experts.ffn // self.layout.expert_tp + 1)
+        routed_rows = item * rows * (self.shape.hidden + 5 * experts.ffn // self.layout.expert_tp + 1)
+        apart = self.shared and (item < FLOAT or self.layout.tp > 1)  # then what they take is not what the router does
+        return router + routed_rows + 4 * self.shared + (item * routed * self.shape.hidden if apart else 0)
+
+    @property
+    def shared(self) -> int:
+        """What each column matrix of the shared experts gives."""
+        return self.number * self.shape.shared_ffn // self.layout.tp if self.experts else 0
+
+    @property
+    def latent(self) -> LatentPass | None:
+        return LatentPass.of(self.shape, self.layout, self.number, self.tokens) if self.shape.latent else None
 
     def rows(self, experts: Experts) -> int:
         """Pairs of a token and its expert that this process works on, where every expert gets as many."""
@@ -155,9 +175,8 @@ class Pass:
         recompute = self.recompute
         if recompute.redone:
             return self.block - sum(getattr(self, name) for name in recompute.redone)
-        mlp = 0 if self.experts else (self.shape.mlp_matrices - 1) * self.ffn + self.whole
         results = {
-            "matmul": self.query + 2 * self.kv + self.whole + mlp,
+            "matmul": self.products,
             "attention": self.query + self.head_statistics,
             "network": 0,
         }
@@ -197,13 +216,20 @@ class Pass:
         return self.ffn // 2 + 2 * max(self.ffn, self.whole, matrix)
 
     @property
+    def products(self) -> int:
+        """What the matrices of a block give; but those of its experts."""
+        columns = self.shared if self.experts else self.ffn
+        mlp = (self.shape.mlp_matrices - 1) * columns + self.whole if columns else 0
+        attention = self.latent.products if self.latent else self.query + 2 * self.kv
+        return attention + self.whole + mlp
+
+    @property
     def put_off(self) -> int:
         """What one block keeps for gradients of matrices that are put off: the input of each, and the gradient of what
         it gave."""
-        inputs = self.whole + self.query + (0 if self.experts else self.whole + self.ffn)  # those of experts never wait
-        grads = self.query + 2 * self.kv + self.whole
-        grads += 0 if self.experts else (self.shape.mlp_matrices - 1) * self.ffn + self.whole
-        return inputs + grads
+        columns = self.shared if self.experts else self.ffn  # the experts' own never wait
+        attention = self.whole + (self.latent.inputs if self.latent else self.query)
+        return attention + (self.whole + columns if columns else 0) + self.products
 
     @property
     def last(self) -> int:
