@@ -193,7 +193,12 @@ SCHEDULES = [f"schedules/{path.name}" for path in sorted((ROOT / "docs" / "sched
 
 @pytest.mark.parametrize(
     ("name", "page"),
-    [("make_settings", "settings.md"), ("make_picture", "layouts.svg"), *(("make_schedules", it) for it in SCHEDULES)],
+    [
+        ("make_settings", "settings.md"),
+        ("make_picture", "layouts.svg"),
+        ("make_features", "features.md"),
+        *(("make_schedules", it) for it in SCHEDULES),
+    ],
 )
 def test_generated_parts_are_new(name: str, page: str) -> None:
     """`python docs/make_settings.py` and the others of its kind bring them up to date."""

@@ -9,7 +9,7 @@ import pytest
 from harness import Compared, losses, make
 from test_parity import right
 
-from weft.parallel import loss
+from weft.parallel import loss, offload
 from weft.plan import memory
 from weft.plan.stage import stages
 from weft.train import eightbit, optimizer
@@ -149,3 +149,44 @@ def test_8bit_moments_learn_as_well(tmp_path: Path) -> None:
     assert plain[-1] < plain[0] / 2
     assert plain != coarse
     assert max(abs(a / b - 1) for a, b in zip(plain, coarse, strict=True)) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("model", "layout"),
+    [
+        ("gpt2", "offload.mb4"),
+        ("llama", "offload.fsdp2.zero1.mb2.bf16"),
+        ("qwen3", "offload.tp2.sp.full"),
+        ("llama", "offload.fsdp2.tp2.redo-mlp"),
+        ("gpt2", "offload.pp2.mb2.selective"),
+        ("llama", "offload.pp2.zbv.fsdp2"),
+        ("llama", "offload.cp2.ring.dp2"),
+        ("mixtral", "offload.fsdp2.ep2"),
+        ("gpt2", "offload.fp8.chunked.pp2.vp2.interleaved"),
+    ],
+)
+def test_offloaded_activations(model: str, layout: str, compared: Compared, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(offload, "SMALL", 1)
+    right(compared(make(model, layout)))
+
+
+@pytest.mark.parametrize("recompute", ["none", "full/2"])
+def test_offloaded_activations_change_no_bit(recompute: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(offload, "SMALL", 1)
+    layouts = [f"mb8.bf16{'' if recompute == 'none' else '.' + recompute}{end}" for end in ("", ".offload")]
+    here, away = (losses(make("llama", layout), tmp_path, steps=5) for layout in layouts)
+    assert here == away
+
+
+def test_what_comes_back_too_early_is_found(compared: Compared, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if backward did not wait for the copy."""
+    compared(make("llama", "single"))
+    monkeypatch.setattr(offload, "SMALL", 1)
+    fetch = offload.Load._fetch
+
+    def early(self: Any, crate: Any) -> None:
+        crate.away.zero_()
+        fetch(self, crate)
+
+    monkeypatch.setattr(offload.Load, "_fetch", early)
+    assert compared(make("llama", "offload")).first_wrong() == "blocks.3.mlp.down.weight (gradient)"

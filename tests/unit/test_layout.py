@@ -30,6 +30,7 @@ def refused(words: str, layout: str, batch: int = 8, seq: int = 16, **over: Any)
 
 @st.composite
 def layouts(draw: st.DrawFn) -> Layout:
+    compiled = draw(st.booleans())
     precision = draw(st.sampled_from(["fp32", "bf16", "fp16", "fp8", "fp8row"]))
     fields = {axis: draw(WAYS) for axis in ("dp", "fsdp", "cp", "tp", "pp")}
     experts = {"ep": fields["cp"], "etp": fields["tp"]}  # always fits
@@ -43,10 +44,11 @@ def layouts(draw: st.DrawFn) -> Layout:
         stages=draw(st.one_of(st.just(()), st.tuples(*[st.integers(1, 40)] * fields["pp"]))),
         micro_batch=draw(st.none() | st.integers(1, 64)),
         recompute=draw(st.sampled_from(["none", "selective", "full/2", "keep-network:3", "redo-mlp", "fit40g"])),
+        offload=draw(st.booleans()) and not compiled,
         loss=draw(st.sampled_from(["whole", "chunked"])),
         precision=precision,
         gradients=draw(st.sampled_from(["fp32", "bf16"])) if precision in ("bf16", "fp8", "fp8row") else "fp32",
-        compile=draw(st.booleans()),
+        compile=compiled,
     )
 
 
@@ -189,6 +191,7 @@ def test_every_process_holds_weights_and_experts(layout: Layout) -> None:
         ({"ep": 2}, "layout.ep·etp = 2 must divide fsdp·cp·tp = 1"),
         ({"ep": 3, "fsdp": 2, "dp": 3}, "layout.ep·etp = 3 must divide"),
         ({"cp_kind": "ring"}, "set layout.cp above 1"),
+        ({"offload": True, "compile": True}, "layout.offload .*compiled.*leave one out"),
         ({"gradients": "bf16"}, "layout.gradients = bf16 .*set layout.precision = bf16"),
         ({"xp": 2}, "Extra inputs"),
     ],

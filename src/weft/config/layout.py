@@ -19,7 +19,7 @@ from weft.config.pipeline import (
     placement_of,
     table_of,
 )
-from weft.config.precision import check_fp8, check_precision
+from weft.config.precision import check_computation, check_fp8
 from weft.config.recompute import Recompute
 from weft.models.shape import Shape
 from weft.schedules.orders import ORDERS, SPLIT
@@ -64,6 +64,7 @@ class Layout(BaseModel):
     recompute: str = Field(
         "none", description="activations computed again in backward: none, selective, full, and finer forms"
     )
+    offload: bool = Field(False, description="what blocks keep for backward waits in the CPU's memory")
     loss: Literal["whole", "chunked"] = Field(
         "whole", description="from logits that exist as a whole, or from those of some positions at a time"
     )
@@ -91,7 +92,7 @@ class Layout(BaseModel):
                 "experts are dealt out over the processes of a stage. Change layout.ep or layout.etp"
             )
         Recompute.parse(self.recompute)
-        check_precision(self)
+        check_computation(self)
         if self.stages and len(self.stages) != self.num_stages:
             chunks = f" with {self.num_chunks} stages each" if self.num_chunks > 1 else ""
             raise ValueError(
@@ -251,6 +252,7 @@ class Layout(BaseModel):
         parts += [schedule] if schedule != "1f1b" else []
         parts += [f"mb{self.micro_batch}"] if self.micro_batch is not None else []
         parts += [self.recompute] if self.recompute != "none" else []
+        parts += ["offload"] if self.offload else []
         parts += [self.loss] if self.loss != "whole" else []
         parts += [self.precision] if self.precision != "fp32" else []
         parts += ["bf16grads"] if self.gradients == "bf16" else []

@@ -1,4 +1,4 @@
-"""What a precision asks of a layout and a model. Torch-free."""
+"""What precision and offload ask of a layout and a model. Torch-free."""
 
 from __future__ import annotations
 
@@ -14,8 +14,12 @@ FP8_ALIGNED = 16
 """What every side of a matrix product in fp8 is a multiple of: cuBLAS's condition, held to on a CPU too."""
 
 
-def check_precision(layout: Layout) -> None:
-    """Raises: ValueError: the layout's other parts do not go with its precision."""
+def check_computation(layout: Layout) -> None:
+    """Raises: ValueError: the layout's precision, offload or compile do not go with each other or with its schedule."""
+    if layout.offload and layout.compile:
+        raise ValueError(
+            "layout.offload takes what a block keeps one by one, and a compiled one hides that: leave one out"
+        )
     if layout.gradients == "bf16" and layout.precision not in ("bf16", *FP8):
         raise ValueError("layout.gradients = bf16 is for gradients that come in bf16: set layout.precision = bf16")
     if layout.precision in FP8 and layout.splits_backward:

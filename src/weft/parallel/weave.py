@@ -18,6 +18,7 @@ from weft.parallel.experts import deal_experts
 from weft.parallel.fp8 import use_fp8
 from weft.parallel.loss import give_loss
 from weft.parallel.mesh import Mesh
+from weft.parallel.offload import offload_blocks
 from weft.parallel.recompute import recompute_blocks
 from weft.parallel.shard import shard
 from weft.parallel.tensor import cut_tensors
@@ -54,6 +55,8 @@ def weave_chunk(shape: Shape, layout: Layout, mesh: Mesh, blocks: range) -> Chun
     if layout.cp > 1:
         cut_sequence(model, mesh.group("cp"), layout.cp_kind, shape.sliding_window)
     recompute_blocks(model.blocks, Recompute.parse(layout.recompute))
+    if layout.offload:
+        offload_blocks(model.blocks)
     if layout.compile:
         compile_blocks(model.blocks)
     if layout.sharded:

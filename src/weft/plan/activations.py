@@ -44,6 +44,7 @@ class Pass:
         head_statistics: of one fp32 number for each token and head.
         mask: of attention, where plain causal does not say it all; every block keeps its own. Under cp only ulysses
             has one: the others make it tile by tile.
+        away: what blocks keep lies in the CPU's memory, and that is not the device's.
         experts: those that take the MLP's place. A stage with both kinds of blocks is counted as if all had experts.
     """
 
@@ -60,6 +61,7 @@ class Pass:
     head_statistics: int
     mask: int
     experts: Experts | None
+    away: bool
 
     @classmethod
     def of(
@@ -70,6 +72,7 @@ class Pass:
         seq: int,
         document_mask: bool = False,
         blocks: Sequence[int] = (0,),
+        device: str = "cpu",
     ) -> Pass:
         tokens, item = micro_batch * seq // layout.cp, ITEM[layout.compute]
         parts = layout.tp if layout.sp else 1
@@ -91,6 +94,7 @@ class Pass:
             head_statistics=FLOAT * tokens * shape.num_heads // layout.tp,
             mask=item * masks * seq * seq,
             experts=shape.experts if any(map(shape.has_experts, blocks)) else None,
+            away=layout.offload and device != "cpu",
         )
 
     @property
@@ -195,9 +199,16 @@ class Pass:
 
     def blocks(self, count: int, held: int | None = None) -> int:
         """What the first `held` of the `count` blocks of a stage keep; all of them by default."""
-        held = count if held is None else held
+        held = 0 if self.away else count if held is None else held
         again = sum(index < held for index in self.recompute.blocks(count))
         return again * self.kept + (held - again) * self.block
+
+    @property
+    def moving(self) -> int:
+        """With offload: what a block that is at work keeps, and that of the one that is fetched meanwhile."""
+        first = next(iter(self.recompute.blocks(2)), None) == 0
+        all_again = first and self.recompute.every == 1 and self.recompute.first is None
+        return 2 * (self.kept if all_again else self.block) if self.layout.offload else 0
 
     @property
     def backward(self) -> int:

@@ -91,7 +91,7 @@ def stage_memory(config: Config, stage: Stage, device: Device = "cpu") -> StageM
     config = fitted(config, stage, device)
     layout = config.layout
     micro_batch = layout.micro_batch_size(config.train.global_batch)
-    passed = Pass.of(config.model, layout, micro_batch, config.seq, config.data.document_mask, stage.indices)
+    passed = Pass.of(config.model, layout, micro_batch, config.seq, config.data.document_mask, stage.indices, device)
     num_micro_batches = layout.num_micro_batches(config.train.global_batch)
     found = _moments(config, stage, passed, num_micro_batches, device)
     staging = staging_bytes(config, stage)
@@ -188,6 +188,7 @@ def _moments(config: Config, stage: Stage, one: Pass, num_micro_batches: int, de
             copies=gradients.copies_outside,
             activations=others + one.blocks(num_blocks) + top,
             logits=other_logits + logits + one.loss_workspace(device, stage.table),
+            temporary=one.moving // 2,
         )
         found.append(loss)
     if stage.last and whole:  # else it has been done in the forward pass
@@ -212,7 +213,7 @@ def _moments(config: Config, stage: Stage, one: Pass, num_micro_batches: int, de
                 copies=gradients.copies_inside,
                 activations=others + one.blocks(num_blocks, index + 1) + edge,
                 logits=other_logits,
-                temporary=one.recomputed * (index in again) + one.backward + gradients.block_temporary,
+                temporary=one.recomputed * (index in again) + one.backward + one.moving + gradients.block_temporary,
             )
         )
     found.append(
@@ -228,7 +229,7 @@ def _moments(config: Config, stage: Stage, one: Pass, num_micro_batches: int, de
     )
     update = FLOAT * muon_numbers(shape, stage, layout.world // layout.pp) if config.optimizer.kind == "muon" else 0
     if config.optimizer.states == "8bit":
-        update = max(update, 5 * FLOAT * min(EIGHT_BIT_AT_ONCE, stage.shard))
+        update = max(update, 6 * FLOAT * min(EIGHT_BIT_AT_ONCE, stage.shard))
     found.append(replace(fixed, moment="update", gradients=gradients.after, activations=tokens, temporary=update))
     return found
 

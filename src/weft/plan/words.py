@@ -45,6 +45,8 @@ def describe(config: Config) -> Iterator[tuple[str, str]]:
     yield "batch", f"{train.global_batch:,} sequences: {local:,} for each of {layout.replicas}, in {passes}"
     if layout.recompute != "none":
         yield layout.recompute, _recompute(Recompute.parse(layout.recompute))
+    if layout.offload:
+        yield "offload", "what blocks keep for backward waits in the CPU's memory; one block more is on its way back"
     if layout.loss == "chunked":
         yield "chunked", "logits exist for some positions at a time; their gradients are worked out with the loss"
     if layout.compute != "fp32":

@@ -3,6 +3,10 @@
 Each run of 256 numbers has a scale, its largest, and every number the code of the nearest value on a map whose steps grow
 with the value: so the small ones keep some digits beside the large. The update itself is worked out in fp32.
 
+Of the second moment the root is kept, and nothing that is above zero becomes zero: squares of gradients are twice as many
+decades apart as the gradients, and where one were lost beside a first moment that is not, the next update would divide by
+nothing.
+
 The map here has both ends, -1 and 1. The largest of a block is kept exactly for that, and quantizing what was read gives
 the same bits again: checkpoints hold plain fp32 moments, load under any layout, with 8 bits or without, and a resumed run
 is bitwise the same.
@@ -22,8 +26,8 @@ BLOCK = 256
 """Numbers that share a scale."""
 AT_ONCE = 2**22
 """Numbers that the update is worked out for at once, in fp32."""
-TINY = 1e-30
-"""The least scale: below it a block is as good as zero."""
+TINY = 1e-12
+"""The least scale: below it, a block is as good as zero; and squares of what can be told from zero are numbers in fp32."""
 
 
 class EightBitAdamW:
@@ -32,7 +36,7 @@ class EightBitAdamW:
     def __init__(self, weights: Sequence[Weight], betas: tuple[float, float], eps: float, decay: float) -> None:
         self.weights, self.betas, self.eps, self.decay = weights, betas, eps, decay
         self.updates = 0
-        self.moments = [{"exp_avg": Moment(w.data, signed=True), "exp_avg_sq": Moment(w.data, signed=False)}
+        self.moments = [{"exp_avg": Moment(w.data), "exp_avg_sq": Moment(w.data, square=True)}
                         for w in weights]  # fmt: skip
 
     @torch.no_grad()
@@ -53,11 +57,15 @@ class EightBitAdamW:
 
 
 class Moment:
-    """Numbers of the shape of `like`, zeros at first: a code for each, and a scale for each block of them as they lie."""
+    """Numbers of the shape of `like`, zeros at first: a code for each, and a scale for each block of them as they lie.
 
-    def __init__(self, like: Tensor, signed: bool) -> None:
-        self.shape = like.shape
-        self.map = code_map(signed).to(like.device)
+    Args:
+        square: they are squares, and what is kept is their roots.
+    """
+
+    def __init__(self, like: Tensor, square: bool = False) -> None:
+        self.shape, self.square = like.shape, square
+        self.map = code_map(signed=not square).to(like.device)
         self.middles = (self.map[1:] + self.map[:-1]) / 2
         blocks = -(-like.numel() // BLOCK)
         zero = int(torch.searchsorted(self.map, 0.0))
@@ -67,14 +75,16 @@ class Moment:
     def read(self, start: int, count: int) -> Tensor:
         """`count` numbers from `start` on, which is a multiple of BLOCK; fp32, [count]."""
         blocks = slice(start // BLOCK, -(-(start + count) // BLOCK))
-        return (self.map[self.codes[blocks].int()] * self.scales[blocks]).view(-1)[:count]
+        x = (self.map[self.codes[blocks].int()] * self.scales[blocks]).view(-1)[:count]
+        return x.square_() if self.square else x
 
     def write(self, start: int, x: Tensor) -> None:
         """Numbers x [count] in the place of those from `start` on."""
-        rows = F.pad(x, (0, -len(x) % BLOCK)).view(-1, BLOCK)
+        rows = F.pad(x.sqrt() if self.square else x, (0, -len(x) % BLOCK)).view(-1, BLOCK)
         blocks = slice(start // BLOCK, start // BLOCK + len(rows))
-        scales = rows.abs().amax(dim=1, keepdim=True)
-        self.codes[blocks] = torch.bucketize(rows / scales.clamp(min=TINY), self.middles, out_int32=True).byte()
+        scales = rows.abs().amax(dim=1, keepdim=True).clamp(min=TINY)
+        codes = torch.bucketize(rows / scales, self.middles, out_int32=True)
+        self.codes[blocks] = (codes.maximum((rows > 0).int()) if self.square else codes).byte()
         self.scales[blocks] = scales
 
     def whole(self) -> Tensor:

@@ -1,0 +1,73 @@
+"""Runs with as many features as fit, so that every two features meet in one: docs/features.md lists which.
+
+Drawn by a greedy search for few runs that have all the pairs which no other test has; written down, so that they stay.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from harness import Compared, make
+from test_parity import right
+
+DENSE = {"ffn": 64}  # half of which is a multiple of 16 too
+EXPERTS = {"num_kv_heads": 4, "head_dim": 16}
+
+PAIRS = [
+    ("llama", "dp2.fsdp2.zero2.pp2.vp2.stages1-1-1-1.bfs.selective.chunked.fp8row", "muon+offload", True),
+    ("llama", "fsdp2.cp2.pp2.stages3-1.gpipe.redo-mlp.bf16.bf16grads", "muon+8bit", False),
+    ("llama", "cp2.ulysses.pp2.dualpipev.full.fp16", "muon+8bit", False),
+    ("llama", "cp2.pp2.vp2.interleaved.selective.fp8", "muon+offload", True),
+    ("mixtral", "fsdp2.zero1.ep2.tp2.sp.pp2.dualpipev.redo-mlp", "", False),
+    ("llama", "cp2.ulysses.pp2.zbv.redo-mlp", "muon+offload", False),
+    ("llama", "tp2.sp.pp2.gpipe.selective.fp16", "", False),
+    ("llama", "dp2.fsdp2.pp2.vp2.interleaved.full.fp16", "", False),
+    ("llama", "cp2.ring.pp2.zbh1", "muon+offload", False),
+    ("llama", "dp2.cp2.ulysses.pp2.gpipe.fp8", "", False),
+    ("mixtral", "cp2.ulysses.etp2.pp2.zbh1", "", False),
+    ("llama", "cp2.pp2.vp2.bfs.fp8row", "", False),
+    ("llama", "fsdp2.zero1.cp2.ring.pp2.vp2.interleaved", "", False),
+    ("llama", "cp2.ring.pp2.dualpipev", "", False),
+    ("llama", "cp2.ulysses.pp2.vp2.bfs", "", False),
+    ("mixtral", "dp2.ep2.pp2.zbv", "", False),
+    ("llama", "dp2.fsdp2.cp2.ulysses", "", False),
+    ("llama", "dp2.fsdp2.cp2.ring", "", False),
+    ("llama", "dp2.fsdp2.pp2.gpipe", "", False),
+    ("llama", "dp2.fsdp2.cp2", "", False),
+    ("llama", "dp2.fsdp2.tp2.sp", "", False),
+    ("mixtral", "cp2.ulysses.ep2.etp2.tp2.sp.pp2.vp2.stages1-1-1-1.interleaved.redo-mlp.chunked", "offload", True),
+    ("llama", "fsdp2.zero1.pp2.stages3-1.gpipe.full.chunked.bf16.bf16grads", "offload", True),
+    ("mixtral", "fsdp2.zero2.cp2.ring.ep2.etp2.pp2.stages3-1.zbh1.mb2.full.chunked", "8bit", True),
+    ("mixtral", "dp2.fsdp2.zero2.ep2.etp2.pp2.stages1-1-1-1.dualpipev.redo-mlp.chunked", "offload", True),
+    ("llama", "fsdp2.zero1.tp2.sp.pp2.vp2.stages1-1-1-1.bfs.redo-mlp.fp8", "8bit", False),
+    ("mixtral", "fsdp2.zero1.etp2.pp2.zbv.selective.chunked", "8bit", True),
+    ("llama", "cp2.ring.pp2.vp2.stages1-1-1-1.bfs.full.fp16", "offload", True),
+    ("llama", "cp2.ring.pp2.gpipe.redo-mlp.fp8row", "8bit", False),
+    ("llama", "tp2.sp.pp2.dualpipev.selective.bf16.bf16grads", "", False),
+    ("mixtral", "fsdp2.zero1.ep2.fp8row", "", False),
+    ("mixtral", "dp2.ep2.redo-mlp.fp16", "", False),
+    ("llama", "fsdp2.zero2.cp2.ring.pp2.stages1-1-1-1.zbv.bf16.bf16grads", "", False),
+    ("mixtral", "dp2.cp2.ep2.etp2.pp2.gpipe", "", False),
+    ("llama", "cp2.ulysses.pp2.vp2.interleaved.fp8row", "8bit", False),
+    ("llama", "cp2.ulysses.pp2.zbh1.redo-mlp.bf16.bf16grads", "", False),
+    ("llama", "pp2.vp2.bfs.bf16.bf16grads", "", False),
+    ("llama", "dp2.fsdp2.fp8", "8bit", False),
+    ("mixtral", "dp2.ep2.pp2.vp2.bfs", "", False),
+    ("llama", "pp2.bf16.bf16grads", "", False),
+    ("mixtral", "dp2.etp2.pp2.vp2.bfs", "", False),
+    ("mixtral", "dp2.etp2.pp2", "", False),
+    ("llama", "dp2.fsdp2.pp2.zbh1", "", False),
+]
+OPTIMIZERS = {"muon": {"kind": "muon"}, "8bit": {"states": "8bit"}, "offload": {"offload": True}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "layout", "optimizer", "masked"), PAIRS)
+def test_pairs(model: str, layout: str, optimizer: str, masked: bool, documents: Path, compared: Compared) -> None:
+    over: dict = {"model": EXPERTS if model == "mixtral" else DENSE, "optimizer": {}}
+    for name in optimizer.split("+") if optimizer else []:
+        over["optimizer"] |= OPTIMIZERS[name]
+    if masked:
+        over["data"] = {"paths": [str(documents)], "document_mask": True, "split": (1, 0, 0)}
+    right(compared(make(model, layout, **over)))
