@@ -239,7 +239,7 @@ def made(page: Path = PAGE) -> str:
         if proved:
             case = min(proved, key=lambda case: (len(case.features), case.config.layout.world, case.test))
             signs[a.name, b.name] = "✓"
-            proofs.append(f"| {a.name} | {b.name} | `{case.config.layout}` | `{case.test}` | {len(proved)} |")
+            proofs.append(f"| {a.name} | {b.name} | `{case.config.layout}` | `{case.test}` |")
         elif exclusive(a, b):
             signs[a.name, b.name] = "–"
         elif reason := refusal(a, b):
@@ -262,8 +262,8 @@ def made(page: Path = PAGE) -> str:
         *refusals,
         "\n## Accepted, with no test of their own\n\nThe first list to add tests for.\n",
         "; ".join(left) + "." if left else "None.",
-        "\n## Proved, by what\n\nOf each pair the test with the fewest others, and how many tested runs have both.\n",
-        "| | | layout | test | runs |\n|---|---|---|---|---|",
+        "\n## Proved, by what\n\nOf each pair the tested run with the fewest other features.\n",
+        "| | | layout | test |\n|---|---|---|---|",
         *proofs,
     ]
     return head + BEGIN + "\n".join(text) + "\n"
