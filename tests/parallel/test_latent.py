@@ -7,11 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import Compared, make
+import torch.distributed as dist
+from harness import Compared, make, run_forked
 from test_parity import right
 
+from weft.checkpoint.region import Region
+from weft.checkpoint.weights import WeightsFolder, create_weights_folder
 from weft.models import cuts
+from weft.models.parameters import buffer_sizes, stored_sizes
 from weft.parallel import context
+from weft.plan.stage import stages
+from weft.train.training import build, fill_from
 
 KINDS = ["allgather", "ring", "ulysses"]
 
@@ -45,6 +51,45 @@ def test_low_precision(layout: str, compared: Compared) -> None:
     """Every token has every expert: where it chose, one that nearly tied would in a later step go elsewhere."""
     experts = {"num_experts": 4, "per_token": 4, "ffn": 12, "shared": 1, "scores": "sigmoid", "scaling": 2.5}
     right(compared(make("deepseek", f"{layout}.bf16", model={"experts": experts})))
+
+
+@pytest.mark.parametrize("layout", ["tp2.sp.ep2.etp1", "fsdp2.ep2.pp2.mb2"])
+def test_from_a_folder_with_biases(layout: str, folder: Path, compared: Compared) -> None:
+    """A router's bias moves tokens to other experts, on every process alike."""
+    right(compared(make("deepseek", layout, train={"init_from": str(folder)})))
+
+
+@pytest.mark.parametrize("layout", ["tp2.sp", "fsdp2.ep2.mb2", "tp2.ep2.etp1", "dp2.pp2.zbv.mb2"])
+def test_what_a_process_holds(layout: str, folder: Path) -> None:
+    """As many parameters as the plan says; every bias, whole; and of each bias one process speaks."""
+    config = make("deepseek", layout)
+
+    def work(rank: int) -> None:
+        training = build(config, torch.device("cpu"), fill=False)
+        fill_from(training.woven, folder)
+        stage = stages(config.model, config.layout)[training.mesh.index("pp")]
+        held = sum(weight.data.numel() for weight in training.woven.weights)
+        assert held == stage.shard if rank == 0 else held <= stage.shard  # the first of each axis has most
+        pieces = [piece for piece in training.woven.pieces() if piece.region.name.endswith("router.bias")]
+        with WeightsFolder.open(folder) as weights:
+            assert all(torch.equal(piece.data, weights.read(piece.region)) and piece.data.any() for piece in pieces)
+        everyone: list[list[str]] = [[]] * config.layout.world
+        dist.all_gather_object(everyone, [piece.region.name for piece in pieces if piece.writes])
+        assert sorted(name for names in everyone for name in names) == sorted(buffer_sizes(config.model))
+
+    run_forked(config.layout.world, work)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model, with biases that are not zero."""
+    path, shape = tmp_path_factory.mktemp("deepseek") / "model", make("deepseek", "single").model
+    stream = torch.Generator().manual_seed(0)
+    with create_weights_folder(path, shape, torch.float32) as written:
+        for name, dims in stored_sizes(shape).items():
+            gain = 1.0 if "norm" in name else 0.0
+            written.write(Region.whole(name, dims), gain + 0.1 * torch.randn(dims, generator=stream))
+    return path
 
 
 # -- what would go wrong in silence -----------------------------------------------------------------------------------

@@ -294,6 +294,38 @@ QWEN3_MOE = {
     "vocab_size": 151936,
 }  # fmt: skip
 
+DEEPSEEK_V2 = {
+    "architectures": ["DeepseekV2ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+    "auto_map": {"AutoConfig": "configuration_deepseek.DeepseekV2Config"}, "aux_loss_alpha": 0.001,
+    "bos_token_id": 100000, "eos_token_id": 100001, "first_k_dense_replace": 1, "hidden_act": "silu",
+    "hidden_size": 2048, "initializer_range": 0.02, "intermediate_size": 10944, "kv_lora_rank": 512,
+    "max_position_embeddings": 163840, "model_type": "deepseek_v2", "moe_intermediate_size": 1408, "moe_layer_freq": 1,
+    "n_group": 1, "n_routed_experts": 64, "n_shared_experts": 2, "norm_topk_prob": False, "num_attention_heads": 16,
+    "num_experts_per_tok": 6, "num_hidden_layers": 27, "num_key_value_heads": 16, "pretraining_tp": 1,
+    "q_lora_rank": None, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "rms_norm_eps": 1e-06, "rope_scaling": {
+        "beta_fast": 32, "beta_slow": 1, "factor": 40, "mscale": 0.707, "mscale_all_dim": 0.707,
+        "original_max_position_embeddings": 4096, "type": "yarn",
+    }, "rope_theta": 10000, "routed_scaling_factor": 1.0, "scoring_func": "softmax", "seq_aux": True,
+    "tie_word_embeddings": False, "topk_group": 1, "topk_method": "greedy", "torch_dtype": "bfloat16",
+    "transformers_version": "4.33.1", "use_cache": True, "v_head_dim": 128, "vocab_size": 102400,
+}  # fmt: skip
+DEEPSEEK_V3 = {  # its numbers are published in fp8, which is refused: these are of those made bf16 again
+    "architectures": ["DeepseekV3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+    "auto_map": {"AutoConfig": "configuration_deepseek.DeepseekV3Config"}, "aux_loss_alpha": 0.001, "bos_token_id": 0,
+    "eos_token_id": 1, "ep_size": 1, "first_k_dense_replace": 3, "hidden_act": "silu", "hidden_size": 7168,
+    "initializer_range": 0.02, "intermediate_size": 18432, "kv_lora_rank": 512, "max_position_embeddings": 163840,
+    "model_type": "deepseek_v3", "moe_intermediate_size": 2048, "moe_layer_freq": 1, "n_group": 8,
+    "n_routed_experts": 256, "n_shared_experts": 1, "norm_topk_prob": True, "num_attention_heads": 128,
+    "num_experts_per_tok": 8, "num_hidden_layers": 61, "num_key_value_heads": 128, "num_nextn_predict_layers": 1,
+    "pretraining_tp": 1, "q_lora_rank": 1536, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "rms_norm_eps": 1e-06,
+    "rope_scaling": {
+        "beta_fast": 32, "beta_slow": 1, "factor": 40, "mscale": 1.0, "mscale_all_dim": 1.0,
+        "original_max_position_embeddings": 4096, "type": "yarn",
+    }, "rope_theta": 10000, "routed_scaling_factor": 2.5, "scoring_func": "sigmoid", "seq_aux": True,
+    "tie_word_embeddings": False, "topk_group": 4, "topk_method": "noaux_tc", "torch_dtype": "bfloat16",
+    "transformers_version": "4.33.1", "use_cache": True, "v_head_dim": 128, "vocab_size": 129280,
+}  # fmt: skip
+
 
 @pytest.mark.parametrize(
     ("config", "preset"),
@@ -305,8 +337,10 @@ QWEN3_MOE = {
         (MISTRAL, "mistral-7b"),
         (MIXTRAL, "mixtral-8x7b"),
         (QWEN3_MOE, "qwen3-30b-a3b"),
+        (DEEPSEEK_V2, "deepseek-v2-lite"),
+        (DEEPSEEK_V3, "deepseek-v3"),
     ],
-    ids=["gpt2", "llama", "qwen2", "qwen3", "mistral", "mixtral", "qwen3_moe"],
+    ids=["gpt2", "llama", "qwen2", "qwen3", "mistral", "mixtral", "qwen3_moe", "deepseek_v2", "deepseek_v3"],
 )
 def test_published_configs(config: dict[str, Any], preset: str) -> None:
     assert shape_from_config(config) == preset_shape(preset)
@@ -369,6 +403,17 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (MISTRAL, {"mlp_bias": True}, "mlp_bias"),
     (MIXTRAL, {"router_jitter_noise": 0.1}, "router_jitter_noise"),
     (MIXTRAL, {"num_experts_per_tok": 9}, "per_token"),
+    (DEEPSEEK_V2, {"norm_topk_prob": True}, "norm_topk_prob"),
+    (DEEPSEEK_V2, {"scoring_func": "sigmoid"}, "scoring_func"),
+    (DEEPSEEK_V2, {"attention_bias": True}, "attention_bias"),
+    (DEEPSEEK_V2, {"num_key_value_heads": 4}, "num_kv_heads"),
+    (DEEPSEEK_V2, {"rope_scaling": {"type": "yarn", "factor": 40}}, "rope_scaling.beta_fast"),
+    (DEEPSEEK_V2, {"first_k_dense_replace": -1}, "first_k_dense_replace"),
+    (DEEPSEEK_V2, {"moe_layer_freq": 2}, "moe_layer_freq"),
+    (DEEPSEEK_V3, {"topk_method": "greedy"}, "topk_method"),
+    (DEEPSEEK_V3, {"rope_interleave": False}, "rope_interleave"),
+    (DEEPSEEK_V3, {"n_group": 7}, "groups"),
+    (DEEPSEEK_V3, {"n_shared_experts": 0}, "n_shared_experts"),
     (MIXTRAL, {"num_local_experts": 0}, "num_local_experts"),
     (QWEN3_MOE, {"mlp_only_layers": [1]}, "mlp_only_layers"),
     (QWEN3_MOE, {"decoder_sparse_step": 2}, "decoder_sparse_step"),
@@ -556,3 +601,18 @@ def test_unknown_token_ids_are_written_as_null() -> None:
     config = transformers.AutoConfig.for_model(**config_from_shape(preset_shape("llama3-8b")))
     assert config.eos_token_id is None
     assert config.bos_token_id is None
+
+
+def test_layers_after_the_last_are_passed_over(tmp_path: Path) -> None:
+    """DeepSeek-V3's file holds one that predicts a token further ahead; of another family it is a tensor too many."""
+    for kind, accepted in (("deepseek_v3", True), ("deepseek_v2", False)):
+        saved(tmp_path / kind, random_config(kind, 0))
+        tensors = load_file(tmp_path / kind / "model.safetensors")
+        tensors["model.layers.2.eh_proj.weight"] = torch.ones(2, 2)
+        save_file(tensors, tmp_path / kind / "model.safetensors", {"format": "pt"})
+        with WeightsFolder.open(tmp_path / kind) as folder:
+            if accepted:
+                folder.check()
+                continue
+            with pytest.raises(ValueError, match=r"1 unexpected: model\.layers\.2\.eh_proj"):
+                folder.check()
