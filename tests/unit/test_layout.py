@@ -232,7 +232,6 @@ def test_what_schedules_need() -> None:
     refused("layout.pp·vp = 6 stages need as many blocks", "pp2.vp3.interleaved", num_layers=5)
     refused("interleaved works in rounds of 2.*3 are no whole rounds.*layout.micro_batch", "pp2.vp2.interleaved.mb1", 3)
     refused("dualpipev needs twice as many.*there are 2", "pp2.dualpipev.mb4")
-    refused("layout.compile with layout.schedule = zbv.*Leave compile out, or use 1f1b", "pp2.zbv.compile")
     refused("layout.schedule = none.csv: No such file", "pp2.csv(none.csv)")
 
 

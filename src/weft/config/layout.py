@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from weft.config.experts import check_experts
 from weft.config.layout_text import parse_part
 from weft.config.pipeline import (
-    UNCOMPILED,
     balanced,
     check_count,
     check_pipeline,
@@ -233,8 +232,6 @@ class Layout(BaseModel):
         check_fp8(self, shape, self.micro_batch_size(global_batch) * seq // self.cp)
         if self.pp > 1:
             check_count(self.schedule, self.pp, self.vp, self.num_micro_batches(global_batch))
-        if self.compile and self.splits_backward:
-            raise ValueError(UNCOMPILED.format(self.schedule))
 
     def __str__(self) -> str:
         parts = [f"{axis}{getattr(self, axis)}" for axis in ("dp", "fsdp") if getattr(self, axis) > 1]

@@ -7,11 +7,6 @@ from weft.schedules.orders import ORDERS, make_schedule, refusal
 from weft.schedules.sheet import read_sheet
 from weft.schedules.table import LOOPED, V_SCHEDULES, Schedule, placement
 
-UNCOMPILED = (
-    "layout.compile with layout.schedule = {}: a compiled block cannot put the gradients of its matrices off. "
-    "Leave compile out, or use 1f1b or interleaved"
-)
-
 
 def check_pipeline(name: str, pp: int, vp: int) -> None:
     """Refuse what does not go together, whatever the model.

@@ -41,8 +41,10 @@ class Chunk:
             hold_gradients(self.model, self.layout)
         for replicas in self.replicas:
             replicas.last_pass = False
-        with self.deferral.put_off(micro_batch) if put_off else nullcontext():
+        with self.deferral.put_off(micro_batch) if put_off or self.layout.compile else nullcontext():
             y.backward(grad)
+        if not put_off and self.layout.compile:
+            self.deferral.catch_up(micro_batch)
         if not put_off:
             self._reduce(last)
 

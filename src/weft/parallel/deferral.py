@@ -3,13 +3,17 @@
 So zero-bubble schedules fill a pipeline's waiting time with products that nobody waits for (Qi et al., 2023). Whatever
 else has weights — norms, biases, the embedding — gets its gradient in the first part, as always; so does the head, for
 what its product is made of is as large as the logits, and would have to be kept.
+
+Inside of a compiled block the product is one operation that the compiler does not look into. It cannot know whether a
+backward pass puts off, so there it always does; where the schedule does not, Chunk catches up at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
+from weakref import ref
 
 import torch
 import torch.nn.functional as F
@@ -58,27 +62,40 @@ def defer_weights(model: nn.Module) -> Deferral:
         if isinstance(module, nn.Linear) and not isinstance(module, Head):
             module.__class__ = DeferredRowLinear if isinstance(module, RowLinear) else DeferredLinear
             module.deferral = deferral  # type: ignore[assignment]
+            # a tensor, so that blocks differ in their tensors only, and the compiler compiles one
+            module.number = torch.tensor(len(MODULES), device="cpu")
+            MODULES.append(ref(module))
     return deferral
+
+
+MODULES: list[ref[nn.Linear]] = []
+"""By number: what a compiled backward pass knows them by."""
 
 
 class DeferredLinear(nn.Linear):
     deferral: Deferral
+    number: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        y = deferred(x, self.weight, self.deferral)
+        y = deferred(x, self)
         return y if self.bias is None else y + self.bias
 
 
 class DeferredRowLinear(RowLinear):
     deferral: Deferral
+    number: Tensor
 
     def product(self, x: Tensor) -> Tensor:
-        return deferred(x, self.weight, self.deferral)
+        return deferred(x, self)
 
 
-def deferred(x: Tensor, weight: Tensor, deferral: Deferral) -> Tensor:
-    """x [..., I] times weight [O, I] → [..., O]. The plain reference is `torch.nn.functional.linear`."""
-    return _Linear.apply(x, weight, deferral) if torch.is_grad_enabled() else F.linear(x, weight)
+def deferred(x: Tensor, module: DeferredLinear | DeferredRowLinear) -> Tensor:
+    """x [..., I] times the module's weight [O, I] → [..., O]. The plain reference is `torch.nn.functional.linear`."""
+    if not torch.is_grad_enabled():
+        return F.linear(x, module.weight)
+    if torch.compiler.is_compiling():
+        return torch.ops.weft.deferred_linear(x, module.weight, module.number)
+    return _Linear.apply(x, module.weight, module.deferral)
 
 
 class _Linear(torch.autograd.Function):
@@ -95,3 +112,45 @@ class _Linear(torch.autograd.Function):
             ctx.deferral.note(ctx.weight, x, grad)
             return grad @ ctx.weight, None, None
         return grad @ ctx.weight, grad.flatten(0, -2).t() @ x.flatten(0, -2), None
+
+
+# -- the same as one operation, for compiled blocks ------------------------------------------------------------------
+
+
+def _product(x: Tensor, weight: Tensor, number: Tensor) -> Tensor:
+    return F.linear(x, weight)
+
+
+def _backward(grad: Tensor, x: Tensor, weight: Tensor, number: Tensor) -> Tensor:
+    module = MODULES[int(number)]()
+    assert isinstance(module, DeferredLinear | DeferredRowLinear)
+    # under FSDP2 the module has its gathered weight now; `weight` is the same memory under another name
+    module.deferral.note(cast(nn.Parameter, module.weight), _copy(x), _copy(grad))
+    return grad @ weight
+
+
+def _copy(x: Tensor) -> Tensor:
+    """The compiler uses the memory of what it has read for the last time again for something else."""
+    return x.clone()
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    return torch.ops.weft.deferred_linear_backward(grad, *ctx.saved_tensors), None, None
+
+
+_LIBRARY = torch.library.Library("weft", "FRAGMENT")
+_LIBRARY.define("deferred_linear(Tensor x, Tensor weight, Tensor number) -> Tensor")
+_LIBRARY.define("deferred_linear_backward(Tensor grad, Tensor x, Tensor weight, Tensor number) -> Tensor")
+_LIBRARY.impl("deferred_linear", _product, "CompositeExplicitAutograd")
+_LIBRARY.impl("deferred_linear_backward", _backward, "CompositeExplicitAutograd")
+torch.library.register_fake(
+    "weft::deferred_linear", lambda x, weight, _: x.new_empty(*x.shape[:-1], weight.shape[0]), lib=_LIBRARY
+)
+torch.library.register_fake(
+    "weft::deferred_linear_backward", lambda grad, x, weight, _: x.new_empty(x.shape), lib=_LIBRARY
+)
+torch.library.register_autograd("weft::deferred_linear", _gradients, setup_context=_keep, lib=_LIBRARY)
