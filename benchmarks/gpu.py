@@ -11,6 +11,8 @@ It needs a CUDA GPU, torch, numpy and pydantic, and no installation: weft is tak
             tokens/s, MFU against the datasheet (attention's scores in full, and causal), peak memory against the plan
     gpt2    GPT-2 124M in bf16, seq 1024, beside a plain PyTorch loop at its best (fused AdamW, autocast, sdpa) around
             transformers' model, or where that is not installed, one written by hand; eager and compiled, taking turns
+    parts   forward and backward of parts alone: a layer of experts (grouped products), the widest matrix in bf16 and in
+            fp8, head and loss from whole logits and in chunks, attention by each of torch's kernels: time, TFLOP/s, memory
     peers   forward and backward of four Llama 3 8B blocks beside Megatron-Core's GPTModel, where it is installed; its
             weights and gradients are bf16, weft's fp32, computed with as bf16. No update on either side
 
@@ -49,6 +51,7 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 import common  # noqa: E402
+import gpu_parts as parts  # noqa: E402
 import gpu_peers as peers  # noqa: E402
 from gpu_sizes import GPU, TINY, Sizes  # noqa: E402
 from weft.config.load import make_config  # noqa: E402
@@ -68,10 +71,10 @@ LR, CLIP = 3e-4, 1.0
 GIB = 2**30
 SHARE_OF_MEMORY = 0.88
 """Of the free memory, what the plan may fill: the allocator's blocks and cuBLAS's workspaces need some too."""
-ROWS_NEED = {"parity": 10.0, "blocks": 15.0, "gpt2": 30.0, "peers": 20.0}
+ROWS_NEED = {"parity": 10.0, "blocks": 15.0, "gpt2": 30.0, "parts": 5.0, "peers": 20.0}
 """Seconds that a row of a section takes at least; compiling comes on top. With less left it is not begun."""
 COMPILING = 20.0
-SHARES = {"parity": 0.32, "blocks": 0.4, "gpt2": 0.22, "peers": 0.06}
+SHARES = {"parity": 0.3, "blocks": 0.36, "gpt2": 0.2, "parts": 0.08, "peers": 0.06}
 """Of the time; what a section leaves over is there for those after it."""
 
 
@@ -271,7 +274,7 @@ def weft_step(training: Training, tokens: Tensor) -> peers.Step:
     return step
 
 
-def timed(step: peers.Step, device: torch.device) -> float:
+def timed(step: Callable[[], object], device: torch.device) -> float:
     """Seconds of one step."""
     if device.type != "cuda":
         began = time.perf_counter()
@@ -309,6 +312,45 @@ def gpt2_row(section: Section, layout: str) -> dict[str, Any]:
     found = beside(section, {"weft": weft_step(filled(config, device), tokens), "peer": loop})
     count = tokens.shape[0] * (tokens.shape[1] - 1)
     return against(section, peer, found, count, config.model.flops_per_token(config.seq, causal=True))
+
+
+def parts_section(section: Section) -> None:
+    shape, mixture, device = section.sizes.block, section.sizes.mixture, section.device
+    for tokens in section.sizes.part_tokens:
+        section.row(
+            f"experts, {tokens}", partial(part_row, section, lambda t=tokens: parts.experts(mixture, t, device))
+        )
+        for kind in ("bf16", "fp8", "fp8row", "bf16.compile", "fp8.compile", "fp8row.compile"):
+            make = partial(parts.linear, shape, tokens, device, kind)
+            section.row(f"matrix, {tokens} {kind}", partial(part_row, section, make), compiles="compile" in kind)
+        for kind in ("whole", "chunked"):
+            make = partial(parts.loss, shape, tokens, device, kind)
+            section.row(f"loss, {tokens} {kind}", partial(part_row, section, make))
+        for backend in parts.BACKENDS:
+            make = partial(parts.attention, shape, tokens, device, backend)
+            section.row(f"attention, {tokens} {backend}", partial(part_row, section, make))
+
+
+def part_row(section: Section, make: Callable[[], parts.Part]) -> dict[str, Any]:
+    device, part = section.device, make()
+    for _ in range(section.sizes.warmup):
+        part.work()
+    held = memory_used(device)
+    if device.type == "cuda":
+        held = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+    seconds = [timed(part.work, device) for _ in range(section.sizes.steps)]
+    rate, peak = part.flops / statistics.median(seconds), peak_flops(device, "bf16")
+    more = max(0, memory_used(device) - held)
+    return {
+        "told": f"{statistics.median(seconds) * 1e3:.2f} ms, {rate / 1e12:.0f} TFLOP/s, {rate / peak.flops:.1%} of bf16's "
+        f"peak, {more / GIB:.2f} GiB beside what stays",
+        "pass_s": common.spread(seconds, 6),
+        "flops_per_s": rate,
+        "share_of_bf16_peak": round(rate / peak.flops, 4),
+        "peak": str(peak),
+        "memory_gib": round(more / GIB, 4),
+    }
 
 
 def peer_section(section: Section) -> None:
@@ -368,6 +410,7 @@ SECTIONS: dict[str, Callable[[Section], None]] = {
     "parity": parity,
     "blocks": blocks,
     "gpt2": gpt2,
+    "parts": parts_section,
     "peers": peer_section,
 }
 

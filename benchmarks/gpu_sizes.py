@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from weft.models.shape import Shape
+from weft.models.shape import Experts, Shape
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,8 @@ class Sizes:
     block: Shape  # of blocks and peers; its layers are set there
     most_layers: int
     block_runs: tuple[tuple[int, int], ...]  # sequences of a step, tokens of each
+    mixture: Shape  # of parts
+    part_tokens: tuple[int, ...]
     peer_layers: int
     peer_vocab: int
     gpt2: Shape
@@ -39,6 +41,11 @@ GPU = Sizes(
     ),
     most_layers=32,
     block_runs=((2, 4096), (1, 8192)),
+    mixture=Shape(
+        num_layers=1, hidden=4096, num_heads=32, num_kv_heads=8, ffn=14336, vocab=32000, max_seq=8192,
+        experts=Experts(num_experts=8, per_token=2, ffn=3584),
+    ),
+    part_tokens=(8192,),
     peer_layers=4,
     peer_vocab=32000,
     gpt2=Shape(family="gpt2", num_layers=12, hidden=768, num_heads=12, vocab=50257, max_seq=1024),
@@ -57,6 +64,17 @@ TINY = Sizes(
     block=Shape(num_layers=1, hidden=32, num_heads=4, num_kv_heads=2, ffn=64, vocab=128, max_seq=32),
     most_layers=2,
     block_runs=((2, 16),),
+    mixture=Shape(
+        num_layers=1,
+        hidden=32,
+        num_heads=4,
+        num_kv_heads=2,
+        ffn=64,
+        vocab=128,
+        max_seq=32,
+        experts=Experts(num_experts=4, per_token=2, ffn=16),
+    ),
+    part_tokens=(16,),
     peer_layers=1,
     peer_vocab=64,
     gpt2=Shape(family="gpt2", num_layers=1, hidden=16, num_heads=2, vocab=64, max_seq=16),

@@ -40,8 +40,14 @@ CASES: dict[str, tuple[str, dict]] = {  # layout, optimizer
     "chunked loss": ("chunked", {}),
     "chunked loss, full": ("chunked.full", {}),
     "muon": ("single", {"kind": "muon"}),
+    "moments of 8 bits": ("single", {"states": "8bit"}),
+    "activations offloaded": ("offload", {}),
+    "activations offloaded, full": ("full.offload", {}),
     "optimizer offloaded": ("single", {"offload": True}),
     "bf16": ("bf16", {}),
+    "bf16, gradients in bf16": ("bf16.bf16grads", {}),
+    "fp8": ("fp8", {}),
+    "fp8row": ("fp8row", {}),
     "bf16, chunked loss, full": ("chunked.full.bf16", {}),
 }
 STEPS = 6
@@ -116,7 +122,7 @@ def main() -> None:
             found["memory"] = round(found["measured_mib"] / base["measured_mib"], 3)
             found["time"] = round(found["seconds"] / base["seconds"], 3)
             told = f"{found['measured_mib']:>7} MiB  planned {found['planned_mib']:>7} ({found['error']:+.1%})"
-            print(f"{name:26}{told}  {found['seconds']:.3f} s  memory × {found['memory']:.2f}  time × {found['time']:.2f}",
+            print(f"{name:30}{told}  {found['seconds']:.3f} s  memory × {found['memory']:.2f}  time × {found['time']:.2f}",
                   flush=True)  # fmt: skip
     if not options.only:
         sizes = {

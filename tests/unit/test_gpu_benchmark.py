@@ -35,10 +35,10 @@ def test_rehearsal_runs_every_section(tmp_path: Path) -> None:
     done = run(tmp_path, "--device", "cpu", "--tiny")
     assert done.returncode == 0, done.stdout + done.stderr
     sections = json.loads((tmp_path / "gpu.json").read_text())["sections"]
-    assert set(sections) == {"parity", "blocks", "gpt2", "peers"}
+    assert set(sections) == {"parity", "blocks", "gpt2", "parts", "peers"}
     rows = {f"{name} {row}": values for name, part in sections.items() for row, values in part["rows"].items()}
     assert not {name: row["failed"] for name, row in rows.items() if "failed" in row}
-    assert [part["ended"] for part in sections.values()] == ["whole"] * 4
+    assert [part["ended"] for part in sections.values()] == ["whole"] * 5
     compared = [row for name, row in rows.items() if name.startswith("parity") and "CPU" not in name]
     assert len(compared) == 14
     assert all(row["right"] for row in compared)
