@@ -39,7 +39,8 @@ def check(schedule: Schedule) -> Schedule:
         for index in range(schedule.num_micro_batches):
             for op in (Op("F", stage, index), Op("B", stage, index)):
                 if not counts[op]:
-                    raise ValueError(f"schedule {name}: {op} is missing")
+                    rank = schedule.place[stage]
+                    raise ValueError(f"schedule {name}: {op} is missing from process {rank}, which has that stage")
         forwards = [op.micro_batch for op in schedule.orders[schedule.place[stage]] if op[:2] == ("F", stage)]
         if forwards != sorted(forwards):
             raise ValueError(f"schedule {name}: stage {stage} takes its forwards out of order: {forwards}")

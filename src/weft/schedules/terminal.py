@@ -31,7 +31,9 @@ def draw(schedule: Schedule, line: Timeline, width: int, colour: bool) -> list[T
     rows = [_row(schedule, line, rank, scale, colour) for rank in range(len(names))]
     lines = []
     for first in range(0, len(rows[0]), room):
-        lines += [Text(name, style="dim") + row[first : first + room] for name, row in zip(names, rows, strict=True)]
+        lines += [
+            Text.assemble((name, "dim"), row[first : first + room]) for name, row in zip(names, rows, strict=True)
+        ]
         lines.append(Text())
     return lines[:-1]
 
@@ -51,7 +53,7 @@ def _cell(op: Op, width: int, later: bool, colour: bool) -> tuple[str, str]:
     text = f"{letter}{op.micro_batch}"
     text = text if len(text) < width else letter  # a number cut short would be another number
     text = text[:width] if colour or width <= len(text) else text + "─" * (width - len(text) - 1) + " "
-    style = f"{'black' if later else 'white'} on {COLOURS[op.kind][later]}" if colour else ""
+    style = f"{'#101418' if later else '#ffffff'} on {COLOURS[op.kind][later]}" if colour else ""
     return (text.ljust(width - 1) + "▕" * (width > len(text))) if colour else text, style
 
 
@@ -61,8 +63,8 @@ def legend(schedule: Schedule, colour: bool) -> Text:
     text = Text()
     for kind, words in kinds.items():
         if kind != "W" or schedule.splits:
-            text.append(f" {kind} ", style=f"white on {COLOURS[kind][0]}" if colour else "")
+            text.append(f" {kind} ", style=f"#ffffff on {COLOURS[kind][0]}" if colour else "")
             text.append(f" {words}   ")
     if schedule.num_chunks > 1:
-        text.append("small letters: a process's later stages   ")
+        text.append("small: later stages   ")
     return text.append(f"{WAITING * 2} waiting")
