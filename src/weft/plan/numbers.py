@@ -51,6 +51,12 @@ def numbers(shape: Shape, layout: Layout, job: Job, cluster: Cluster, software: 
 
 
 def sizes(shape: Shape, job: Job) -> Sizes:
+    """Raises: ValueError: the shape has parts whose time is not modelled."""
+    if shape.latent is not None or shape.shared_ffn:
+        raise ValueError(
+            "the planner does not know the time of model.latent and of model.experts.shared yet: "
+            "`weft train --dry-run` has the memory of one layout, for these too"
+        )
     experts = shape.experts
     return Sizes(
         layers=shape.num_layers,
