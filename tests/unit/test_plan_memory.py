@@ -206,3 +206,16 @@ def test_staging_stays_between_checkpoints_and_is_not_on_a_gpu() -> None:
     assert without.peak.total == memory.peak.total - memory.peak.staging
     [gpu], [seldom] = (layout_memory(config(checkpoint={"every": every}), "cuda") for every in (10, 0))
     assert gpu.peak.tensors == seldom.peak.tensors
+
+
+def test_offloaded_activations_do_not_add_up_on_a_gpu() -> None:
+    """Two blocks' worth is there, however many there are; with all of it recomputed, two inputs."""
+    plain, away, inputs = (
+        layout_memory(config(layout=layout), "cuda")[0].moments for layout in ("single", "offload", "full.offload")
+    )
+    block = Pass.of(GPT2, Layout(), 8, 256)
+    first = next(index for index, moment in enumerate(plain) if moment.moment == "backward of the last block")
+    assert plain[first].activations - away[first].activations == 12 * block.block
+    assert away[first].temporary - plain[first].temporary == 2 * block.block
+    assert inputs[first].activations == away[first].activations
+    assert inputs[first].temporary - plain[first].temporary == 2 * block.hidden + block.block - block.hidden
