@@ -111,7 +111,11 @@ def finish(run: Path) -> None:
     """The picture of the losses, and what to do next."""
     from weft.checkpoint.folder import checkpoints
     from weft.train.curve import draw_curves
+    from weft.train.heatmap import draw_routing
+    from weft.train.log import ROUTING
 
     newest = checkpoints(run / "checkpoints")[0]
     picture = draw_curves([run], run / "loss.png")
+    if (run / ROUTING).exists():
+        print(f"experts    {draw_routing(run, run / 'routing.png')}")
     print(f"losses     {picture}\ncheckpoint {newest}\nprompt it  weft generate {newest} '...'")

@@ -60,6 +60,25 @@ class ScheduleConfig(Section):
     min_ratio: float = Field(0.1, ge=0, le=1, description="last learning rate over the peak")
 
 
+class BalanceConfig(Section):
+    """How the load of experts is kept even (models/balance.py); for a model that has experts."""
+
+    bias_speed: float = Field(
+        1e-3, ge=0, description="what an expert's bias moves in each step, where routers have one; 0: biases stay"
+    )
+    sequence: float = Field(
+        0.0,
+        ge=0,
+        description="weight of the loss that grows where the tokens of a sequence crowd; DeepSeek-V3 has 1e-4",
+    )
+    z: float = Field(0.0, ge=0, description="weight of the loss that grows with the router's logits; ST-MoE has 1e-3")
+    capacity: float = Field(
+        0.0,
+        ge=0,
+        description="room of an expert, in even shares of a sequence's tokens; the later ones are dropped; 0: no end",
+    )
+
+
 class TrainConfig(Section):
     steps: int = Field(1000, ge=1)
     global_batch: int = Field(8, ge=1, description="sequences in one step, over all processes")
@@ -80,6 +99,7 @@ class CheckpointConfig(Section):
 
 class LogConfig(Section):
     every: int = Field(1, ge=1, description="steps between lines")
+    routing_every: int = Field(100, ge=1, description="steps between lines of routing.jsonl: the load of every expert")
     tensorboard: bool = True
     view: Literal["auto", "live", "plain", "off"] = Field("auto", description="auto: live on a terminal, else plain")
 
@@ -93,6 +113,7 @@ class Config(Section):
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
+    balance: BalanceConfig = BalanceConfig()
     train: TrainConfig = TrainConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
@@ -121,6 +142,13 @@ class Config(Section):
             raise ValueError(
                 f"schedule.warmup + schedule.decay = {self.schedule.warmup + self.schedule.decay} is more than "
                 f"train.steps = {self.train.steps}: lower one of them"
+            )
+        if self.model.experts is None and (self.balance.sequence or self.balance.z or self.balance.capacity):
+            raise ValueError("balance is for models with experts, and this one has none: leave the section out")
+        if self.balance.capacity and self.layout.cp > 1:
+            raise ValueError(
+                "balance.capacity drops the later tokens of a sequence, and cp gives each process some early and some "
+                "late ones: set layout.cp = 1, or balance.capacity = 0"
             )
         if self.optimizer.kind == "muon" and self.model.experts is not None:
             raise ValueError(

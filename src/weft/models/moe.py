@@ -1,6 +1,7 @@
 """Mixture of experts: a router sends each token to a few of many MLPs (Shazeer et al., 2017; Mixtral, 2024).
 
-Nothing is dropped and nothing padded: tokens are sorted by expert, and each expert's products are as long as its share.
+Nothing is padded: tokens are sorted by expert, and each expert's products are as long as its share. Nothing is dropped
+either, unless a capacity is set: see models/balance.py.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from weft.models.balance import Balance
 from weft.models.grouped import grouped_mm
 from weft.models.mlp import SwigluMLP
 from weft.models.shape import Shape
@@ -48,6 +50,7 @@ class Router(nn.Module):
     """
 
     bias: Tensor | None
+    balance: Balance | None = None  # in training
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -64,7 +67,10 @@ class Router(nn.Module):
         weights = scores.gather(-1, numbers)
         if self.experts.norm_topk:
             weights = weights / (weights.sum(dim=-1, keepdim=True) + SMALLEST)
-        return numbers, weights if self.experts.scaling == 1 else weights * self.experts.scaling
+        weights = weights if self.experts.scaling == 1 else weights * self.experts.scaling
+        if self.balance is None or not torch.is_grad_enabled():
+            return numbers, weights
+        return self.balance.observe(numbers, weights, logits, scores)
 
     def choose(self, scores: Tensor) -> Tensor:
         """scores [B, T, X] → numbers of each token's experts, [B, T, k]."""
@@ -93,6 +99,8 @@ class Experts(nn.Module):
     its rows: by experts, inside of an expert, or by FSDP.
     """
 
+    drops = False  # whether there are pairs of a token and no expert: see Order
+
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         assert shape.experts is not None
@@ -102,7 +110,7 @@ class Experts(nn.Module):
 
     def forward(self, tokens: Tensor, numbers: Tensor, weights: Tensor) -> Tensor:
         """tokens [N, D], their experts' numbers and weights [N, k] → each token's weighted sum, [N, D]."""
-        order = Order(numbers, len(self.gate) // self.ffn)
+        order = Order(numbers, len(self.gate) // self.ffn, self.drops)
         scale = weights.flatten()[order.pairs].to(tokens.dtype)
         return Combine.apply(self.compute(Dispatch.apply(tokens, order), scale, order.counts), order)
 
@@ -126,28 +134,37 @@ def normal(rows: int, columns: int, std: float) -> Tensor:
 
 
 class Order:
-    """Pairs of a token and one of its experts, sorted by expert.
+    """Pairs of a token and one of its experts, sorted by expert: R of them, N·k where none is dropped.
 
     Attributes:
-        pairs: the pair that stands in each place, as token · k + choice, [N·k].
-        tokens: the token of each place, [N·k].
-        places: where each token's pairs stand, [N, k].
+        pairs: the pair that stands in each place, as token · k + choice, [R].
+        tokens: the token of each place, [R].
+        places: where each token's pairs stand, [N, k]; R: nowhere.
         counts: pairs of each expert, [X].
     """
 
-    def __init__(self, numbers: Tensor, num_experts: int) -> None:
-        """numbers [N, k]"""
+    def __init__(self, numbers: Tensor, num_experts: int, drops: bool = False) -> None:
+        """numbers [N, k]; drops: among them may be X, which is no expert."""
         pairs = numbers.flatten()
         self.pairs = pairs.argsort(stable=True)
-        self.tokens = self.pairs // numbers.shape[1]
-        places = torch.empty_like(self.pairs)
-        places[self.pairs] = torch.arange(len(pairs), device=numbers.device)
-        self.places = places.view_as(numbers)
         self.counts = torch.bincount(pairs, minlength=num_experts)
+        if drops:
+            self.counts = self.counts[:num_experts]
+            self.pairs = self.pairs[: int(self.counts.sum())]
+        self.tokens = self.pairs // numbers.shape[1]
+        places = torch.full_like(pairs, len(self.pairs))
+        places[self.pairs] = torch.arange(len(self.pairs), device=numbers.device)
+        self.places = places.view_as(numbers)
+
+    def sums(self, rows: Tensor) -> Tensor:
+        """rows [R, D] → the sum of each token's, [N, D]."""
+        if len(rows) < self.places.numel():
+            rows = F.pad(rows, (0, 0, 0, 1))  # zeros for what is nowhere
+        return rows[self.places].sum(dim=1)
 
 
 class Dispatch(torch.autograd.Function):
-    """Tokens [N, D] → a row for each pair, in order, [N·k, D].
+    """Tokens [N, D] → a row for each pair, in order, [R, D].
 
     The gradient of a token is the sum of its rows', taken choice by choice: torch's own scatter adds up in any order, so
     that on a GPU no two runs would be the same.
@@ -160,16 +177,16 @@ class Dispatch(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad[ctx.order.places].sum(dim=1), None
+        return ctx.order.sums(grad), None
 
 
 class Combine(torch.autograd.Function):
-    """Dispatch's mirror: rows [N·k, D] → the sum of each token's, [N, D]."""
+    """Dispatch's mirror: rows [R, D] → the sum of each token's, [N, D]."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, order: Order) -> Tensor:
         ctx.order = order
-        return rows[order.places].sum(dim=1)
+        return order.sums(rows)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:

@@ -69,7 +69,7 @@ class DealtExperts(Experts):
         if self.etp.size() > 1:
             tokens, weights = GatherRows.apply(tokens, self.etp), GatherRows.apply(weights, self.etp)
             numbers = all_gather_rows(numbers, self.etp)
-        order = Order(numbers, self.num_experts)
+        order = Order(numbers, self.num_experts, self.drops)
         x, scale = Dispatch.apply(tokens, order), weights.flatten()[order.pairs].to(tokens.dtype)
         journey = Journey.plan(order.counts, self.ep)
         y = self.compute(journey.there(x), journey.there(scale), journey.counts)

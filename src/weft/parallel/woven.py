@@ -15,6 +15,7 @@ from weft.checkpoint.region import Piece, Region
 from weft.checkpoint.stacked import Part, stacked_parts
 from weft.config.layout import Layout
 from weft.models.cuts import cut_dim, even_split, partial_gradient
+from weft.models.moe import Router
 from weft.models.parameters import buffer_sizes, is_stacked, parameter_sizes
 from weft.models.shape import Shape
 from weft.parallel.chunk import Chunk
@@ -131,14 +132,18 @@ class Woven:
 
     # -- passes -------------------------------------------------------------------------------------------------------
 
-    def train_pass(self, rows: Rows, scale: Tensor | float) -> Tensor:
-        """Forward and backward over this process's rows. The gradient is that of `scale` · summed loss.
+    def train_pass(self, rows: Rows, scale: Tensor | float, balance_scale: Tensor | float = 1.0) -> Tensor:
+        """Forward and backward over this process's rows. The gradient is that of `scale` · summed loss, and of
+        `balance_scale` · the losses of experts' balance.
 
         Returns:
             The summed loss of these rows, on the last stage; 0 elsewhere. Still to be added up over replicas.
         """
         for chunk in self.chunks.values():
             chunk.clear()
+        for module in self.modules().values():
+            if isinstance(module, Router) and module.balance is not None:
+                module.balance.begin(len(rows.tokens) * self.layout.replicas, balance_scale)
         micro_batches = self._part(rows).split(self.micro_batch(rows))
         losses = self._run(self.layout.table(len(micro_batches)), micro_batches, scale)
         self._finish_gradients()

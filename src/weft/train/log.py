@@ -9,12 +9,19 @@ import warnings
 from pathlib import Path
 from typing import Any, TextIO
 
+from weft.parallel.balance import Routing
 from weft.train.metrics import Metrics
 
 FILE = "log.jsonl"
+ROUTING = "routing.jsonl"
+"""Where a run with experts tells the load of each of them."""
 SCALARS = {
     "loss": "loss/train",
     "valid_loss": "loss/valid",
+    "balance_loss": "experts/balance_loss",
+    "busiest_expert": "experts/busiest",
+    "load_entropy": "experts/load_entropy",
+    "dropped": "experts/dropped",
     "lr": "optimizer/lr",
     "grad_norm": "optimizer/grad_norm",
     "tokens_per_second": "speed/tokens_per_second",
@@ -48,6 +55,8 @@ class RunLog:
             return
         run.mkdir(parents=True, exist_ok=True)
         cut_log(run / FILE, start_step)
+        cut_log(run / ROUTING, start_step)
+        self.run = run
         self.file = open(run / FILE, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
         if tensorboard:
             self.board = _summary_writer(run / "tensorboard", start_step)
@@ -64,6 +73,14 @@ class RunLog:
                 if values[name] is not None:
                     self.board.add_scalar(tag, values[name], metrics.step, walltime=metrics.time)
 
+    def write_routing(self, step: int, routing: Routing) -> None:
+        """Add the load of each expert, by block."""
+        if self.file is None:
+            return
+        line = {"step": step, "load": routing.load.long().tolist(), "dropped": routing.dropped.long().tolist()}
+        with open(self.run / ROUTING, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
     def close(self) -> None:
         if self.file is not None:
             self.file.close()
@@ -78,13 +95,16 @@ class RunLog:
         self.close()
 
 
-def read_log(run: str | Path) -> list[dict[str, Any]]:
+def read_log(run: str | Path, name: str = FILE) -> list[dict[str, Any]]:
     """The logged steps of a run, in order; a number that was not finite is None.
+
+    Args:
+        name: FILE, or ROUTING.
 
     Raises:
         ValueError: there is no log, or a line before the last is damaged.
     """
-    file = Path(run) / FILE
+    file = Path(run) / name
     if not file.is_file():
         raise ValueError(f"there is no log {file}: is {run} the folder of a run?")
     return _records(file)

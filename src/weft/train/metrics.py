@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 
 from weft.config.tree import Config
+from weft.parallel.balance import Routing
 from weft.train.hardware import Peak
 
 Wait = Literal["data", "checkpoint", "outside"]
@@ -37,6 +38,10 @@ class Metrics:
     checkpoint_wait: float = 0.0  # seconds of this step that a checkpoint took
     skipped: bool = False  # the update was left out: loss or gradients were not finite
     valid_loss: float | None = None  # where this step was evaluated
+    balance_loss: float | None = None  # of experts, with its weights; no part of `loss`. This and the next: see Routing
+    busiest_expert: float | None = None  # its tokens, in even shares
+    load_entropy: float | None = None  # of experts, mean over blocks; 1: all have the same
+    dropped: float | None = None  # share of the pairs of a token and an expert
     eta: float = 0.0  # seconds to the end of the run
     time: float = 0.0  # of the end of the step, seconds since 1970
 
@@ -90,6 +95,7 @@ class Meter:
         grad_norm: float,
         skipped: bool = False,
         valid_loss: float | None = None,
+        routing: Routing | None = None,
     ) -> Metrics:
         """End a step, and begin the next."""
         now = self.clock()
@@ -114,6 +120,10 @@ class Meter:
             checkpoint_wait=self.waits["checkpoint"],
             skipped=skipped,
             valid_loss=valid_loss,
+            balance_loss=routing.loss if routing else None,
+            busiest_expert=routing.imbalance if routing else None,
+            load_entropy=routing.entropy if routing else None,
+            dropped=routing.dropped_share if routing else None,
             eta=per_step * (self.steps - step),
             time=time.time(),
         )

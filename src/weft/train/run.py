@@ -18,7 +18,8 @@ CONFIG = "config.toml"
 
 @dataclass(frozen=True)
 class Run:
-    """`config.toml`, `log.jsonl`, `tensorboard/`, `loss.png`, `logs/` of each rank, `checkpoints/step-…`."""
+    """`config.toml`, `log.jsonl`, `routing.jsonl`, `tensorboard/`, `loss.png`, `routing.png`, `logs/` of each rank,
+    `checkpoints/step-…`."""
 
     path: Path
 

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from weft.parallel.balance import Routing, move_biases, routing_of
 from weft.parallel.loss import IGNORED
 from weft.parallel.woven import Rows, Weight, Woven
 from weft.train.optimizer import Optimizer
@@ -23,11 +24,13 @@ class Found:
         loss: mean over all target tokens of the global batch.
         grad_norm: of all gradients together, before clipping.
         stop: some process was asked to stop.
+        routing: where experts' tokens went; None: the model has none.
     """
 
     loss: float
     grad_norm: float
     stop: bool
+    routing: Routing | None = None
 
     @property
     def finite(self) -> bool:
@@ -42,28 +45,38 @@ def train_step(
     *,
     lr: float,
     clip_norm: float,
+    bias_speed: float = 0.0,
     stop_asked: bool = False,
 ) -> Found:
     """Forward, backward, agree, clip, update. Nothing is updated unless loss and gradients are finite everywhere."""
     found = find_gradients(woven, scaler, rows, stop_asked)
     if found.finite:
-        update(woven, optimizer, scaler, found.grad_norm, lr, clip_norm)
+        update(woven, optimizer, scaler, found, lr=lr, clip_norm=clip_norm, bias_speed=bias_speed)
     return found
 
 
 def find_gradients(woven: Woven, scaler: LossScaler, rows: Rows, stop_asked: bool = False) -> Found:
     """Forward and backward over the global batch; gradients come times `scaler.scale`."""
     num_targets, num_stops = agree(woven, count_targets(rows), float(stop_asked))
-    loss_sum = woven.train_pass(rows, scaler.scale / max(num_targets, 1))
+    loss_sum = woven.train_pass(rows, scaler.scale / max(num_targets, 1), scaler.scale)
     loss, squares = agree_all(woven, loss_sum, squared_norm(woven.weights))
-    return Found(loss / max(num_targets, 1), math.sqrt(squares) / scaler.scale, num_stops > 0)
+    return Found(loss / max(num_targets, 1), math.sqrt(squares) / scaler.scale, num_stops > 0, routing_of(woven))
 
 
 def update(
-    woven: Woven, optimizer: Optimizer, scaler: LossScaler, grad_norm: float, lr: float, clip_norm: float
+    woven: Woven,
+    optimizer: Optimizer,
+    scaler: LossScaler,
+    found: Found,
+    *,
+    lr: float,
+    clip_norm: float,
+    bias_speed: float = 0.0,
 ) -> None:
-    scale_gradients(woven.weights, clip_factor(grad_norm, clip_norm) / scaler.scale)
+    scale_gradients(woven.weights, clip_factor(found.grad_norm, clip_norm) / scaler.scale)
     optimizer.step(lr)
+    if found.routing is not None:
+        move_biases(woven, found.routing, bias_speed)
     scaler.succeeded()
 
 

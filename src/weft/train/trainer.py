@@ -111,6 +111,7 @@ class Trainer:
             rows,
             lr=lr,
             clip_norm=self.config.optimizer.clip_norm,
+            bias_speed=self.config.balance.bias_speed,
             stop_asked=self.stop.requested,
         )
 
@@ -156,10 +157,14 @@ class Trainer:
             grad_norm=found.grad_norm,
             skipped=not found.finite,
             valid_loss=valid_loss,
+            routing=found.routing,
         )
-        if self.is_due(self.config.log.every) or self.step == self.config.train.steps or valid_loss is not None:
+        last = found.stop or self.step == self.config.train.steps
+        if self.is_due(self.config.log.every) or last or valid_loss is not None:
             self.log.write(metrics)
             self.view.step(metrics)
+        if found.routing is not None and (self.is_due(self.config.log.routing_every) or last):
+            self.log.write_routing(self.step, found.routing)
         self.show_saved()
 
     def is_due(self, every: int) -> bool:

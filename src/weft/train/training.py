@@ -14,6 +14,7 @@ from weft.config.tree import Config
 from weft.data.loader import Batch
 from weft.models.init import initial_rows
 from weft.models.shape import Shape
+from weft.parallel.balance import balance_experts
 from weft.parallel.mesh import Mesh, make_mesh
 from weft.parallel.weave import weave
 from weft.parallel.woven import Rows, Woven
@@ -61,6 +62,7 @@ def build(config: Config, device: torch.device, *, fill: bool = True) -> Trainin
     kind: Device = "cuda" if device.type == "cuda" else "cpu"
     stage = stages(config.model, config.layout)[mesh.index("pp")]
     woven = weave(config.model, fitted(config, stage, kind).layout, mesh)
+    balance_experts(woven, config.balance)
     if fill and config.train.init_from is not None:
         fill_from(woven, Path(config.train.init_from))
     elif fill:

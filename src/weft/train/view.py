@@ -88,6 +88,10 @@ class PlainView(View):
         ]
         if metrics.valid_loss is not None:
             parts.append(f"valid {metrics.valid_loss:.4f}")
+        if metrics.busiest_expert is not None:
+            parts.append(f"busiest expert {metrics.busiest_expert:.1f}x")
+        if metrics.dropped:
+            parts.append(f"dropped {100 * metrics.dropped:.1f} %")
         if metrics.skipped:
             parts.append("skipped: not finite")
         self._print("  ".join(parts))

@@ -69,7 +69,15 @@ def record(config: Config, steps: int, folder: Path, device: torch.device) -> No
         outputs = recorder.close() if recorder else []
         gradients = _pieces(training, "grad")
         lr = learning_rate(step, config.schedule, peak=config.optimizer.lr, steps=config.train.steps)
-        update(training.woven, training.optimizer, training.scaler, found.grad_norm, lr, config.optimizer.clip_norm)
+        update(
+            training.woven,
+            training.optimizer,
+            training.scaler,
+            found,
+            lr=lr,
+            clip_norm=config.optimizer.clip_norm,
+            bias_speed=config.balance.bias_speed,
+        )
         entries = names | (output_sizes(config) if recorder else {})
         write(folder / f"step-{step}.safetensors", entries, [*outputs, *gradients, *_pieces(training, "weight")])
         traced.append(TracedStep(found.loss, found.grad_norm, lr))
