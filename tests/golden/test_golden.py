@@ -1,4 +1,4 @@
-"""A hundred steps of two models, whose losses are committed: a change of numbers anywhere shows here.
+"""A hundred steps of three models, whose losses are committed: a change of numbers anywhere shows here.
 
 After a change that is meant: WEFT_WRITE_GOLDEN=1 .venv/bin/python -m pytest tests/golden, and say why in the commit.
 """
@@ -29,7 +29,17 @@ MODELS = {
         "family": "llama", "num_layers": 3, "hidden": 64, "num_heads": 4, "num_kv_heads": 2, "ffn": 176, "vocab": 211,
         "max_seq": 64,
     },
+    "deepseek": {
+        "family": "deepseek_v3", "num_layers": 3, "hidden": 64, "num_heads": 4, "ffn": 128, "vocab": 211, "max_seq": 64,
+        "latent": {"q_rank": 24, "kv_rank": 32, "nope_dim": 12, "rope_dim": 8, "value_dim": 16},
+        "experts": {
+            "num_experts": 8, "per_token": 2, "ffn": 48, "dense_layers": 1, "shared": 1, "scores": "sigmoid",
+            "groups": 4, "top_groups": 2, "scaling": 2.5,
+        },
+    },
 }  # fmt: skip
+BOUND = {"gpt2": 2e-3, "llama": 2e-3, "deepseek": 2e-2}
+"""The order of sums differs from CPU to CPU, and a hundred steps carry it on; a router may send some tokens elsewhere."""
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +65,8 @@ def test_losses_of_a_hundred_steps(model: str, corpus: Path) -> None:
     golden = json.loads(file.read_text())
     assert len(golden) == STEPS
     assert golden[-1] < 0.75 * golden[0], "there was something to learn"
-    # the order of sums differs from CPU to CPU, and a hundred steps carry it on
     np.testing.assert_allclose(losses[:10], golden[:10], rtol=1e-5)
-    np.testing.assert_allclose(losses, golden, rtol=2e-3)
+    np.testing.assert_allclose(losses, golden, rtol=BOUND[model])
 
 
 def train(model: str, corpus: Path) -> list[float]:
@@ -69,6 +78,7 @@ def train(model: str, corpus: Path) -> list[float]:
             "optimizer": {"lr": 3e-3},
             "schedule": {"warmup": 10},
             "layout": "mb4",
+            "balance": {"sequence": 1e-2, "z": 1e-3} if model == "deepseek" else {},
         }
     )
     torch.set_num_threads(1)

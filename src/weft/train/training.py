@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,6 +24,7 @@ from weft.plan.memory import Device, fitted
 from weft.plan.stage import stages
 from weft.train.optimizer import Optimizer
 from weft.train.scaler import LossScaler
+from weft.train.upcycle import FREE, check_upcycled, upcycled
 
 
 @dataclass
@@ -63,10 +66,11 @@ def build(config: Config, device: torch.device, *, fill: bool = True) -> Trainin
     stage = stages(config.model, config.layout)[mesh.index("pp")]
     woven = weave(config.model, fitted(config, stage, kind).layout, mesh)
     balance_experts(woven, config.balance)
+    initial = partial(initial_region, config.model, config.train.seed)
     if fill and config.train.init_from is not None:
-        fill_from(woven, Path(config.train.init_from))
+        fill_from(woven, Path(config.train.init_from), initial)
     elif fill:
-        woven.fill(lambda region: initial_region(config.model, config.train.seed, region))
+        woven.fill(initial)
     return Training(
         config, mesh, woven, Optimizer(woven.weights, config.optimizer, mesh), LossScaler.of(config.layout.precision)
     )
@@ -78,17 +82,24 @@ def initial_region(shape: Shape, seed: int, region: Region) -> Tensor:
     return rows[(slice(None), *region.slices[1:])]
 
 
-def fill_from(woven: Woven, folder: Path) -> None:
-    """Start from the weights in a Hugging Face folder; each process reads its regions alone.
+def fill_from(woven: Woven, folder: Path, initial: Callable[[Region], Tensor]) -> None:
+    """Start from the weights in a Hugging Face folder; each process reads its regions alone. Where the folder's model has
+    no experts and the run's has, they are made of its MLPs, and what is theirs alone is `initial`.
 
     Raises:
         ValueError: the folder holds another model.
     """
     with WeightsFolder.open(folder) as weights:
         free = {"init_std"} | ({"max_seq"} if woven.shape.positions == "rotary" else set())
+        upcycling = woven.shape.experts is not None and weights.shape.experts is None
+        free |= FREE if upcycling else set()
         differing = [name for name, value in woven.shape if getattr(weights.shape, name) != value and name not in free]
         if differing:
             theirs = {name: getattr(weights.shape, name) for name in differing}
             raise ValueError(f"train.init_from = {folder} holds another model than the run's: there, {theirs}")
         weights.check()
-        woven.fill(lambda region: weights.read(region, torch.float32))
+        if upcycling:
+            check_upcycled(weights.shape, woven.shape)
+            woven.fill(upcycled(weights, initial))
+        else:
+            woven.fill(lambda region: weights.read(region, torch.float32))
