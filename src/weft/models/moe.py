@@ -34,7 +34,8 @@ class MoE(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, T, D] → [B, T, D]"""
-        return self.routed(x) if self.shared is None else self.routed(x) + self.shared(x)
+        # routed last: what is computed again in backward ends inside, before FSDP2's hooks behind the experts
+        return self.routed(x) if self.shared is None else self.shared(x) + self.routed(x)
 
     def routed(self, x: Tensor) -> Tensor:
         numbers, weights = self.router(x)
