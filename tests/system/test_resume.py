@@ -9,16 +9,20 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from forked import cut, end, failures, kill, settings, start, train, until
+from torch import Tensor
 
 from weft.checkpoint import save
 from weft.checkpoint.folder import checkpoints, step_path
 from weft.checkpoint.load import read_state
+from weft.checkpoint.region import Region
 from weft.checkpoint.tensors import TensorFile
+from weft.checkpoint.weights import WeightsFolder
 from weft.config.tree import Config
 from weft.models.parameters import parameter_sizes
 from weft.train import trainer
-from weft.train.log import read_log
+from weft.train.log import ROUTING, read_log
 from weft.train.run import Run
 from weft.verify.checkpoint import verify_checkpoint
 from weft.verify.continuation import compare
@@ -156,6 +160,46 @@ def test_resumed_under_another_layout(before: str, after: str, optimizer: dict, 
     states = [read_state(step_path(path / "checkpoints", 12)) for path in (tmp_path / "unbroken", tmp_path / "broken")]
     assert [state["layout"] for state in states] == [before, after]
     assert states[0]["data"] == states[1]["data"]
+
+
+EXPERTS = {
+    "family": "deepseek_v3", "num_kv_heads": 4,
+    "latent": {"q_rank": 12, "kv_rank": 16, "nope_dim": 6, "rope_dim": 4, "value_dim": 8},
+    "experts": {"num_experts": 4, "per_token": 2, "ffn": 12, "dense_layers": 1, "shared": 1, "scores": "sigmoid"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("fsdp2.ep2", "fsdp2.ep2"), ("fsdp2.ep2", "tp2.sp"), ("tp2.ep2.etp1", "pp2"), ("pp2.dp2.ep2.mb2", "fsdp2")],
+)
+def test_experts_resume_under_any_layout(before: str, after: str, tmp_path: Path) -> None:
+    """Their optimizer states and the routers' biases too, which move the load of the next steps."""
+    balance = {"bias_speed": 0.01, "sequence": 0.1}
+    unbroken = settings(
+        tmp_path / "unbroken", before, model=EXPERTS, balance=balance, checkpoint={"every": 6}, optimizer={"lr": 1e-3},
+        log={"routing_every": 1},
+    )  # fmt: skip
+    train(unbroken)
+    broken = cut(unbroken, before, tmp_path / "broken")
+    pids = start(broken)
+    until(step_path(tmp_path / "broken" / "checkpoints", 6).exists, pids)
+    kill(pids)
+    resumed = cut(broken, after)
+    train(resumed, resume=True)
+    assert [difference for difference in compare(unbroken, resumed, 6) if not difference.right] == []
+    loads = [[line["load"] for line in read_log(run.run, ROUTING)] for run in (unbroken, resumed)]
+    assert len(loads[0]) == 12
+    assert loads[0] == loads[1]
+    biases = [bias_of(run) for run in (unbroken, resumed)]
+    assert float(biases[0].abs().max()) > 0.01
+    assert torch.equal(*biases)
+
+
+def bias_of(config: Config) -> Tensor:
+    """Of the second block's router, at the end."""
+    with WeightsFolder.open(checkpoints(Run(Path(config.run)).checkpoints)[0] / "model") as weights:
+        return weights.read(Region.whole("blocks.1.mlp.router.bias", (4,)))
 
 
 def test_what_differs_is_named(tmp_path: Path) -> None:
