@@ -30,6 +30,11 @@ def by_muon(model: str, layout: str) -> Config:
         ("llama", "fsdp2.tp2.bf16"),
         ("llama", "fsdp2.cp2.ring"),
         ("gpt2", "dp2.cp2.tp2"),
+        ("mixtral", "dp2.ep2"),
+        ("mixtral", "fsdp4.ep2.mb2"),
+        ("mixtral", "tp2.sp.ep2.etp1"),
+        ("deepseek", "fsdp2.ep2.pp2.mb2"),
+        ("deepseek", "fsdp2.tp2.sp.mb2"),
     ],
 )
 def test_muon(model: str, layout: str, compared: Compared) -> None:
@@ -66,8 +71,3 @@ def test_newton_schulz_brings_singular_values_near_one(dims: tuple[int, int]) ->
     x = torch.randn(3, *dims)
     values = torch.linalg.svdvals(muon.newton_schulz(x))
     assert 0.4 < values.min() < values.max() < 1.3
-
-
-def test_stacked_experts_are_refused() -> None:
-    with pytest.raises(ValueError, match="muon works on one matrix at a time and does not know stacked experts"):
-        by_muon("mixtral", "single")

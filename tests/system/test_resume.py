@@ -170,15 +170,20 @@ EXPERTS = {
 
 
 @pytest.mark.parametrize(
-    ("before", "after"),
-    [("fsdp2.ep2", "fsdp2.ep2"), ("fsdp2.ep2", "tp2.sp"), ("tp2.ep2.etp1", "pp2"), ("pp2.dp2.ep2.mb2", "fsdp2")],
+    ("before", "after", "kind"),
+    [
+        ("fsdp2.ep2", "fsdp2.ep2", "adamw"),
+        ("fsdp2.ep2", "tp2.sp", "muon"),
+        ("tp2.ep2.etp1", "pp2", "adamw"),
+        ("pp2.dp2.ep2.mb2", "fsdp2", "adamw"),
+    ],
 )
-def test_experts_resume_under_any_layout(before: str, after: str, tmp_path: Path) -> None:
+def test_experts_resume_under_any_layout(before: str, after: str, kind: str, tmp_path: Path) -> None:
     """Their optimizer states and the routers' biases too, which move the load of the next steps."""
     balance = {"bias_speed": 0.01, "sequence": 0.1}
     unbroken = settings(
-        tmp_path / "unbroken", before, model=EXPERTS, balance=balance, checkpoint={"every": 6}, optimizer={"lr": 1e-3},
-        log={"routing_every": 1},
+        tmp_path / "unbroken", before, model=EXPERTS, balance=balance, checkpoint={"every": 6},
+        optimizer={"lr": 1e-3, "kind": kind}, log={"routing_every": 1},
     )  # fmt: skip
     train(unbroken)
     broken = cut(unbroken, before, tmp_path / "broken")

@@ -41,8 +41,8 @@ class OptimizerConfig(Section):
     clip_norm: float = Field(1.0, ge=0, description="largest global gradient norm; 0: no clipping")
 
     def by_muon(self, name: str, sizes: tuple[int, ...]) -> bool:
-        """Whether a parameter is updated by Muon. A model with experts is refused it: see Config."""
-        return self.kind == "muon" and name.startswith("blocks.") and len(sizes) == 2
+        """Whether a parameter is updated by Muon. Routers are not: no row of theirs has to do with the others."""
+        return self.kind == "muon" and name.startswith("blocks.") and len(sizes) == 2 and ".router." not in name
 
     def in_8bit(self, name: str, sizes: tuple[int, ...]) -> bool:
         """Whether AdamW's moments of a parameter take 8 bits a number: those of matrices, where nearly all numbers are."""
@@ -149,10 +149,6 @@ class Config(Section):
             raise ValueError(
                 "balance.capacity drops the later tokens of a sequence, and cp gives each process some early and some "
                 "late ones: set layout.cp = 1, or balance.capacity = 0"
-            )
-        if self.optimizer.kind == "muon" and self.model.experts is not None:
-            raise ValueError(
-                "optimizer.kind = muon works on one matrix at a time and does not know stacked experts: set adamw"
             )
         if self.optimizer.states == "8bit" and self.optimizer.offload:
             raise ValueError(

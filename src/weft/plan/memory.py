@@ -135,7 +135,7 @@ def staging_bytes(config: Config, stage: Stage) -> int:
 
 def moments(config: Config, stage: Stage) -> int:
     """Numbers that the optimizer keeps."""
-    return 2 * stage.shard - (stage.num_blocks * stage.matrix_shard if config.optimizer.kind == "muon" else 0)
+    return 2 * stage.shard - (stage.muon_shard if config.optimizer.kind == "muon" else 0)
 
 
 def optimizer_bytes(config: Config, stage: Stage, device: Device) -> int:
@@ -149,14 +149,15 @@ def optimizer_bytes(config: Config, stage: Stage, device: Device) -> int:
     return FLOAT * (stage.shard - by_adamw + (4 * by_adamw if device == "cpu" else 0))
 
 
-def muon_numbers(shape: Shape, stage: Stage, processes: int) -> int:
+def muon_numbers(stage: Stage, processes: int) -> int:
     """Numbers that Muon works with while it makes the largest matrices orthogonal: train/muon.py."""
-    largest = shape.ffn * shape.hidden
-    num = shape.mlp_matrices * stage.num_blocks
-    owned = min(MUON_AT_ONCE, -(-num // processes)) * largest
-    whole = shape.block_matmul_params(stage.indices[0])
-    shares = min(MUON_AT_ONCE * processes, num) * largest * stage.matrix_shard // whole
-    return 5 * owned + 4 * shares  # the matrices and the iteration's products; directions, messages, results
+    whole = sum(numbers * count for numbers, count in stage.matrices.items())
+    most = 0
+    for numbers, count in stage.matrices.items():
+        owned = min(MUON_AT_ONCE, -(-count // processes)) * numbers
+        shares = min(MUON_AT_ONCE * processes, count) * numbers * stage.muon_shard // whole
+        most = max(most, 5 * owned + 4 * shares)  # matrices and the iteration's products; directions, messages, results
+    return most
 
 
 def _moments(config: Config, stage: Stage, one: Pass, num_micro_batches: int, device: Device) -> list[Memory]:
@@ -227,7 +228,7 @@ def _moments(config: Config, stage: Stage, one: Pass, num_micro_batches: int, de
             temporary=gradients.end_temporary,
         )
     )
-    update = FLOAT * muon_numbers(shape, stage, layout.world // layout.pp) if config.optimizer.kind == "muon" else 0
+    update = FLOAT * muon_numbers(stage, layout.world // layout.pp) if config.optimizer.kind == "muon" else 0
     if config.optimizer.states == "8bit":
         update = max(update, 6 * FLOAT * min(EIGHT_BIT_AT_ONCE, stage.shard))
     found.append(replace(fixed, moment="update", gradients=gradients.after, activations=tokens, temporary=update))

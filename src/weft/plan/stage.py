@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -26,7 +27,8 @@ class Stage:
         root: parameters outside of the blocks, cut over tp alone.
         table: of them, one matrix of V·D: the token embedding or the head.
         block_shards, root_shard: the same, cut over fsdp too.
-        matrix_shard, vector_shard: of them, the matrices of one block without its experts, and all vectors.
+        muon_shard, vector_shard: of them, the matrices that Muon can update, and all vectors.
+        matrices: what those have whole: numbers of a matrix → how many matrices there are.
     """
 
     index: int
@@ -38,8 +40,9 @@ class Stage:
     table: int
     block_shards: tuple[int, ...]
     root_shard: int
-    matrix_shard: int
+    muon_shard: int
     vector_shard: int
+    matrices: dict[int, int]
 
     @property
     def num_blocks(self) -> int:
@@ -82,10 +85,10 @@ def stages(shape: Shape, layout: Layout) -> list[Stage]:
     ways = layout.weight_ways[1], layout.expert_ways[1]
     shards = {kind: _block(block, layout, *ways) for kind, block in sizes.items()}
     matrices = {
-        name: dims
-        for name, dims in sizes[shape.has_experts(shape.num_layers - 1)].items()
-        if len(dims) == 2 and ".experts." not in name
+        kind: {name: dims for name, dims in block.items() if len(dims) == 2 and ".router." not in name}
+        for kind, block in sizes.items()
     }
+    muon = {kind: _block(block, layout, *ways) for kind, block in matrices.items()}
     vectors = {kind: {name: dims for name, dims in block.items() if len(dims) == 1} for kind, block in sizes.items()}
     table = {"embed.weight": (shape.vocab, shape.hidden)}
     found = []
@@ -93,7 +96,8 @@ def stages(shape: Shape, layout: Layout) -> list[Stage]:
         mine = layout.stages_of(index)
         first, last = 0 in mine, len(parts) - 1 in mine
         root = _root_sizes(shape, first, last, shape.tied and layout.pp == 1)
-        small = [vectors[shape.has_experts(block)] for stage in mine for block in parts[stage]]
+        kinds_here = [shape.has_experts(block) for stage in mine for block in parts[stage]]
+        small = [vectors[kind] for kind in kinds_here]
         small.append({name: dims for name, dims in root.items() if len(dims) == 1})
         found.append(
             Stage(
@@ -101,13 +105,14 @@ def stages(shape: Shape, layout: Layout) -> list[Stage]:
                 stages={stage: parts[stage] for stage in mine},
                 first=first,
                 last=last,
-                blocks=tuple(whole[shape.has_experts(block)] for stage in mine for block in parts[stage]),
+                blocks=tuple(whole[kind] for kind in kinds_here),
                 root=held(root, layout.tp),
                 table=held(table, layout.tp),
-                block_shards=tuple(shards[shape.has_experts(block)] for stage in mine for block in parts[stage]),
+                block_shards=tuple(shards[kind] for kind in kinds_here),
                 root_shard=held(root, layout.tp, layout.weight_ways[1]),
-                matrix_shard=held(matrices, layout.tp, layout.weight_ways[1]),
+                muon_shard=sum(muon[kind] for kind in kinds_here),
                 vector_shard=sum(held(part, layout.tp, layout.weight_ways[1]) for part in small),
+                matrices=dict(Counter(prod(dims) for kind in kinds_here for dims in matrices[kind].values())),
             )
         )
     return found

@@ -1,7 +1,8 @@
 """Muon: momentum whose matrices are made orthogonal (Jordan et al., 2024), scaled as in Moonlight (Liu et al., 2025).
 
 The update needs the whole matrix. Each is sent to one process of its pipeline stage, its owner, which does the work for
-all: what shards and tp parts hold travels there, and each gets its share of the result back, replicas too.
+all: what shards and tp parts hold travels there, and each gets its share of the result back, replicas too. An expert's
+matrices are matrices of their own, of which most processes hold nothing.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from weft.checkpoint.region import Region
 from weft.parallel.mesh import Mesh
 from weft.parallel.woven import Weight
 
@@ -34,6 +36,16 @@ class Round:
     owners: list[int]
 
 
+@dataclass(frozen=True)
+class Share:
+    """What this process holds of a matrix: rows of a weight, or nothing (None)."""
+
+    name: str
+    sizes: tuple[int, int]
+    box: Box
+    held: tuple[int, slice] | None  # number of the weight, and its rows
+
+
 class Muon:
     """The matrices of one pipeline stage, as this process holds them. Momentum lies where the weight does."""
 
@@ -42,23 +54,31 @@ class Muon:
         self.group = stage_group(mesh)
         self.rank, self.size = dist.get_rank(self.group), dist.get_world_size(self.group)
         self.moments = [torch.zeros_like(weight.data) for weight in weights]
-        self.boxes = self._everyones_boxes(mesh.device)
-        self.rounds = rounds([(w.region.sizes[0], w.region.sizes[1]) for w in weights], self.size)
+        self.shares, self.boxes = self._matrices()
+        self.rounds = rounds([share.sizes for share in self.shares], self.size)
         # of all who hold the same share, the owner itself or the next one after it sends it
         self.senders = [self._senders(number, owner) for number, owner in self._owners()]
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
         """One update from the gradients that lie in the weights, with Nesterov's look ahead."""
+        for weight, moment in zip(self.weights, self.moments, strict=True):
+            moment.mul_(self.momentum).add_(weight.grad)
         for one in self.rounds:
-            shares = []
-            for number in one.matrices:
-                grad, moment = self.weights[number].grad, self.moments[number]
-                moment.mul_(self.momentum).add_(grad)
-                shares.append(grad.add(moment, alpha=self.momentum))
+            held = [self.shares[number].held for number in one.matrices]
+            directions = self._orthogonalized(one, [self._ahead(place) for place in held])
             rate = lr * 0.2 * max(one.dims) ** 0.5  # as long, in the mean, as an update of AdamW
-            for number, direction in zip(one.matrices, self._orthogonalized(one, shares), strict=True):
-                self.weights[number].data.mul_(1 - lr * self.decay).sub_(direction, alpha=rate)
+            for place, direction in zip(held, directions, strict=True):
+                if place is not None:
+                    number, rows = place
+                    self.weights[number].data[rows].mul_(1 - lr * self.decay).sub_(direction, alpha=rate)
+
+    def _ahead(self, place: tuple[int, slice] | None) -> Tensor:
+        """Nesterov's look ahead: where the momentum will be after the same gradient once more."""
+        if place is None:
+            return self.moments[0].new_empty(0)
+        number, rows = place
+        return self.weights[number].grad[rows].add(self.moments[number][rows], alpha=self.momentum)
 
     def _orthogonalized(self, one: Round, shares: list[Tensor]) -> list[Tensor]:
         """This process's shares of whole matrices → its shares of the orthogonal ones."""
@@ -102,13 +122,21 @@ class Muon:
             found.append([part.view(box[1] - box[0], box[3] - box[2]) for part, box in parts])
         return found
 
-    def _everyones_boxes(self, device: torch.device) -> list[list[Box]]:
-        """Of each process of the stage, what it holds of each matrix."""
-        regions = [weight.region for weight in self.weights]
-        own = torch.tensor([[r.start[0], r.stop[0], r.start[1], r.stop[1]] for r in regions], device=device)
-        everyone = [torch.empty_like(own) for _ in range(self.size)]
-        dist.all_gather(everyone, own, group=self.group)
-        return [[(box[0], box[1], box[2], box[3]) for box in boxes.tolist()] for boxes in everyone]
+    def _matrices(self) -> tuple[list[Share], list[list[Box]]]:
+        """All matrices of the stage, in the same order everywhere; and of each process, what it holds of each."""
+        own = {
+            region.name: Share(region.name, _pair(region.sizes), _box(region), (number, rows))
+            for number, weight in enumerate(self.weights)
+            for region, rows in weight.parts
+        }
+        told = [(share.name, share.sizes, share.box) for share in own.values()]
+        everyone: list[list[tuple[str, tuple[int, int], Box]]] = [[] for _ in range(self.size)]
+        dist.all_gather_object(everyone, told, group=self.group)
+        sizes = {name: dims for of in everyone for name, dims, _ in of}
+        nothing = (0, 0, 0, 0)
+        shares = [own.get(name, Share(name, sizes[name], nothing, None)) for name in sorted(sizes)]
+        boxes = [{name: box for name, _, box in of} for of in everyone]
+        return shares, [[of.get(share.name, nothing) for share in shares] for of in boxes]
 
     def _owners(self) -> list[tuple[int, int]]:
         return sorted(pair for one in self.rounds for pair in zip(one.matrices, one.owners, strict=True))
@@ -118,9 +146,9 @@ class Muon:
         for distance in range(self.size):
             holder = (owner + distance) % self.size
             chosen.setdefault(self.boxes[holder][number], holder)
-        rows, columns = self.weights[number].region.sizes
+        (rows, columns), name = self.shares[number].sizes, self.shares[number].name
         held = sum((box[1] - box[0]) * (box[3] - box[2]) for box in chosen)
-        assert held == rows * columns, f"{self.weights[number].name}: its shares do not make up the whole"
+        assert held == rows * columns, f"{name}: its shares do not make up the whole"
         return set(chosen.values())
 
 
@@ -156,6 +184,15 @@ def stage_group(mesh: Mesh) -> dist.ProcessGroup:
         own = group if dist.get_rank() in ranks else own
     assert own is not None
     return own
+
+
+def _pair(sizes: tuple[int, ...]) -> tuple[int, int]:
+    rows, columns = sizes
+    return rows, columns
+
+
+def _box(region: Region) -> Box:
+    return region.start[0], region.stop[0], region.start[1], region.stop[1]
 
 
 def _slices(box: Box) -> tuple[slice, slice]:

@@ -96,8 +96,11 @@ class Optimizer:
             for moment in MOMENTS
         ]
         if self.muon is not None:
-            moments = zip(self.muon.weights, self.muon.moments, strict=True)
-            pieces += [Piece(_renamed(weight.region, "momentum"), x, weight.writes) for weight, x in moments]
+            pieces += [
+                Piece(_renamed(region, "momentum"), moment[rows], weight.writes)
+                for weight, moment in zip(self.muon.weights, self.muon.moments, strict=True)
+                for region, rows in weight.parts
+            ]
         for weight, coarse in zip(self.eightbit.weights, self.eightbit.moments, strict=True):
             for name, moment in coarse.items():
                 whole = moment.whole()
