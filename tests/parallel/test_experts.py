@@ -12,6 +12,9 @@ from weft.models.moe import Experts, MoE
 from weft.models.shape import Shape
 from weft.parallel.experts import deal_experts, held_experts
 from weft.parallel.mesh import make_mesh
+from weft.train.step import find_gradients
+from weft.train.training import build
+from weft.verify.trace import step_rows
 
 ALONE = [
     "dp2.ep2", "dp2", "fsdp2", "fsdp2.ep2", "fsdp2.zero1.ep2.mb2", "tp2", "tp2.sp", "tp2.ep2.etp1", "tp2.sp.ep2.etp1",
@@ -34,6 +37,30 @@ def test_experts_equal_one_process(layout: str, compared: Compared) -> None:
 def test_low_precision(layout: str, compared: Compared) -> None:
     """Not under tp: other sums in bf16 send a few tokens elsewhere, and a router that saw them learns something else."""
     right(compared(make("mixtral", f"{layout}.bf16")))
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.parametrize(
+    ("model", "layout"),
+    [("mixtral", "compile.mb4"), ("deepseek", "tp2.sp.ep2.etp1.compile"), ("mixtral", "fsdp2.pp2.zbh1.mb2.compile")],
+)
+def test_compiled_around_the_experts(model: str, layout: str, compared: Compared) -> None:
+    right(compared(make(model, layout)))
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_two_parts_of_a_block_are_compiled() -> None:
+    """Torch would leave out what it cannot compile, and say nothing."""
+
+    def work(rank: int) -> None:
+        config = make("mixtral", "compile")
+        training = build(config, torch.device("cpu"))
+        find_gradients(training.woven, training.scaler, step_rows(training, None, 1))
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+
+    run_forked(1, work)
+    with pytest.raises(ValueError, match="would silently not be compiled at all"):
+        make("mixtral", "compile.full")
 
 
 SHAPE = Shape(

@@ -35,5 +35,8 @@ def check_experts(layout: Layout, shape: Shape, seq: int) -> None:
             f"each tp process routes its part of the sequence: layout.tp = {layout.tp} does not divide the "
             f"{seq // layout.cp} tokens of train.seq = {seq} that it has"
         )
-    if layout.compile:
-        raise ValueError("layout.compile: how many tokens an expert gets changes with every pass; leave compile out")
+    if layout.compile and layout.recompute != "none":
+        raise ValueError(
+            "layout.compile: a block with experts is compiled in two parts, before and behind them, and one that is "
+            "recomputed would silently not be compiled at all: leave layout.recompute or compile out"
+        )

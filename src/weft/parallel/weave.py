@@ -10,6 +10,7 @@ from weft.config.precision import FP8
 from weft.config.recompute import Recompute
 from weft.models.cuts import even_split
 from weft.models.decoder import Decoder
+from weft.models.moe import MoE
 from weft.models.shape import Shape
 from weft.parallel.chunk import Chunk
 from weft.parallel.context import cut_sequence
@@ -68,6 +69,10 @@ def weave_chunk(shape: Shape, layout: Layout, mesh: Mesh, blocks: range) -> Chun
 
 
 def compile_blocks(blocks: nn.ModuleDict) -> None:
-    """One compiled function for all blocks: they differ in their weights only."""
+    """One compiled function for all blocks: they differ in their weights only. Experts are left as they are, between two
+    such functions: how many tokens each of them gets changes with every pass."""
     for block in blocks.values():
-        block.forward = torch.compile(block.forward, fullgraph=True, dynamic=False)
+        mlp, has_experts = block.mlp, False
+        if isinstance(mlp, MoE):
+            mlp.forward, has_experts = torch.compiler.disable(mlp.forward), True  # type: ignore[method-assign]
+        block.forward = torch.compile(block.forward, fullgraph=not has_experts, dynamic=False)
