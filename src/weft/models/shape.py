@@ -53,11 +53,11 @@ class Experts(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    num_experts: int = Field(ge=1)
-    per_token: int = Field(ge=1)
-    ffn: int = Field(ge=1)  # of one expert
-    dense_layers: int = Field(0, ge=0)  # the first blocks have a plain MLP
-    norm_topk: bool = True  # the weights of a token's experts add up to 1
+    num_experts: int = Field(ge=1, description="experts of each block")
+    per_token: int = Field(ge=1, description="of them, those that work on one token")
+    ffn: int = Field(ge=1, description="width of one expert")
+    dense_layers: int = Field(0, ge=0, description="the first blocks have a plain MLP")
+    norm_topk: bool = Field(True, description="the weights of a token's experts add up to 1")
     shared: int = Field(
         0, ge=0, description="experts that every token meets beside its own: one MLP, so many times as wide"
     )

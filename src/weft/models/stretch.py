@@ -12,10 +12,10 @@ class RopeScaling(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_seq: int
+    factor: float = Field(description="what slow frequencies are divided by")
+    low_freq_factor: float = Field(description="those that turn less often than this in the old context are slow")
+    high_freq_factor: float = Field(description="those that turn more often are left alone; between the two, a blend")
+    original_max_seq: int = Field(description="the context before the stretch")
 
 
 class Yarn(BaseModel):
