@@ -19,7 +19,7 @@ def routing(seed: int, blocks: int = 3, experts: int = 8) -> Routing:
 
 def test_numbers_of_a_load() -> None:
     even = Routing(torch.full((2, 4), 5.0), torch.tensor([4.0, 0.0]), 0.0)
-    assert (even.imbalance, even.entropy, even.dropped_share) == (1.0, pytest.approx(1.0), 0.1)
+    assert (even.imbalance, even.entropy, even.dropped_share) == pytest.approx((1.0, 1.0, 0.1))
     one = Routing(torch.tensor([[20.0, 0, 0, 0]]), torch.zeros(1), 0.0)
     assert (one.imbalance, one.entropy) == (4.0, 0.0)
 
