@@ -118,12 +118,19 @@ def test_blocks_have_a_known_kind(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=ids)
-def test_toml_is_accepted(page: Path) -> None:
+def test_toml_is_accepted(page: Path, tmp_path: Path) -> None:
+    """As settings of a run, or as a cluster where it says how many GPUs there are."""
     from weft.config.load import make_config, merge
+    from weft.plan.machine import read_cluster
 
     for block in tomls(page):
-        tree: dict[str, Any] = merge({"model": {"preset": "gpt2-124m"}}, tomllib.loads(block.text))
-        make_config(tree)
+        values = tomllib.loads(block.text)
+        if "gpus" in values:
+            (tmp_path / "cluster.toml").write_text(block.text, encoding="utf-8")
+            read_cluster(str(tmp_path / "cluster.toml"))
+        else:
+            tree: dict[str, Any] = merge({"model": {"preset": "gpt2-124m"}}, values)
+            make_config(tree)
 
 
 def tomls(page: Path) -> list[Block]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from weft.models.shape import Shape
     from weft.schedules.timeline import Costs
 
 app = typer.Typer(help="Say what a run will be like, before it is started. Needs no GPU.", no_args_is_help=True)
@@ -72,6 +73,71 @@ def schedule(
     for path in (svg, csv):
         if path is not None:
             print(f"written: {path}")
+
+
+@app.command(epilog="Example: weft plan layouts llama3-70b --cluster h100x512 --batch 1024 --seq 8192 --tokens 15e12")
+def layouts(
+    model: Annotated[str, typer.Argument(help="A preset (weft models), or a Hugging Face config.json.")],
+    cluster: Annotated[
+        str,
+        typer.Option(help="h100x64: a preset and how many GPUs; or a .toml of your own. An unknown name lists them."),
+    ],
+    batch: Annotated[int, typer.Option(help="Sequences in a step.", min=1)],
+    seq: Annotated[int, typer.Option(help="Tokens of a sequence.", min=1)] = 4096,
+    tokens: Annotated[float, typer.Option(help="Tokens of the whole training.", min=1)] = 1e12,
+    layout: Annotated[str | None, typer.Option(help="Judge this one, instead of looking for the best.")] = None,
+    fp8: Annotated[bool, typer.Option("--fp8", help="Matrix products of 8 bits.")] = False,
+    what_if: Annotated[
+        bool, typer.Option("--what-if", help="Also: larger batches, longer sequences, slower links.")
+    ] = False,
+    days: Annotated[float | None, typer.Option(help="Also: how many GPUs finish in so many days.", min=0)] = None,
+    count: Annotated[int, typer.Option(help="Layouts to show.", min=1)] = 10,
+) -> None:
+    """Find the fastest layouts of a model on a cluster that fit into its GPUs, and say why the others lost.
+
+    Predicted from the sizes of the model and the published rates of the GPUs; how near to what others have measured, see
+    docs/plan.md.
+    """
+    from rich.console import Console
+
+    from weft.config.layout import Layout
+    from weft.plan.advice import Question
+    from weft.plan.findings import show_answers, show_plan, show_search
+    from weft.plan.machine import read_cluster
+    from weft.plan.numbers import WEFT, Job
+    from weft.plan.search import Plan, search
+
+    console = Console()
+    console = console if console.is_terminal else Console(width=160)  # a pipe has no width: let no column be cut there
+    shape, machines = _shape(model), read_cluster(cluster)
+    job = Job(seq=seq, global_batch=batch, tokens=tokens, matmul="fp8" if fp8 else "16 bit")
+    if layout is not None:
+        shown: Plan | None = Plan.of(shape, Layout.parse(layout), job, machines)
+    else:
+        found = search(shape, job, machines)
+        plans = found.best(count)
+        show_search(found, plans, console)
+        shown = plans[0] if plans else None
+    if shown is not None:
+        show_plan(shown, console)
+    if what_if or days is not None:
+        show_answers(Question(shape, job, machines, WEFT), shown, days, console, what_if=what_if)
+
+
+def _shape(model: str) -> Shape:
+    """Raises: ValueError: there is no such preset or file, or it is no model that weft knows."""
+    import json
+
+    from weft.models.huggingface import shape_from_config
+    from weft.presets import preset_shape
+
+    path = Path(model)
+    if path.suffix != ".json":
+        return preset_shape(model)
+    try:
+        return shape_from_config(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _costs(text: str) -> Costs:

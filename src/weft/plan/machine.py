@@ -94,8 +94,8 @@ def read_cluster(name: str, gpus: int | None = None) -> Cluster:
 def _preset(name: str) -> Path:
     if name not in cluster_names():
         near = difflib.get_close_matches(name, cluster_names(), n=1, cutoff=0.3)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(cluster_names())}"
-        raise ValueError(f"there is no cluster {name!r}: {hint}. A file of your own ends with .toml")
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(cluster_names())}."
+        raise ValueError(f"there is no cluster {name!r}: {hint} A file of your own ends with .toml")
     return FOLDER / f"{name}.toml"
 
 

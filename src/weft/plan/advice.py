@@ -1,0 +1,72 @@
+"""Answers to what users ask of a plan: how much more fits, how many GPUs for a deadline, what links are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from weft.models.shape import Shape
+from weft.plan.machine import Cluster
+from weft.plan.numbers import Job
+from weft.plan.search import Plan, search
+from weft.plan.work import Software
+
+
+@dataclass(frozen=True)
+class Question:
+    """Of one model, cluster and job."""
+
+    shape: Shape
+    job: Job
+    cluster: Cluster
+    software: Software
+
+    def best(self, job: Job | None = None, cluster: Cluster | None = None) -> Plan | None:
+        """The fastest plan that fits, with another job or cluster where one is given."""
+        found = search(self.shape, job or self.job, cluster or self.cluster, self.software).best(1)
+        return found[0] if found else None
+
+    def largest_micro_batch(self, plan: Plan) -> int:
+        """Sequences in one pass with which this layout still fits; 0 where not even one does."""
+        size = 0
+        for candidate in (2**power for power in range(12)):
+            layout = plan.layout.model_copy(update={"micro_batch": candidate})
+            job = self.job.model_copy(update={"global_batch": max(self.job.global_batch, candidate * layout.replicas)})
+            if job.global_batch % (candidate * layout.replicas):
+                break
+            try:
+                fits = Plan.of(self.shape, layout, job, self.cluster, self.software).fits
+            except ValueError:
+                break
+            if not fits:
+                break
+            size = candidate
+        return size
+
+    def longest_sequence(self) -> tuple[int, Plan] | None:
+        """Tokens, by doubling, with as many tokens in a step; and the best layout for it."""
+        found, seq, batch = None, self.job.seq, self.job.global_batch
+        while batch >= 1 and seq <= 2**24:
+            plan = self.best(self.job.model_copy(update={"seq": seq, "global_batch": batch}))
+            if plan is None:
+                break
+            found = (seq, plan)
+            seq, batch = 2 * seq, batch // 2
+        return found
+
+    def gpus_for(self, days: float) -> Plan | None:
+        """The fewest GPUs, in powers of two, that see the job's tokens in so many days; None where no number does."""
+        gpus = self.cluster.per_node
+        while gpus <= 65536:
+            plan = self.best(cluster=self.cluster.model_copy(update={"gpus": gpus}))
+            if plan is not None and plan.days <= days:
+                return plan
+            gpus *= 2
+        return None
+
+    def slower_links(self) -> Iterator[tuple[str, Plan | None]]:
+        """The best plan if the network, or NVLink, gave a half or a quarter."""
+        for what, field in (("network", "network_gb_per_s"), ("NVLink", "nvlink_gb_per_s")):
+            for share, word in ((0.5, "half"), (0.25, "a quarter")):
+                slow = self.cluster.model_copy(update={field: share * getattr(self.cluster, field)})
+                yield f"{what} at {word}", self.best(cluster=slow)

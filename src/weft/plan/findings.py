@@ -1,0 +1,104 @@
+"""What a search found, on a terminal: the best layouts, why others lost, one plan part by part. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from weft.plan.advice import Question
+from weft.plan.search import Plan, Search
+from weft.plan.waterfall import MEMORY_SPREAD, TIME_SPREAD, Part, memory_parts, time_parts, why_slower
+from weft.units import duration, gibibytes, percent, short
+
+
+def show_search(found: Search, plans: Sequence[Plan], console: Console) -> None:
+    """The best layouts as a table, then why the others lost."""
+    cluster, job = found.cluster, found.job
+    console.print(
+        f"[bold]{cluster.gpus:,} × {cluster.title}[/]: {len(found):,} layouts, {len(found.order):,} fit. "
+        f"{job.global_batch:,} sequences of {job.seq:,} tokens a step, {short(job.tokens)} tokens in all"
+    )
+    if plans:
+        console.print(_ranking(plans))
+        rivals = found.rivals()
+        if rivals:
+            console.print(_rivals(rivals, plans[0]))
+    else:
+        console.print("[red]no layout fits[/]")
+    if near := found.nearest():
+        short_of, change, words = near
+        need = short_of.bytes - 0.95 * cluster.memory
+        line = f"Fastest that does not fit: {short_of.layout}, {duration(short_of.seconds)}, "
+        line += f"{gibibytes(short_of.bytes)} a GPU: {gibibytes(max(need, 0))} too much."
+        if change is not None:
+            line += f" Nearest that fits: {', '.join(words)} ({duration(change.seconds)})."
+        console.print(line, highlight=False)
+
+
+def _ranking(plans: Iterable[Plan]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("layout", overflow="fold")
+    for name in ("step", "tokens/s", "MFU causal", "full", "days", "GPU-hours", "memory", "left", "bound by"):
+        table.add_column(name, justify="left" if name == "bound by" else "right", no_wrap=True)
+    for plan in plans:
+        table.add_row(
+            str(plan.layout), duration(plan.seconds), short(plan.tokens_per_s), percent(plan.mfu(causal=True)),
+            percent(plan.mfu(causal=False)), f"{plan.days:,.1f}", short(plan.gpu_hours), gibibytes(plan.bytes),
+            gibibytes(plan.headroom), plan.bound,
+        )  # fmt: skip
+    return table
+
+
+def _rivals(rivals: Iterable[tuple[str, Plan]], winner: Plan) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim", title="why not …", title_justify="left")
+    for name, side in (("with", "left"), ("slower", "right"), ("mostly", "left"), ("layout", "left")):
+        table.add_column(name, justify=side, overflow="fold" if name == "layout" else "ellipsis")  # type: ignore[arg-type]
+    for word, plan in rivals:
+        table.add_row(
+            word, f"{100 * (plan.seconds / winner.seconds - 1):+.1f} %", why_slower(plan, winner), str(plan.layout)
+        )
+    return table
+
+
+def show_plan(plan: Plan, console: Console) -> None:
+    """One plan part by part: memory against what a GPU has, time of a step."""
+    verdict = "[green]fits[/]" if plan.fits else "[red]does not fit[/]"
+    console.print(
+        f"\n[bold]{plan.layout}[/] {verdict}: {gibibytes(plan.bytes)} ± {percent(MEMORY_SPREAD)} of "
+        f"{gibibytes(plan.cluster.memory)}, {duration(plan.seconds)} ± {percent(TIME_SPREAD)} a step, bound by {plan.bound}"
+    )
+    console.print(_bars("memory of the fullest GPU", memory_parts(plan), gibibytes))
+    console.print(_bars("time of a step", time_parts(plan), duration))
+
+
+def _bars(title: str, parts: Sequence[Part], unit) -> Table:  # type: ignore[no-untyped-def]
+    total = sum(part.size for part in parts)
+    table = Table(box=None, pad_edge=False, show_header=False, title=title, title_justify="left")
+    for part in parts:
+        start, width = int(40 * part.start / total), max(1, round(40 * part.size / total))
+        bar = Text(" " * start + "█" * width, style="cyan")
+        table.add_row(
+            part.name, Text(unit(part.size), justify="right"), percent(part.size / total), bar, f"[dim]{part.what}[/]"
+        )
+    return table
+
+
+def show_answers(question: Question, plan: Plan | None, days: float | None, console: Console, *, what_if: bool) -> None:
+    """Largest batch, longest sequence, GPUs for a deadline, slower links."""
+    table = Table(box=None, pad_edge=False, show_header=False, title="what if", title_justify="left")
+    if what_if and plan is not None:
+        table.add_row("largest micro-batch of this layout", str(question.largest_micro_batch(plan)), "")
+    if what_if and (longest := question.longest_sequence()):
+        table.add_row("longest sequence, as many tokens a step", f"{longest[0]:,}", str(longest[1].layout))
+    if days is not None:
+        found = question.gpus_for(days)
+        answer = f"{found.cluster.gpus:,} GPUs, {found.days:.1f} days" if found else "no number up to 65,536"
+        table.add_row(f"GPUs for {days:g} days", answer, str(found.layout) if found else "")
+    if what_if and plan is not None:
+        for what, other in question.slower_links():
+            answer = f"{100 * (other.seconds / plan.seconds - 1):+.1f} % time" if other else "nothing fits"
+            table.add_row(what, answer, str(other.layout) if other else "")
+    console.print(table)

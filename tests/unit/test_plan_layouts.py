@@ -1,0 +1,178 @@
+"""`weft plan layouts`: the search over all layouts, what it says of one, and answers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from weft.cli.app import app
+from weft.config.layout import Layout
+from weft.models.huggingface import config_from_shape
+from weft.models.shape import Shape
+from weft.plan.advice import Question
+from weft.plan.machine import read_cluster
+from weft.plan.numbers import WEFT, Job
+from weft.plan.search import AXES, Plan, Search, search
+from weft.plan.waterfall import memory_parts, time_parts
+from weft.presets import preset_shape
+
+JOB = Job(seq=4096, global_batch=128, tokens=1e11)
+
+
+@pytest.fixture(scope="module")
+def found() -> Search:
+    return search(preset_shape("llama3-8b"), JOB, read_cluster("h100x16"))
+
+
+def run(*arguments: str) -> str:
+    done = CliRunner().invoke(app, ["plan", "layouts", *arguments])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_columns_predict_what_one_layout_alone_gets(found: Search) -> None:
+    """Of the fastest, and of candidates anywhere: a layout's own numbers are those of its row."""
+    rows = [*found.order[:40], *found.order[:: max(1, len(found.order) // 40)]]
+    compared = 0
+    for index in rows:
+        try:
+            plan = found.plan(int(index))
+        except ValueError:
+            continue
+        assert plan.seconds == pytest.approx(found.seconds[index], rel=1e-6), plan.layout
+        assert plan.bytes == pytest.approx(found.bytes[index], rel=1e-6), plan.layout
+        compared += 1
+    assert compared > 40
+
+
+def test_the_best_fit_are_in_order_and_are_layouts_that_weft_runs(found: Search) -> None:
+    plans = found.best(10)
+    assert len(plans) == 10
+    assert [plan.seconds for plan in plans] == sorted(plan.seconds for plan in plans)
+    assert plans[0].seconds == pytest.approx(found.seconds[found.fits.astype(bool)].min(), rel=0.05)
+    for plan in plans:
+        assert plan.fits
+        assert plan.layout.world == 16
+        plan.layout.check(found.shape, JOB.global_batch, JOB.seq)
+        assert 0.1 < plan.mfu(causal=True) < plan.mfu(causal=False) < 0.8
+        assert plan.days * plan.tokens_per_s * 86400 == pytest.approx(JOB.tokens)
+
+
+def test_parts_add_up(found: Search) -> None:
+    [plan] = found.best(1)
+    assert sum(part.size for part in time_parts(plan)) == pytest.approx(plan.seconds)
+    assert sum(part.size for part in memory_parts(plan)) == pytest.approx(plan.bytes)
+    assert {part.name for part in time_parts(plan)} <= {field.name for field in fields(plan.time)}
+
+
+def test_rivals_differ_where_they_say_and_are_slower(found: Search) -> None:
+    [winner] = found.best(1)
+    rivals = found.rivals()
+    assert {"pp", "recompute"} <= {word.split()[0] for word, _ in rivals}
+    for word, plan in rivals:
+        assert plan.seconds >= winner.seconds
+        if word.startswith("pp "):
+            assert plan.layout.pp == int(word.split()[1]) != winner.layout.pp
+
+
+def test_what_does_not_fit_is_told_with_the_nearest_that_does(found: Search) -> None:
+    told = found.nearest()
+    assert told is not None
+    failing, change, words = told
+    assert not failing.fits
+    assert failing.seconds < found.best(1)[0].seconds
+    assert change is not None
+    assert change.fits
+    assert len(words) == 1
+
+
+def test_a_settled_axis_stays(found: Search) -> None:
+    tp4 = search(found.shape, JOB, found.cluster, tp=4)
+    assert 0 < len(tp4) < len(found)
+    assert set(np.unique(tp4.columns["tp"])) == {4}
+    assert tp4.columns.keys() == set(AXES)
+
+
+def test_answers() -> None:
+    question = Question(preset_shape("llama3-8b"), JOB, read_cluster("h100x16"), WEFT)
+    best = question.best()
+    assert best is not None
+    size = question.largest_micro_batch(best)
+    assert size >= (best.layout.micro_batch or 1)
+    bigger = best.layout.model_copy(update={"micro_batch": 2 * size})
+    batch = JOB.model_copy(update={"global_batch": max(JOB.global_batch, 2 * size * bigger.replicas)})
+    assert not Plan.of(question.shape, bigger, batch, question.cluster).fits
+    longest = question.longest_sequence()
+    assert longest is not None
+    assert longest[0] > JOB.seq
+    hurried = question.gpus_for(best.days / 3)
+    assert hurried is not None
+    assert hurried.days <= best.days / 3
+    assert hurried.cluster.gpus > 16
+    slower = dict(question.slower_links())
+    for plan in slower.values():
+        assert plan is not None
+        assert plan.seconds >= best.seconds
+    assert slower["NVLink at a quarter"].seconds >= slower["NVLink at half"].seconds  # type: ignore[union-attr]
+
+
+def test_a_model_too_large_for_the_cluster() -> None:
+    nothing = search(preset_shape("llama3-405b"), Job(seq=4096, global_batch=64), read_cluster("a100-40gbx8"))
+    assert len(nothing.order) == 0
+    assert nothing.best() == []
+    assert nothing.rivals() == []
+    told = nothing.nearest()
+    assert told is not None
+    assert told[1] is None
+
+
+def test_on_the_command_line(tmp_path: Path) -> None:
+    text = run("llama3-8b", "--cluster", "h100x16", "--batch", "128", "--tokens", "1e11", "--count", "3", "--days", "1")
+    assert "16 × H100 SXM5 80 GB" in text
+    for words in ("why not …", "memory of the fullest GPU", "time of a step", "GPUs for 1 days", "Nearest that fits"):
+        assert words in text, words
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(config_from_shape(preset_shape("llama3-8b"))))
+    layout = "fsdp8.mb1.full.bf16"
+    one, other = (
+        run(model, "--cluster", "h100x8", "--batch", "64", "--layout", layout) for model in ("llama3-8b", str(config))
+    )
+    assert one == other
+    assert f"{layout} fits" in one
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("llama3-8b", "--cluster", "h10", "--batch", "8"), r"no cluster 'h10': did you mean 'h100'\? A file"),
+        (
+            ("llama3-8b", "--cluster", "h100x8", "--batch", "8", "--layout", "fsdp4"),
+            "takes 4 GPUs and the cluster has 8",
+        ),
+        (("deepseek-v3", "--cluster", "h100x8", "--batch", "8"), "does not know the time of model.latent"),
+        (("none.json", "--cluster", "h100x8", "--batch", "8"), "none.json: .*No such file"),
+    ],
+)
+def test_refusals(arguments: tuple[str, ...], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        run(*arguments)
+
+
+def test_a_cluster_of_ones_own(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('base = "h100"\ngpus = 16\nnetwork_gb_per_s = 12.5\n')
+    shape, layout = (
+        Shape(num_layers=16, hidden=4096, num_heads=32, ffn=14336, vocab=32000, max_seq=4096),
+        Layout.parse("fsdp16.bf16.mb2"),
+    )
+    slow, fast = (Plan.of(shape, layout, JOB, read_cluster(name)) for name in (str(file), "h100x16"))
+    assert slow.cluster.gpus == 16
+    assert slow.seconds > fast.seconds
+    assert slow.bytes == fast.bytes
