@@ -28,7 +28,8 @@ KINDS = ["allgather", "ring", "ulysses"]
     [
         "tp2", "tp2.sp", "tp4.sp.etp1", "fsdp2.mb2", "dp2.fsdp2.zero2.ep2.mb2", "pp2.zbv.mb2", "pp2.zbh1.tp2.sp.full.mb2",
         "tp2.sp.ep2.etp1.selective", "fsdp2.tp2.ep2.mb2", "fsdp2.ep2.pp2.selective.mb2",
-        "fsdp2.ep2.keep-network.mb2", "fsdp2.tp2.sp.pp2.zbv.mb1", "redo-attention.mb4",
+        "fsdp2.ep2.keep-network.mb2", "tp2.ep2.etp1.full", "dp2.ep2.pp2.zbh1.full.mb2", "dp4.ep2.etp2.offload.mb1",
+        "fsdp2.tp2.sp.pp2.zbv.mb1", "redo-attention.mb4",
     ],
 )  # fmt: skip
 def test_cuts_equal_one_process(layout: str, compared: Compared) -> None:

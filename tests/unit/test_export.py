@@ -49,6 +49,13 @@ CONFIGS: dict[str, Any] = {
     "mistral": lambda: transformers.MistralConfig(**COMMON, sliding_window=5),
     "qwen2": lambda: transformers.Qwen2Config(**COMMON, tie_word_embeddings=True),
     "qwen3": lambda: transformers.Qwen3Config(**COMMON, head_dim=10),
+    "mixtral": lambda: transformers.MixtralConfig(
+        **COMMON, num_local_experts=4, num_experts_per_tok=2, sliding_window=None
+    ),
+    "qwen3_moe": lambda: transformers.Qwen3MoeConfig(
+        **COMMON, head_dim=10, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=12, decoder_sparse_step=1,
+        mlp_only_layers=[], norm_topk_prob=True,
+    ),
     "deepseek_v2": lambda: transformers.DeepseekV2Config(**COMMON | LATENT),
     "deepseek_v3": lambda: transformers.DeepseekV3Config(**COMMON | LATENT, n_group=2, topk_group=1),
 }  # fmt: skip

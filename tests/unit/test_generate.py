@@ -27,6 +27,12 @@ SHAPES: dict[Family, Shape] = {
     "mistral": Shape(family="mistral", **SMALL, num_kv_heads=1, sliding_window=7),
     "qwen2": Shape(family="qwen2", **SMALL, num_kv_heads=2, tied=True),
     "qwen3": Shape(family="qwen3", **SMALL, num_kv_heads=2, head_dim=16, sliding_window=9),
+    "mixtral": Shape(
+        family="mixtral", **SMALL, num_kv_heads=2, experts=Experts(num_experts=4, per_token=2, ffn=96)
+    ),
+    "qwen3_moe": Shape(
+        family="qwen3_moe", **SMALL, num_kv_heads=2, head_dim=16, experts=Experts(num_experts=4, per_token=2, ffn=24)
+    ),
     "deepseek_v3": Shape(
         family="deepseek_v3", **SMALL, latent=Latent(q_rank=12, kv_rank=16, nope_dim=8, rope_dim=4, value_dim=10),
         yarn=Yarn(factor=8, original_max_seq=16),

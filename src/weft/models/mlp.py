@@ -31,4 +31,7 @@ class SwigluMLP(nn.Module):
         self.down = nn.Linear(ffn, shape.hidden, bias=shape.out_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+        return self.down(self.inner(x))
+
+    def inner(self, x: Tensor) -> Tensor:
+        return F.silu(self.gate(x)) * self.up(x)

@@ -37,9 +37,10 @@ class MoE(nn.Module):
         # routed last: what is computed again in backward ends inside, before FSDP2's hooks behind the experts
         return self.routed(x) if self.shared is None else self.shared(x) + self.routed(x)
 
-    def routed(self, x: Tensor) -> Tensor:
+    def routed(self, x: Tensor, *more: Any) -> Tensor:
+        """`more`: for what stands in the experts' place."""
         numbers, weights = self.router(x)
-        return self.experts(x.flatten(0, 1), numbers.flatten(0, 1), weights.flatten(0, 1)).view_as(x)
+        return self.experts(x.flatten(0, 1), numbers.flatten(0, 1), weights.flatten(0, 1), *more).view_as(x)
 
 
 class Router(nn.Module):

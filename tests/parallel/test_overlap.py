@@ -1,0 +1,76 @@
+"""What travels while something else is worked out: the order of events. That results are right is proved elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from harness import make, run_forked
+from torch import Tensor
+
+from weft.parallel import flight
+from weft.parallel.experts import DealtExperts
+from weft.train.step import find_gradients
+from weft.train.training import build
+from weft.verify.trace import step_rows
+
+THERE = ["depart", "depart", "gate", "up", "arrive", "arrive"]  # rows, and what each weighs
+BACK = ["depart", "down", "arrive"]
+
+
+@pytest.fixture
+def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Filled in the processes that a test forks, each its own."""
+    found: list[str] = []
+
+    def noted(name: str, function: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            found.append(name)
+            y = function(*arguments)
+            if name == "experts" and y.requires_grad:
+                y.register_hook(lambda grad: found.append(name))
+            return y
+
+        return call
+
+    monkeypatch.setattr(flight, "begin", noted("depart", flight.begin))
+    monkeypatch.setattr(flight, "end", noted("arrive", flight.end))
+    monkeypatch.setattr(DealtExperts, "compute", noted("experts", DealtExperts.compute))
+    return found
+
+
+@pytest.mark.parametrize("layout", ["dp2.ep2.mb8", "fsdp2.ep2.bf16", "tp2.sp.ep2.etp1", "tp2.ep2.etp1"])
+def test_shared_experts_work_while_tokens_travel(layout: str, events: list[str]) -> None:
+    config = make("deepseek", layout, model={"num_layers": 2})  # the first block is dense
+
+    def work(rank: int) -> None:
+        training = build(config, torch.device("cpu"))
+        shared = training.woven.modules()["blocks.1.mlp.shared"]
+        for name in ("gate", "up", "down"):
+
+            def note(module: Any, args: Any, y: Tensor, name: str = name) -> None:
+                events.append(name)
+                y.register_hook(lambda grad: events.append(name))
+
+            shared.get_submodule(name).register_forward_hook(note)
+        find_gradients(training.woven, training.scaler, step_rows(training, None, 1))
+        forward, backward = events[: len(events) // 2], events[len(events) // 2 :]
+        assert forward == [*THERE, "experts", *BACK]
+        assert backward[:6] == ["depart", "down", "arrive", "experts", "depart", "depart"]
+        assert sorted(backward[6:8]) == ["gate", "up"]
+        assert backward[8:] == ["arrive", "arrive"]
+
+    run_forked(config.layout.world, work)
+
+
+@pytest.mark.parametrize("layout", ["dp2.ep2.full", "fsdp2.ep2.selective", "tp2.sp.ep2.etp1.redo-mlp"])
+def test_recomputation_leaves_no_message_on_its_way(layout: str, events: list[str]) -> None:
+    config = make("deepseek", layout, model={"num_layers": 2})
+
+    def work(rank: int) -> None:
+        training = build(config, torch.device("cpu"))
+        find_gradients(training.woven, training.scaler, step_rows(training, None, 1))
+        assert events.count("depart") == events.count("arrive") > 0
+
+    run_forked(config.layout.world, work)
