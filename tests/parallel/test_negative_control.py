@@ -77,3 +77,13 @@ def test_wrong_update(monkeypatch: pytest.MonkeyPatch, compared: Compared) -> No
     monkeypatch.setattr(optimizer.Optimizer, "__init__", init)
     report = compared(make("llama", "fsdp2"))
     assert report.first_wrong() == "embed.weight (update)"
+
+
+def test_biases_that_nobody_moves(monkeypatch: pytest.MonkeyPatch, compared: Compared) -> None:
+    right = compared(make("deepseek", "fsdp2.ep2", train={"steps": 1}))
+    assert right.right
+    assert right.worst("bias")
+    monkeypatch.setattr(step, "move_biases", lambda *arguments: None)
+    report = compared(make("deepseek", "fsdp2.ep2", train={"steps": 1}))
+    assert not report.right
+    assert report.worst("bias")[0].error > 0.9

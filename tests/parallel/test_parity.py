@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from weft.config.layout import Layout
 from weft.config.tree import Config
 from weft.schedules.orders import ORDERS
-from weft.verify.layout import LayoutReport
+from weft.verify.layout import KINDS, LayoutReport
 
 ALONE = [
     "mb4", "full", "selective",
@@ -29,7 +29,7 @@ COMBINED = [
 
 
 def right(report: LayoutReport) -> None:
-    worst = [str(d) for kind in ("loss", "output", "gradient", "weights", "update") for d in report.worst(kind)]
+    worst = [str(d) for kind in KINDS for d in report.worst(kind)]
     assert report.right, f"{report.layouts[1]} parts ways at {report.first_wrong()}:\n" + "\n".join(worst)
 
 

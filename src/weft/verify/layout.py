@@ -14,7 +14,7 @@ from weft.config.layout import Layout
 from weft.config.toml import config_toml
 from weft.config.tree import Config
 from weft.launch.local import launch
-from weft.models.parameters import parameter_sizes
+from weft.models.parameters import buffer_sizes, parameter_sizes
 from weft.train.run import CONFIG
 from weft.verify.outputs import heard
 from weft.verify.replay import replayed_weights
@@ -42,6 +42,9 @@ EIGHT_BIT_BOUND = 1e-1
 exact."""
 COARSER = 10.0
 """Which numbers share a scale follows from the cut: with such moments two layouts move apart by so many times as much."""
+BIAS_BOUND = 1e-5
+"""Of routers' biases. All move by as much, up or down, so a wrong one is far off. In fp32 only: in 16 bits rounding alone
+sends some tokens elsewhere, and an expert with about the mean load then moves the other way."""
 FLOOR = 1e-2
 """A gradient far below its share of the whole is rounding noise (the bias of keys has none at all, in exact numbers):
 a difference is measured over no less than this part of that share."""
@@ -54,6 +57,7 @@ KINDS = {
     "gradient": "each weight, each step",
     "weights": "all, over how far they could move",
     "update": "each weight, against a plain optimizer",
+    "bias": "each router's, each step",
 }
 """What is compared, and how the error is counted."""
 
@@ -98,13 +102,16 @@ class LayoutReport:
 
     def first_wrong(self) -> str | None:
         """Where the layouts part ways: the first module of the forward pass; if all agree there, the first weight whose
-        gradient differs, counted from the loss backwards; else the first weight that was not updated as it should."""
+        gradient differs, counted from the loss backwards; else the first weight that was not updated as it should, or the
+        first router's bias."""
         if outputs := self._wrong("output"):
             return f"{min(outputs, key=self.modules.index)} (forward)"
         if gradients := self._wrong("gradient"):
             return f"{max(gradients, key=self.parameters.index)} (gradient)"
         if updates := self._wrong("update"):
             return f"{min(updates, key=self.parameters.index)} (update)"
+        if biases := self._wrong("bias"):
+            return f"{biases[0]} (bias)"
         return next((kind for kind in ("norm", "loss", "weights") if self._wrong(kind)), None)
 
     def _wrong(self, kind: str) -> list[str]:
@@ -153,6 +160,7 @@ def compare(a: tuple[Config, Path], b: tuple[Config, Path]) -> LayoutReport:
             *_weights(config_a, left, right, MOVED_BOUND[precision]),
             *_updates(config_a, left),
             *_updates(config_b, right),
+            *(_biases(config_a, left, right) if precision == "fp32" else ()),
         ]
     layouts = (str(config_a.layout), str(config_b.layout))
     return LayoutReport(layouts, differences, modules, list(parameter_sizes(config_a.model)))
@@ -216,6 +224,13 @@ def apart(left: Trace, right: Trace, step: int, names: Iterable[str], over: floa
         a, b = (trace.read(step, f"weight.{name}").double() for trace in (left, right))
         difference, size = difference + float((a - b).square().sum()), size + float(a.square().sum())
     return math.sqrt(difference) / (over or math.sqrt(size))
+
+
+def _biases(config: Config, left: Trace, right: Trace) -> Iterator[Difference]:
+    for step in range(1, len(left.steps) + 1):
+        for name in buffer_sizes(config.model):
+            error = relative(left.read(step, f"bias.{name}"), right.read(step, f"bias.{name}"))
+            yield Difference("bias", name, step, error, BIAS_BOUND)
 
 
 def _updates(config: Config, trace: Trace) -> Iterator[Difference]:

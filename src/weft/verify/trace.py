@@ -17,7 +17,7 @@ from weft.config.load import load_config
 from weft.config.tree import Config
 from weft.data.loader import Loader
 from weft.launch.process import start_process, stop_process
-from weft.models.parameters import parameter_sizes
+from weft.models.parameters import buffer_sizes, parameter_sizes
 from weft.parallel.woven import Rows
 from weft.train.data import open_loader
 from weft.train.schedule import learning_rate
@@ -51,9 +51,9 @@ def main(arguments: list[str]) -> int:
 def record(config: Config, steps: int, folder: Path, device: torch.device) -> None:
     """Train `steps` steps under the config's layout and write a trace. Every process of the layout calls this.
 
-    `step-0` holds the initial weights; step N's file `grad.<weight>`, after the update `weight.<weight>`, and that of
-    step 1 also `output.<module>`: what each part of the model gave, [B, T, D]. Data are the config's, or random tokens
-    where it names none.
+    `step-0` holds the initial weights; step N's file `grad.<weight>`, after the update `weight.<weight>` and routers'
+    `bias.<name>`, and that of step 1 also `output.<module>`: what each part of the model gave, [B, T, D]. Data are the
+    config's, or random tokens where it names none.
     """
     training = build(config, device)
     loader = open_loader(config, "train", check_tokens=dist.get_rank() == 0) if config.data.paths else None
@@ -61,6 +61,7 @@ def record(config: Config, steps: int, folder: Path, device: torch.device) -> No
     names = {f"weight.{name}": dims for name, dims in sizes.items()}
     write(folder / "step-0.safetensors", names, _pieces(training, "weight"))
     names |= {f"grad.{name}": dims for name, dims in sizes.items()}
+    names |= {f"bias.{name}": dims for name, dims in buffer_sizes(config.model).items()}
     traced = []
     for step in range(1, steps + 1):
         rows = step_rows(training, loader, step)
@@ -79,7 +80,8 @@ def record(config: Config, steps: int, folder: Path, device: torch.device) -> No
             bias_speed=config.balance.bias_speed,
         )
         entries = names | (output_sizes(config) if recorder else {})
-        write(folder / f"step-{step}.safetensors", entries, [*outputs, *gradients, *_pieces(training, "weight")])
+        after = [*_pieces(training, "weight"), *_biases(training)]
+        write(folder / f"step-{step}.safetensors", entries, [*outputs, *gradients, *after])
         traced.append(TracedStep(found.loss, found.grad_norm, lr))
     if dist.get_rank() == 0:
         (folder / STEPS).write_text(json.dumps([asdict(step) for step in traced]))
@@ -136,3 +138,13 @@ def _pieces(training: Training, kind: str) -> list[Piece]:
             named = Region(f"{kind}.{region.name}", region.sizes, region.start, region.stop)
             pieces.append(Piece(named, data[rows].clone(), weight.writes))
     return pieces
+
+
+def _biases(training: Training) -> list[Piece]:
+    """Routers' biases, under `bias.<name>`: whole on every process that has their block."""
+    named = training.woven.buffers
+    kept = [piece for piece in training.woven.pieces() if piece.region.name in named]
+    return [
+        Piece(Region.whole(f"bias.{piece.region.name}", piece.region.sizes), piece.data.clone(), piece.writes)
+        for piece in kept
+    ]
