@@ -204,6 +204,7 @@ SCHEDULES = [f"schedules/{path.name}" for path in sorted((ROOT / "docs" / "sched
         ("make_settings", "settings.md"),
         ("make_picture", "layouts.svg"),
         ("make_features", "features.md"),
+        ("make_plan", "plan.svg"),
         *(("make_schedules", it) for it in SCHEDULES),
     ],
 )

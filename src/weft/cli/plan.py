@@ -92,6 +92,7 @@ def layouts(
     ] = False,
     days: Annotated[float | None, typer.Option(help="Also: how many GPUs finish in so many days.", min=0)] = None,
     count: Annotated[int, typer.Option(help="Layouts to show.", min=1)] = 10,
+    html: Annotated[Path | None, typer.Option(help="Also: write all of it, drawn, as one page into this file.")] = None,
 ) -> None:
     """Find the fastest layouts of a model on a cluster that fit into its GPUs, and say why the others lost.
 
@@ -105,8 +106,11 @@ def layouts(
     from weft.plan.findings import show_answers, show_plan, show_search
     from weft.plan.machine import read_cluster
     from weft.plan.numbers import WEFT, Job
+    from weft.plan.page import draw_page
     from weft.plan.search import Plan, search
 
+    if html is not None and layout is not None:
+        raise ValueError("--html draws a whole search: leave --layout out")
     console = Console()
     console = console if console.is_terminal else Console(width=160)  # a pipe has no width: let no column be cut there
     shape, machines = _shape(model), read_cluster(cluster)
@@ -120,8 +124,12 @@ def layouts(
         shown = plans[0] if plans else None
     if shown is not None:
         show_plan(shown, console)
-    if what_if or days is not None:
-        show_answers(Question(shape, job, machines, WEFT), shown, days, console, what_if=what_if)
+    answers = list(Question(shape, job, machines, WEFT).answers(shown, days, what_if=what_if))
+    if answers:
+        show_answers(answers, console)
+    if html is not None:
+        html.write_text(draw_page(found, plans, model, answers), encoding="utf-8")
+        print(f"written: {html}")
 
 
 def _shape(model: str) -> Shape:

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
+from weft.config.layout import Layout
 from weft.models.shape import Shape
 from weft.plan.machine import Cluster
 from weft.plan.numbers import Job
 from weft.plan.search import Plan, search
 from weft.plan.work import Software
+
+
+class Answer(NamedTuple):
+    """What was asked, the answer in words, and the layout that goes with it."""
+
+    question: str
+    answer: str
+    layout: Layout | None = None
 
 
 @dataclass(frozen=True)
@@ -70,3 +80,18 @@ class Question:
             for share, word in ((0.5, "half"), (0.25, "a quarter")):
                 slow = self.cluster.model_copy(update={field: share * getattr(self.cluster, field)})
                 yield f"{what} at {word}", self.best(cluster=slow)
+
+    def answers(self, plan: Plan | None, days: float | None, *, what_if: bool) -> Iterator[Answer]:
+        """Largest batch, longest sequence, GPUs for a deadline, slower links."""
+        if what_if and plan is not None:
+            yield Answer("largest micro-batch of this layout", str(self.largest_micro_batch(plan)))
+        if what_if and (longest := self.longest_sequence()):
+            yield Answer("longest sequence, as many tokens a step", f"{longest[0]:,}", longest[1].layout)
+        if days is not None:
+            found = self.gpus_for(days)
+            answer = f"{found.cluster.gpus:,} GPUs, {found.days:.1f} days" if found else "no number up to 65,536"
+            yield Answer(f"GPUs for {days:g} days", answer, found.layout if found else None)
+        if what_if and plan is not None:
+            for what, other in self.slower_links():
+                answer = f"{100 * (other.seconds / plan.seconds - 1):+.1f} % time" if other else "nothing fits"
+                yield Answer(what, answer, other.layout if other else None)

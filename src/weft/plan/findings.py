@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from weft.plan.advice import Question
+from weft.plan.advice import Answer
 from weft.plan.search import Plan, Search
 from weft.plan.waterfall import MEMORY_SPREAD, TIME_SPREAD, Part, memory_parts, time_parts, why_slower
 from weft.units import duration, gibibytes, percent, short
@@ -86,19 +86,8 @@ def _bars(title: str, parts: Sequence[Part], unit) -> Table:  # type: ignore[no-
     return table
 
 
-def show_answers(question: Question, plan: Plan | None, days: float | None, console: Console, *, what_if: bool) -> None:
-    """Largest batch, longest sequence, GPUs for a deadline, slower links."""
+def show_answers(answers: Iterable[Answer], console: Console) -> None:
     table = Table(box=None, pad_edge=False, show_header=False, title="what if", title_justify="left")
-    if what_if and plan is not None:
-        table.add_row("largest micro-batch of this layout", str(question.largest_micro_batch(plan)), "")
-    if what_if and (longest := question.longest_sequence()):
-        table.add_row("longest sequence, as many tokens a step", f"{longest[0]:,}", str(longest[1].layout))
-    if days is not None:
-        found = question.gpus_for(days)
-        answer = f"{found.cluster.gpus:,} GPUs, {found.days:.1f} days" if found else "no number up to 65,536"
-        table.add_row(f"GPUs for {days:g} days", answer, str(found.layout) if found else "")
-    if what_if and plan is not None:
-        for what, other in question.slower_links():
-            answer = f"{100 * (other.seconds / plan.seconds - 1):+.1f} % time" if other else "nothing fits"
-            table.add_row(what, answer, str(other.layout) if other else "")
+    for question, answer, layout in answers:
+        table.add_row(question, answer, str(layout or ""))
     console.print(table)
