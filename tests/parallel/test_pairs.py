@@ -58,6 +58,22 @@ PAIRS = [
     ("mixtral", "dp2.etp2.pp2.vp2.bfs", "", False),
     ("mixtral", "dp2.etp2.pp2", "", False),
     ("llama", "dp2.fsdp2.pp2.zbh1", "", False),
+    ("llama", "dp2.fsdp2.zero2.offload.fp16", "muon+offload", True),
+    ("llama", "cp2.pp2.dualpipev.offload.fp8row.bf16grads", "8bit", False),
+    ("llama", "cp2.ulysses.pp2.stages3-1.gpipe.offload", "", False),
+    ("llama", "pp2.vp2.bfs.offload", "", False),
+    ("llama", "fsdp2.pp2.zbh1.offload.fp8", "", False),
+    ("llama", "fsdp2.pp2.zbh1.fp8row", "", False),
+    ("llama", "dp2.pp2.zbv.fp8", "", False),
+    ("llama", "pp2.dualpipev.fp8", "", False),
+]
+COMPILED = [
+    ("llama", "dp2.fsdp2.zero1.chunked.fp16.compile", "muon+offload", True),
+    ("llama", "pp2.stages3-1.gpipe.fp8.bf16grads.compile", "8bit", False),
+    ("llama", "pp2.vp2.interleaved.bf16.compile", "", False),
+    ("llama", "pp2.vp2.bfs.compile", "", False),
+    ("llama", "tp2.sp.pp2.zbv.fp8row.compile", "", False),
+    ("mixtral", "dp2.etp2.compile", "muon", False),
 ]
 OPTIMIZERS = {"muon": {"kind": "muon"}, "8bit": {"states": "8bit"}, "offload": {"offload": True}}
 
@@ -71,3 +87,10 @@ def test_pairs(model: str, layout: str, optimizer: str, masked: bool, documents:
     if masked:
         over["data"] = {"paths": [str(documents)], "document_mask": True, "split": (1, 0, 0)}
     right(compared(make(model, layout, **over)))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.parametrize(("model", "layout", "optimizer", "masked"), COMPILED)
+def test_compiled(model: str, layout: str, optimizer: str, masked: bool, documents: Path, compared: Compared) -> None:
+    test_pairs(model, layout, optimizer, masked, documents, compared)

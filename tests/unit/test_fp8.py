@@ -9,7 +9,7 @@ from torch import nn
 
 from weft.models.decoder import Decoder
 from weft.models.shape import Shape
-from weft.parallel.fp8 import E4M3, E5M2, Fp8Linear, fp8_linear, product, scale, use_fp8
+from weft.parallel.fp8 import E4M3, E5M2, Fp8Linear, Fp8Products, fp8_linear, product, scale, use_fp8
 
 
 def numbers(*sizes: int, seed: int = 0) -> torch.Tensor:
@@ -65,7 +65,7 @@ def test_linear_and_its_gradients(by_row: bool) -> None:
     x, weight, grad = numbers(2, 16, 32), numbers(48, 32, seed=1), numbers(2, 16, 48, seed=2)
     leaves = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
     plain = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
-    found, expected = fp8_linear(*leaves, by_row), F.linear(*plain)
+    found, expected = fp8_linear(*leaves, Fp8Products(by_row)), F.linear(*plain)
     found.backward(grad)
     expected.backward(grad)
     assert 0 < apart(found.detach(), expected.detach()) < 0.05

@@ -15,18 +15,13 @@ FP8_ALIGNED = 16
 
 
 def check_computation(layout: Layout) -> None:
-    """Raises: ValueError: the layout's precision, offload or compile do not go with each other or with its schedule."""
+    """Raises: ValueError: the layout's precision, gradients, offload or compile do not go with each other."""
     if layout.offload and layout.compile:
         raise ValueError(
             "layout.offload takes what a block keeps one by one, and a compiled one hides that: leave one out"
         )
     if layout.gradients == "bf16" and layout.precision not in ("bf16", *FP8):
         raise ValueError("layout.gradients = bf16 is for gradients that come in bf16: set layout.precision = bf16")
-    if layout.precision in FP8 and layout.splits_backward:
-        raise ValueError(
-            f"layout.precision = {layout.precision} with layout.schedule = {layout.schedule}: gradients of weights that "
-            "wait are worked out in bf16 alone. Use 1f1b or interleaved, or layout.precision = bf16"
-        )
 
 
 def check_fp8(layout: Layout, shape: Shape, tokens: int) -> None:

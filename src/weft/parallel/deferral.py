@@ -16,10 +16,10 @@ from typing import Any, cast
 from weakref import ref
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weft.models.head import Head
+from weft.parallel.products import PLAIN, Products
 from weft.parallel.tensor import RowLinear
 
 
@@ -27,7 +27,7 @@ class Deferral:
     """The products of one chunk that were put off, by micro-batch."""
 
     def __init__(self) -> None:
-        self.queue: dict[int, list[tuple[nn.Parameter, Tensor, Tensor]]] = {}
+        self.queue: dict[int, list[tuple[Products, nn.Parameter, Tensor, Tensor]]] = {}
         self.current: int | None = None
 
     @contextmanager
@@ -40,19 +40,15 @@ class Deferral:
         finally:
             self.current = None
 
-    def note(self, weight: nn.Parameter, x: Tensor, grad: Tensor) -> None:
+    def note(self, products: Products, weight: nn.Parameter, grad: Tensor, x: Tensor) -> None:
         assert self.current is not None
-        self.queue[self.current].append((weight, x, grad))
+        self.queue[self.current].append((products, weight, grad, x))
 
     @torch.no_grad()
     def catch_up(self, micro_batch: int) -> None:
         """Add what was put off to the gradients, in the order of a backward pass."""
-        for weight, x, grad in self.queue.pop(micro_batch):
-            rows, columns = grad.flatten(0, -2).t(), x.flatten(0, -2)
-            if weight.grad is None:
-                weight.grad = rows @ columns
-            else:
-                weight.grad.addmm_(rows, columns)
+        for products, weight, grad, x in self.queue.pop(micro_batch):
+            products.add_of_weight(weight, grad, x)
 
 
 def defer_weights(model: nn.Module) -> Deferral:
@@ -62,6 +58,8 @@ def defer_weights(model: nn.Module) -> Deferral:
         if isinstance(module, nn.Linear) and not isinstance(module, Head):
             module.__class__ = DeferredRowLinear if isinstance(module, RowLinear) else DeferredLinear
             module.deferral = deferral  # type: ignore[assignment]
+            if not hasattr(module, "products"):  # fp8 has its own
+                module.products = PLAIN  # type: ignore[assignment]
             # a tensor, so that blocks differ in their tensors only, and the compiler compiles one
             module.number = torch.tensor(len(MODULES), device="cpu")
             MODULES.append(ref(module))
@@ -74,6 +72,7 @@ MODULES: list[ref[nn.Linear]] = []
 
 class DeferredLinear(nn.Linear):
     deferral: Deferral
+    products: Products
     number: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
@@ -83,6 +82,7 @@ class DeferredLinear(nn.Linear):
 
 class DeferredRowLinear(RowLinear):
     deferral: Deferral
+    products: Products
     number: Tensor
 
     def product(self, x: Tensor) -> Tensor:
@@ -92,41 +92,47 @@ class DeferredRowLinear(RowLinear):
 def deferred(x: Tensor, module: DeferredLinear | DeferredRowLinear) -> Tensor:
     """x [..., I] times the module's weight [O, I] → [..., O]. The plain reference is `torch.nn.functional.linear`."""
     if not torch.is_grad_enabled():
-        return F.linear(x, module.weight)
+        return module.products.forward(x, module.weight)
     if torch.compiler.is_compiling():
         return torch.ops.weft.deferred_linear(x, module.weight, module.number)
-    return _Linear.apply(x, module.weight, module.deferral)
+    return _Linear.apply(x, module.weight, module.deferral, module.products)
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: nn.Parameter, deferral: Deferral) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: nn.Parameter, deferral: Deferral, products: Products) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.weight, ctx.deferral = weight, deferral
-        return F.linear(x, weight)
+        ctx.weight, ctx.deferral, ctx.products = weight, deferral, products
+        return products.forward(x, weight)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         (x,) = ctx.saved_tensors
+        x_grad = ctx.products.of_input(grad, ctx.weight)
         if ctx.deferral.current is not None:
-            ctx.deferral.note(ctx.weight, x, grad)
-            return grad @ ctx.weight, None, None
-        return grad @ ctx.weight, grad.flatten(0, -2).t() @ x.flatten(0, -2), None
+            ctx.deferral.note(ctx.products, ctx.weight, grad, x)
+            return x_grad, None, None, None
+        return x_grad, ctx.products.of_weight(grad, x), None, None
 
 
 # -- the same as one operation, for compiled blocks ------------------------------------------------------------------
 
 
+def _module(number: Tensor) -> DeferredLinear | DeferredRowLinear:
+    module = MODULES[int(number)]()
+    assert isinstance(module, DeferredLinear | DeferredRowLinear)
+    return module
+
+
 def _product(x: Tensor, weight: Tensor, number: Tensor) -> Tensor:
-    return F.linear(x, weight)
+    return _module(number).products.forward(x, weight)
 
 
 def _backward(grad: Tensor, x: Tensor, weight: Tensor, number: Tensor) -> Tensor:
-    module = MODULES[int(number)]()
-    assert isinstance(module, DeferredLinear | DeferredRowLinear)
+    module = _module(number)
     # under FSDP2 the module has its gathered weight now; `weight` is the same memory under another name
-    module.deferral.note(cast(nn.Parameter, module.weight), _copy(x), _copy(grad))
-    return grad @ weight
+    module.deferral.note(module.products, cast(nn.Parameter, module.weight), _copy(grad), _copy(x))
+    return module.products.of_input(grad, weight)
 
 
 def _copy(x: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from weft.parallel.products import Products
 from weft.parallel.tensor import RowLinear
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
@@ -33,42 +34,59 @@ def use_fp8(blocks: nn.ModuleDict, num_layers: int, by_row: bool) -> None:
         for module in block.modules():
             if isinstance(module, nn.Linear):
                 module.__class__ = Fp8RowLinear if isinstance(module, RowLinear) else Fp8Linear
-                module.by_row = by_row  # type: ignore[assignment]
+                module.products = Fp8Products(by_row)  # type: ignore[assignment]
+
+
+class Fp8Products(Products):
+    def __init__(self, by_row: bool) -> None:
+        self.by_row = by_row
+        self.gradients = E4M3 if by_row else E5M2
+
+    def forward(self, x: Tensor, weight: Tensor) -> Tensor:
+        return product(x.flatten(0, -2), weight.t(), self.by_row, fast=True).unflatten(0, x.shape[:-1])
+
+    def of_input(self, grad: Tensor, weight: Tensor) -> Tensor:
+        return product(grad.flatten(0, -2), weight, self.by_row, self.gradients).unflatten(0, grad.shape[:-1])
+
+    def of_weight(self, grad: Tensor, x: Tensor) -> Tensor:
+        return product(grad.flatten(0, -2).t(), x.flatten(0, -2), self.by_row, self.gradients)
+
+    def add_of_weight(self, weight: nn.Parameter, grad: Tensor, x: Tensor) -> None:
+        found = self.of_weight(grad, x)
+        weight.grad = found if weight.grad is None else weight.grad.add_(found)
 
 
 class Fp8Linear(nn.Linear):
-    by_row: bool
+    products: Fp8Products
 
     def forward(self, x: Tensor) -> Tensor:
-        y = fp8_linear(x, self.weight, self.by_row)
+        y = fp8_linear(x, self.weight, self.products)
         return y if self.bias is None else y + self.bias
 
 
 class Fp8RowLinear(RowLinear):
-    by_row: bool
+    products: Fp8Products
 
     def product(self, x: Tensor) -> Tensor:
-        return fp8_linear(x, self.weight, self.by_row)
+        return fp8_linear(x, self.weight, self.products)
 
 
-def fp8_linear(x: Tensor, weight: Tensor, by_row: bool) -> Tensor:
+def fp8_linear(x: Tensor, weight: Tensor, products: Fp8Products) -> Tensor:
     """x [..., I] times weight [O, I] → [..., O], all bf16. The plain reference is `torch.nn.functional.linear`."""
-    return _Linear.apply(x, weight, by_row)
+    return _Linear.apply(x, weight, products)
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, by_row: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, products: Fp8Products) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.by_row = by_row
-        return product(x.flatten(0, -2), weight.t(), by_row, fast=True).unflatten(0, x.shape[:-1])
+        ctx.products = products
+        return products.forward(x, weight)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight = ctx.saved_tensors
-        rows, kind = grad.flatten(0, -2), E4M3 if ctx.by_row else E5M2
-        x_grad = product(rows, weight, ctx.by_row, kind).unflatten(0, x.shape[:-1])
-        return x_grad, product(rows.t(), x.flatten(0, -2), ctx.by_row, kind), None
+        return ctx.products.of_input(grad, weight), ctx.products.of_weight(grad, x), None
 
 
 def product(a: Tensor, b: Tensor, by_row: bool, kind: torch.dtype = E4M3, fast: bool = False) -> Tensor:
