@@ -8,9 +8,10 @@ import pytest
 import torch
 from harness import make, run_forked
 from torch import Tensor
+from torch.distributed.fsdp._fully_shard import _fsdp_param_group
 
-from weft.parallel import flight
-from weft.parallel.experts import DealtExperts
+from weft.parallel import flight, shard
+from weft.parallel.experts import DealtExperts, Journey
 from weft.train.step import find_gradients
 from weft.train.training import build
 from weft.verify.trace import step_rows
@@ -74,3 +75,35 @@ def test_recomputation_leaves_no_message_on_its_way(layout: str, events: list[st
         assert events.count("depart") == events.count("arrive") > 0
 
     run_forked(config.layout.world, work)
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_the_next_block_is_gathered_before_the_host_waits(ahead: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each gather that FSDP2 asks for, and each time that the host learns how many tokens travel."""
+    config = make("mixtral", "fsdp4.ep2.bf16")
+    events: list[str] = []
+    gather, plan = _fsdp_param_group.foreach_all_gather, Journey.plan
+
+    def noted_gather(*args: Any, **kwargs: Any) -> Any:
+        events.append("gather")
+        return gather(*args, **kwargs)
+
+    def noted_plan(*args: Any) -> Journey:
+        events.append("wait")
+        return plan(*args)
+
+    monkeypatch.setattr(_fsdp_param_group, "foreach_all_gather", noted_gather)
+    monkeypatch.setattr(Journey, "plan", noted_plan)
+    if not ahead:
+        monkeypatch.setattr(shard, "gather_ahead", lambda blocks: None)
+
+    def work(rank: int) -> None:
+        training = build(config, torch.device("cpu"))
+        find_gradients(training.woven, training.scaler, step_rows(training, None, 1))
+        forward = " ".join(events).split("wait")[:4]
+        block = 2  # its own weights, and its experts'
+        root = 1
+        own = [root + 2 * block, block, block, 0] if ahead else [root + block, block, block, block]
+        assert [part.count("gather") for part in forward] == own
+
+    run_forked(4, work)

@@ -13,6 +13,8 @@ from test_parity import right
 
 DENSE = {"ffn": 64}  # half of which is a multiple of 16 too
 EXPERTS = {"num_kv_heads": 4, "head_dim": 16}
+EVERY = EXPERTS | {"experts": {"num_experts": 4, "per_token": 4}}
+"""Each token goes to every expert: no rounding can send it to another one, so low precisions compare as of dense models."""
 
 PAIRS = [
     ("llama", "dp2.fsdp2.zero2.pp2.vp2.stages1-1-1-1.bfs.selective.chunked.fp8row", "muon+offload", True),
@@ -66,7 +68,13 @@ PAIRS = [
     ("llama", "fsdp2.pp2.zbh1.fp8row", "", False),
     ("llama", "dp2.pp2.zbv.fp8", "", False),
     ("llama", "pp2.dualpipev.fp8", "", False),
+    ("every", "dp2.etp2.mb2.bf16.bf16grads", "", False),
+    ("every", "tp2.sp.ep2.etp1.bf16", "", False),
+    ("every", "dp2.etp2.fp16", "", False),
+    ("every", "tp2.etp2.fp8", "", False),
+    ("every", "fsdp2.etp2.fp8row", "", False),
 ]
+MODELS = {"llama": ("llama", DENSE), "mixtral": ("mixtral", EXPERTS), "every": ("mixtral", EVERY)}
 COMPILED = [
     ("llama", "dp2.fsdp2.zero1.chunked.fp16.compile", "muon+offload", True),
     ("llama", "pp2.stages3-1.gpipe.fp8.bf16grads.compile", "8bit", False),
@@ -81,12 +89,13 @@ OPTIMIZERS = {"muon": {"kind": "muon"}, "8bit": {"states": "8bit"}, "offload": {
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "layout", "optimizer", "masked"), PAIRS)
 def test_pairs(model: str, layout: str, optimizer: str, masked: bool, documents: Path, compared: Compared) -> None:
-    over: dict = {"model": EXPERTS if model == "mixtral" else DENSE, "optimizer": {}}
+    family, changes = MODELS[model]
+    over: dict = {"model": changes, "optimizer": {}}
     for name in optimizer.split("+") if optimizer else []:
         over["optimizer"] |= OPTIMIZERS[name]
     if masked:
         over["data"] = {"paths": [str(documents)], "document_mask": True, "split": (1, 0, 0)}
-    right(compared(make(model, layout, **over)))
+    right(compared(make(family, layout, **over)))
 
 
 @pytest.mark.slow

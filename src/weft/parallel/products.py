@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Products:
-    """Plain ones. Of a layer, x [..., I] is the input, weight [O, I] the matrix, grad [..., O] the gradient of the output."""
+    """Plain ones. Of a layer: x [..., I] its input, weight [O, I] its matrix, grad [..., O] the gradient of its output."""
 
     def forward(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.linear(x, weight)
