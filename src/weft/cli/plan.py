@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from weft.models.shape import Shape
+    from weft.plan.search import Plan
     from weft.schedules.timeline import Costs
 
 app = typer.Typer(help="Say what a run will be like, before it is started. Needs no GPU.", no_args_is_help=True)
@@ -93,6 +95,12 @@ def layouts(
     days: Annotated[float | None, typer.Option(help="Also: how many GPUs finish in so many days.", min=0)] = None,
     count: Annotated[int, typer.Option(help="Layouts to show.", min=1)] = 10,
     html: Annotated[Path | None, typer.Option(help="Also: write all of it, drawn, as one page into this file.")] = None,
+    emit: Annotated[
+        str | None, typer.Option(help="The best one's settings for weft, megatron, deepspeed, torchtitan or nemo.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="With --emit: into this file, instead of all else on stdout.")
+    ] = None,
 ) -> None:
     """Find the fastest layouts of a model on a cluster that fit into its GPUs, and say why the others lost.
 
@@ -107,11 +115,13 @@ def layouts(
     from weft.plan.machine import read_cluster
     from weft.plan.numbers import WEFT, Job
     from weft.plan.page import draw_page
-    from weft.plan.search import Plan, search
+    from weft.plan.search import search
 
     if html is not None and layout is not None:
         raise ValueError("--html draws a whole search: leave --layout out")
-    console = Console()
+    if out is not None and emit is None:
+        raise ValueError(f"--out {out}: of which system? Name it with --emit")
+    console = Console(stderr=emit is not None and out is None)  # stdout is the settings' alone
     console = console if console.is_terminal else Console(width=160)  # a pipe has no width: let no column be cut there
     shape, machines = _shape(model), read_cluster(cluster)
     job = Job(seq=seq, global_batch=batch, tokens=tokens, matmul="fp8" if fp8 else "16 bit")
@@ -129,7 +139,40 @@ def layouts(
         show_answers(answers, console)
     if html is not None:
         html.write_text(draw_page(found, plans, model, answers), encoding="utf-8")
-        print(f"written: {html}")
+        print(f"written: {html}", file=sys.stderr if emit and out is None else sys.stdout)
+    if emit is not None:
+        if shown is None:
+            raise ValueError(f"--emit {emit}: no layout fits, so there is nothing to write")
+        _emit(shown, emit, out)
+
+
+def _emit(plan: Plan, system: str, out: Path | None) -> None:
+    from weft.plan.emit.systems import run_of, write
+
+    written = write(run_of(plan.shape, plan.layout, plan.job), system, plan.cluster.per_node)
+    for remark in written.remarks:
+        print(f"{system}: {remark}", file=sys.stderr)
+    if out is None:
+        print(written.text, end="")
+        return
+    out.write_text(written.text, encoding="utf-8")
+    print(f"written: {out}")
+
+
+@app.command(epilog="Example: weft plan read pretrain_70b.sh --gpus 512 > run.toml")
+def read(
+    file: Annotated[Path, typer.Argument(help="Megatron-LM's arguments, or a script with them; or a DeepSpeed JSON.")],
+    model: Annotated[str | None, typer.Option(help="A preset or config.json, if the file does not say.")] = None,
+    gpus: Annotated[int | None, typer.Option(help="How many, if the file does not say.", min=1)] = None,
+) -> None:
+    """Print another system's settings as a config of weft's; what was not understood is named on stderr."""
+    from weft.config.toml import config_toml
+    from weft.plan.emit.systems import read as read_settings
+
+    config, unknown = read_settings(file, _shape(model) if model else None, gpus)
+    for argument in unknown:
+        print(f"not understood, and left out: {argument}", file=sys.stderr)
+    print(config_toml(config), end="")
 
 
 def _shape(model: str) -> Shape:

@@ -14,6 +14,10 @@ def config_toml(config: Config) -> str:
     tree = config.model_dump(mode="json", exclude_none=True)
     tree["train"]["seq"] = config.seq
     tree["layout"] = str(config.layout)
+    return toml_text(tree)
+
+
+def toml_text(tree: Mapping[str, Any]) -> str:
     return "\n".join(_lines("", tree)) + "\n"
 
 

@@ -1,0 +1,1 @@
+"""A run in the settings of other systems, and back. Torch-free."""

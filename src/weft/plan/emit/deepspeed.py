@@ -1,0 +1,129 @@
+"""A run as a DeepSpeed JSON, and back: batch, ZeRO stage, precision, optimizer. Torch-free.
+
+Keys: deepspeed/runtime/constants.py and deepspeed/runtime/zero/config.py, August 2026. The file has no word on the model,
+on the sequence, or on cuts of the model: those are in a program of one's own.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from weft.config.load import make_config
+from weft.config.tree import Config
+from weft.models.shape import Shape
+from weft.plan.emit.settings import Written, put, setting
+
+KEYS = {
+    "train_batch_size": "train.global_batch",
+    "train_micro_batch_size_per_gpu": "layout.micro_batch",
+    "gradient_clipping": "optimizer.clip_norm",
+    "optimizer.params.lr": "optimizer.lr",
+    "optimizer.params.betas": "optimizer.betas",
+    "optimizer.params.eps": "optimizer.eps",
+    "optimizer.params.weight_decay": "optimizer.weight_decay",
+}
+"""Key ↔ setting, the same value."""
+
+
+def write(config: Config, per_node: int = 8) -> Written:
+    """Raises: ValueError: the JSON has no key for a part of the layout; names the setting."""
+    layout = config.layout
+    refused = {
+        f"layout.pp = {layout.pp}: stages are cut in the program (PipelineModule)": layout.pp > 1,
+        f"layout.tp = {layout.tp}: matrices are cut in the program": layout.tp > 1,
+        f"layout.cp = {layout.cp}: sequences are cut in the program": layout.cp > 1,
+        f"layout.ep = {layout.ep}: experts are dealt out in the program (deepspeed.moe)": layout.ep > 1,
+        f"layout.precision = {layout.precision}: fp8 is the program's": layout.precision.startswith("fp8"),
+        f"layout.dp and layout.fsdp with zero{layout.zero}: only stage 3 shards within groups (MiCS)": (
+            layout.dp > 1 and layout.fsdp > 1 and layout.zero != 3
+        ),
+        "layout.offload: its CPU offload is of weights and optimizer states": layout.offload,
+        f"optimizer.kind = {config.optimizer.kind}: this file writes adamw only": config.optimizer.kind != "adamw",
+        "optimizer.states = 8bit": config.optimizer.states == "8bit",
+    }
+    for reason, wrong in refused.items():
+        if wrong:
+            raise ValueError(f"a DeepSpeed JSON cannot say {reason}. Choose another layout with --layout")
+    tree: dict[str, Any] = {}
+    for key, path in KEYS.items():
+        put(tree, key, setting(config, path))
+    batch = config.train.global_batch
+    tree["train_micro_batch_size_per_gpu"] = layout.micro_batch_size(batch)
+    tree["gradient_accumulation_steps"] = layout.num_micro_batches(batch)
+    tree["optimizer"]["type"] = "AdamW"
+    zero: dict[str, Any] = {"stage": layout.zero if layout.fsdp > 1 else 0}
+    if layout.dp > 1 and layout.fsdp > 1:
+        zero["mics_shard_size"] = layout.fsdp
+    if config.optimizer.offload:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    tree["zero_optimization"] = zero
+    if layout.precision in ("bf16", "fp16"):
+        tree[layout.precision] = {"enabled": True}
+    tree["data_types"] = {"grad_accum_dtype": layout.gradients}
+    remarks = [f"{layout.world} GPUs; model and sequences of {config.seq} tokens are your program's."]
+    remarks += [f"layout.recompute = {layout.recompute} is your program's."] if layout.recompute != "none" else []
+    remarks += ["layout.loss = chunked is your program's."] if layout.loss == "chunked" else []
+    remarks += ["layout.compile: engine.compile() in your program."] if layout.compile else []
+    return Written(json.dumps(tree, indent=2) + "\n", tuple(remarks))
+
+
+def read(text: str, model: Shape | None = None, gpus: int | None = None) -> tuple[Config, list[str]]:
+    """The run, and every key that was not understood.
+
+    Args:
+        model: the JSON never says it.
+        gpus: needed where the batch is not told in all three parts.
+
+    Raises:
+        ValueError: something is missing, or weft does not have it; names the key.
+    """
+    if model is None:
+        raise ValueError("a DeepSpeed JSON does not say the model: name it with --model")
+    flat = dict(_leaves("", json.loads(text)))
+    tree: dict[str, Any] = {"model": model.model_dump(), "layout": {}}
+    taken = {key: flat.pop(key) for key in list(flat) if flat[key] != "auto" and _is_known(key, flat[key])}
+    for key, path in KEYS.items():
+        if key in taken:
+            put(tree, path, taken[key])
+    micro, passes = taken.get("train_micro_batch_size_per_gpu"), taken.get("gradient_accumulation_steps")
+    batch = taken.get("train_batch_size")
+    if gpus is None:
+        if batch is None or micro is None:
+            raise ValueError("the file does not say how many GPUs there are: say so with --gpus")
+        gpus = batch // (micro * (passes or 1))
+    if batch is None:
+        put(tree, "train.global_batch", (micro or 1) * (passes or 1) * gpus)
+    stage, group = taken.get("zero_optimization.stage", 0), taken.get("zero_optimization.mics_shard_size", -1)
+    layout = tree["layout"]
+    if stage and gpus > 1:
+        shards = group if group > 0 else gpus
+        layout |= {"dp": gpus // shards, "fsdp": shards, "zero": stage}
+    else:
+        layout["dp"] = gpus
+    for name in ("bf16", "fp16"):
+        if taken.get(f"{name}.enabled"):
+            layout["precision"] = name
+    if taken.get("data_types.grad_accum_dtype") == "bf16":
+        layout["gradients"] = "bf16"
+    if taken.get("zero_optimization.offload_optimizer.device") == "cpu":
+        put(tree, "optimizer.offload", True)
+    return make_config(tree), [f"{key} = {json.dumps(value)}" for key, value in flat.items()]
+
+
+def _leaves(path: str, tree: dict[str, Any]) -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for key, value in tree.items():
+        found += _leaves(f"{path}{key}.", value) if isinstance(value, dict) else [(path + key, value)]
+    return found
+
+
+def _is_known(key: str, value: Any) -> bool:
+    words = {
+        "optimizer.type": ("Adam", "AdamW"),
+        "zero_optimization.offload_optimizer.device": ("cpu", "none"),
+        "data_types.grad_accum_dtype": ("fp32", "bf16"),
+        "zero_optimization.stage": (0, 1, 2, 3),
+    }
+    plain = ("gradient_accumulation_steps", "zero_optimization.mics_shard_size", "bf16.enabled", "fp16.enabled", *KEYS)
+    return key in plain or value in words.get(key, ())

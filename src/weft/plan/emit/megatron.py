@@ -1,0 +1,223 @@
+"""A run as an argument list of Megatron-LM, and what of it Megatron has no argument for. Torch-free.
+
+Names and meanings: megatron/training/arguments.py and megatron/core/transformer/transformer_config.py, August 2026.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from weft.config.recompute import Recompute
+from weft.config.tree import Config
+from weft.plan.emit.settings import Written, commented, nodes_of, setting
+
+NUMBERS: dict[str, tuple[str, type]] = {
+    "--num-layers": ("model.num_layers", int),
+    "--hidden-size": ("model.hidden", int),
+    "--ffn-hidden-size": ("model.ffn", int),
+    "--num-attention-heads": ("model.num_heads", int),
+    "--num-query-groups": ("model.num_kv_heads", int),
+    "--kv-channels": ("model.head_dim", int),
+    "--vocab-size": ("model.vocab", int),
+    "--max-position-embeddings": ("model.max_seq", int),
+    "--rotary-base": ("model.rope_theta", float),
+    "--norm-epsilon": ("model.norm_eps", float),
+    "--init-method-std": ("model.init_std", float),
+    "--num-experts": ("model.experts.num_experts", int),
+    "--moe-router-topk": ("model.experts.per_token", int),
+    "--moe-ffn-hidden-size": ("model.experts.ffn", int),
+    "--tensor-model-parallel-size": ("layout.tp", int),
+    "--context-parallel-size": ("layout.cp", int),
+    "--pipeline-model-parallel-size": ("layout.pp", int),
+    "--expert-model-parallel-size": ("layout.ep", int),
+    "--expert-tensor-parallel-size": ("layout.etp", int),
+    "--micro-batch-size": ("layout.micro_batch", int),
+    "--global-batch-size": ("train.global_batch", int),
+    "--seq-length": ("train.seq", int),
+    "--train-iters": ("train.steps", int),
+    "--seed": ("train.seed", int),
+    "--lr": ("optimizer.lr", float),
+    "--adam-eps": ("optimizer.eps", float),
+    "--weight-decay": ("optimizer.weight_decay", float),
+    "--clip-grad": ("optimizer.clip_norm", float),
+    "--lr-warmup-iters": ("schedule.warmup", int),
+}
+"""Argument ↔ setting, the same number."""
+SWITCHES = {
+    "--swiglu": ("model.activation", "swiglu", "gelu"),
+    "--qk-layernorm": ("model.qk_norm", True, False),
+    "--disable-bias-linear": ("model.out_bias", False, True),
+    "--untie-embeddings-and-output-weights": ("model.tied", False, True),
+    "--sequence-parallel": ("layout.sp", True, False),
+    "--grad-reduce-in-bf16": ("layout.gradients", "bf16", "fp32"),
+}
+"""Argument without a value ↔ setting: what it is with the argument, and without."""
+CHOICES = {
+    "--normalization": ("model.norm", {"RMSNorm": "rmsnorm", "LayerNorm": "layernorm"}),
+    "--position-embedding-type": ("model.positions", {"rope": "rotary", "learned_absolute": "learned"}),
+    "--cp-comm-type": ("layout.cp_kind", {"p2p": "ring", "all_gather": "allgather", "a2a": "ulysses"}),
+    "--lr-decay-style": (
+        "schedule.kind",
+        {"cosine": "cosine", "linear": "linear", "constant": "constant", "WSD": "wsd"},
+    ),
+}
+"""Argument ↔ setting, by other words; the first word of --cp-comm-type is Megatron's default."""
+SHARDING = {2: "optim_grads", 3: "optim_grads_params"}
+"""layout.zero → --data-parallel-sharding-strategy of Megatron-FSDP; 1 is the distributed optimizer."""
+GRANTED = (
+    "--use-mcore-models", "--overlap-grad-reduce", "--overlap-param-gather", "--group-query-attention",
+    "--accumulate-allreduce-grads-in-fp32", "--moe-grouped-gemm", "--mock-data",
+)  # fmt: skip
+"""Arguments that say how, not what: weft has no setting for them."""
+
+
+def write(config: Config, per_node: int = 8) -> Written:
+    """A shell script that starts Megatron-LM's pretrain_gpt.py.
+
+    Raises:
+        ValueError: Megatron-LM has no such layout or model; names the setting.
+    """
+    check(config, "Megatron-LM")
+    nodes, each = nodes_of(config.layout.world, per_node)
+    remarks = (
+        "Data and tokenizer are yours to add: --data-path and --tokenizer-type, or --mock-data.",
+        *remarks_on(config),
+    )
+    arguments = " \\\n".join(f"    {argument}" for argument in _arguments(config))
+    text = f"#!/bin/sh\n{commented(remarks)}torchrun --nnodes {nodes} --nproc-per-node {each} pretrain_gpt.py \\\n"
+    return Written(f"{text}{arguments}\n", remarks)
+
+
+def check(config: Config, system: str) -> None:
+    """Refuse what Megatron's core, and so all that stands on it, cannot do.
+
+    Raises:
+        ValueError: naming the setting to change.
+    """
+    layout, shape, recompute = config.layout, config.model, Recompute.parse(config.layout.recompute)
+    experts = shape.experts
+    refused = {
+        f"layout.schedule = {layout.schedule}: its pipelines run 1f1b and interleaved only": layout.schedule
+        not in ("1f1b", "interleaved"),
+        f"layout.precision = {layout.precision}: its fp8 has no scale for each row": layout.precision == "fp8row",
+        "layout.offload: weft's is of every block, Megatron's of chosen modules": layout.offload,
+        f"layout.recompute = {layout.recompute}: it has full, full:N, selective and redo-mlp": (
+            layout.recompute not in ("none", "full", "selective", "redo-mlp")
+            and (recompute.first is None or not layout.recompute.startswith("full:"))
+        ),
+        "model.latent: this file has no words for it": shape.latent is not None,
+        "model.yarn or model.rope_scaling: this file has no words for them": bool(shape.yarn or shape.rope_scaling),
+        "model.sliding_window: this file has no words for it": shape.sliding_window is not None,
+        "model.experts: shared, dense or grouped experts, or other than softmax scores: no words for these": (
+            experts is not None
+            and bool(experts.shared or experts.dense_layers or experts.groups > 1 or experts.has_bias)
+        ),
+        "model.experts.norm_topk = false: no words for it": experts is not None and not experts.norm_topk,
+        "layout.tp with experts needs layout.sp: its routers want the sequence cut": (
+            experts is not None and layout.tp > 1 and not layout.sp
+        ),
+        f"optimizer.kind = {config.optimizer.kind}: this file writes adamw only": config.optimizer.kind != "adamw",
+        "optimizer.states = 8bit": config.optimizer.states == "8bit",
+    }
+    for reason, wrong in refused.items():
+        if wrong:
+            raise ValueError(f"{system} cannot run this: {reason}. Change it, or choose another layout with --layout")
+
+
+def remarks_on(config: Config) -> tuple[str, ...]:
+    """What Megatron does otherwise than weft, of this run."""
+    layout = config.layout
+    remarks = {
+        "weft's selective keeps products and attention; Megatron's recomputes the modules that are named.": (
+            layout.recompute == "selective"
+        ),
+        "layout.loss = chunked: Megatron's logits exist as a whole; leave room for them.": layout.loss == "chunked",
+        "layout.compile: Megatron has kernels of its own instead.": layout.compile,
+        "Weights are bf16 beside an fp32 copy; weft keeps fp32 ones alone.": layout.precision != "fp32",
+        "Weights are fp16 beside an fp32 copy, with a loss scale of Megatron's own.": layout.precision == "fp16",
+    }
+    return tuple(remark for remark, there in remarks.items() if there)
+
+
+def stage_text(sizes: list[int]) -> str:
+    """--pipeline-model-parallel-layout: E embedding, t a block, L loss; stages between bars, in the order of the model."""
+    return "E" + "|".join(f"t*{size}" for size in sizes) + "L"
+
+
+def _arguments(config: Config) -> Iterator[str]:
+    layout, shape = config.layout, config.model
+    for name, (path, _) in NUMBERS.items():
+        value = setting(config, path)
+        if path == "layout.micro_batch":
+            value = layout.micro_batch_size(config.train.global_batch)
+        if path == "train.seq":
+            value = config.seq
+        if path == "model.max_seq":
+            value = max(value, config.seq)
+        if value is not None:
+            yield f"{name} {value}"
+    yield "--group-query-attention"
+    for name, (path, there, _) in SWITCHES.items():
+        if setting(config, path) == there:
+            yield name
+    for name, (path, words) in CHOICES.items():
+        if path != "layout.cp_kind" or layout.cp > 1:
+            yield f"{name} " + next(word for word, value in words.items() if value == setting(config, path))
+    if shape.qkv_bias and not shape.out_bias:
+        yield "--add-qkv-bias"
+    yield f"--min-lr {config.optimizer.lr * config.schedule.min_ratio:g}"
+    for number, beta in enumerate(config.optimizer.betas, 1):
+        yield f"--adam-beta{number} {beta}"
+    yield from ("--attention-dropout 0", "--hidden-dropout 0")
+    if shape.experts:
+        yield from (
+            "--moe-grouped-gemm",
+            "--moe-token-dispatcher-type alltoall",
+            "--moe-router-load-balancing-type none",
+        )
+    yield from _pipeline(config)
+    yield from _sharding(config)
+    yield from _precision(config)
+    yield from _recompute(layout.recompute)
+
+
+def _pipeline(config: Config) -> Iterator[str]:
+    layout, sizes = config.layout, [len(blocks) for blocks in config.layout.stage_blocks(config.model)]
+    if len(set(sizes)) > 1:
+        yield f"--pipeline-model-parallel-layout '{stage_text(sizes)}'"
+    elif layout.vp > 1:
+        yield f"--num-virtual-stages-per-pipeline-rank {layout.vp}"
+
+
+def _sharding(config: Config) -> Iterator[str]:
+    layout = config.layout
+    if layout.fsdp == 1:
+        return
+    yield "--use-distributed-optimizer"
+    if layout.zero in SHARDING:
+        yield from ("--use-megatron-fsdp", f"--data-parallel-sharding-strategy {SHARDING[layout.zero]}")
+    yield from ("--overlap-grad-reduce", "--overlap-param-gather")
+    if layout.dp > 1:
+        yield f"--num-distributed-optimizer-instances {layout.dp}"
+
+
+def _precision(config: Config) -> Iterator[str]:
+    precision = config.layout.precision
+    if precision != "fp32":
+        yield "--fp16" if precision == "fp16" else "--bf16"
+    if precision == "fp8":
+        yield from ("--fp8-format hybrid", "--fp8-recipe tensorwise", "--first-last-layers-bf16")
+        yield from ("--num-layers-at-start-in-bf16 1", "--num-layers-at-end-in-bf16 1")
+    if config.layout.gradients == "fp32" and precision != "fp32":
+        yield "--accumulate-allreduce-grads-in-fp32"
+
+
+def _recompute(text: str) -> Iterator[str]:
+    if text == "full":
+        yield from ("--recompute-granularity full", "--recompute-method uniform", "--recompute-num-layers 1")
+    elif text.startswith("full:"):
+        yield from ("--recompute-granularity full", "--recompute-method block", f"--recompute-num-layers {text[5:]}")
+    elif text == "selective":
+        yield from ("--recompute-granularity selective", "--recompute-modules core_attn layernorm")
+    elif text == "redo-mlp":
+        yield from ("--recompute-granularity selective", "--recompute-modules mlp")

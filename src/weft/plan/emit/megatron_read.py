@@ -1,0 +1,221 @@
+"""An argument list of Megatron-LM, or the script that has it, as settings of weft. Torch-free."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from typing import Any
+
+from weft.config.load import make_config
+from weft.config.pipeline import balanced, placement_of
+from weft.config.tree import Config
+from weft.models.shape import Shape
+from weft.plan.emit.megatron import CHOICES, GRANTED, NUMBERS, SHARDING, SWITCHES
+from weft.plan.emit.settings import put
+
+Arguments = dict[str, list[str]]
+
+
+def read(text: str, model: Shape | None = None, gpus: int | None = None) -> tuple[Config, list[str]]:
+    """The run, and every argument that was not understood.
+
+    Args:
+        model: what the file does not say of the model.
+        gpus: where the file does not start torchrun.
+
+    Raises:
+        ValueError: something is missing, or weft does not have it; names the argument.
+    """
+    there = arguments_of(text)
+    tree: dict[str, Any] = {"model": model.model_dump() if model else {}}
+    _numbers(there, tree)
+    _words(there, tree, has_model=model is not None)
+    if "num_layers" not in tree["model"]:
+        raise ValueError("the file has no --num-layers: name the model with --model")
+    layout = tree["layout"]
+    _sharding(there, layout, gpus)
+    _precision(there, layout)
+    _recompute(there, layout)
+    tree["model"] = _family(tree["model"])
+    _pipeline(there, layout, Shape.model_validate(tree["model"]))
+    return make_config(tree), [f"{name} {' '.join(values)}".strip() for name, values in there.items()]
+
+
+def arguments_of(text: str) -> Arguments:
+    """Name → values, with the shell's variables put in."""
+    text = re.sub(r"\\\r?\n", " ", text)
+    variables: dict[str, str] = dict(re.findall(r"^\s*(?:export\s+)?(\w+)=([^\s(]+)\s*$", text, re.MULTILINE))
+    for _ in range(3):  # a variable may be made of others
+        text = re.sub(
+            r"\$(?:\{(\w+)(?::-([^}]*))?\}|(\w+))",
+            lambda found: variables.get(found[1] or found[3], found[2] or found[0]).strip("\"'"),
+            text,
+        )
+    found: Arguments = {}
+    values: list[str] = []
+    try:
+        words = shlex.split(text, comments=True)
+    except ValueError as error:
+        raise ValueError(f"the file is no list of arguments: {error}") from None
+    for word in words:
+        if word.startswith("--"):
+            name, equals, value = word.rstrip(")").partition("=")
+            name = "--" + name[2:].replace("_", "-")
+            values = found[name] = [value] if equals else []
+        elif re.search(r"\.py$|^\w+=\($|^[()]$", word):
+            values = []
+        else:
+            values.append(word.rstrip(")"))
+    return found
+
+
+def _one(there: Arguments, name: str, kind: type) -> Any:
+    values = there.pop(name)
+    try:
+        [value] = values[:1]
+        return kind(value)
+    except ValueError:
+        raise ValueError(f"{name} {' '.join(values)}: a number has to follow") from None
+
+
+def _numbers(there: Arguments, tree: dict[str, Any]) -> None:
+    tree["layout"] = {}
+    for name, (path, kind) in NUMBERS.items():
+        if name in there:
+            put(tree, path, _one(there, name, kind))
+    if "--adam-beta1" in there and "--adam-beta2" in there:
+        put(tree, "optimizer.betas", [_one(there, "--adam-beta1", float), _one(there, "--adam-beta2", float)])
+    if "--min-lr" in there and "lr" in tree.get("optimizer", {}):
+        put(tree, "schedule.min_ratio", round(_one(there, "--min-lr", float) / tree["optimizer"]["lr"], 6))
+    for name in GRANTED:
+        there.pop(name, None)
+    for name in ("--attention-dropout", "--hidden-dropout"):
+        if name in there and float(there[name][0]) == 0:
+            del there[name]
+    if there.get("--moe-router-load-balancing-type") == ["none"]:
+        del there["--moe-router-load-balancing-type"]
+    there.pop("--moe-token-dispatcher-type", None)
+
+
+def _words(there: Arguments, tree: dict[str, Any], *, has_model: bool) -> None:
+    """Switches and words; what an absent one means is Megatron's default, unless the model is given."""
+    for name, (path, with_it, without) in SWITCHES.items():
+        if name in there:
+            put(tree, path, with_it)
+            del there[name]
+        elif not (has_model and path.startswith("model.")):
+            put(tree, path, without)
+    for name, (path, words) in CHOICES.items():
+        if name in there:
+            values = there.pop(name)
+            if len(values) != 1 or values[0] not in words:
+                raise ValueError(f"{name} {' '.join(values)}: weft has {', '.join(words)}")
+            put(tree, path, words[values[0]])
+        elif path == "layout.cp_kind":
+            if tree["layout"].get("cp", 1) > 1:
+                put(tree, path, "ring")
+        elif path.startswith("model.") and not has_model:
+            put(tree, path, {"model.norm": "layernorm", "model.positions": "learned"}[path])
+    if not has_model:
+        put(tree, "model.qkv_bias", tree["model"]["out_bias"] or there.pop("--add-qkv-bias", None) is not None)
+
+
+def _sharding(there: Arguments, layout: dict[str, Any], gpus: int | None) -> None:
+    if gpus is None:
+        if "--nproc-per-node" not in there:
+            raise ValueError("the file does not say how many GPUs there are: say so with --gpus")
+        gpus = _one(there, "--nproc-per-node", int) * (_one(there, "--nnodes", int) if "--nnodes" in there else 1)
+    else:
+        there.pop("--nproc-per-node", None), there.pop("--nnodes", None)
+    inner = layout.get("tp", 1) * layout.get("pp", 1) * layout.get("cp", 1)
+    if gpus % inner:
+        raise ValueError(f"{gpus} GPUs are not a multiple of tensor × pipeline × context parallel size = {inner}")
+    replicas = gpus // inner
+    copies = 1
+    if "--num-distributed-optimizer-instances" in there:
+        copies = _one(there, "--num-distributed-optimizer-instances", int)
+    sharded = there.pop("--use-distributed-optimizer", None) is not None
+    zero = 1 if sharded else 0
+    if there.pop("--use-megatron-fsdp", None) is not None:
+        words = there.pop("--data-parallel-sharding-strategy", ["optim_grads_params"])
+        known = {"no_shard": 0, "optim": 1} | {word: stage for stage, word in SHARDING.items()}
+        if words[0] not in known:
+            raise ValueError(f"--data-parallel-sharding-strategy {words[0]}: weft has {', '.join(known)}")
+        zero = known[words[0]]
+    if zero and replicas // copies > 1:
+        layout |= {"dp": copies, "fsdp": replicas // copies, "zero": zero}
+    else:
+        layout["dp"] = replicas
+
+
+def _precision(there: Arguments, layout: dict[str, Any]) -> None:
+    for name in ("fp16", "bf16"):
+        if there.pop(f"--{name}", None) is not None:
+            layout["precision"] = name
+    if there.get("--fp8-recipe") == ["tensorwise"] and there.get("--fp8-format") == ["hybrid"]:
+        layout["precision"] = "fp8"
+        for name in ("--fp8-recipe", "--fp8-format", "--first-last-layers-bf16"):
+            there.pop(name, None)
+        for name in ("--num-layers-at-start-in-bf16", "--num-layers-at-end-in-bf16"):
+            if there.get(name) == ["1"]:
+                del there[name]
+
+
+def _recompute(there: Arguments, layout: dict[str, Any]) -> None:
+    """What is not among these stays in `there`, and is told."""
+    kind = there.get("--recompute-granularity")
+    method, count = there.get("--recompute-method"), there.get("--recompute-num-layers")
+    if kind == ["full"] and method == ["uniform"] and count in (["1"], None):
+        layout["recompute"] = "full"
+    elif kind == ["full"] and method == ["block"] and count:
+        layout["recompute"] = f"full:{count[0]}"
+    elif kind == ["selective"]:
+        layout["recompute"] = "redo-mlp" if there.get("--recompute-modules") == ["mlp"] else "selective"
+        there.pop("--recompute-modules", None)
+    else:
+        return
+    for name in ("--recompute-granularity", "--recompute-method", "--recompute-num-layers"):
+        there.pop(name, None)
+
+
+def _family(model: dict[str, Any]) -> dict[str, Any]:
+    if "family" in model:
+        return model
+    if model.get("positions") == "learned":
+        family = "gpt2"
+    elif "experts" in model:
+        family = "qwen3_moe" if model["qk_norm"] else "mixtral"
+    else:
+        family = "qwen3" if model["qk_norm"] else "qwen2" if model["qkv_bias"] and not model["out_bias"] else "llama"
+    return {"family": family, **model}
+
+
+def _pipeline(there: Arguments, layout: dict[str, Any], shape: Shape) -> None:
+    pp, sizes = layout.get("pp", 1), list[int]()
+    if "--pipeline-model-parallel-layout" in there:
+        sizes = stage_sizes(there.pop("--pipeline-model-parallel-layout")[0])
+        vp = len(sizes) // pp
+    elif "--num-virtual-stages-per-pipeline-rank" in there:
+        vp = _one(there, "--num-virtual-stages-per-pipeline-rank", int)
+    elif "--num-layers-per-virtual-pipeline-stage" in there:
+        vp = shape.num_layers // pp // _one(there, "--num-layers-per-virtual-pipeline-stage", int)
+    else:
+        vp = 1
+    if pp == 1:
+        return
+    if vp > 1:
+        layout |= {"vp": vp, "schedule": "interleaved"}
+    sizes = sizes or [shape.num_layers // (pp * vp)] * (pp * vp)
+    if sizes != balanced(shape, placement_of("interleaved" if vp > 1 else "1f1b", pp, vp)):
+        layout["stages"] = sizes
+
+
+def stage_sizes(text: str) -> list[int]:
+    """Blocks of each stage of --pipeline-model-parallel-layout, such as `Et*3|(tt|)*2tL`."""
+    plain = text.replace(",", "").replace(" ", "")
+    while repeated := re.search(r"\(([^()]*)\)\*(\d+)|([EtL|])\*(\d+)", plain):
+        what, times = repeated[1] or repeated[3], int(repeated[2] or repeated[4])
+        plain = plain[: repeated.start()] + what * times + plain[repeated.end() :]
+    if set(plain) - set("EtL|"):
+        raise ValueError(f"--pipeline-model-parallel-layout {text}: weft reads E, t, L, bars and repetitions")
+    return [stage.count("t") for stage in plain.split("|")]

@@ -1,0 +1,53 @@
+"""The systems by name: whom a plan is written for, and what is read back. Torch-free."""
+
+from __future__ import annotations
+
+from math import ceil
+from pathlib import Path
+
+from weft.config.layout import Layout
+from weft.config.toml import config_toml
+from weft.config.tree import Config, TrainConfig
+from weft.models.shape import Shape
+from weft.plan.emit import deepspeed, megatron, megatron_read, nemo, torchtitan
+from weft.plan.emit.settings import Written
+from weft.plan.numbers import Job
+
+WRITERS = {
+    "weft": lambda config, _: Written(config_toml(config), ()),
+    "megatron": megatron.write,
+    "deepspeed": deepspeed.write,
+    "torchtitan": torchtitan.write,
+    "nemo": nemo.write,
+}
+
+
+def run_of(shape: Shape, layout: Layout, job: Job) -> Config:
+    """What a plan is a plan of, all else as weft has it by default."""
+    steps = max(1, ceil(job.tokens / (job.global_batch * job.seq)))
+    return Config(
+        model=shape, layout=layout, train=TrainConfig(steps=steps, global_batch=job.global_batch, seq=job.seq)
+    )
+
+
+def write(config: Config, system: str, per_node: int = 8) -> Written:
+    """Raises: ValueError: no such system, or one that cannot run this; names the setting."""
+    if system not in WRITERS:
+        raise ValueError(f"--emit {system}: weft writes for {', '.join(WRITERS)}")
+    return WRITERS[system](config, per_node)
+
+
+def read(path: Path, model: Shape | None = None, gpus: int | None = None) -> tuple[Config, list[str]]:
+    """A run, and what of the file was not understood: a JSON is DeepSpeed's, all else Megatron-LM's arguments.
+
+    Raises:
+        ValueError: there is no such file, or something that weft must know is not in it; names it.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        reader = deepspeed.read if text.lstrip().startswith("{") else megatron_read.read
+        return reader(text, model, gpus)
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None

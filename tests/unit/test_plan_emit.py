@@ -1,0 +1,198 @@
+"""`weft plan layouts --emit` and `weft plan read`: there and back, what is refused, what is named."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from weft.cli.app import app
+from weft.config.layout import Layout
+from weft.config.load import load_config
+from weft.config.tree import Config
+from weft.plan.emit.megatron_read import stage_sizes
+from weft.plan.emit.systems import WRITERS, read, run_of, write
+from weft.plan.numbers import Job
+from weft.presets import preset_shape
+
+
+def a_run(model: str, layout: str, batch: int = 512) -> Config:
+    return run_of(preset_shape(model), Layout.parse(layout), Job(seq=4096, global_batch=batch))
+
+
+def there_and_back(config: Config, system: str, tmp_path: Path, **known: object) -> tuple[Config, list[str]]:
+    file = tmp_path / "settings"
+    file.write_text(write(config, system).text)
+    return read(file, **known)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("model", "layout"),
+    [
+        ("llama3-70b", "fsdp8.zero1.tp8.sp.pp4.mb1.full.bf16"),
+        ("llama3-70b", "dp2.fsdp4.zero1.tp8.sp.pp4.vp5.interleaved.mb1.bf16"),
+        ("llama3-70b", "fsdp4.tp8.sp.pp2.stages39-41.mb1.full:12.bf16.bf16grads"),
+        ("llama3-8b", "dp4.fsdp8.cp2.ring.mb1.selective.bf16"),
+        ("llama3-8b", "fsdp8.zero2.cp4.ulysses.mb2.redo-mlp.fp8"),
+        ("llama3-8b", "dp8.cp2.mb1.fp16"),
+        ("mixtral-8x7b", "fsdp8.zero1.ep8.etp1.tp2.sp.mb1.bf16"),
+        ("qwen3-8b", "fsdp8.zero1.mb1.bf16"),
+        ("gpt3-13b", "dp8.tp2.mb4"),
+    ],
+)
+def test_megatron_and_back_is_the_same_run(model: str, layout: str, tmp_path: Path) -> None:
+    config = a_run(model, layout)
+    back, unknown = there_and_back(config, "megatron", tmp_path)
+    assert not unknown
+    assert str(back.layout) == layout
+    sizes = {"num_layers", "hidden", "ffn", "num_heads", "num_kv_heads", "head_dim", "vocab", "experts", "tied"}
+    switches = {"positions", "norm", "activation", "qkv_bias", "out_bias", "qk_norm", "rope_theta", "norm_eps"}
+    assert back.model.model_dump(include=sizes | switches) == config.model.model_dump(include=sizes | switches)
+    assert (back.train, back.optimizer, back.schedule) == (config.train, config.optimizer, config.schedule)
+
+
+@pytest.mark.parametrize(
+    "layout", ["fsdp8.zero1.mb2.bf16", "dp4.mb2.fp16", "dp2.fsdp4.mb1.bf16.bf16grads", "fsdp8.mb1"]
+)
+def test_deepspeed_and_back_is_the_same_layout(layout: str, tmp_path: Path) -> None:
+    config = a_run("llama3-8b", layout, 64)
+    back, unknown = there_and_back(config, "deepspeed", tmp_path, model=config.model)
+    assert not unknown
+    assert str(back.layout) == layout
+    assert (back.train.global_batch, back.optimizer) == (64, config.optimizer)
+
+
+def test_weft_and_back_is_the_same_run(tmp_path: Path) -> None:
+    config = a_run("llama3-8b", "fsdp8.mb1.zero2.bf16", 64)
+    file = tmp_path / "run.toml"
+    file.write_text(write(config, "weft").text)
+    assert load_config([file]) == config
+
+
+@pytest.mark.parametrize(
+    ("system", "model", "layout", "reason"),
+    [
+        (
+            "megatron",
+            "llama3-8b",
+            "dp2.pp4.zbv.mb1.bf16",
+            "layout.schedule = zbv: its pipelines run 1f1b and interleaved",
+        ),
+        ("megatron", "llama3-8b", "fsdp8.mb1.fp8row", "layout.precision = fp8row"),
+        ("megatron", "llama3-8b", "fsdp8.mb1.full/2.bf16", "layout.recompute = full/2"),
+        ("megatron", "mixtral-8x7b", "fsdp8.tp2.mb1.bf16", "needs layout.sp"),
+        ("nemo", "llama3-8b", "dp2.pp4.gpipe.mb1.bf16", "NeMo cannot run this: layout.schedule = gpipe"),
+        ("nemo", "llama3-8b", "fsdp8.mb1.bf16", "layout.zero = 3"),
+        ("deepspeed", "llama3-8b", "dp4.tp2.mb1", "layout.tp = 2"),
+        ("deepspeed", "llama3-8b", "dp2.fsdp4.zero1.mb1", "only stage 3"),
+        ("torchtitan", "llama3-8b", "dp2.pp4.zbh1.mb1.bf16", "layout.schedule = zbh1"),
+        ("torchtitan", "llama3-8b", "fsdp4.tp2.mb1.bf16", "always cuts the sequence"),
+        ("torchtitan", "gpt3-13b", "fsdp8.mb1.bf16", "takes models by name"),
+        ("jax", "llama3-8b", "dp2", "weft writes for weft, megatron, deepspeed, torchtitan, nemo"),
+    ],
+)
+def test_what_a_system_cannot_run_is_refused(system: str, model: str, layout: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        write(a_run(model, layout), system)
+
+
+def test_torchtitan_has_every_axis() -> None:
+    text = write(
+        a_run("llama3-70b", "dp2.fsdp8.cp2.ring.tp4.sp.pp4.vp2.interleaved.mb1.full/2.fp8row"), "torchtitan"
+    ).text
+    tree = tomllib.loads(text)
+    degrees = {name: tree["parallelism"][f"{name}_parallel_degree"] for name in ("tensor", "context", "pipeline")}
+    assert degrees == {"tensor": 4, "context": 2, "pipeline": 4}
+    assert tree["parallelism"]["data_parallel_replicate_degree"] == 2
+    assert tree["parallelism"]["data_parallel_shard_degree"] == 8
+    parts = tree["parallelism"]["module_fqns_per_model_part"]
+    assert len(parts) == 8
+    assert sum(parts, [])[1:81] == [f"layers.{block}" for block in range(80)]
+    assert tree["activation_checkpoint"] == {"mode": "selective", "selective_ac_option": "2"}
+    assert tree["training"]["local_batch_size"] == 512 // 16
+    assert tree["quantize"]["linear"]["float8"]["recipe_name"] == "rowwise"
+
+
+def test_nemo_is_python_and_has_every_axis() -> None:
+    text = write(a_run("mixtral-8x7b", "fsdp8.zero1.ep8.etp1.tp2.sp.pp4.mb1.full.bf16"), "nemo").text
+    compile(text, "recipe.py", "exec")
+    for line in (
+        "tensor_model_parallel_size=2", "expert_model_parallel_size=8", "pipeline_model_parallel_size=4",
+        "expert_tensor_parallel_size=1", "num_nodes=8", "recompute_granularity='full'", "num_moe_experts=8",
+    ):  # fmt: skip
+        assert line in text
+
+
+@pytest.mark.parametrize("system", WRITERS)
+def test_every_system_writes_what_it_can(system: str) -> None:
+    assert write(a_run("llama3-8b", "fsdp8.zero1.mb1.bf16" if system in ("nemo",) else "fsdp8.mb1.bf16"), system).text
+
+
+def test_remarks_are_comments_of_the_file() -> None:
+    written = write(a_run("llama3-8b", "fsdp8.mb1.chunked.bf16"), "megatron")
+    assert any("layout.loss = chunked" in remark for remark in written.remarks)
+    assert all(f"# {remark}" in written.text for remark in written.remarks)
+
+
+SCRIPT = """#!/bin/bash
+TP=4
+GPUS_PER_NODE=8
+MODEL_ARGS=(
+    --num-layers 32 --hidden-size 4096 --num-attention-heads 32 --ffn-hidden-size 11008
+    --seq-length 4096 --max-position-embeddings 4096 --vocab-size 32000
+    --swiglu --disable-bias-linear --normalization RMSNorm --position-embedding-type rope
+    --untie-embeddings-and-output-weights  # as in Llama 2
+)
+torchrun --nproc_per_node $GPUS_PER_NODE --nnodes ${NNODES:-2} pretrain_gpt.py ${MODEL_ARGS[@]} \\
+    --tensor-model-parallel-size ${TP} --sequence-parallel --use-distributed-optimizer --bf16 \\
+    --micro-batch-size 1 --global-batch-size=64 --recompute-granularity full --recompute-method uniform \\
+    --recompute-num-layers 1 --squared-relu --save /somewhere
+"""
+
+
+def test_a_script_is_read_and_what_is_unknown_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "pretrain.sh"
+    file.write_text(SCRIPT)
+    config, unknown = read(file)
+    assert str(config.layout) == "fsdp4.zero1.tp4.sp.mb1.full.bf16"
+    assert (config.model.num_layers, config.model.num_kv_heads, config.train.global_batch) == (32, 32, 64)
+    assert unknown == ["--squared-relu", "--save /somewhere"]
+    done = CliRunner().invoke(app, ["plan", "read", str(file)])
+    assert "not understood, and left out: --squared-relu" in done.stderr
+    saved = tmp_path / "run.toml"
+    saved.write_text(done.stdout)
+    assert load_config([saved]) == config
+
+
+def test_what_the_file_does_not_say_is_asked_for(tmp_path: Path) -> None:
+    file = tmp_path / "arguments.txt"
+    file.write_text("--micro-batch-size 1 --global-batch-size 8")
+    with pytest.raises(ValueError, match="no --num-layers: name the model with --model"):
+        read(file)
+    with pytest.raises(ValueError, match="how many GPUs.*--gpus"):
+        read(file, preset_shape("llama3-8b"))
+    assert read(file, preset_shape("llama3-8b"), 8)[0].layout.dp == 8
+    file.write_text(
+        json.dumps({"train_batch_size": 8, "train_micro_batch_size_per_gpu": "auto", "fp8": {"enabled": True}})
+    )
+    with pytest.raises(ValueError, match="does not say the model"):
+        read(file)
+    unknown = read(file, preset_shape("llama3-8b"), 8)[1]
+    assert unknown == ['train_micro_batch_size_per_gpu = "auto"', "fp8.enabled = true"]
+
+
+def test_stages_of_a_pipeline_as_megatron_writes_them() -> None:
+    assert stage_sizes("Et*3|(tt|)*2,tL") == [3, 2, 2, 1]
+    with pytest.raises(ValueError, match="weft reads"):
+        stage_sizes("Et|mL")
+
+
+def test_the_command_writes_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "run.sh"
+    words = "plan layouts llama3-8b --cluster h100x8 --batch 64 --layout fsdp8.mb1.full.bf16 --emit megatron --out"
+    done = CliRunner().invoke(app, [*words.split(), str(file)])
+    assert done.exit_code == 0, done.output
+    assert str(read(file)[0].layout) == "fsdp8.mb1.full.bf16"
