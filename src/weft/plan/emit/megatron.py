@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from weft.config.recompute import Recompute
 from weft.config.tree import Config
+from weft.models.shape import RopeScaling
 from weft.plan.emit.settings import Written, commented, nodes_of, setting
 
 NUMBERS: dict[str, tuple[str, type]] = {
@@ -106,7 +107,10 @@ def check(config: Config, system: str) -> None:
             and (recompute.first is None or not layout.recompute.startswith("full:"))
         ),
         "model.latent: this file has no words for it": shape.latent is not None,
-        "model.yarn or model.rope_scaling: this file has no words for them": bool(shape.yarn or shape.rope_scaling),
+        "model.yarn: this file has no words for it": shape.yarn is not None,
+        "model.rope_scaling: of Llama 3's it has the factor alone, the rest is 1, 4 and 8192": (
+            shape.rope_scaling is not None and shape.rope_scaling != llama3_scaling(shape.rope_scaling.factor)
+        ),
         "model.sliding_window: this file has no words for it": shape.sliding_window is not None,
         "model.experts: shared, dense or grouped experts, or other than softmax scores: no words for these": (
             experts is not None
@@ -139,6 +143,11 @@ def remarks_on(config: Config) -> tuple[str, ...]:
     return tuple(remark for remark, there in remarks.items() if there)
 
 
+def llama3_scaling(factor: float) -> RopeScaling:
+    """What --use-rope-scaling means: all but the factor is fixed in Megatron's code."""
+    return RopeScaling(factor=factor, low_freq_factor=1, high_freq_factor=4, original_max_seq=8192)
+
+
 def stage_text(sizes: list[int]) -> str:
     """--pipeline-model-parallel-layout: E embedding, t a block, L loss; stages between bars, in the order of the model."""
     return "E" + "|".join(f"t*{size}" for size in sizes) + "L"
@@ -163,6 +172,8 @@ def _arguments(config: Config) -> Iterator[str]:
     for name, (path, words) in CHOICES.items():
         if path != "layout.cp_kind" or layout.cp > 1:
             yield f"{name} " + next(word for word, value in words.items() if value == setting(config, path))
+    if shape.rope_scaling:
+        yield from ("--use-rope-scaling", f"--rope-scaling-factor {shape.rope_scaling.factor}")
     if shape.qkv_bias and not shape.out_bias:
         yield "--add-qkv-bias"
     yield f"--min-lr {config.optimizer.lr * config.schedule.min_ratio:g}"

@@ -10,7 +10,7 @@ from weft.config.load import make_config
 from weft.config.pipeline import balanced, placement_of
 from weft.config.tree import Config
 from weft.models.shape import Shape
-from weft.plan.emit.megatron import CHOICES, GRANTED, NUMBERS, SHARDING, SWITCHES
+from weft.plan.emit.megatron import CHOICES, GRANTED, NUMBERS, SHARDING, SWITCHES, llama3_scaling
 from weft.plan.emit.settings import put
 
 Arguments = dict[str, list[str]]
@@ -87,6 +87,9 @@ def _numbers(there: Arguments, tree: dict[str, Any]) -> None:
         put(tree, "optimizer.betas", [_one(there, "--adam-beta1", float), _one(there, "--adam-beta2", float)])
     if "--min-lr" in there and "lr" in tree.get("optimizer", {}):
         put(tree, "schedule.min_ratio", round(_one(there, "--min-lr", float) / tree["optimizer"]["lr"], 6))
+    if there.pop("--use-rope-scaling", None) is not None:
+        factor = _one(there, "--rope-scaling-factor", float) if "--rope-scaling-factor" in there else 8.0
+        put(tree, "model.rope_scaling", llama3_scaling(factor).model_dump())
     for name in GRANTED:
         there.pop(name, None)
     for name in ("--attention-dropout", "--hidden-dropout"):

@@ -50,6 +50,9 @@ def write(config: Config, per_node: int = 8) -> Written:
         model |= {"num_moe_experts": shape.experts.num_experts, "moe_router_topk": shape.experts.per_token}
         model |= {"moe_ffn_hidden_size": shape.experts.ffn, "moe_grouped_gemm": True}
         model |= {"moe_token_dispatcher_type": "alltoall", "moe_router_load_balancing_type": "none"}
+    if shape.rope_scaling:
+        model |= {"scale_factor": shape.rope_scaling.factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+        model |= {"old_context_len": shape.rope_scaling.original_max_seq}
     if layout.cp > 1:
         model["cp_comm_type"] = {"ring": "p2p", "allgather": "all_gather", "ulysses": "a2a"}[layout.cp_kind]
     model |= _recompute(layout.recompute)
@@ -73,7 +76,7 @@ def write(config: Config, per_node: int = 8) -> Written:
         *megatron.remarks_on(config),
     )
     replaced = {
-        "@remarks@": commented(remarks), "@model@": _keywords(model), "@strategy@": _keywords(strategy),
+        "@remarks@": commented(remarks), "@kind@": "Llama31Config" if shape.rope_scaling else "LlamaConfig", "@model@": _keywords(model), "@strategy@": _keywords(strategy),
         "@nodes@": nodes, "@each@": each, "@steps@": config.train.steps, "@fp32@": layout.gradients == "fp32",
         "@distributed@": layout.fsdp > 1, "@seq@": config.seq, "@batch@": batch, "@micro@": layout.micro_batch_size(batch),
         "@lr@": config.optimizer.lr, "@min@": config.optimizer.lr * config.schedule.min_ratio,
@@ -108,7 +111,7 @@ from nemo.collections.llm.recipes.precision.mixed_precision import bf16_mixed
 model = run.Config(
     llm.LlamaModel,
     config=run.Config(
-        llm.LlamaConfig,
+        llm.@kind@,
 @model@    ),
 )
 strategy = run.Config(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any
 
 from weft.config.tree import Config
@@ -24,7 +23,10 @@ class Written:
 
 def setting(config: Config, path: str) -> Any:
     """The value of `layout.tp`; None where a section on the way is left out."""
-    return reduce(lambda part, name: getattr(part, name, None), path.split("."), config)
+    part: Any = config
+    for name in path.split("."):
+        part = getattr(part, name, None)
+    return part
 
 
 def put(tree: dict[str, Any], path: str, value: Any) -> None:
