@@ -115,7 +115,7 @@ def layouts(
     from weft.plan.machine import read_cluster
     from weft.plan.numbers import WEFT, Job
     from weft.plan.page import draw_page
-    from weft.plan.search import search
+    from weft.plan.search import Plan, search
 
     if html is not None and layout is not None:
         raise ValueError("--html draws a whole search: leave --layout out")

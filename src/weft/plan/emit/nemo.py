@@ -76,7 +76,8 @@ def write(config: Config, per_node: int = 8) -> Written:
         *megatron.remarks_on(config),
     )
     replaced = {
-        "@remarks@": commented(remarks), "@kind@": "Llama31Config" if shape.rope_scaling else "LlamaConfig", "@model@": _keywords(model), "@strategy@": _keywords(strategy),
+        "@remarks@": commented(remarks), "@kind@": "Llama31Config" if shape.rope_scaling else "LlamaConfig",
+        "@model@": _keywords(model), "@strategy@": _keywords(strategy),
         "@nodes@": nodes, "@each@": each, "@steps@": config.train.steps, "@fp32@": layout.gradients == "fp32",
         "@distributed@": layout.fsdp > 1, "@seq@": config.seq, "@batch@": batch, "@micro@": layout.micro_batch_size(batch),
         "@lr@": config.optimizer.lr, "@min@": config.optimizer.lr * config.schedule.min_ratio,
@@ -105,13 +106,14 @@ import torch
 from megatron.core.distributed import DistributedDataParallelConfig
 from nemo import lightning as nl
 from nemo.collections import llm
+from nemo.collections.llm.gpt.model.llama import @kind@
 from nemo.collections.llm.recipes.optim.adam import distributed_fused_adam_with_cosine_annealing
 from nemo.collections.llm.recipes.precision.mixed_precision import bf16_mixed
 
 model = run.Config(
     llm.LlamaModel,
     config=run.Config(
-        llm.@kind@,
+        @kind@,
 @model@    ),
 )
 strategy = run.Config(
