@@ -59,6 +59,7 @@ FEATURES = [
     of_layout("hsdp", lambda it: it.dp > 1 and it.fsdp > 1, dp=2, fsdp=2),
     of_layout("tp", lambda it: it.tp > 1, tp=2),
     of_layout("sp", lambda it: it.sp, tp=2, sp=True),
+    of_layout("asynctp", lambda it: it.async_tp, tp=2, sp=True, async_tp=True),
     *(
         of_layout(kind, lambda it, kind=kind: it.cp > 1 and it.cp_kind == kind, cp=2, cp_kind=kind)
         for kind in ("allgather", "ring", "ulysses")

@@ -41,6 +41,9 @@ class Layout(BaseModel):
     )
     tp: int = Field(1, ge=1, description="ways that every matrix is cut (tensor parallel)")
     sp: bool = Field(False, description="between the matrices, cut the sequence over the tp axis (sequence parallel)")
+    async_tp: bool = Field(
+        False, description="under sp, each product and the message beside it go in pieces, one under the other"
+    )
     cp: int = Field(1, ge=1, description="ways that every sequence is cut (context parallel)")
     cp_kind: Literal["allgather", "ring", "ulysses"] = Field(
         "allgather",
@@ -242,6 +245,7 @@ class Layout(BaseModel):
         parts += [f"etp{self.etp}"] if self.etp is not None else []
         parts += [f"tp{self.tp}"] if self.tp > 1 else []
         parts += ["sp"] if self.sp else []
+        parts += ["asynctp"] if self.async_tp else []
         parts += [f"pp{self.pp}"] if self.pp > 1 else []
         parts += [f"vp{self.vp}"] if self.vp > 1 else []
         parts += ["stages" + "-".join(map(str, self.stages))] if self.stages else []

@@ -10,6 +10,7 @@ from weft.schedules.orders import ORDERS
 WORDS: dict[str, tuple[str, object]] = {
     "single": ("", None),
     "sp": ("sp", True),
+    "asynctp": ("async_tp", True),
     "allgather": ("cp_kind", "allgather"),
     "ring": ("cp_kind", "ring"),
     "ulysses": ("cp_kind", "ulysses"),
@@ -41,6 +42,6 @@ def parse_part(part: str, text: str) -> tuple[str, object]:
         return "recompute", part
     raise ValueError(
         f"layout {text!r}: {part!r} is not understood. Parts, joined by dots: dp2 fsdp2 zero1|2|3 cp2 ring|ulysses "
-        "ep2 etp2 tp2 sp pp2 vp2 stages3-1 gpipe|1f1b|interleaved|bfs|zbh1|zbv|dualpipev|csv(FILE.csv) "
+        "ep2 etp2 tp2 sp asynctp pp2 vp2 stages3-1 gpipe|1f1b|interleaved|bfs|zbh1|zbv|dualpipev|csv(FILE.csv) "
         "mb1 selective|full|redo-mlp|fit40g offload chunked bf16|fp16|fp8|fp8row bf16grads compile; or single"
     )

@@ -1,9 +1,10 @@
-"""What precision and offload ask of a layout and a model. Torch-free."""
+"""What precision, offload and async_tp ask of a layout and a model. Torch-free."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from weft.config.recompute import Recompute
 from weft.models.shape import Shape
 
 if TYPE_CHECKING:
@@ -22,6 +23,24 @@ def check_computation(layout: Layout) -> None:
         )
     if layout.gradients == "bf16" and layout.precision not in ("bf16", *FP8):
         raise ValueError("layout.gradients = bf16 is for gradients that come in bf16: set layout.precision = bf16")
+    if layout.async_tp:
+        _check_async_tp(layout)
+
+
+def _check_async_tp(layout: Layout) -> None:
+    recompute = Recompute.parse(layout.recompute)
+    refused = {
+        "puts products under the messages of sp: set layout.sp": not layout.sp,
+        f"multiplies in 16 or 32 bits, and layout.precision = {layout.precision}: choose bf16": layout.precision in FP8,
+        "takes products and messages together, and a compiled block takes them apart": layout.compile,
+        f"makes a matrix's gradients at once, and layout.schedule = {layout.schedule} puts those of weights off: "
+        "choose 1f1b or interleaved": layout.splits_backward,
+        f"goes with whole blocks computed again, and layout.recompute = {layout.recompute} means parts of them: "
+        "choose full or none": bool(recompute.keeps or recompute.redone),
+    }
+    for reason, wrong in refused.items():
+        if wrong:
+            raise ValueError(f"layout.async_tp {reason}, or leave async_tp out")
 
 
 def check_fp8(layout: Layout, shape: Shape, tokens: int) -> None:

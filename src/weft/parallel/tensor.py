@@ -80,7 +80,7 @@ def cut_tensors(model: nn.Module, group: dist.ProcessGroup, sp: bool) -> None:
         if cut == "region" and isinstance(module, MoE):
             continue  # parallel/experts.py
         if cut in ("region", "head"):
-            module.register_forward_pre_hook(enter)
+            module.entrance = module.register_forward_pre_hook(enter)
         elif cut == "row":
             module.__class__ = RowLinear
         elif cut == "vocab":

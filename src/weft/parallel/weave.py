@@ -12,6 +12,7 @@ from weft.models.cuts import even_split
 from weft.models.decoder import Decoder
 from weft.models.moe import MoE
 from weft.models.shape import Shape
+from weft.parallel.async_tp import overlap_tensors
 from weft.parallel.chunk import Chunk
 from weft.parallel.context import cut_sequence
 from weft.parallel.deferral import defer_weights
@@ -45,6 +46,8 @@ def weave_chunk(shape: Shape, layout: Layout, mesh: Mesh, blocks: range) -> Chun
     if layout.tp > 1:
         cut_tensors(model, mesh.group("tp"), layout.sp)
         model.tie()
+    if layout.async_tp:
+        overlap_tensors(model.blocks, mesh.group("tp"))
     if layout.precision in FP8:
         use_fp8(model.blocks, shape.num_layers, by_row=layout.precision == "fp8row")
     deferral = defer_weights(model) if layout.splits_backward else None

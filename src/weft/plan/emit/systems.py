@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
 
@@ -34,7 +35,10 @@ def write(config: Config, system: str, per_node: int = 8) -> Written:
     """Raises: ValueError: no such system, or one that cannot run this; names the setting."""
     if system not in WRITERS:
         raise ValueError(f"--emit {system}: weft writes for {', '.join(WRITERS)}")
-    return WRITERS[system](config, per_node)
+    written = WRITERS[system](config, per_node)
+    if config.layout.async_tp and system != "weft":
+        return replace(written, remarks=(*written.remarks, "layout.async_tp is not written: this system has its own"))
+    return written
 
 
 def read(path: Path, model: Shape | None = None, gpus: int | None = None) -> tuple[Config, list[str]]:
