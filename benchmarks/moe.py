@@ -1,4 +1,4 @@
-"""Claim: a mixture of experts trains faster than transformers' Mixtral of the same shape, and in less memory.
+"""Claim: a mixture of experts trains faster than transformers' Mixtral of the same shape, in about the same memory.
 
     python benchmarks/moe.py                     # some minutes on a CPU
     python benchmarks/moe.py --layers 2 --rounds 2
