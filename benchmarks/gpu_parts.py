@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from weft.models.attention import attend
 from weft.models.moe import Experts
 from weft.models.shape import Shape
-from weft.parallel.fp8 import fp8_linear
+from weft.parallel.fp8 import Fp8Products, fp8_linear
 from weft.parallel.loss import cross_entropy_sum, linear_cross_entropy_sum
 
 BACKENDS = {
@@ -57,7 +57,7 @@ def linear(shape: Shape, tokens: int, device: torch.device, kind: str) -> Part:
     form, _, compiled = kind.partition(".")
     product = F.linear if form == "bf16" else fp8_linear
     product = torch.compile(product, dynamic=False) if compiled else product
-    arguments = (x, weight) if form == "bf16" else (x, weight, form == "fp8row")
+    arguments = (x, weight) if form == "bf16" else (x, weight, Fp8Products(by_row=form == "fp8row"))
     flops = 3 * 2 * tokens * shape.hidden * shape.ffn
     return Part(backward_of(lambda: product(*arguments), grad, [x, weight]), flops)
 

@@ -160,13 +160,14 @@ def stage(name: str, theirs: Tensor, ours: Tensor) -> Stage:
 
 @torch.inference_mode()
 def continue_greedily(model: Any, prompts: Tensor, count: int) -> list[list[int]]:
-    """transformers' most probable continuation, by its own cache."""
-    tokens, cache, chosen = prompts, None, []
-    for _ in range(count):
-        output = model(tokens, past_key_values=cache, use_cache=True)
-        tokens, cache = output.logits[:, -1:].argmax(-1), output.past_key_values
-        chosen.append(tokens)
-    return torch.cat(chosen, dim=1).tolist() if chosen else [[] for _ in prompts]
+    """transformers' most probable continuation, by its own loop and cache, whatever settings lie beside the model."""
+    import transformers
+
+    if count == 0:
+        return [[] for _ in prompts]
+    model.generation_config = transformers.GenerationConfig(max_new_tokens=count, do_sample=False, pad_token_id=0)
+    both = model.generate(prompts, attention_mask=torch.ones_like(prompts))
+    return both[:, prompts.shape[1] :].tolist()
 
 
 def agreement(a: list[int], b: list[int]) -> int:
