@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of each process")
     parser.set_defaults(shape=SHAPE, batch=1)
     options = parser.parse_args()
+    given = {"threads": options.threads, "rounds": options.rounds, "parameters": SHAPE.num_params}
     rows: dict[str, Any] = {}
     for seq in options.seqs:
         for ways in options.ways:
@@ -66,8 +67,8 @@ def main() -> None:
             rows[f"{seq} tokens, {ways} processes"] = found
             others = (f"{kind} {found[kind]['ratio']['median']:.2f}" for kind in KINDS[1:])
             print(f"{seq:6} tokens, {ways} processes: speed over all-gather's: {', '.join(others)}", flush=True)
-    given = {"threads": options.threads, "rounds": options.rounds, "parameters": SHAPE.num_params}
-    print(f"written: {shown(write('context', {'input': given, 'runs': rows}))}")
+            path = write("context", {"input": given, "runs": rows})  # so far: the long ones take minutes each
+    print(f"written: {shown(path)}")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,8 @@ from common import alternate, shown, spread, write
 from weft.config.layout import Layout
 from weft.config.load import make_config
 from weft.models.shape import Shape
-from weft.plan.report import bubble
+from weft.schedules.formula import published_bubble
+from weft.schedules.timeline import Costs
 
 SHAPE = Shape(num_layers=8, hidden=512, num_heads=8, num_kv_heads=4, ffn=1408, vocab=8192, max_seq=512)
 LAYOUTS = ("dp2", "fsdp2", "fsdp2.zero1", "pp2.mb1", "pp2.mb1.stages5-3", "tp2", "tp2.sp", "dp2.bf16")
@@ -139,12 +140,13 @@ def compare(layout: str, options: argparse.Namespace) -> dict[str, Any]:
             side.stop()
     tokens = options.batch * options.seq
     count = parsed.num_micro_batches(options.batch)
+    bubble = published_bubble(parsed.schedule, parsed.pp, parsed.vp, count, Costs(1, 1, 1))
     return {
         "ratio": spread([a / b for a, b in zip(walls["one"], walls["cut"], strict=True)]),
         "cpu_ratio": spread([a / b for a, b in zip(sides["one"].cpu, sides["cut"].cpu, strict=True)]),
         "one_tokens_per_s": spread([tokens / wall for wall in walls["one"]], 1),
         "cut_tokens_per_s": spread([tokens / wall for wall in walls["cut"]], 1),
-        **({"bubble": round(bubble(parsed.pp, count), 3)} if parsed.pp > 1 else {}),
+        **({"bubble": round(bubble, 3)} if bubble is not None and parsed.pp > 1 else {}),
     }
 
 

@@ -80,6 +80,7 @@ FEATURES = [
     of_layout("selective", lambda it: it.recompute == "selective", recompute="selective"),
     of_layout("redo", lambda it: it.recompute.startswith("redo"), recompute="redo-mlp"),
     of_layout("offload", lambda it: it.offload, offload=True),
+    of_layout("offloadweights", lambda it: it.offload_weights, fsdp=2, offload_weights=True),
     of_layout("chunked", lambda it: it.loss == "chunked", loss="chunked"),
     *(
         of_layout(name, lambda it, name=name: it.precision == name, precision=name)

@@ -73,6 +73,18 @@ PAIRS = [
     ("llama", "dp2.fsdp2.tp2.sp.asynctp.mb2.offload", "", False),
     ("mixtral", "cp2.ring.ep2.etp2.tp2.sp.asynctp.pp2.vp2.interleaved", "", False),
     ("llama", "cp2.ulysses.tp2.sp.asynctp.pp2.vp2.bfs", "", False),
+    (
+        "llama",
+        "dp2.fsdp2.zero2.pp2.vp2.stages1-1-1-1.bfs.selective.offload.offloadweights.chunked.fp8row",
+        "muon",
+        True,
+    ),
+    ("mixtral", "fsdp2.zero1.cp2.ring.ep2.etp2.pp2.zbh1.mb2.full.offloadweights", "8bit", False),
+    ("llama", "fsdp2.tp2.sp.pp2.zbv.redo-mlp.offloadweights.fp16", "", False),
+    ("llama", "fsdp2.cp2.ulysses.pp2.dualpipev.offloadweights.bf16.bf16grads", "", False),
+    ("llama", "fsdp2.cp2.pp2.vp2.interleaved.offloadweights.fp8", "", False),
+    ("llama", "fsdp2.tp2.sp.asynctp.pp2.gpipe.offloadweights", "", False),
+    ("llama", "fsdp2.pp2.offloadweights", "", False),
     ("every", "dp2.etp2.mb2.bf16.bf16grads", "", False),
     ("every", "tp2.sp.ep2.etp1.bf16", "", False),
     ("every", "dp2.etp2.fp16", "", False),
@@ -87,6 +99,7 @@ COMPILED = [
     ("llama", "pp2.vp2.bfs.compile", "", False),
     ("llama", "tp2.sp.pp2.zbv.fp8row.compile", "", False),
     ("mixtral", "dp2.etp2.compile", "muon", False),
+    ("llama", "fsdp2.offloadweights.compile", "", False),
 ]
 OPTIMIZERS = {"muon": {"kind": "muon"}, "8bit": {"states": "8bit"}, "offload": {"offload": True}}
 

@@ -6,13 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Compared, losses, make
+import torch
+from harness import Compared, losses, make, run_forked
 from test_parity import right
+from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from weft.parallel import loss, offload
+from weft.parallel.shard import _groups
 from weft.plan import memory
 from weft.plan.stage import stages
 from weft.train import eightbit, optimizer
+from weft.train.training import build
 
 
 @pytest.mark.parametrize(
@@ -87,6 +91,33 @@ def test_recomputed_and_compiled(compared: Compared) -> None:
 def test_offloaded_optimizer(model: str, layout: str, kind: str, compared: Compared) -> None:
     """On a CPU it is other memory of the same kind: the copies are made as on a GPU."""
     right(compared(make(model, layout, optimizer={"lr": 1e-3, "kind": kind, "offload": True})))
+
+
+@pytest.mark.parametrize(
+    ("model", "layout", "kind"),
+    [
+        ("gpt2", "offloadweights.bf16", "adamw"),
+        ("llama", "fsdp2.mb2.offloadweights", "adamw"),
+        ("qwen3", "dp2.fsdp2.zero1.mb2.offloadweights", "muon"),
+        ("mixtral", "fsdp2.ep2.offloadweights", "adamw"),
+    ],
+)
+def test_offloaded_weights(model: str, layout: str, kind: str, compared: Compared) -> None:
+    """On a CPU what goes up and down stays where it is; all else is done as on a GPU."""
+    right(compared(make(model, layout, optimizer={"lr": 1e-3, "kind": kind})))
+
+
+def test_every_offloaded_weight_is_the_cpus() -> None:
+    """Experts', blocks' and the rest's: a share that is left on the device would not be noticed but by its memory."""
+
+    def work(rank: int) -> None:
+        woven = build(make("mixtral", "fsdp2.offloadweights"), torch.device("cpu")).woven
+        states = [fully_shard.state(m) for m in woven.chunks[0].model.modules() if isinstance(m, FSDPModule)]
+        away = [weight.offload_to_cpu for state in states for group in _groups(state) for weight in group.fsdp_params]
+        assert len(away) == len(woven.weights)
+        assert all(away)
+
+    run_forked(2, work)
 
 
 def test_gradients_that_are_not_brought_down(compared: Compared, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -200,6 +200,11 @@ def test_8bit_moments_are_not_offloaded() -> None:
         small(optimizer={"states": "8bit", "offload": True})
 
 
+def test_moments_are_not_offloaded_twice() -> None:
+    with pytest.raises(ValueError, match=r"layout.offload_weights .*optimizer.offload .*leave one of them out"):
+        small(layout="offloadweights.bf16", optimizer={"offload": True})
+
+
 def test_missing_sizes_are_named_all_at_once() -> None:
     with pytest.raises(ValueError, match=r"'model.num_layers' is missing") as caught:
         make_config({"model": {"family": "llama", "hidden": 8}})

@@ -65,7 +65,8 @@ def test_megatron_and_back_is_the_same_run(model: str, layout: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "layout", ["fsdp8.zero1.mb2.bf16", "dp4.mb2.fp16", "dp2.fsdp4.mb1.bf16.bf16grads", "fsdp8.mb1"]
+    "layout",
+    ["fsdp8.zero1.mb2.bf16", "dp4.mb2.fp16", "dp2.fsdp4.mb1.bf16.bf16grads", "fsdp8.mb1", "fsdp8.mb1.offloadweights"],
 )
 def test_deepspeed_and_back_is_the_same_layout(layout: str, tmp_path: Path) -> None:
     config = a_run("llama3-8b", layout, 64)
@@ -98,6 +99,7 @@ def test_weft_and_back_is_the_same_run(tmp_path: Path) -> None:
         ("nemo", "llama3-8b", "fsdp8.mb1.bf16", "layout.zero = 3"),
         ("deepspeed", "llama3-8b", "dp4.tp2.mb1", "layout.tp = 2"),
         ("deepspeed", "llama3-8b", "dp2.fsdp4.zero1.mb1", "only stage 3"),
+        ("deepspeed", "llama3-8b", "fsdp8.zero2.mb1.offloadweights", "only stage 3 has weights to offload"),
         ("torchtitan", "llama3-8b", "dp2.pp4.zbh1.mb1.bf16", "layout.schedule = zbh1"),
         ("torchtitan", "llama3-8b", "fsdp4.tp2.mb1.bf16", "always cuts the sequence"),
         ("torchtitan", "gpt3-13b", "fsdp8.mb1.bf16", "takes models by name"),

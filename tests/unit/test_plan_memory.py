@@ -199,6 +199,22 @@ def test_offloaded_moments_are_not_on_the_gpu(kind: str) -> None:
     assert cpu.peak.optimizer == 4 * matrices + 16 * (GPT2.num_params - matrices)
 
 
+def test_offloaded_weights_leave_a_gpu_what_blocks_are_gathered_from() -> None:
+    """Of weights, moments and reduced gradients nothing stays; the share of one block is on its way up."""
+    (plain,), (away,) = (
+        layout_memory(config(layout=f"fsdp4.bf16{end}"), "cuda") for end in ("", ".offloadweights")
+    )  # fmt: skip
+    for before, after in zip(plain.moments, away.moments, strict=True):
+        assert after.weights == after.optimizer == 0
+        rises = (
+            4 * plain.stage.block_shard if after.moment.startswith("backward of the") and "block" in after.moment else 0
+        )
+        assert after.copies == before.copies + rises
+    assert away.moments[-1].gradients == 0
+    (same,), (cpu,) = (layout_memory(config(layout=f"fsdp4.bf16{end}"), "cpu") for end in ("", ".offloadweights"))
+    assert same.peak == cpu.peak
+
+
 def test_staging_stays_between_checkpoints_and_is_not_on_a_gpu() -> None:
     [memory] = layout_memory(config(checkpoint={"every": 10}))
     assert memory.peak.staging == 12 * GPT2.num_params

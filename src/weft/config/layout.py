@@ -67,6 +67,10 @@ class Layout(BaseModel):
         "none", description="activations computed again in backward: none, selective, full, and finer forms"
     )
     offload: bool = Field(False, description="what blocks keep for backward waits in the CPU's memory")
+    offload_weights: bool = Field(
+        False,
+        description="weights, their reduced gradients, moments and update are the CPU's; blocks get copies in turn",
+    )
     loss: Literal["whole", "chunked"] = Field(
         "whole", description="from logits that exist as a whole, or from those of some positions at a time"
     )
@@ -254,6 +258,7 @@ class Layout(BaseModel):
         parts += [f"mb{self.micro_batch}"] if self.micro_batch is not None else []
         parts += [self.recompute] if self.recompute != "none" else []
         parts += ["offload"] if self.offload else []
+        parts += ["offloadweights"] if self.offload_weights else []
         parts += [self.loss] if self.loss != "whole" else []
         parts += [self.precision] if self.precision != "fp32" else []
         parts += ["bf16grads"] if self.gradients == "bf16" else []

@@ -21,6 +21,11 @@ def check_computation(layout: Layout) -> None:
         raise ValueError(
             "layout.offload takes what a block keeps one by one, and a compiled one hides that: leave one out"
         )
+    if layout.offload_weights and not layout.sharded:
+        raise ValueError(
+            "layout.offload_weights is FSDP2's, and nothing is sharded here: set layout.fsdp above 1 or "
+            "layout.precision = bf16, or leave it out"
+        )
     if layout.gradients == "bf16" and layout.precision not in ("bf16", *FP8):
         raise ValueError("layout.gradients = bf16 is for gradients that come in bf16: set layout.precision = bf16")
     if layout.async_tp:

@@ -155,5 +155,10 @@ class Config(Section):
                 "optimizer.states = 8bit makes moments small where they are, and optimizer.offload moves fp32 ones "
                 "to the CPU: leave one of them out"
             )
+        if self.layout.offload_weights and self.optimizer.offload:
+            raise ValueError(
+                "layout.offload_weights keeps weights and moments on the CPU, so there is nothing for optimizer.offload to "
+                "copy there: leave one of them out"
+            )
         self.layout.check(self.model, self.train.global_batch, self.seq)
         return self

@@ -3,6 +3,9 @@
 Also the way to low precision: FSDP2 keeps fp32 weights and gradients and hands the model bf16 or fp16 copies, so a
 low-precision layout goes through it even where nothing is cut. What it adds up before a reduction, and the reduction
 itself, are in `layout.gradients`; sums that are reduced are fp32 always.
+
+With `layout.offload_weights` this process's share of all that lies in the CPU's memory (Rajbhandari et al., ZeRO-Infinity,
+2021), where the optimizer works; a block's share travels to the device when the block is gathered.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from weft.config.layout import Layout
 from weft.models.decoder import Decoder
@@ -35,20 +38,24 @@ def shard(model: Decoder, mesh: Mesh, layout: Layout) -> None:
         reduce_dtype=DTYPES[layout.gradients],
         cast_forward_inputs=False,  # rope tables stay fp32
     )
+    keep = CPUOffloadPolicy(pin_memory=mesh.device.type == "cuda") if layout.offload_weights else OffloadPolicy()
     # with nothing to gather, giving the low-precision copy back early would only mean to make it again
     reshard = layout.zero == 3 and layout.fsdp > 1
     for block in model.blocks.values():
         block.to_empty(device=mesh.device)
         if isinstance(block.mlp, MoE):  # dealt out already, experts have fewer holders than the rest
             fully_shard(
-                block.mlp.experts, mesh=mesh.experts[expert_axes], mp_policy=policy, reshard_after_forward=reshard
-            )
-        fully_shard(block, mesh=mesh.weights[axes], mp_policy=policy, reshard_after_forward=reshard)
+                block.mlp.experts, mesh=mesh.experts[expert_axes], mp_policy=policy, reshard_after_forward=reshard,
+                offload_policy=keep,
+            )  # fmt: skip
+        fully_shard(
+            block, mesh=mesh.weights[axes], mp_policy=policy, reshard_after_forward=reshard, offload_policy=keep
+        )
     for name, module in model.named_children():
         if name != "blocks":
             module.to_empty(device=mesh.device)
     model.tie()
-    fully_shard(model, mesh=mesh.weights[axes], mp_policy=policy, reshard_after_forward=False)
+    fully_shard(model, mesh=mesh.weights[axes], mp_policy=policy, reshard_after_forward=False, offload_policy=keep)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             # the loss is already divided by the tokens of the global batch: gradients add up

@@ -180,7 +180,8 @@ class Woven:
         for chunk in self.chunks.values():
             chunk.finish()
         if self.layout.tp > 1:
-            sum_over([weight.grad for weight in self.weights if weight.partial], self.mesh.group("tp"))
+            partial = [weight.grad for weight in self.weights if weight.partial]
+            sum_over(partial, self.mesh.group("tp"), self.mesh.device)
         if self.shape.tied and self.layout.pp > 1:
             tied = [weight.grad for weight in self.weights if weight.name == "embed.weight"]
             if len(tied) > 1:  # both on this process, in two chunks
@@ -188,7 +189,7 @@ class Woven:
                     tied[0].add_(grad)
                     grad.copy_(tied[0])
             elif self.mesh.ends is not None:
-                sum_over(tied, self.mesh.ends)
+                sum_over(tied, self.mesh.ends, self.mesh.device)
 
     # -- places -------------------------------------------------------------------------------------------------------
 
@@ -251,11 +252,11 @@ def local(x: Tensor) -> Tensor:
     return x._local_tensor if isinstance(x, DTensor) else x.detach()
 
 
-def sum_over(tensors: list[Tensor], group: dist.ProcessGroup) -> None:
-    """Add tensors up over a group, in place, in one message."""
+def sum_over(tensors: list[Tensor], group: dist.ProcessGroup, device: torch.device) -> None:
+    """Add tensors up over a group, in place, in one message; from wherever they lie, by the way of the device."""
     if not tensors:
         return
-    flat = torch.cat([x.flatten() for x in tensors])
+    flat = torch.cat([x.flatten() for x in tensors]).to(device)
     dist.all_reduce(flat, group=group)
     for x, total in zip(tensors, flat.split([x.numel() for x in tensors]), strict=True):
         x.copy_(total.view_as(x))

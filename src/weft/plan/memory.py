@@ -177,8 +177,9 @@ def _moments(config: Config, stage: Stage, one: Pass, num_micro_batches: int, de
     others = max(0, kept - logits - other_logits) + messages + tokens
     num_blocks = len(stage.stages[current])
     edge = 0 if stage.last else one.hidden
-    fixed = Memory("", weights=FLOAT * stage.shard, optimizer=optimizer_bytes(config, stage, device))
-    gradients = Gradients(shape, layout, stage, ITEM[layout.compute], num_micro_batches)
+    away = layout.offload_weights and device == "cuda"
+    fixed = Memory("", 0, 0) if away else Memory("", FLOAT * stage.shard, optimizer_bytes(config, stage, device))
+    gradients = Gradients(shape, layout, stage, ITEM[layout.compute], num_micro_batches, away)
 
     found = []
     if stage.last:
@@ -251,12 +252,18 @@ class Gradients:
         end: with everything reduced; `after`: until the next step.
         head_temporary, block_temporary, end_temporary: what is there for a moment beside them.
         copies_outside, copies_inside: gathered or low-precision weights, outside of a block and inside of one.
+
+    Args:
+        away: what is reduced goes to the CPU's memory, and is not counted here.
     """
 
-    def __init__(self, shape: Shape, layout: Layout, stage: Stage, item: int, num_micro_batches: int) -> None:
+    def __init__(
+        self, shape: Shape, layout: Layout, stage: Stage, item: int, num_micro_batches: int, away: bool
+    ) -> None:
         tied = shape.tied and layout.pp == 1
         table = stage.table if stage.last else 0
-        self.after = FLOAT * stage.shard
+        kept = 0 if away else FLOAT  # of a number of this process's share, once it is reduced
+        self.after = kept * stage.shard
         if not layout.sharded:
             exist = layout.weight_ways[0] > 1 or num_micro_batches > 1
             self.before = self.after if exist else 0
@@ -281,7 +288,7 @@ class Gradients:
         result = FLOAT + (wide if wide < FLOAT else 0)
         division = wide * stage.block if divided else 0
         self.block_temporary = (item + wide) * stage.block + result * stage.block_shard + division
-        self.before_last_block = max(self.before, accumulated + FLOAT * sum(stage.block_shards[1:]))
+        self.before_last_block = max(self.before, accumulated + kept * sum(stage.block_shards[1:]))
         self.end = self.after + (accumulated and wide * stage.root)
         root_division = wide * stage.root if divided else 0
         root_result = result * stage.root_shard if num_micro_batches > 1 else 0
@@ -293,7 +300,7 @@ class Gradients:
             self.copies_outside = item * stage.root
         else:
             self.copies_outside = gathered
-        self.copies_inside = gathered
+        self.copies_inside = gathered + (FLOAT * stage.block_shard if away else 0)  # which comes up to be gathered
 
 
 NAMES = tuple(field.name for field in fields(Memory) if field.name != "moment")

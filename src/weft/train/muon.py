@@ -50,7 +50,7 @@ class Muon:
     """The matrices of one pipeline stage, as this process holds them. Momentum lies where the weight does."""
 
     def __init__(self, weights: Sequence[Weight], mesh: Mesh, momentum: float, decay: float) -> None:
-        self.weights, self.momentum, self.decay = weights, momentum, decay
+        self.weights, self.momentum, self.decay, self.device = weights, momentum, decay, mesh.device
         self.group = stage_group(mesh)
         self.rank, self.size = dist.get_rank(self.group), dist.get_world_size(self.group)
         self.moments = [torch.zeros_like(weight.data) for weight in weights]
@@ -71,14 +71,15 @@ class Muon:
             for place, direction in zip(held, directions, strict=True):
                 if place is not None:
                     number, rows = place
-                    self.weights[number].data[rows].mul_(1 - lr * self.decay).sub_(direction, alpha=rate)
+                    share = self.weights[number].data[rows]
+                    share.mul_(1 - lr * self.decay).sub_(direction.to(share.device), alpha=rate)
 
     def _ahead(self, place: tuple[int, slice] | None) -> Tensor:
-        """Nesterov's look ahead: where the momentum will be after the same gradient once more."""
+        """Nesterov's look ahead: where the momentum will be after the same gradient once more. On the device."""
         if place is None:
-            return self.moments[0].new_empty(0)
+            return torch.empty(0, device=self.device)
         number, rows = place
-        return self.weights[number].grad[rows].add(self.moments[number][rows], alpha=self.momentum)
+        return self.weights[number].grad[rows].add(self.moments[number][rows], alpha=self.momentum).to(self.device)
 
     def _orthogonalized(self, one: Round, shares: list[Tensor]) -> list[Tensor]:
         """This process's shares of whole matrices → its shares of the orthogonal ones."""

@@ -40,6 +40,9 @@ def write(config: Config, per_node: int = 8) -> Written:
         ),
         "layout.offload: its CPU offload is of weights and optimizer states": layout.offload,
         f"optimizer.kind = {config.optimizer.kind}: this file writes adamw only": config.optimizer.kind != "adamw",
+        f"layout.offload_weights with zero{layout.zero}: only stage 3 has weights to offload": (
+            layout.offload_weights and (layout.zero != 3 or layout.fsdp == 1)
+        ),
         "optimizer.states = 8bit": config.optimizer.states == "8bit",
     }
     for reason, wrong in refused.items():
@@ -55,8 +58,10 @@ def write(config: Config, per_node: int = 8) -> Written:
     zero: dict[str, Any] = {"stage": layout.zero if layout.fsdp > 1 else 0}
     if layout.dp > 1 and layout.fsdp > 1:
         zero["mics_shard_size"] = layout.fsdp
-    if config.optimizer.offload:
+    if config.optimizer.offload or layout.offload_weights:
         zero["offload_optimizer"] = {"device": "cpu"}
+    if layout.offload_weights:
+        zero["offload_param"] = {"device": "cpu"}
     tree["zero_optimization"] = zero
     if layout.precision in ("bf16", "fp16"):
         tree[layout.precision] = {"enabled": True}
@@ -106,7 +111,9 @@ def read(text: str, model: Shape | None = None, gpus: int | None = None) -> tupl
             layout["precision"] = name
     if taken.get("data_types.grad_accum_dtype") == "bf16":
         layout["gradients"] = "bf16"
-    if taken.get("zero_optimization.offload_optimizer.device") == "cpu":
+    if taken.get("zero_optimization.offload_param.device") == "cpu":
+        layout["offload_weights"] = True
+    elif taken.get("zero_optimization.offload_optimizer.device") == "cpu":
         put(tree, "optimizer.offload", True)
     return make_config(tree), [f"{key} = {json.dumps(value)}" for key, value in flat.items()]
 
@@ -122,6 +129,7 @@ def _is_known(key: str, value: Any) -> bool:
     words = {
         "optimizer.type": ("Adam", "AdamW"),
         "zero_optimization.offload_optimizer.device": ("cpu", "none"),
+        "zero_optimization.offload_param.device": ("cpu", "none"),
         "data_types.grad_accum_dtype": ("fp32", "bf16"),
         "zero_optimization.stage": (0, 1, 2, 3),
     }

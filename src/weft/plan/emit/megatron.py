@@ -102,6 +102,7 @@ def check(config: Config, system: str) -> None:
         not in ("1f1b", "interleaved"),
         f"layout.precision = {layout.precision}: its fp8 has no scale for each row": layout.precision == "fp8row",
         "layout.offload: weft's is of every block, Megatron's of chosen modules": layout.offload,
+        "layout.offload_weights: its weights stay on the GPU": layout.offload_weights,
         f"layout.recompute = {layout.recompute}: it has full, full:N, selective and redo-mlp": (
             layout.recompute not in ("none", "full", "selective", "redo-mlp")
             and (recompute.first is None or not layout.recompute.startswith("full:"))

@@ -81,6 +81,7 @@ def write(config: Config, per_node: int = 8) -> Written:
             "max_norm": config.optimizer.clip_norm,
             "mixed_precision_param": PRECISION[layout.precision],
             "mixed_precision_reduce": "float32",
+            "enable_cpu_offload": layout.offload_weights,
         },
         "optimizer": {
             "name": "AdamW", "lr": config.optimizer.lr, "eps": config.optimizer.eps,
