@@ -126,7 +126,7 @@ def clear(device: torch.device) -> None:
 
 # -- parity -----------------------------------------------------------------------------------------------------------
 
-PARITY = ("single", "mb2", "full", "selective", "compile", "bf16", "fp16", "bf16.compile")
+PARITY = ("single", "mb2", "full", "selective", "compile", "bf16", "bf16.offloadweights", "fp16", "bf16.compile")
 
 
 def parity(section: Section) -> None:

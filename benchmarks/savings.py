@@ -45,6 +45,7 @@ CASES: dict[str, tuple[str, dict]] = {  # layout, optimizer
     "activations offloaded, full": ("full.offload", {}),
     "optimizer offloaded": ("single", {"offload": True}),
     "bf16": ("bf16", {}),
+    "weights offloaded": ("offloadweights.bf16", {}),
     "bf16, gradients in bf16": ("bf16.bf16grads", {}),
     "fp8": ("fp8", {}),
     "fp8row": ("fp8row", {}),

@@ -40,7 +40,7 @@ def test_rehearsal_runs_every_section(tmp_path: Path) -> None:
     assert not {name: row["failed"] for name, row in rows.items() if "failed" in row}
     assert [part["ended"] for part in sections.values()] == ["whole"] * 5
     compared = [row for name, row in rows.items() if name.startswith("parity") and "CPU" not in name]
-    assert len(compared) == 14
+    assert len(compared) == 16
     assert all(row["right"] for row in compared)
     assert all(row["told"] in done.stdout for row in rows.values() if "told" in row)
     assert list(tmp_path.glob("gpu*")) == [tmp_path / "gpu.json"]
