@@ -1,8 +1,12 @@
 """For all tests."""
 
+import os
 import signal
 
 from hypothesis import settings
+
+# Models here are small: a second thread of torch has nothing to do, and beside other work each would wait for the other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_configure() -> None:
