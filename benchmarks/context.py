@@ -22,7 +22,7 @@ from common import alternate, shown, spread, write
 from cutting import Processes
 from weft.models.shape import Shape
 
-SHAPE = Shape(num_layers=1, hidden=256, num_heads=8, num_kv_heads=4, ffn=704, vocab=1024, max_seq=65536)
+SHAPE = Shape(num_layers=1, hidden=128, num_heads=8, num_kv_heads=4, ffn=352, vocab=1024, max_seq=65536)
 KINDS = ("allgather", "ring", "ulysses")
 SEQS = (4096, 8192, 16384, 32768, 65536)
 
