@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from weft.config.layout import Layout
-from weft.models.shape import Experts, Shape
+from weft.models.shape import Experts, Latent, Shape
 from weft.plan.footprint import footprint
 from weft.plan.machine import Cluster, read_cluster
 from weft.plan.numbers import Job, numbers
@@ -29,7 +29,7 @@ MEGATRON_21 = Software(flash=0, overlap_dp=0, dropout=1, gradients=4, reduced=2)
 MEGATRON_CORE = Software(flash=2, overlap_tp=1, overlap_pp=1, gradients=2, reduced=2)
 TORCH = Software(fused=0, weights=4, gradients=4, master=0, reduced=4)
 SOFTWARE: tuple[tuple[str, Software], ...] = (
-    ("nanotron", Software(fused=0, fused_loss=0, overlap_dp=0, balanced=1, keeps_gathered=1)),
+    ("nanotron", Software(fused=0, fused_loss=0, overlap_dp=0, balanced=1, keeps_gathered=1, tp_host=2.2e-3, stages_host=0.6, stall=0.65)),
     ("llm-foundry", replace(TORCH, dropout=0)),
     ("fms-fsdp", replace(TORCH, fused=1, reduced=2)),
     ("torchtitan", replace(TORCH, fused=1)),
@@ -127,8 +127,6 @@ def read_run(row: dict[str, Any]) -> Run:
 def _shape(row: dict[str, Any]) -> Shape:
     told = {key: value for key, value in row["model"].items() if value is not None}
     model = {**KNOWN.get(str(told.get("name", "")).lower(), {}), **told}
-    if model.get("attention") == "MLA":
-        raise ValueError("MLA: latent attention is not modelled")
     if "ssm" in model or "Nemotron-3" in str(model.get("name")) or "Nemotron-H" in str(model.get("name")):
         raise ValueError("state-space blocks are not modelled")
     if not {"layers", "hidden", "heads"} <= model.keys():
@@ -137,15 +135,20 @@ def _shape(row: dict[str, Any]) -> Shape:
     ffn = model.get("ffn") or (-(-hidden * 8 // 3 // 256) * 256 if gated else 4 * hidden)
     experts = None
     if model.get("experts"):
-        extra = model.get("shared_experts", 0)
         experts = Experts(
-            num_experts=model["experts"], per_token=model["topk"] + extra, ffn=model.get("moe_ffn") or ffn,
-            dense_layers=model.get("dense_layers", 0),
+            num_experts=model["experts"], per_token=model["topk"], ffn=model.get("moe_ffn") or ffn,
+            dense_layers=model.get("dense_layers", 0), shared=model.get("shared_experts", 0),
+        )  # fmt: skip
+    latent = None
+    if model.get("attention") == "MLA":
+        latent = Latent(
+            q_rank=model.get("q_lora"), kv_rank=model["kv_lora"], nope_dim=model["qk_nope"], rope_dim=model["qk_rope"],
+            value_dim=model["v_head"],
         )  # fmt: skip
     return Shape(
         num_layers=model["layers"], hidden=hidden, num_heads=model["heads"],
-        num_kv_heads=model.get("kv_heads") or model["heads"],
-        head_dim=model.get("head_dim") or hidden // model["heads"], ffn=ffn, vocab=model.get("vocab") or 51200,
+        num_kv_heads=model.get("kv_heads") or model["heads"], latent=latent,
+        head_dim=latent.nope_dim + latent.rope_dim if latent else model.get("head_dim") or hidden // model["heads"], ffn=ffn, vocab=model.get("vocab") or 51200,
         max_seq=model.get("seq") or 2048, positions="learned" if model.get("learned_pos_emb") else "rotary",
         activation="swiglu" if gated or experts else "gelu",
         tied=bool(model.get("tied_embeddings", not gated and not experts)),
@@ -235,10 +238,6 @@ def _cluster(row: dict[str, Any]) -> Cluster:
         raise ValueError(f"no cluster file for {row['gpu']}")
     cluster = read_cluster(preset, row["gpus"])
     change: dict[str, Any] = {}
-    if "nanotron" in row.get("set", ""):
-        change["network_gb_per_s"] = (
-            25  # EFA: half of what InfiniBand gives (Ultrascale Playbook, all-reduce over nodes)
-        )
     if domain := row.get("nvlink_domain"):
         change["nvlink_domain"] = domain
     per_node = row.get("gpus_per_node") or cluster.per_node

@@ -9,8 +9,8 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from weft.plan.block import parameters
 from weft.plan.constants import CONSTANTS as C
-from weft.plan.time import parameters
 from weft.plan.work import Num, Work
 
 
@@ -54,11 +54,12 @@ def block_activations(work: Work) -> Num:
     share = np.where(s.experts > 0, (s.layers - s.dense_layers) / s.layers, 0.0)
     # two norms' inputs and outputs; queries, keys, values, the result; the MLP's two or three inner states
     hidden = 4 * s.hidden * wide
-    inner = tokens * (2 * query + 2 * kv)
+    latent = 2 * s.latents + (2 * s.heads * s.head_dim + 2 * s.heads * s.value_dim) / tp
+    inner = tokens * np.where(s.kv_rank > 0, latent, 2 * query + 2 * kv)
     ffn = tokens * s.matrices * s.ffn / tp
     mine = tokens / tp * s.per_token
     routed = mine * (2 * s.hidden + (s.matrices + 0) * s.expert_ffn)
-    kept = c.item * (hidden + inner + (1 - share) * ffn + share * routed) + tokens * s.heads / tp * 4
+    kept = c.item * (hidden + inner + (1 - share) * ffn + share * (routed + tokens * 3 * s.shared_ffn / tp)) + tokens * s.heads / tp * 4
     more = np.where(
         (soft.fused > 0) | (s.matrices == 2),
         0.0,

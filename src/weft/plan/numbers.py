@@ -51,13 +51,7 @@ def numbers(shape: Shape, layout: Layout, job: Job, cluster: Cluster, software: 
 
 
 def sizes(shape: Shape, job: Job) -> Sizes:
-    """Raises: ValueError: the shape has parts whose time is not modelled."""
-    if shape.latent is not None or shape.shared_ffn:
-        raise ValueError(
-            "the planner does not know the time of model.latent and of model.experts.shared yet: "
-            "`weft train --dry-run` has the memory of one layout, for these too"
-        )
-    experts = shape.experts
+    experts, latent = shape.experts, shape.latent
     return Sizes(
         layers=shape.num_layers,
         hidden=shape.hidden,
@@ -76,6 +70,11 @@ def sizes(shape: Shape, job: Job) -> Sizes:
         dense_layers=experts.dense_layers if experts else shape.num_layers,
         seq=job.seq,
         batch=job.global_batch,
+        shared_ffn=shape.shared_ffn,
+        q_rank=(latent.q_rank or 0) if latent else 0,
+        kv_rank=latent.kv_rank if latent else 0,
+        rope_dim=latent.rope_dim if latent else 0,
+        value_dim=latent.value_dim if latent else 0,
     )
 
 

@@ -38,6 +38,27 @@ class Sizes:
     dense_layers: Num
     seq: Num
     batch: Num
+    shared_ffn: Num = 0  # width of the MLP beside the experts
+    q_rank: Num = 0  # of latent attention: numbers of the vector that queries are made of; 0: of hidden
+    kv_rank: Num = 0  # that keys and values are made of; 0: there is no latent attention
+    rope_dim: Num = 0
+    value_dim: Num = 0  # of latent attention's heads
+
+
+    @property
+    def values(self) -> Num:
+        """Numbers of one head's values."""
+        return np.where(self.kv_rank, self.value_dim, self.head_dim)
+
+    @property
+    def latents(self) -> Num:
+        """Numbers of the vectors that latent attention makes queries, keys and values of."""
+        return self.q_rank + self.kv_rank + self.rope_dim
+
+    @property
+    def raised(self) -> Num:
+        """Numbers that latent attention makes of the vector of keys and values, of all heads."""
+        return self.heads * (self.head_dim - self.rope_dim + self.value_dim)
 
 
 @dataclass(frozen=True)
@@ -107,6 +128,9 @@ class Software:
         graphs: kernels are launched by CUDA graphs.
         dropout: masks are made and kept.
         balanced: the last stage has fewer blocks, for the head is work too.
+        tp_host: s that the CPU takes more for a block cut by tp, both ways.
+        stages_host: times more that it takes for a block, for each process of tp, with a pipeline over nodes.
+        stall: s that a micro-batch waits at a boundary of stages, with more than some 40 nodes.
         keeps_gathered: under sp, what a matrix was given is kept whole for backward, not gathered again.
         weights, gradients, master, moments: bytes of each parameter.
         reduced: bytes in which a gradient travels.
@@ -123,6 +147,9 @@ class Software:
     graphs: Num = 0
     dropout: Num = 0
     balanced: Num = 0
+    tp_host: Num = 0
+    stages_host: Num = 0
+    stall: Num = 0
     keeps_gathered: Num = 0
     weights: Num = 2
     gradients: Num = 4
