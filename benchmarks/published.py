@@ -27,17 +27,23 @@ GIB = 2**30
 
 MEGATRON_21 = Software(flash=0, overlap_dp=0, dropout=1, gradients=4, reduced=2)
 MEGATRON_CORE = Software(flash=2, overlap_tp=1, overlap_pp=1, gradients=2, reduced=2)
+NEMO_24 = replace(MEGATRON_CORE, master=2)  # Apex keeps the 16 bits that bf16 weights lack
 TORCH = Software(fused=0, weights=4, gradients=4, master=0, reduced=4)
+NANOTRON = Software(
+    fused=0, fused_norm=1, fused_loss=0, overlap_dp=0, balanced=1, keeps_gathered=1, gradients=6, tp_host=2.2e-3,
+    stages_host=0.6, stall=0.65,
+)  # fmt: skip
 SOFTWARE: tuple[tuple[str, Software], ...] = (
-    ("nanotron", Software(fused=0, fused_loss=0, overlap_dp=0, balanced=1, keeps_gathered=1, tp_host=2.2e-3, stages_host=0.6, stall=0.65)),
-    ("llm-foundry", replace(TORCH, dropout=0)),
+    ("nanotron", NANOTRON),
+    ("llm-foundry", replace(TORCH, fused_loss=2)),
     ("fms-fsdp", replace(TORCH, fused=1, reduced=2)),
     ("torchtitan", replace(TORCH, fused=1)),
-    ("InternEvo", Software(fused=0, overlap_dp=1, reduced=2, gradients=2)),
+    ("InternEvo", Software(fused=0, overlap_dp=0.5, reduced=2, gradients=2)),
     ("vTrain", replace(MEGATRON_21, fused=0)),
     ("Megatron-DeepSpeed", replace(MEGATRON_21, reduced=2)),
     ("DeepSpeed", replace(MEGATRON_21, reduced=2, overlap_dp=1)),
     ("SimuMax", Software(flash=2, overlap_dp=0)),
+    ("NeMo 24.", NEMO_24), ("nemo-24", NEMO_24), ("DeepSeek-V3 README", replace(MEGATRON_CORE, overlap_ep=1, dedup=1)),
     ("dgxc", MEGATRON_CORE), ("NeMo", MEGATRON_CORE), ("Bridge", MEGATRON_CORE), ("Megatron-Core", MEGATRON_CORE),
     ("mcore", MEGATRON_CORE), ("JAX", replace(MEGATRON_CORE, overlap_tp=0)), ("pax", replace(MEGATRON_CORE, overlap_tp=0)),
     ("TinyLlama", replace(TORCH, fused=1)),
@@ -110,18 +116,33 @@ def read_run(row: dict[str, Any]) -> Run:
     measured = row.get("measured", {})
     shape, job = _shape(row), _job(row)
     layout = _layout(row, job)
+    software, cluster = _software(row), _cluster(row)
     if not row.get("recompute") and layout.recompute == "none" and not measured.get("status"):
-        work = numbers(shape, layout, job, _cluster(row), _software(row))
-        if footprint(work).total > 1.4 * work.machine.memory:  # it ran, so it must have
-            layout = layout.model_copy(update={"recompute": "full"})
+        layout, software = _that_fits(shape, layout, job, cluster, software)
     seconds = None if measured.get("status") else _seconds(row, shape, job)
     memory = measured.get("peak_mem_gib")
     return Run(
         name=row["id"], set=row.get("set", "?"), gpu=row["gpu"], model=str(row["model"].get("name")),
-        shape=shape, layout=layout, job=job, cluster=_cluster(row), software=_software(row), seconds=seconds,
+        shape=shape, layout=layout, job=job, cluster=cluster, software=software, seconds=seconds,
         memory=memory * GIB if memory else None, status=str(measured.get("status") or ""),
         duplicate="duplicate_of" in row, zero=row.get("zero_stage") or 0,
     )  # fmt: skip
+
+
+def _that_fits(
+    shape: Shape, layout: Layout, job: Job, cluster: Cluster, software: Software
+) -> tuple[Layout, Software]:
+    """What a run that did not tell must have saved memory with, since it ran."""
+    held = footprint(numbers(shape, layout, job, cluster, software))
+    if held.fits(cluster.memory):
+        return layout, software
+    if software.keeps_gathered == 1:
+        return layout, replace(software, keeps_gathered=0)
+    if held.total > 1.4 * cluster.memory:
+        return layout.model_copy(update={"recompute": "full"}), software
+    if software.flash == 2:
+        return layout.model_copy(update={"recompute": "selective"}), software
+    return layout, software
 
 
 def _shape(row: dict[str, Any]) -> Shape:
@@ -152,8 +173,17 @@ def _shape(row: dict[str, Any]) -> Shape:
         max_seq=model.get("seq") or 2048, positions="learned" if model.get("learned_pos_emb") else "rotary",
         activation="swiglu" if gated or experts else "gelu",
         tied=bool(model.get("tied_embeddings", not gated and not experts)),
-        experts=experts, sliding_window=model.get("sliding_window"),
+        experts=experts, sliding_window=_window(model),
     )  # fmt: skip
+
+
+def _window(model: dict[str, Any]) -> int | None:
+    """Of GPT-OSS every other block sees all: the window with which every block would see as much."""
+    window, seq = model.get("sliding_window"), model.get("seq")
+    if not window or not seq or "GPT-OSS" not in str(model.get("name")):
+        return window
+    seen = (window - window**2 / (2 * seq) + seq / 2) / 2
+    return round(seq * (1 - (1 - 2 * seen / seq) ** 0.5))
 
 
 def _job(row: dict[str, Any]) -> Job:
@@ -206,7 +236,7 @@ def _layout(row: dict[str, Any], job: Job) -> Layout:
         and not row.get("schedule")
         and pp > 1
         and hopper
-        and _software(row) == MEGATRON_CORE
+        and _software(row) in (MEGATRON_CORE, NEMO_24)
         and not row["model"].get("experts")
     ):
         blocks = row["model"]["layers"] / pp  # its recipes interleave where they can, mostly by two blocks
@@ -265,8 +295,8 @@ def _software(row: dict[str, Any]) -> Software:
     found = next((software for word, software in SOFTWARE if word.lower() in told.lower()), default)
     if found is MEGATRON_21 and not ampere:
         found = MEGATRON_CORE
-    if found.keeps_gathered and (row.get("pp") or 1) > 1:  # nanotron's stages gather again, as their memory shows
-        found = replace(found, keeps_gathered=0)
+    if found is NANOTRON and (row.get("pp") or 1) > 1:  # its stages gather again, as their memory shows
+        found = replace(found, keeps_gathered=0.5 if (row.get("tp") or 1) <= 8 else 0)
     extras = " ".join(row.get("extras", [])).lower()
     if "flash" in extras:
         found = replace(found, flash=max(1, found.flash))

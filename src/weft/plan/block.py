@@ -99,7 +99,7 @@ def block_time(work: Work, experts: bool) -> Block:
     volume = tokens * s.hidden * c.item
     one = collectives.gather(tp, 1, chip, volume) + collectives.waited(tp, 1, chip)
     shown = np.where(soft.overlap_tp, 1 - C.tp_hidden, 1.0)
-    tp_time = (4 * one * shown, np.where((c.sp > 0) & (soft.keeps_gathered == 0), 6, 4) * one * shown)
+    tp_time = (4 * one * shown, np.where(c.sp > 0, 6 - 2 * soft.keeps_gathered, 4) * one * shown)
 
     keys = 2 * tokens * kv * c.item
     hop = collectives.gather(c.cp, tp, chip, keys * c.cp)
@@ -117,7 +117,7 @@ def block_time(work: Work, experts: bool) -> Block:
         np.where(soft.fused, C.kernels, C.eager_kernels)
         + C.tp_kernels * (tp > 1) * np.where(soft.fused, 0.3, 1.0)
         + 12 * (c.cp > 1)
-        + 40 * experts
+        + C.expert_kernels * experts
     )
     kernels = (fused, fused * C.backward_kernels)
     return Block(matmul, (forward, backward), elementwise, tp_time, cp_time, ep_time, kernels)  # type: ignore[arg-type]
@@ -176,7 +176,7 @@ def parameters(work: Work) -> tuple[Num, Num, Num]:
     dense = attention + s.matrices * s.hidden * s.ffn / c.tp
     mixed = attention + s.hidden * s.experts + 3 * s.hidden * s.shared_ffn / c.tp
     experts = 3 * s.hidden * s.expert_ffn * s.experts / (c.ep * c.etp)
-    share = np.where(s.experts > 0, (s.layers - s.dense_layers) / s.layers, 0.0)
+    share = work.mixed
     return share * mixed + (1 - share) * dense, share * experts, s.vocab * s.hidden / c.tp
 
 

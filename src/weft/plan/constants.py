@@ -24,6 +24,7 @@ class Constants:
     kernels: float = 22  # of one block's forward pass, fused
     eager_kernels: float = 86.9
     tp_kernels: float = 14.5  # more of them under tp
+    expert_kernels: float = 40  # more of them where there are experts
     backward_kernels: float = 2.56
     nvlink: float = 0.858  # of NVLink's rate, that a collective reaches
     network: float = 0.744  # of the network's

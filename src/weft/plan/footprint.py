@@ -41,6 +41,11 @@ class Footprint:
         return self.total <= C.usable * memory
 
     @property
+    def allocated(self) -> Num:
+        """What an allocator reports: all but what it does not see."""
+        return self.total - self.outside
+
+    @property
     def total(self) -> Num:
         return sum(getattr(self, field.name) for field in fields(self))
 
@@ -51,27 +56,30 @@ def block_activations(work: Work) -> Num:
     tokens, tp = work.tokens, c.tp
     wide = tokens / np.where(c.sp, tp, 1)
     query, kv = s.heads * s.head_dim / tp, np.maximum(1, s.kv_heads / tp) * s.head_dim
-    share = np.where(s.experts > 0, (s.layers - s.dense_layers) / s.layers, 0.0)
-    # two norms' inputs and outputs; queries, keys, values, the result; the MLP's two or three inner states
-    hidden = 4 * s.hidden * wide
+    share = work.mixed
+    # two norms' inputs and outputs; queries, keys, values, the result; the MLP's two or three inner states. Computed again
+    # are all but what products and attention give
+    cheap = c.selective * (soft.flash > 0)
+    hidden = (4 - 2 * cheap) * s.hidden * wide
+    states = s.matrices - cheap
     latent = 2 * s.latents + (2 * s.heads * s.head_dim + 2 * s.heads * s.value_dim) / tp
     inner = tokens * np.where(s.kv_rank > 0, latent, 2 * query + 2 * kv)
-    ffn = tokens * s.matrices * s.ffn / tp
+    ffn = tokens * states * s.ffn / tp
     mine = tokens / tp * s.per_token
-    routed = mine * (2 * s.hidden + (s.matrices + 0) * s.expert_ffn)
-    kept = c.item * (hidden + inner + (1 - share) * ffn + share * (routed + tokens * 3 * s.shared_ffn / tp)) + tokens * s.heads / tp * 4
-    more = np.where(
-        (soft.fused > 0) | (s.matrices == 2),
-        0.0,
-        4 * s.hidden * wide + tokens * (query + kv + (1 - share) * s.ffn / tp),
-    )  # one kernel, one result
-    more = more + np.where((c.sp > 0) & (soft.keeps_gathered > 0), 2 * s.hidden * (tokens - wide), 0.0)
+    routed = mine * (2 * s.hidden + states * s.expert_ffn) + tokens * states * s.shared_ffn / tp
+    kept = c.item * (hidden + inner + (1 - share) * ffn + share * routed) + tokens * s.heads / tp * 4
+    # one kernel, one result: of activations, rotary positions, and norms
+    eager = tokens * (query + kv + (1 - share) * s.ffn / tp)
+    eager = eager + np.where(soft.fused_norm > 0, 0.0, 4 * s.hidden * wide)
+    more = np.where((soft.fused > 0) | (s.matrices == 2), 0.0, eager * (1 - cheap))
+    more = more + c.sp * soft.keeps_gathered * 2 * s.hidden * (tokens - wide)
     masks = soft.dropout * 2 * s.hidden * wide
     scores = np.where(soft.flash, 0.0, c.micro_batch * s.heads / tp * s.seq**2 / c.cp * (2 * c.item + soft.dropout))
     return kept + c.item * more + masks + np.where(c.selective > 0, 0.0, scores)
 
 
-def footprint(work: Work) -> Footprint:
+def footprint(work: Work, *, first: bool = False) -> Footprint:
+    """Of the fullest process, or of the first stage's, which is the one that most systems report."""
     s, c, soft = work.sizes, work.cut, work.software
     common, experts, table = parameters(work)
     head = np.where(soft.balanced, s.vocab * s.hidden / c.tp / (common + experts), 0.0)  # is worth so many blocks
@@ -94,15 +102,22 @@ def footprint(work: Work) -> Footprint:
     per_block = c.full * one + (1 - c.full) * kept
     flying = np.minimum(work.micro_batches * c.vp, np.where(c.vp > 1, c.pp * c.vp + c.pp - 1, c.pp)) / c.vp
     activations = flying * blocks * per_block
-    working = np.where(c.full > 0, kept, 0.0) + 2 * work.tokens * s.hidden * c.item * 2
-    logits = np.where(soft.fused_loss, C.logits, C.logits * 4 / 3) * work.tokens * s.vocab / c.tp
+    # gradients inside of a block's MLP, while all else is still kept; where the logits are, these are larger and gone
+    share = work.mixed
+    inner = (1 - share) * s.ffn / c.tp + share * (s.expert_ffn * s.per_token / c.etp / c.tp + s.shared_ffn / c.tp)
+    inner = c.item * work.tokens * (s.matrices * inner + 2 * s.hidden)
+    each = C.logits * np.where(soft.fused_loss == 2, 0.5, np.where(soft.fused_loss > 0, 1.0, 4 / 3))
+    logits = each * work.tokens * s.vocab / c.tp
     logits = np.where(c.chunked, logits / 16, logits)
     # the first stage of a pipeline has most in flight, the last has the logits
     last = np.where(c.pp > 1, np.minimum(flying, 1.0) * blocks * per_block, activations)
-    first = np.where(c.pp > 1, activations, 0.0)
+    front = np.where(c.pp > 1, activations, 0.0)
     logits_last = last + logits
-    top = np.maximum(first, logits_last)
-    shown = np.where(c.pp > 1, np.where(first >= logits_last, first, last), activations)
+    leads = (front >= logits_last) | first
+    top = np.where(leads & (c.pp > 1), front, logits_last)
+    shown = np.where(leads | (c.pp == 1), activations, last)
+    working = np.where(c.full > 0, kept, 0.0) + np.maximum(0.0, inner - np.where(leads & (c.pp > 1), 0.0, logits))
+    working = working + 2 * work.tokens * s.hidden * c.item
     axes = 1.0 * (c.tp > 1) + (c.pp > 1) + (c.cp > 1) + (c.replicas > 1)
     return Footprint(
         weights=weights, gradients=gradients, optimizer=optimizer, gathered=gathered, activations=shown, working=working,

@@ -57,7 +57,7 @@ class Time:
 
 def step_time(work: Work) -> Time:
     s, c, chip, soft = work.sizes, work.cut, work.machine, work.software
-    share = np.where(s.experts > 0, (s.layers - s.dense_layers) / s.layers, 0.0)
+    share = work.mixed
     dense = block_time(work, experts=False)
     kinds = [(dense, 1 - share)]
     if np.any(s.experts > 0):
@@ -121,19 +121,21 @@ def step_time(work: Work) -> Time:
     ways = np.where(c.zero == 3, c.dp, c.dp * shards)
     stride = np.where(c.zero == 3, inner * c.fsdp, c.tp)
     reduction = collectives.gather(ways, stride, chip, held / np.where(zero3, shards, 1) * soft.reduced)
+    zero1 = (c.zero == 1) | (c.zero == 2)
+    # where a part of the replicas shares the states, these gather among themselves, and gradients go round the rest
+    among = np.where(zero1 & (c.dp > 1), shards, ways)
     spread = collectives.gather(
-        ways, stride, chip, held / np.where(zero3, shards, 1) * np.where((c.zero > 0) & (c.zero < 3), 2, soft.reduced)
-    )
+        among, stride, chip, held / np.where(zero3, shards, 1) * np.where(zero1, 2, soft.reduced)
+    ) + np.where(zero1, collectives.gather(c.dp, stride * shards, chip, held / shards * soft.reduced), 0.0)
     # interleaved, a chunk's gradients are whole while the other chunks still have a round to do
     rounds = np.where(c.vp > 1, np.maximum(1.0, np.minimum(count, c.pp) * (c.vp - 1) / c.vp), 1.0)
     window_b, window_f = (rounds * blocks * time * C.dp_hidden for time in (busy[1], busy[0]))
-    zero1 = (c.zero == 1) | (c.zero == 2)
-    hidden = np.maximum(0.0, reduction - window_b) + np.maximum(
-        0.0, spread - np.where(zero1, window_f, np.maximum(0, window_b - reduction))
-    )
+    hidden = np.maximum(0.0, reduction - window_b)
+    beside = np.where(zero1, window_f, np.maximum(0, window_b - reduction))
+    hidden = hidden + np.maximum(0.0, spread - np.where(soft.overlap_dp == 1, beside, 0.0))
     tail = (reduction + spread) / np.maximum(1, blocks)
     dp = np.where(
-        soft.overlap_dp,
+        soft.overlap_dp > 0,
         hidden + tail + C.contention * held / np.where(zero3, shards, 1) * 2 * soft.reduced / chip.nvlink,
         reduction + spread,
     )

@@ -118,9 +118,10 @@ class Software:
 
     Attributes:
         fused: norms and activations are one kernel each.
-        fused_loss: so is the loss.
+        fused_norm: norms are, even where activations are not.
+        fused_loss: so is the loss; 2: and gradients take the place of the logits.
         flash: attention never writes its scores: 1 FlashAttention-2, 2 the best kernels of the GPU's generation.
-        overlap_dp: gradients are reduced and weights gathered beside the computation.
+        overlap_dp: gradients are reduced and weights gathered beside the computation; 0.5: gradients only.
         overlap_tp: tp's messages go beside the matrix products.
         overlap_pp: stages' messages go beside the computation.
         overlap_ep: experts' messages go beside the computation.
@@ -131,12 +132,13 @@ class Software:
         tp_host: s that the CPU takes more for a block cut by tp, both ways.
         stages_host: times more that it takes for a block, for each process of tp, with a pipeline over nodes.
         stall: s that a micro-batch waits at a boundary of stages, with more than some 40 nodes.
-        keeps_gathered: under sp, what a matrix was given is kept whole for backward, not gathered again.
+        keeps_gathered: under sp, what part of the matrices' inputs is kept whole for backward, not gathered again.
         weights, gradients, master, moments: bytes of each parameter.
         reduced: bytes in which a gradient travels.
     """
 
     fused: Num = 1
+    fused_norm: Num = 0
     fused_loss: Num = 1
     flash: Num = 1
     overlap_dp: Num = 1
@@ -179,6 +181,12 @@ class Work:
         """Of the process that has most."""
         stages = self.cut.pp * self.cut.vp
         return np.minimum(np.ceil(self.sizes.layers / stages) * self.cut.vp, np.ceil(self.sizes.layers / self.cut.pp))
+
+    @property
+    def mixed(self) -> Num:
+        """Share of blocks with experts, on the process of a pipeline that has most of them."""
+        has = np.minimum(1.0, (self.sizes.layers - self.sizes.dense_layers) * self.cut.pp / self.sizes.layers)
+        return np.where(self.sizes.experts > 0, has, 0.0)
 
 
 def stack(items: Sequence[T]) -> T:
