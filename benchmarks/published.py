@@ -39,16 +39,16 @@ SOFTWARE: tuple[tuple[str, Software], ...] = (
     ("fms-fsdp", replace(TORCH, fused=1, reduced=2)),
     ("torchtitan", replace(TORCH, fused=1)),
     ("InternEvo", Software(fused=0, overlap_dp=0.5, reduced=2, gradients=2)),
-    ("vTrain", replace(MEGATRON_21, fused=0)),
-    ("Megatron-DeepSpeed", replace(MEGATRON_21, reduced=2)),
-    ("DeepSpeed", replace(MEGATRON_21, reduced=2, overlap_dp=1)),
+    ("vTrain", replace(MEGATRON_21, fused=0, whole_pp=1)),
+    ("Megatron-DeepSpeed", replace(MEGATRON_21, reduced=2, whole_pp=1)),
+    ("DeepSpeed", replace(MEGATRON_21, reduced=2, overlap_dp=0.5)),
+    ("2021-01", replace(MEGATRON_21, whole_pp=1)), ("Smith et al. 2022", replace(MEGATRON_21, whole_pp=1)),
     ("SimuMax", Software(flash=2, overlap_dp=0)),
     ("NeMo 24.", NEMO_24), ("nemo-24", NEMO_24), ("DeepSeek-V3 README", replace(MEGATRON_CORE, overlap_ep=1, dedup=1)),
-    ("dgxc", MEGATRON_CORE), ("NeMo", MEGATRON_CORE), ("Bridge", MEGATRON_CORE), ("Megatron-Core", MEGATRON_CORE),
+    ("Bridge", replace(MEGATRON_CORE, overlap_ep=1, dedup=1)), ("dgxc", MEGATRON_CORE), ("NeMo", MEGATRON_CORE), ("Megatron-Core", MEGATRON_CORE),
     ("mcore", MEGATRON_CORE), ("JAX", replace(MEGATRON_CORE, overlap_tp=0)), ("pax", replace(MEGATRON_CORE, overlap_tp=0)),
     ("TinyLlama", replace(TORCH, fused=1)),
     ("Megatron-LM", MEGATRON_21), ("Narayanan", MEGATRON_21), ("Korthikanti", MEGATRON_21),
-    ("Smith et al. 2022", MEGATRON_21),
 )  # fmt: skip
 """A word of the row's set, framework or source → what that software does. The first that is found counts."""
 
@@ -117,6 +117,10 @@ def read_run(row: dict[str, Any]) -> Run:
     shape, job = _shape(row), _job(row)
     layout = _layout(row, job)
     software, cluster = _software(row), _cluster(row)
+    if not row.get("recompute") and _counts_recompute(row, shape, job):
+        layout = layout.model_copy(update={"recompute": "full"})
+    if not row.get("micro_batch") and not row.get("grad_accum") and layout.pp == 1:
+        layout = _largest(shape, layout, job, cluster, software)
     if not row.get("recompute") and layout.recompute == "none" and not measured.get("status"):
         layout, software = _that_fits(shape, layout, job, cluster, software)
     seconds = None if measured.get("status") else _seconds(row, shape, job)
@@ -127,6 +131,26 @@ def read_run(row: dict[str, Any]) -> Run:
         memory=memory * GIB if memory else None, status=str(measured.get("status") or ""),
         duplicate="duplicate_of" in row, zero=row.get("zero_stage") or 0,
     )  # fmt: skip
+
+
+def _counts_recompute(row: dict[str, Any], shape: Shape, job: Job) -> bool:
+    """Whether more FLOP/s are told than the step's time and the model's own FLOPs come to, by a third."""
+    measured = row.get("measured", {})
+    if not (measured.get("step_s") and measured.get("tflops_per_gpu")):
+        return False
+    told = measured["tflops_per_gpu"] * 1e12 * row["gpus"] * measured["step_s"]
+    return 1.25 < told / (shape.flops_per_token(job.seq, causal=False) * job.seq * job.global_batch) < 1.45
+
+
+def _largest(shape: Shape, layout: Layout, job: Job, cluster: Cluster, software: Software) -> Layout:
+    """With the largest micro-batch up to 4 that fits well: whoever did not tell it had no reason to take less."""
+    for size in (4, 2):
+        larger = layout.model_copy(update={"micro_batch": size})
+        if job.global_batch // layout.replicas % size == 0:
+            held = footprint(numbers(shape, larger, job, cluster, software))
+            if held.total < 0.85 * cluster.memory:
+                return larger
+    return layout
 
 
 def _that_fits(
@@ -236,7 +260,7 @@ def _layout(row: dict[str, Any], job: Job) -> Layout:
         and not row.get("schedule")
         and pp > 1
         and hopper
-        and _software(row) in (MEGATRON_CORE, NEMO_24)
+        and _software(row).flash == 2
         and not row["model"].get("experts")
     ):
         blocks = row["model"]["layers"] / pp  # its recipes interleave where they can, mostly by two blocks
@@ -268,6 +292,8 @@ def _cluster(row: dict[str, Any]) -> Cluster:
         raise ValueError(f"no cluster file for {row['gpu']}")
     cluster = read_cluster(preset, row["gpus"])
     change: dict[str, Any] = {}
+    if "nanotron" in row.get("set", ""):
+        change["network_gb_per_s"] = 35  # EFA: of 3,200 Gb/s a node two thirds (Ultrascale Playbook, all-reduce over nodes)
     if domain := row.get("nvlink_domain"):
         change["nvlink_domain"] = domain
     per_node = row.get("gpus_per_node") or cluster.per_node
@@ -306,8 +332,8 @@ def _software(row: dict[str, Any]) -> Software:
         found = replace(found, overlap_tp=0)
     elif "tp-comm-overlap" in extras:
         found = replace(found, overlap_tp=1)
-    if row.get("recipe", {}).get("moe_a2a_overlap"):
-        found = replace(found, overlap_ep=1)
+    if row.get("recipe"):
+        found = replace(found, overlap_ep=int(bool(row["recipe"].get("moe_a2a_overlap"))))
     if row.get("recipe", {}).get("moe_flex_dispatcher_backend"):
         found = replace(found, dedup=1)
     if row.get("recipe", {}).get("cuda_graph_impl"):

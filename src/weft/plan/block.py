@@ -117,7 +117,7 @@ def block_time(work: Work, experts: bool) -> Block:
         np.where(soft.fused, C.kernels, C.eager_kernels)
         + C.tp_kernels * (tp > 1) * np.where(soft.fused, 0.3, 1.0)
         + 12 * (c.cp > 1)
-        + C.expert_kernels * experts
+        + (C.expert_kernels + C.each_expert * np.maximum(1, s.experts / c.ep)) * experts
     )
     kernels = (fused, fused * C.backward_kernels)
     return Block(matmul, (forward, backward), elementwise, tp_time, cp_time, ep_time, kernels)  # type: ignore[arg-type]

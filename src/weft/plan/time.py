@@ -87,7 +87,7 @@ def step_time(work: Work) -> Time:
     zero3 = (c.zero == 3) & (shards > 1)
     busy = (compute[0] + messages[0], compute[1] + messages[1] + redo)
     shown3 = [
-        np.maximum(0.0, need - C.fsdp_hidden * time) + C.contention * np.minimum(size / chip.nvlink, time)
+        np.maximum((1 - soft.overlap_dp) * need, need - C.fsdp_hidden * time) + C.contention * np.minimum(size / chip.nvlink, time)
         for need, size, time in zip(needs3, sizes3, busy, strict=True)
     ]
     fsdp = np.where(zero3, shown3[0] + shown3[1], 0.0)
@@ -108,7 +108,7 @@ def step_time(work: Work) -> Time:
     mean = (s.layers * per_block + head) / c.pp
 
     flow = collectives.send(
-        inner * c.dp * c.fsdp, chip, work.tokens * s.hidden * c.item / np.where((c.tp > 1), c.tp, 1)
+        inner * c.dp * c.fsdp, chip, work.tokens * s.hidden * c.item / np.where(soft.whole_pp, 1, c.tp)
     )
     pp_shown = np.where(soft.overlap_pp, C.pp_exposed * 0.4, C.pp_exposed)
     pp = np.where(c.pp > 1, 2 * flow * (count * c.vp * pp_shown + (c.pp - 1)), 0.0)

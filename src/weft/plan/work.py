@@ -121,9 +121,11 @@ class Software:
         fused_norm: norms are, even where activations are not.
         fused_loss: so is the loss; 2: and gradients take the place of the logits.
         flash: attention never writes its scores: 1 FlashAttention-2, 2 the best kernels of the GPU's generation.
-        overlap_dp: gradients are reduced and weights gathered beside the computation; 0.5: gradients only.
+        overlap_dp: gradients are reduced and weights gathered beside the computation; 0.5: gradients only, and of
+            ZeRO-3's half.
         overlap_tp: tp's messages go beside the matrix products.
         overlap_pp: stages' messages go beside the computation.
+        whole_pp: every process of tp sends the whole of a stage's message, not its part.
         overlap_ep: experts' messages go beside the computation.
         dedup: a node is sent one copy of a token, however many of its experts it goes to.
         graphs: kernels are launched by CUDA graphs.
@@ -144,6 +146,7 @@ class Software:
     overlap_dp: Num = 1
     overlap_tp: Num = 0
     overlap_pp: Num = 0
+    whole_pp: Num = 0
     overlap_ep: Num = 0
     dedup: Num = 0
     graphs: Num = 0
