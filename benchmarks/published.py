@@ -45,7 +45,8 @@ SOFTWARE: tuple[tuple[str, Software], ...] = (
     ("2021-01", replace(MEGATRON_21, whole_pp=1)), ("Smith et al. 2022", replace(MEGATRON_21, whole_pp=1)),
     ("SimuMax", Software(flash=2, overlap_dp=0)),
     ("NeMo 24.", NEMO_24), ("nemo-24", NEMO_24), ("DeepSeek-V3 README", replace(MEGATRON_CORE, overlap_ep=1, dedup=1)),
-    ("Bridge", replace(MEGATRON_CORE, overlap_ep=1, dedup=1)), ("dgxc", MEGATRON_CORE), ("NeMo", MEGATRON_CORE), ("Megatron-Core", MEGATRON_CORE),
+    ("Bridge", replace(MEGATRON_CORE, overlap_ep=1, dedup=1)), ("dgxc", MEGATRON_CORE), ("NeMo", MEGATRON_CORE),
+    ("Megatron-Core", MEGATRON_CORE),
     ("mcore", MEGATRON_CORE), ("JAX", replace(MEGATRON_CORE, overlap_tp=0)), ("pax", replace(MEGATRON_CORE, overlap_tp=0)),
     ("TinyLlama", replace(TORCH, fused=1)),
     ("Megatron-LM", MEGATRON_21), ("Narayanan", MEGATRON_21), ("Korthikanti", MEGATRON_21),
@@ -153,9 +154,7 @@ def _largest(shape: Shape, layout: Layout, job: Job, cluster: Cluster, software:
     return layout
 
 
-def _that_fits(
-    shape: Shape, layout: Layout, job: Job, cluster: Cluster, software: Software
-) -> tuple[Layout, Software]:
+def _that_fits(shape: Shape, layout: Layout, job: Job, cluster: Cluster, software: Software) -> tuple[Layout, Software]:
     """What a run that did not tell must have saved memory with, since it ran."""
     held = footprint(numbers(shape, layout, job, cluster, software))
     if held.fits(cluster.memory):
@@ -193,7 +192,8 @@ def _shape(row: dict[str, Any]) -> Shape:
     return Shape(
         num_layers=model["layers"], hidden=hidden, num_heads=model["heads"],
         num_kv_heads=model.get("kv_heads") or model["heads"], latent=latent,
-        head_dim=latent.nope_dim + latent.rope_dim if latent else model.get("head_dim") or hidden // model["heads"], ffn=ffn, vocab=model.get("vocab") or 51200,
+        head_dim=latent.nope_dim + latent.rope_dim if latent else model.get("head_dim") or hidden // model["heads"],
+        ffn=ffn, vocab=model.get("vocab") or 51200,
         max_seq=model.get("seq") or 2048, positions="learned" if model.get("learned_pos_emb") else "rotary",
         activation="swiglu" if gated or experts else "gelu",
         tied=bool(model.get("tied_embeddings", not gated and not experts)),
@@ -293,7 +293,9 @@ def _cluster(row: dict[str, Any]) -> Cluster:
     cluster = read_cluster(preset, row["gpus"])
     change: dict[str, Any] = {}
     if "nanotron" in row.get("set", ""):
-        change["network_gb_per_s"] = 35  # EFA: of 3,200 Gb/s a node two thirds (Ultrascale Playbook, all-reduce over nodes)
+        change["network_gb_per_s"] = (
+            35  # EFA: of 3,200 Gb/s a node two thirds (Ultrascale Playbook, all-reduce over nodes)
+        )
     if domain := row.get("nvlink_domain"):
         change["nvlink_domain"] = domain
     per_node = row.get("gpus_per_node") or cluster.per_node

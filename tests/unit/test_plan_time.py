@@ -16,7 +16,6 @@ from weft.plan.machine import cluster_names, read_cluster
 from weft.plan.numbers import MEGATRON, Job, numbers
 from weft.plan.time import step_time
 from weft.plan.work import Software, Work, stack
-from weft.presets import preset_shape
 
 A100 = read_cluster("a100-80gb")
 GPT3 = Shape(
@@ -132,9 +131,3 @@ def test_every_cluster_is_read_and_a_wrong_one_named(tmp_path) -> None:
     mine.write_text('base = "h100"\nnetwork = 12.5\n')
     with pytest.raises(ValueError, match="network: Extra inputs"):
         read_cluster(str(mine))
-
-
-@pytest.mark.parametrize("name", ["deepseek-v2-lite", "deepseek-v3"])
-def test_what_is_not_modelled_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=r"does not know the time of model\.latent"):
-        numbers(preset_shape(name), Layout(), Job(seq=4096, global_batch=8), A100)

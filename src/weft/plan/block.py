@@ -5,7 +5,7 @@ Every function takes one Work or columns of them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -26,6 +26,34 @@ class Block:
     cp: tuple[Num, Num]
     ep: tuple[Num, Num]
     kernels: tuple[Num, Num]
+
+
+@dataclass(frozen=True)
+class Passes:
+    """One micro-batch through one block of each kind, and through the head.
+
+    Attributes:
+        mixed: a block with experts; None where there are none.
+    """
+
+    dense: Block
+    mixed: Block | None
+    head: Num
+
+    @classmethod
+    def of(cls, work: Work) -> Passes:
+        mixed = block_time(work, experts=True) if np.any(work.sizes.experts > 0) else None
+        return cls(block_time(work, experts=False), mixed, head_time(work))
+
+    def rows(self, index: Num) -> Passes:
+        """Of these rows: many candidates have the same passes."""
+
+        def taken(block: Block) -> Block:
+            parts = {f.name: tuple(np.asarray(way)[..., index] if np.ndim(way) else way for way in getattr(block, f.name))
+                     for f in fields(block)}  # fmt: skip
+            return Block(**parts)  # type: ignore[arg-type]
+
+        return Passes(taken(self.dense), taken(self.mixed) if self.mixed else None, self.head[index])
 
 
 def product(work: Work, m: Num, n: Num, k: Num, *, low: bool = True) -> tuple[Num, Num]:
@@ -78,10 +106,7 @@ def block_time(work: Work, experts: bool) -> Block:
     length = s.seq / c.cp
     kernel = np.where((soft.flash == 1) & (chip.generation >= 2), C.flash2, 1.0)
     flops = 2 * scores * (s.head_dim + s.values)
-    flash = (
-        flops
-        / (chip.peak * chip.attention * kernel * head * filled * length / (length + C.attention_length))
-    )
+    flash = flops / (chip.peak * chip.attention * kernel * head * filled * length / (length + C.attention_length))
     plain = flops / (0.6 * chip.peak * chip.gemm) + scores * C.scores / (chip.hbm * C.hbm)
     forward = np.where(soft.flash, flash, plain) + C.kernel
     backward = np.where(soft.flash, 2.5 * flash / C.attention_backward, 2 * plain) + 3 * C.kernel
@@ -103,16 +128,12 @@ def block_time(work: Work, experts: bool) -> Block:
 
     keys = 2 * tokens * kv * c.item
     hop = collectives.gather(c.cp, tp, chip, keys * c.cp)
-    cp_time = tuple(
-        np.where(
-            c.cp > 1,
-            np.where(
-                c.gathers, times * hop, np.maximum(0, times * hop - 0.9 * busy) + (c.cp - 1) * 3 * C.kernel * times
-            ),
-            0.0,
-        )
+    dealt = collectives.all_to_all(c.cp, tp, chip, 2 * (query + kv) * tokens * c.item)
+    ways = [
+        np.where(c.gathers, times * hop, np.maximum(0, times * hop - 0.9 * busy) + (c.cp - 1) * 3 * C.kernel * times)
         for times, busy in ((1, forward), (2, backward))
-    )
+    ]
+    cp_time = tuple(np.where(c.cp > 1, np.where(c.ulysses, dealt, way), 0.0) for way in ways)
     fused = (
         np.where(soft.fused, C.kernels, C.eager_kernels)
         + C.tp_kernels * (tp > 1) * np.where(soft.fused, 0.3, 1.0)
@@ -178,5 +199,3 @@ def parameters(work: Work) -> tuple[Num, Num, Num]:
     experts = 3 * s.hidden * s.expert_ffn * s.experts / (c.ep * c.etp)
     share = work.mixed
     return share * mixed + (1 - share) * dense, share * experts, s.vocab * s.hidden / c.tp
-
-

@@ -34,7 +34,7 @@ class Constants:
     wait_network: float = 0.000353  # s a node, of a collective over nodes that the computation waits for
     falloff: float = 0.0272  # of the network's rate, as a power of the number of nodes
     start: float = 5.84e-05  # of a collective
-    half: float = 5.19e+05  # bytes at which a collective has half its rate
+    half: float = 5.19e05  # bytes at which a collective has half its rate
     tp_hidden: float = 0.596  # of tp's messages, where they overlap
     dp_hidden: float = 0.707  # of the computation, that can hide dp's messages
     fsdp_hidden: float = 0.93  # of it, where the next block's weights are gathered ahead
@@ -53,8 +53,8 @@ class Constants:
     attention_length: float = 600  # tokens of which half attention's efficiency is reached
     traffic_backward: float = 0.704  # element-wise traffic of backward, of the forward's
     logits: float = 8  # bytes kept for each logit
-    outside: float = 7e+08  # bytes of context and workspaces
-    communicator: float = 1e+08  # bytes of each axis's communicator
+    outside: float = 7e08  # bytes of context and workspaces
+    communicator: float = 1e08  # bytes of each axis's communicator
     usable: float = 0.95  # of a GPU's memory: the rest is the driver's, and holes
     scores: float = 7.07  # bytes moved for each score, where attention writes them
     quantize: float = 2.71  # bytes moved for each number brought to 8 bits, both ways

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from weft.config.layout import Layout
 from weft.config.recompute import Recompute
 from weft.models.shape import Shape
 from weft.plan.machine import Cluster
-from weft.plan.work import Cut, Sizes, Software, Work
+from weft.plan.work import Cut, Num, Sizes, Software, Work
 
 BUBBLE = {"zbh1": 1 / 3, "zbv": 0.1, "dualpipev": 0.5}
 """Of the waiting of 1f1b or its interleaved form: Qi et al. 2023, table 2; DeepSeek-V3 2024, table 2. A search takes these;
 the timeline of a chosen plan comes from its table."""
+
+
+def flying(schedule: str, pp: Num, vp: Num) -> Num:
+    """Micro-batches that the first stage's process keeps at a time: Narayanan et al. 2021; Qi et al. 2024, table 1; the
+    README of DualPipe. gpipe and bfs keep all."""
+    if schedule in ("gpipe", "bfs"):
+        return np.inf + 0 * pp
+    more = {"interleaved": (pp - 1) / vp, "dualpipev": 1}.get(schedule, 0)
+    return pp + more
 
 
 class Job(BaseModel):
@@ -101,4 +111,7 @@ def cut(shape: Shape, layout: Layout, job: Job) -> Cut:
         item=4 if layout.precision == "fp32" else 2,
         fp8=float("fp8" in (job.matmul, layout.precision)),
         bubble=BUBBLE.get(layout.schedule, 1.0),
+        flying=float(flying(layout.schedule, layout.pp, layout.num_chunks)),
+        ulysses=float(layout.cp_kind == "ulysses"),
+        offload=float(layout.offload),
     )

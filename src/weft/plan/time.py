@@ -11,10 +11,10 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from weft.plan import collectives
-from weft.plan.block import block_time, head_time, parameters
+from weft.plan.block import Passes, parameters
 from weft.plan.constants import CONSTANTS as C
+from weft.plan.footprint import block_activations
 from weft.plan.work import Num, Work
-
 
 CROWD = 48.0
 """Nodes from which on a pipeline that stalls does."""
@@ -33,6 +33,7 @@ class Time:
         bubble: the pipeline fills and drains.
         optimizer: the update.
         rest: data, logging, stragglers.
+        offload: activations on their way to the CPU and back.
     """
 
     matmul: Num
@@ -49,19 +50,27 @@ class Time:
     bubble: Num
     optimizer: Num
     rest: Num
+    offload: Num = 0.0
 
     @property
     def total(self) -> Num:
         return sum(getattr(self, field.name) for field in fields(self))
 
+    @property
+    def spread(self) -> Num:
+        """How near this is: four of five published runs that no constant was fitted to are within this share of the total
+        (docs/plan.md). Waiting is known worse than work."""
+        waiting = sum(
+            getattr(self, name) for name in ("launch", "tp", "cp", "ep", "dp", "pp", "bubble", "offload", "rest")
+        )
+        return 0.12 + 0.45 * np.maximum(0.0, waiting / self.total - 0.25)
 
-def step_time(work: Work) -> Time:
+
+def step_time(work: Work, passes: Passes | None = None) -> Time:
+    """`passes`: where they are known already."""
     s, c, chip, soft = work.sizes, work.cut, work.machine, work.software
-    share = work.mixed
-    dense = block_time(work, experts=False)
-    kinds = [(dense, 1 - share)]
-    if np.any(s.experts > 0):
-        kinds.append((block_time(work, experts=True), share))
+    share, passes = work.mixed, passes or Passes.of(work)
+    kinds = [(passes.dense, 1 - share)] + ([(passes.mixed, share)] if passes.mixed else [])
 
     def of(name: str, way: int) -> Num:
         return sum(weight * getattr(block, name)[way] for block, weight in kinds)
@@ -73,7 +82,7 @@ def step_time(work: Work) -> Time:
     redo = again * (compute[0] + messages[0]) + selective
 
     blocks, count = work.blocks, work.micro_batches
-    head = head_time(work)
+    head = passes.head
     inner = c.tp * c.cp
     common, experts, table = parameters(work)
 
@@ -87,7 +96,8 @@ def step_time(work: Work) -> Time:
     zero3 = (c.zero == 3) & (shards > 1)
     busy = (compute[0] + messages[0], compute[1] + messages[1] + redo)
     shown3 = [
-        np.maximum((1 - soft.overlap_dp) * need, need - C.fsdp_hidden * time) + C.contention * np.minimum(size / chip.nvlink, time)
+        np.maximum((1 - soft.overlap_dp) * need, need - C.fsdp_hidden * time)
+        + C.contention * np.minimum(size / chip.nvlink, time)
         for need, size, time in zip(needs3, sizes3, busy, strict=True)
     ]
     fsdp = np.where(zero3, shown3[0] + shown3[1], 0.0)
@@ -99,6 +109,9 @@ def step_time(work: Work) -> Time:
     gpu = busy[0] + busy[1] + fsdp
     launch = np.maximum(0.0, launched - gpu)
 
+    # what a block keeps goes to the CPU while it computes forward, and comes back while it computes backward
+    moved = c.offload * block_activations(work) * (1 - c.full) / chip.host
+    away = np.maximum(0.0, moved - busy[0]) + np.maximum(0.0, moved - busy[1])
     per_block = gpu + launch
     # the last process has the head too; where stages cannot be cut finer, it is the slowest
     spare = np.where(c.pp > 1, blocks - s.layers / c.pp, 0.0) * per_block
@@ -157,6 +170,7 @@ def step_time(work: Work) -> Time:
         head=count * slowest_head, recompute=count * blocks * redo, launch=count * blocks * launch,
         tp=count * blocks * (of("tp", 0) + of("tp", 1)), cp=count * blocks * (of("cp", 0) + of("cp", 1)),
         ep=count * blocks * (of("ep", 0) + of("ep", 1)), dp=dp, pp=pp, bubble=bubble, optimizer=optimizer, rest=0.0,
+        offload=count * blocks * away,
     )  # fmt: skip
     slow = C.straggle * np.log2(np.maximum(1.0, c.gpus / 8))
     return Time(**{**{f.name: getattr(parts, f.name) for f in fields(parts)}, "rest": C.step + slow * parts.total})

@@ -44,7 +44,6 @@ class Sizes:
     rope_dim: Num = 0
     value_dim: Num = 0  # of latent attention's heads
 
-
     @property
     def values(self) -> Num:
         """Numbers of one head's values."""
@@ -84,6 +83,9 @@ class Cut:
     item: Num  # bytes of a number of the computation
     fp8: Num  # matrices multiplied in 8 bits
     bubble: Num  # of the schedule, as a part of 1f1b's
+    flying: Num  # micro-batches that the first stage's process keeps at a time, where there are so many
+    ulysses: Num = 0  # cp_kind
+    offload: Num = 0  # of activations
 
     @property
     def gpus(self) -> Num:
@@ -110,6 +112,7 @@ class Machine:
     domain: Num  # GPUs that NVLink joins
     network: Num  # of one GPU
     generation: Num  # 0 Volta, 1 Ampere, 2 Hopper, 3 Blackwell
+    host: Num = 25e9  # bytes/s between a GPU and its CPU's memory
 
 
 @dataclass(frozen=True)
