@@ -176,3 +176,43 @@ def test_a_cluster_of_ones_own(tmp_path: Path) -> None:
     assert slow.cluster.gpus == 16
     assert slow.seconds > fast.seconds
     assert slow.bytes == fast.bytes
+
+
+def test_a_search_of_a_large_model_tries_so_many() -> None:
+    """Llama 3.1 405B on 16,384 GPUs: benchmarks/plan_search.py times this one."""
+    found = search(preset_shape("llama3-405b"), Job(seq=8192, global_batch=2048), read_cluster("h100x16384"))
+    assert 50_000 < len(found) < 80_000
+    for axis, values in {"cp_kind": 3, "schedule": 5, "kind": 5, "recompute": 5, "offload": 2, "loss": 2}.items():
+        assert len(np.unique(found.columns[axis])) == values, axis
+    threes = search(preset_shape("llama3-8b"), Job(seq=4096, global_batch=96), read_cluster("h100x16"))
+    assert 5 in threes.columns["schedule"]  # bfs, where micro-batches are no rounds of pp
+
+
+def test_finer_savings_are_tried_where_memory_does_not_suffice(found: Search) -> None:
+    columns = found.columns
+    fine = (columns["offload"] == 1) | (columns["loss"] == 1) | np.isin(columns["recompute"], (2, 3))
+    assert 0 < fine.sum() < len(found)
+    pairs = [name for name in AXES if name not in ("offload", "loss", "recompute")]
+    plain = {tuple(columns[name][i] for name in pairs): i for i in np.flatnonzero(~fine & (columns["recompute"] == 0))}
+    for index in np.flatnonzero(columns["offload"] == 1)[:200]:
+        assert not found.fits[plain[tuple(columns[name][index] for name in pairs)]]
+    assert any(found.fits[fine])
+
+
+def test_deepseek_is_planned() -> None:
+    """Experts over ep, cut by tp or whole; and what is said of it."""
+    found = search(preset_shape("deepseek-v2-lite"), Job(seq=4096, global_batch=256), read_cluster("h100x16"))
+    best = found.best(3)
+    assert len(best) == 3
+    assert all(plan.layout.ep > 1 for plan in best)
+    assert 0.1 < best[0].mfu(causal=True) < 0.6
+
+
+def test_smaller_moments_make_room() -> None:
+    question = Question(preset_shape("llama3-8b"), JOB, read_cluster("a100-40gbx8"), WEFT)
+    best, small = question.best(), question.smaller_moments()
+    assert best is not None
+    assert small is not None
+    assert small.seconds <= best.seconds
+    answers = {answer.question: answer.answer for answer in question.answers(best, None, what_if=True)}
+    assert "% time" in answers["optimizer.states = 8bit"]

@@ -157,7 +157,7 @@ class Search:
             vp=int(one["vp"]) if schedule in LOOPED else 1, schedule=schedule, ep=int(one["ep"]),
             etp=int(one["etp"]) if self.shape.experts and tp > 1 else None, micro_batch=int(one["micro_batch"]),
             precision="bf16", recompute=RECOMPUTES[int(one["recompute"])], offload=bool(one["offload"]),
-            loss=LOSSES[int(one["loss"])],  # type: ignore[arg-type]
+            loss=LOSSES[int(one["loss"])],
         )  # fmt: skip
         layout.check(self.shape, self.job.global_batch, self.job.seq)
         return layout
