@@ -282,7 +282,8 @@ def _layout(row: dict[str, Any], job: Job) -> Layout:
 
 PRESETS = (
     ("GB300", "gb300"), ("GB200", "gb200"), ("GH200", "gh200"), ("B200", "b200"), ("H200", "h200"), ("H100", "h100"),
-    ("H800", "h100"), ("A100-40", "a100-40gb"), ("A100", "a100-80gb"), ("V100", "v100-32gb"), ("MI300X", "mi300x"),
+    ("H800", "h100"),
+    ("A800", "a100-80gb"), ("A100-40", "a100-40gb"), ("A100", "a100-80gb"), ("V100", "v100-32gb"), ("MI300X", "mi300x"),
 )  # fmt: skip
 
 
@@ -301,7 +302,7 @@ def _cluster(row: dict[str, Any]) -> Cluster:
     per_node = row.get("gpus_per_node") or cluster.per_node
     if network := _network(str(row.get("interconnect") or "")):
         change["network_gb_per_s"] = network / 8 / per_node
-    if "H800" in row["gpu"]:
+    if "H800" in row["gpu"] or "A800" in row["gpu"]:
         change["nvlink_gb_per_s"] = 200
     return cluster.model_copy(update=change)
 

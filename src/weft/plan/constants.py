@@ -55,7 +55,7 @@ class Constants:
     logits: float = 8  # bytes kept for each logit
     outside: float = 7e08  # bytes of context and workspaces
     communicator: float = 1e08  # bytes of each axis's communicator
-    usable: float = 0.95  # of a GPU's memory: the rest is the driver's, and holes
+    usable: float = 0.92  # of a GPU's memory: the rest is the driver's, and holes
     scores: float = 7.07  # bytes moved for each score, where attention writes them
     quantize: float = 2.71  # bytes moved for each number brought to 8 bits, both ways
     routing: float = 19.9  # times the hidden state is moved for each expert of a token

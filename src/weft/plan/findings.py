@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from weft.plan.advice import Answer
+from weft.plan.constants import CONSTANTS
 from weft.plan.search import Plan, Search
 from weft.plan.waterfall import Part, memory_parts, time_parts, why_slower
 from weft.units import duration, gibibytes, percent, short
@@ -30,7 +31,7 @@ def show_search(found: Search, plans: Sequence[Plan], console: Console) -> None:
         console.print("[red]no layout fits[/]")
     if near := found.nearest():
         short_of, change, words = near
-        need = short_of.bytes - 0.95 * cluster.memory
+        need = short_of.bytes - CONSTANTS.usable * cluster.memory
         line = f"Fastest that does not fit: {short_of.layout}, {duration(short_of.seconds)}, "
         line += f"{gibibytes(short_of.bytes)} a GPU: {gibibytes(max(need, 0))} too much."
         if change is not None:
