@@ -12,11 +12,13 @@ from typer.testing import CliRunner
 
 from weft.cli.app import app
 from weft.config.layout import Layout
+from weft.config.load import make_config
 from weft.models.huggingface import config_from_shape
 from weft.models.shape import Shape
 from weft.plan.advice import Question
 from weft.plan.grid import AXES
 from weft.plan.machine import read_cluster
+from weft.plan.memory import largest, layout_memory
 from weft.plan.numbers import WEFT, Job
 from weft.plan.search import Plan, Search, search
 from weft.plan.waterfall import memory_parts, time_parts
@@ -216,3 +218,24 @@ def test_smaller_moments_make_room() -> None:
     assert small.seconds <= best.seconds
     answers = {answer.question: answer.answer for answer in question.answers(best, None, what_if=True)}
     assert "% time" in answers["optimizer.states = 8bit"]
+
+
+@pytest.mark.parametrize(
+    ("model", "text"),
+    [
+        ("llama3-8b", "fsdp8.mb1.bf16"), ("llama3-8b", "fsdp8.mb1.full.bf16"), ("llama3-8b", "fsdp8.mb1.selective.bf16"),
+        ("llama3-8b", "fsdp8.mb1.full/2.bf16"), ("llama3-8b", "fsdp8.mb1.offload.bf16"),
+        ("llama3-8b", "fsdp2.tp4.sp.mb1.bf16"), ("llama3-8b", "fsdp2.zero1.tp2.sp.pp2.mb1.bf16"),
+        ("llama3-8b", "dp2.tp2.sp.pp2.mb1.bf16"), ("llama3-8b", "fsdp4.zero1.pp4.vp2.interleaved.mb1.bf16"),
+        ("llama3-8b", "fsdp4.zero1.pp4.zbv.mb1.bf16"), ("llama3-8b", "fsdp4.cp2.ring.mb1.bf16"),
+        ("mixtral-8x7b", "fsdp16.ep8.mb1.bf16"), ("mixtral-8x7b", "fsdp16.ep8.mb1.full.bf16"),
+        ("deepseek-v2-lite", "fsdp16.ep8.mb1.bf16"), ("llama3-70b", "fsdp8.zero1.tp8.sp.pp4.mb1.bf16"),
+    ],
+)  # fmt: skip
+def test_a_plan_has_the_memory_that_dry_run_counts(model: str, text: str) -> None:
+    """A few terms in place of every moment of a step (plan/memory.py, which is held against real runs)."""
+    job, layout = Job(seq=8192, global_batch=64), Layout.parse(text)
+    settings = {"model": model, "layout": text, "train": {"global_batch": 64, "seq": 8192}}
+    counted = largest(layout_memory(make_config(settings), "cuda")).peak.tensors
+    plan = Plan.of(preset_shape(model), layout, job, read_cluster("h100", layout.world))
+    assert plan.memory.allocated == pytest.approx(counted, rel=0.1)

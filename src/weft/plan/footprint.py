@@ -74,7 +74,8 @@ def block_activations(work: Work) -> Num:
     routed = mine * (2 * s.hidden + states * s.expert_ffn) + tokens * states * s.shared_ffn / tp
     kept = c.item * (hidden + inner + (1 - share) * ffn + share * routed) + tokens * s.heads / tp * 4
     # one kernel, one result: of activations, rotary positions, and norms
-    eager = tokens * (query + kv + (1 - share) * s.ffn / tp)
+    activated = (1 - share) * tokens * s.ffn / tp + share * (mine * s.expert_ffn + tokens * s.shared_ffn / tp)
+    eager = activated + np.where(soft.fused_norm > 1, 0.0, tokens * (query + kv))
     eager = eager + np.where(soft.fused_norm > 0, 0.0, 4 * s.hidden * wide)
     more = np.where((soft.fused > 0) | (s.matrices == 2), 0.0, eager * (1 - cheap))
     more = more + c.sp * soft.keeps_gathered * 2 * s.hidden * (tokens - wide)
@@ -88,13 +89,15 @@ def footprint(work: Work, *, first: bool = False) -> Footprint:
     s, c, soft = work.sizes, work.cut, work.software
     common, experts, table = parameters(work)
     head = np.where(soft.balanced, s.vocab * s.hidden / c.tp / (common + experts), 0.0)  # is worth so many blocks
-    blocks = np.minimum(s.layers, np.ceil((s.layers + head) / c.pp))
+    most = (s.layers + head) / c.pp
+    blocks = np.clip(np.where(soft.balanced > 1, np.floor(most + 0.5), np.ceil(most)), 1, s.layers)
     tables = table * np.where(c.pp > 1, 1.0, 2 - s.tied) + s.positions * s.hidden
     held = blocks * (common + experts) + tables
     shards = c.fsdp * c.cp
     expert_shards = np.maximum(1, shards * c.tp / np.maximum(1, c.ep * c.etp))
     shared = (blocks * common + tables) / shards + blocks * experts / expert_shards
-    weights = soft.weights * np.where(c.zero == 3, shared, held)
+    apart = (c.zero == 3) | ((c.zero > 0) & (soft.weights > c.item))  # ZeRO 1 and 2 shard what is not computed with
+    weights = soft.weights * np.where(apart, shared, held)
     gradients = soft.gradients * np.where(c.zero >= 2, shared, held)
     optimizer = (soft.master + soft.moments) * np.where(c.zero >= 1, shared, held)
     copies = np.where(soft.weights > c.item, c.item, 0.0)

@@ -40,9 +40,10 @@ class Job(BaseModel):
 
 WEFT = Software(
     overlap_dp=1,
-    balanced=1,
+    balanced=2,
     fused=0,
-    fused_loss=0,
+    fused_norm=2,
+    fused_loss=2,
     keeps_gathered=1,
     weights=4,
     gradients=4,

@@ -121,7 +121,7 @@ class Software:
 
     Attributes:
         fused: norms and activations are one kernel each.
-        fused_norm: norms are, even where activations are not.
+        fused_norm: norms are, even where activations are not; 2: and rotary positions.
         fused_loss: so is the loss; 2: and gradients take the place of the logits.
         flash: attention never writes its scores: 1 FlashAttention-2, 2 the best kernels of the GPU's generation.
         overlap_dp: gradients are reduced and weights gathered beside the computation; 0.5: gradients only, and of
@@ -133,7 +133,7 @@ class Software:
         dedup: a node is sent one copy of a token, however many of its experts it goes to.
         graphs: kernels are launched by CUDA graphs.
         dropout: masks are made and kept.
-        balanced: the last stage has fewer blocks, for the head is work too.
+        balanced: the last stage has fewer blocks, for the head is work too; 2: as near to equal work as can be.
         tp_host: s that the CPU takes more for a block cut by tp, both ways.
         stages_host: times more that it takes for a block, for each process of tp, with a pipeline over nodes.
         stall: s that a micro-batch waits at a boundary of stages, with more than some 40 nodes.
