@@ -57,6 +57,8 @@ def read(path: Path) -> tuple[list[Run], dict[str, int]]:
     for row in read_rows(path):
         try:
             runs.append(read_run(row))
+        except KeyError as error:
+            reasons[f"{error} is not told"] += 1
         except ValueError as error:
             reasons[str(error).splitlines()[0][:80] if "validation error" not in str(error) else "no weft layout"] += 1
     return runs, dict(reasons.most_common())

@@ -111,7 +111,8 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_run(row: dict[str, Any]) -> Run:
-    """Raises: ValueError: why this row is beyond what weft's nouns say, or does not say enough."""
+    """Raises: ValueError, KeyError: why this row is beyond what weft's nouns say, or does not say enough."""
+    row = {"measured": {}} | {key: value for key, value in row.items() if value is not None}
     if str(row.get("task", "")).startswith("lora"):
         raise ValueError("lora: frozen weights are not modelled")
     measured = row.get("measured", {})
@@ -214,7 +215,7 @@ def _job(row: dict[str, Any]) -> Job:
     if not row.get("global_batch_sequences"):
         raise ValueError("global_batch_sequences is not told")
     seq = row["model"].get("seq") or (1024 if "2020" in row.get("set", "") else 2048)
-    fp8 = "fp8" in str(row.get("precision", "")).lower() or "mxfp8" in str(row.get("precision", "")).lower()
+    fp8 = any(word in str(row.get("precision", "")).lower() for word in ("fp8", "float8", "fp4"))
     return Job(seq=seq, global_batch=int(row["global_batch_sequences"]), matmul="fp8" if fp8 else "16 bit")
 
 
