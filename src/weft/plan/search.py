@@ -220,9 +220,11 @@ class Search:
 
 
 def _word(axis: str, value: int) -> str:
-    names = {"kind": KINDS, "recompute": RECOMPUTES, "schedule": SCHEDULES, "cp_kind": CP_KINDS, "loss": LOSSES}.get(
-        axis
-    )
+    switch = ("off", "on")
+    names = {
+        "kind": KINDS, "recompute": RECOMPUTES, "schedule": SCHEDULES, "cp_kind": CP_KINDS, "loss": LOSSES, "sp": switch,
+        "offload": switch,
+    }.get(axis)  # fmt: skip
     return names[value] if names else str(value)
 
 
