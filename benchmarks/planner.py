@@ -8,7 +8,8 @@ plan/constants.py. For each set of runs:
     MAPE, bias     mean of |predicted/measured - 1|, and of predicted/measured - 1, of the step time
     null           MAPE of one median TFLOP/s for each GPU and precision of the same set, recomputation credited: a model
                    that knows the answers and nothing else. `skill` is 1 - MAPE/null
-    memory         MAPE of the peak
+    inside         share of runs within what is told beside a prediction as ±
+    memory         MAPE of the peak that rank 0's allocator saw
     false fits     runs that ran out of memory and were said to fit; false no: runs that ran and were said not to
     Spearman       of the order of layouts, mean over cells of one model on as many GPUs, of 5 layouts or more
     regret         how much slower than the best of its cell the layout is that the plan would pick: median
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter, defaultdict
+from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -31,7 +33,7 @@ from weft.plan.time import step_time
 from weft.plan.work import stack
 
 HELD_OUT = (
-    "megatron-bridge", "fms-fsdp", "jax-toolbox-pax", "mt-nlg", "mcore-h100-weak", "internevo", "simumax-b200",
+    "megatron-bridge", "fms-fsdp", "jax-toolbox-pax", "mt-nlg", "mcore-h100-weak", "deepspeed-azure", "megatron-2021-01",
 )  # fmt: skip
 """Sets of which no row was looked at when the constants were fitted; of the others every second row was not."""
 
@@ -55,16 +57,33 @@ def read(path: Path) -> tuple[list[Run], dict[str, int]]:
     for row in read_rows(path):
         try:
             runs.append(read_run(row))
+        except KeyError as error:
+            reasons[f"{error} is not told"] += 1
         except ValueError as error:
             reasons[str(error).splitlines()[0][:80] if "validation error" not in str(error) else "no weft layout"] += 1
     return runs, dict(reasons.most_common())
 
 
-def predict(runs: list[Run]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Seconds of a step, bytes at the peak, whether they fit."""
+@dataclass(frozen=True)
+class Predicted:
+    """A row for each run: seconds of a step, bytes that rank 0's allocator reports, how near both are said to be, whether
+    the fullest GPU holds it."""
+
+    seconds: np.ndarray
+    within: np.ndarray
+    bytes: np.ndarray
+    memory_within: np.ndarray
+    fits: np.ndarray
+
+    def rows(self, ids: list[int]) -> Predicted:
+        return Predicted(*(getattr(self, field.name)[ids] for field in fields(self)))
+
+
+def predict(runs: list[Run]) -> Predicted:
     work = stack([run.work for run in runs])
-    held = footprint(work)
-    return np.asarray(step_time(work).total), np.asarray(held.total), np.asarray(held.fits(work.machine.memory))
+    held, first = footprint(work), footprint(work, first=True)
+    time, fits = step_time(work), held.fits(work.machine.memory)
+    return Predicted(*map(np.asarray, (time.total, time.spread, first.allocated, first.spread, fits)))
 
 
 def fitted_on(run: Run) -> bool:
@@ -78,7 +97,7 @@ def stalls(run: Run) -> bool:
 
 
 def score(runs: list[Run]) -> dict[str, Any]:
-    seconds, memory, fits = predict(runs)
+    predicted = predict(runs)
     sets = defaultdict(list)
     for index, run in enumerate(runs):
         sets[run.set].append(index)
@@ -92,13 +111,18 @@ def score(runs: list[Run]) -> dict[str, Any]:
         "unseen, without stalling pipelines": [
             i for i, run in enumerate(runs) if not fitted_on(run) and not stalls(run)
         ],
-        "so, 100 GPUs or more": [
+        "unseen, without nanotron, 100 GPUs or more": [
+            i
+            for i, run in enumerate(runs)
+            if not fitted_on(run) and run.set != "nanotron-ultrascale" and run.layout.world >= 100
+        ],
+        "without stalling pipelines, 100 GPUs or more": [
             i for i, run in enumerate(runs) if not fitted_on(run) and not stalls(run) and run.layout.world >= 100
         ],
     }
 
     def of(ids: list[int]) -> dict[str, Any]:
-        return figures([runs[i] for i in ids], seconds[ids], memory[ids], fits[ids])
+        return figures([runs[i] for i in ids], predicted.rows(ids))
 
     return {
         "sets": {name: of(ids) for name, ids in sets.items()},
@@ -107,7 +131,8 @@ def score(runs: list[Run]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def figures(runs: list[Run], seconds: np.ndarray, memory: np.ndarray, fits: np.ndarray) -> dict[str, Any]:
+def figures(runs: list[Run], predicted: Predicted) -> dict[str, Any]:
+    seconds, memory, fits = predicted.seconds, predicted.bytes, predicted.fits
     timed = [i for i, run in enumerate(runs) if run.seconds and not run.duplicate]
     ratio = np.array([seconds[i] / runs[i].seconds for i in timed])
     found: dict[str, Any] = {"rows": len(runs), "timed": len(timed)}
@@ -118,6 +143,8 @@ def figures(runs: list[Run], seconds: np.ndarray, memory: np.ndarray, fits: np.n
             "bias": pct((ratio - 1).mean()),
             "null": pct(np.abs(null - 1).mean()),
         }
+        within = np.exp(np.abs(np.log(ratio))) <= 1 + predicted.within[timed]
+        found["inside"] = pct(within.mean())
         found["skill"] = round(float(1 - np.abs(ratio - 1).mean() / max(1e-9, np.abs(null - 1).mean())), 2)
     weighed = [i for i, run in enumerate(runs) if run.memory]
     if weighed:
@@ -125,6 +152,7 @@ def figures(runs: list[Run], seconds: np.ndarray, memory: np.ndarray, fits: np.n
         found |= {
             "memory MAPE": pct(np.abs(off - 1).mean()),
             "memory bias": pct((off - 1).mean()),
+            "memory inside": pct((np.abs(off - 1) <= predicted.memory_within[weighed]).mean()),
             "weighed": len(weighed),
         }
     oom = [fit for fit, run in zip(fits, runs, strict=True) if run.status.startswith("oom")]
@@ -184,6 +212,7 @@ def show(report: dict[str, Any]) -> None:
         "bias",
         "null",
         "skill",
+        "inside",
         "memory MAPE",
         "memory bias",
         "false fits",
@@ -192,9 +221,9 @@ def show(report: dict[str, Any]) -> None:
         "Spearman",
         "regret",
     )
-    print(f"{'':34}" + "".join(f"{name:>13}" for name in names))
+    print(f"{'':46}" + "".join(f"{name:>13}" for name in names))
     for name, row in [*report["sets"].items(), *report["together"].items()]:
-        print(f"{name:34}" + "".join(f"{row.get(key, ''):>13}" for key in names))
+        print(f"{name:46}" + "".join(f"{row.get(key, ''):>13}" for key in names))
     print("left out:", ", ".join(f"{count} {reason}" for reason, count in report["left out"].items()))
 
 

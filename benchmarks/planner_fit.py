@@ -39,6 +39,14 @@ CHIP = ("gemm", "gemm8", "attention")
 STRAY = 0.15  # no number goes farther from where it began, unless a datasheet is silent about it
 
 
+def family(title: str, name: str) -> str:
+    """Cards of the same chip have the same efficiencies; but that of products falls with the power that a card is given."""
+    card = next(word for word in title.split() if any(letter.isdigit() for letter in word))
+    if "B" in card and name == "attention":
+        return "Blackwell"
+    return "Hopper" if "H" in card else "GB200" if card.startswith("GB") else card
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", type=Path)
@@ -66,17 +74,17 @@ class Fit:
         sets = Counter(run.set for run in runs)
         self.weights = np.array([sets[run.set] ** -0.5 for run in runs])
         self.weights /= self.weights.sum()
-        self.kinds = np.array([run.cluster.title for run in runs])
+        self.kinds = {name: np.array([family(run.cluster.title, name) for run in runs]) for name in CHIP}
         self.chips = {
-            (kind, name): float(getattr(self.work.machine, name)[self.kinds == kind][0])
-            for kind in sorted(set(self.kinds)) for name in CHIP
+            (kind, name): float(getattr(self.work.machine, name)[self.kinds[name] == kind][0])
+            for name in CHIP for kind in sorted(set(self.kinds[name]))
         }  # fmt: skip
         self.first = dict(self.chips)
 
     def error(self) -> float:
         columns = {name: np.array(getattr(self.work.machine, name)) for name in CHIP}
         for (kind, name), value in self.chips.items():
-            columns[name][self.kinds == kind] = value
+            columns[name][self.kinds[name] == kind] = value
         work = replace(self.work, machine=replace(self.work.machine, **columns))
         off = np.abs(np.log(step_time(work).total / self.measured))
         return float((np.minimum(off, 0.6) * self.weights).sum())

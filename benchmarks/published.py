@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from weft.config.layout import Layout
-from weft.models.shape import Experts, Shape
+from weft.models.shape import Experts, Latent, Shape
 from weft.plan.footprint import footprint
 from weft.plan.machine import Cluster, read_cluster
 from weft.plan.numbers import Job, numbers
@@ -27,22 +27,29 @@ GIB = 2**30
 
 MEGATRON_21 = Software(flash=0, overlap_dp=0, dropout=1, gradients=4, reduced=2)
 MEGATRON_CORE = Software(flash=2, overlap_tp=1, overlap_pp=1, gradients=2, reduced=2)
+NEMO_24 = replace(MEGATRON_CORE, master=2)  # Apex keeps the 16 bits that bf16 weights lack
 TORCH = Software(fused=0, weights=4, gradients=4, master=0, reduced=4)
+NANOTRON = Software(
+    fused=0, fused_norm=1, fused_loss=0, overlap_dp=0, balanced=1, keeps_gathered=1, gradients=6, tp_host=2.2e-3,
+    stages_host=0.6, stall=0.65,
+)  # fmt: skip
 SOFTWARE: tuple[tuple[str, Software], ...] = (
-    ("nanotron", Software(fused=0, fused_loss=0, overlap_dp=0, balanced=1, keeps_gathered=1)),
-    ("llm-foundry", replace(TORCH, dropout=0)),
+    ("nanotron", NANOTRON),
+    ("llm-foundry", replace(TORCH, fused_loss=2)),
     ("fms-fsdp", replace(TORCH, fused=1, reduced=2)),
     ("torchtitan", replace(TORCH, fused=1)),
-    ("InternEvo", Software(fused=0, overlap_dp=1, reduced=2, gradients=2)),
-    ("vTrain", replace(MEGATRON_21, fused=0)),
-    ("Megatron-DeepSpeed", replace(MEGATRON_21, reduced=2)),
-    ("DeepSpeed", replace(MEGATRON_21, reduced=2, overlap_dp=1)),
+    ("InternEvo", Software(fused=0, overlap_dp=0.5, reduced=2, gradients=2)),
+    ("vTrain", replace(MEGATRON_21, fused=0, whole_pp=1)),
+    ("Megatron-DeepSpeed", replace(MEGATRON_21, reduced=2, whole_pp=1)),
+    ("DeepSpeed", replace(MEGATRON_21, reduced=2, overlap_dp=0.5)),
+    ("2021-01", replace(MEGATRON_21, whole_pp=1)), ("Smith et al. 2022", replace(MEGATRON_21, whole_pp=1)),
     ("SimuMax", Software(flash=2, overlap_dp=0)),
-    ("dgxc", MEGATRON_CORE), ("NeMo", MEGATRON_CORE), ("Bridge", MEGATRON_CORE), ("Megatron-Core", MEGATRON_CORE),
+    ("NeMo 24.", NEMO_24), ("nemo-24", NEMO_24), ("DeepSeek-V3 README", replace(MEGATRON_CORE, overlap_ep=1, dedup=1)),
+    ("Bridge", replace(MEGATRON_CORE, overlap_ep=1, dedup=1)), ("dgxc", MEGATRON_CORE), ("NeMo", MEGATRON_CORE),
+    ("Megatron-Core", MEGATRON_CORE),
     ("mcore", MEGATRON_CORE), ("JAX", replace(MEGATRON_CORE, overlap_tp=0)), ("pax", replace(MEGATRON_CORE, overlap_tp=0)),
     ("TinyLlama", replace(TORCH, fused=1)),
     ("Megatron-LM", MEGATRON_21), ("Narayanan", MEGATRON_21), ("Korthikanti", MEGATRON_21),
-    ("Smith et al. 2022", MEGATRON_21),
 )  # fmt: skip
 """A word of the row's set, framework or source → what that software does. The first that is found counts."""
 
@@ -104,31 +111,67 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_run(row: dict[str, Any]) -> Run:
-    """Raises: ValueError: why this row is beyond what weft's nouns say, or does not say enough."""
+    """Raises: ValueError, KeyError: why this row is beyond what weft's nouns say, or does not say enough."""
+    row = {"measured": {}} | {key: value for key, value in row.items() if value is not None}
     if str(row.get("task", "")).startswith("lora"):
         raise ValueError("lora: frozen weights are not modelled")
     measured = row.get("measured", {})
     shape, job = _shape(row), _job(row)
     layout = _layout(row, job)
+    software, cluster = _software(row), _cluster(row)
+    if not row.get("recompute") and _counts_recompute(row, shape, job):
+        layout = layout.model_copy(update={"recompute": "full"})
+    if not row.get("micro_batch") and not row.get("grad_accum") and layout.pp == 1:
+        layout = _largest(shape, layout, job, cluster, software)
     if not row.get("recompute") and layout.recompute == "none" and not measured.get("status"):
-        work = numbers(shape, layout, job, _cluster(row), _software(row))
-        if footprint(work).total > 1.4 * work.machine.memory:  # it ran, so it must have
-            layout = layout.model_copy(update={"recompute": "full"})
+        layout, software = _that_fits(shape, layout, job, cluster, software)
     seconds = None if measured.get("status") else _seconds(row, shape, job)
     memory = measured.get("peak_mem_gib")
     return Run(
         name=row["id"], set=row.get("set", "?"), gpu=row["gpu"], model=str(row["model"].get("name")),
-        shape=shape, layout=layout, job=job, cluster=_cluster(row), software=_software(row), seconds=seconds,
+        shape=shape, layout=layout, job=job, cluster=cluster, software=software, seconds=seconds,
         memory=memory * GIB if memory else None, status=str(measured.get("status") or ""),
         duplicate="duplicate_of" in row, zero=row.get("zero_stage") or 0,
     )  # fmt: skip
 
 
+def _counts_recompute(row: dict[str, Any], shape: Shape, job: Job) -> bool:
+    """Whether more FLOP/s are told than the step's time and the model's own FLOPs come to, by a third."""
+    measured = row.get("measured", {})
+    if not (measured.get("step_s") and measured.get("tflops_per_gpu")):
+        return False
+    told = measured["tflops_per_gpu"] * 1e12 * row["gpus"] * measured["step_s"]
+    return 1.25 < told / (shape.flops_per_token(job.seq, causal=False) * job.seq * job.global_batch) < 1.45
+
+
+def _largest(shape: Shape, layout: Layout, job: Job, cluster: Cluster, software: Software) -> Layout:
+    """With the largest micro-batch up to 4 that fits well: whoever did not tell it had no reason to take less."""
+    for size in (4, 2):
+        larger = layout.model_copy(update={"micro_batch": size})
+        if job.global_batch // layout.replicas % size == 0:
+            held = footprint(numbers(shape, larger, job, cluster, software))
+            if held.total < 0.85 * cluster.memory:
+                return larger
+    return layout
+
+
+def _that_fits(shape: Shape, layout: Layout, job: Job, cluster: Cluster, software: Software) -> tuple[Layout, Software]:
+    """What a run that did not tell must have saved memory with, since it ran."""
+    held = footprint(numbers(shape, layout, job, cluster, software))
+    if held.fits(cluster.memory):
+        return layout, software
+    if software.keeps_gathered == 1:
+        return layout, replace(software, keeps_gathered=0)
+    if held.total > 1.4 * cluster.memory:
+        return layout.model_copy(update={"recompute": "full"}), software
+    if software.flash == 2:
+        return layout.model_copy(update={"recompute": "selective"}), software
+    return layout, software
+
+
 def _shape(row: dict[str, Any]) -> Shape:
     told = {key: value for key, value in row["model"].items() if value is not None}
     model = {**KNOWN.get(str(told.get("name", "")).lower(), {}), **told}
-    if model.get("attention") == "MLA":
-        raise ValueError("MLA: latent attention is not modelled")
     if "ssm" in model or "Nemotron-3" in str(model.get("name")) or "Nemotron-H" in str(model.get("name")):
         raise ValueError("state-space blocks are not modelled")
     if not {"layers", "hidden", "heads"} <= model.keys():
@@ -137,27 +180,42 @@ def _shape(row: dict[str, Any]) -> Shape:
     ffn = model.get("ffn") or (-(-hidden * 8 // 3 // 256) * 256 if gated else 4 * hidden)
     experts = None
     if model.get("experts"):
-        extra = model.get("shared_experts", 0)
         experts = Experts(
-            num_experts=model["experts"], per_token=model["topk"] + extra, ffn=model.get("moe_ffn") or ffn,
-            dense_layers=model.get("dense_layers", 0),
+            num_experts=model["experts"], per_token=model["topk"], ffn=model.get("moe_ffn") or ffn,
+            dense_layers=model.get("dense_layers", 0), shared=model.get("shared_experts", 0),
+        )  # fmt: skip
+    latent = None
+    if model.get("attention") == "MLA":
+        latent = Latent(
+            q_rank=model.get("q_lora"), kv_rank=model["kv_lora"], nope_dim=model["qk_nope"], rope_dim=model["qk_rope"],
+            value_dim=model["v_head"],
         )  # fmt: skip
     return Shape(
         num_layers=model["layers"], hidden=hidden, num_heads=model["heads"],
-        num_kv_heads=model.get("kv_heads") or model["heads"],
-        head_dim=model.get("head_dim") or hidden // model["heads"], ffn=ffn, vocab=model.get("vocab") or 51200,
+        num_kv_heads=model.get("kv_heads") or model["heads"], latent=latent,
+        head_dim=latent.nope_dim + latent.rope_dim if latent else model.get("head_dim") or hidden // model["heads"],
+        ffn=ffn, vocab=model.get("vocab") or 51200,
         max_seq=model.get("seq") or 2048, positions="learned" if model.get("learned_pos_emb") else "rotary",
         activation="swiglu" if gated or experts else "gelu",
         tied=bool(model.get("tied_embeddings", not gated and not experts)),
-        experts=experts, sliding_window=model.get("sliding_window"),
+        experts=experts, sliding_window=_window(model),
     )  # fmt: skip
+
+
+def _window(model: dict[str, Any]) -> int | None:
+    """Of GPT-OSS every other block sees all: the window with which every block would see as much."""
+    window, seq = model.get("sliding_window"), model.get("seq")
+    if not window or not seq or "GPT-OSS" not in str(model.get("name")):
+        return window
+    seen = (window - window**2 / (2 * seq) + seq / 2) / 2
+    return round(seq * (1 - (1 - 2 * seen / seq) ** 0.5))
 
 
 def _job(row: dict[str, Any]) -> Job:
     if not row.get("global_batch_sequences"):
         raise ValueError("global_batch_sequences is not told")
     seq = row["model"].get("seq") or (1024 if "2020" in row.get("set", "") else 2048)
-    fp8 = "fp8" in str(row.get("precision", "")).lower() or "mxfp8" in str(row.get("precision", "")).lower()
+    fp8 = any(word in str(row.get("precision", "")).lower() for word in ("fp8", "float8", "fp4"))
     return Job(seq=seq, global_batch=int(row["global_batch_sequences"]), matmul="fp8" if fp8 else "16 bit")
 
 
@@ -203,7 +261,7 @@ def _layout(row: dict[str, Any], job: Job) -> Layout:
         and not row.get("schedule")
         and pp > 1
         and hopper
-        and _software(row) == MEGATRON_CORE
+        and _software(row).flash == 2
         and not row["model"].get("experts")
     ):
         blocks = row["model"]["layers"] / pp  # its recipes interleave where they can, mostly by two blocks
@@ -225,7 +283,8 @@ def _layout(row: dict[str, Any], job: Job) -> Layout:
 
 PRESETS = (
     ("GB300", "gb300"), ("GB200", "gb200"), ("GH200", "gh200"), ("B200", "b200"), ("H200", "h200"), ("H100", "h100"),
-    ("H800", "h100"), ("A100-40", "a100-40gb"), ("A100", "a100-80gb"), ("V100", "v100-32gb"), ("MI300X", "mi300x"),
+    ("H800", "h100"),
+    ("A800", "a100-80gb"), ("A100-40", "a100-40gb"), ("A100", "a100-80gb"), ("V100", "v100-32gb"), ("MI300X", "mi300x"),
 )  # fmt: skip
 
 
@@ -237,14 +296,14 @@ def _cluster(row: dict[str, Any]) -> Cluster:
     change: dict[str, Any] = {}
     if "nanotron" in row.get("set", ""):
         change["network_gb_per_s"] = (
-            25  # EFA: half of what InfiniBand gives (Ultrascale Playbook, all-reduce over nodes)
+            35  # EFA: of 3,200 Gb/s a node two thirds (Ultrascale Playbook, all-reduce over nodes)
         )
     if domain := row.get("nvlink_domain"):
         change["nvlink_domain"] = domain
     per_node = row.get("gpus_per_node") or cluster.per_node
     if network := _network(str(row.get("interconnect") or "")):
         change["network_gb_per_s"] = network / 8 / per_node
-    if "H800" in row["gpu"]:
+    if "H800" in row["gpu"] or "A800" in row["gpu"]:
         change["nvlink_gb_per_s"] = 200
     return cluster.model_copy(update=change)
 
@@ -266,8 +325,8 @@ def _software(row: dict[str, Any]) -> Software:
     found = next((software for word, software in SOFTWARE if word.lower() in told.lower()), default)
     if found is MEGATRON_21 and not ampere:
         found = MEGATRON_CORE
-    if found.keeps_gathered and (row.get("pp") or 1) > 1:  # nanotron's stages gather again, as their memory shows
-        found = replace(found, keeps_gathered=0)
+    if found is NANOTRON and (row.get("pp") or 1) > 1:  # its stages gather again, as their memory shows
+        found = replace(found, keeps_gathered=0.5 if (row.get("tp") or 1) <= 8 else 0)
     extras = " ".join(row.get("extras", [])).lower()
     if "flash" in extras:
         found = replace(found, flash=max(1, found.flash))
@@ -277,8 +336,8 @@ def _software(row: dict[str, Any]) -> Software:
         found = replace(found, overlap_tp=0)
     elif "tp-comm-overlap" in extras:
         found = replace(found, overlap_tp=1)
-    if row.get("recipe", {}).get("moe_a2a_overlap"):
-        found = replace(found, overlap_ep=1)
+    if row.get("recipe"):
+        found = replace(found, overlap_ep=int(bool(row["recipe"].get("moe_a2a_overlap"))))
     if row.get("recipe", {}).get("moe_flex_dispatcher_backend"):
         found = replace(found, dedup=1)
     if row.get("recipe", {}).get("cuda_graph_impl"):

@@ -218,6 +218,6 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
     assert f"written: {file}" in done.output
-    assert len(rows(Dom(file.read_text()).section("what-if"))) == 6
+    assert len(rows(Dom(file.read_text()).section("what-if"))) == 7
     with pytest.raises(ValueError, match="--html draws a whole search: leave --layout out"):
         CliRunner().invoke(app, [*arguments, "--layout", "fsdp8"], catch_exceptions=False)

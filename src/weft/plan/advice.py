@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from weft.config.layout import Layout
@@ -12,6 +12,7 @@ from weft.plan.machine import Cluster
 from weft.plan.numbers import Job
 from weft.plan.search import Plan, search
 from weft.plan.work import Software
+from weft.units import gibibytes
 
 
 class Answer(NamedTuple):
@@ -31,9 +32,11 @@ class Question:
     cluster: Cluster
     software: Software
 
-    def best(self, job: Job | None = None, cluster: Cluster | None = None) -> Plan | None:
-        """The fastest plan that fits, with another job or cluster where one is given."""
-        found = search(self.shape, job or self.job, cluster or self.cluster, self.software).best(1)
+    def best(
+        self, job: Job | None = None, cluster: Cluster | None = None, software: Software | None = None
+    ) -> Plan | None:
+        """The fastest plan that fits, with another job, cluster or software where one is given."""
+        found = search(self.shape, job or self.job, cluster or self.cluster, software or self.software).best(1)
         return found[0] if found else None
 
     def largest_micro_batch(self, plan: Plan) -> int:
@@ -81,8 +84,12 @@ class Question:
                 slow = self.cluster.model_copy(update={field: share * getattr(self.cluster, field)})
                 yield f"{what} at {word}", self.best(cluster=slow)
 
+    def smaller_moments(self) -> Plan | None:
+        """The best plan with optimizer.states = 8bit: a byte for each moment, and a scale for each 256 of them."""
+        return self.best(software=replace(self.software, moments=2 * (1 + 4 / 256)))
+
     def answers(self, plan: Plan | None, days: float | None, *, what_if: bool) -> Iterator[Answer]:
-        """Largest batch, longest sequence, GPUs for a deadline, slower links."""
+        """Largest batch, longest sequence, GPUs for a deadline, 8-bit moments, slower links."""
         if what_if and plan is not None:
             yield Answer("largest micro-batch of this layout", str(self.largest_micro_batch(plan)))
         if what_if and (longest := self.longest_sequence()):
@@ -91,6 +98,9 @@ class Question:
             found = self.gpus_for(days)
             answer = f"{found.cluster.gpus:,} GPUs, {found.days:.1f} days" if found else "no number up to 65,536"
             yield Answer(f"GPUs for {days:g} days", answer, found.layout if found else None)
+        if what_if and (small := self.smaller_moments()):
+            answer = f"{100 * (small.seconds / plan.seconds - 1):+.1f} % time" if plan else "fits"
+            yield Answer("optimizer.states = 8bit", f"{answer}, {gibibytes(small.bytes)} a GPU", small.layout)
         if what_if and plan is not None:
             for what, other in self.slower_links():
                 answer = f"{100 * (other.seconds / plan.seconds - 1):+.1f} % time" if other else "nothing fits"

@@ -59,6 +59,7 @@ def all_to_all(size: Num, stride: Num, machine: Machine, volume: Num, copies: Nu
     """
     inside = near(size, stride, machine)
     nodes = np.ceil(size / inside)
+    copies = np.maximum(1, copies)
     distinct = nodes * (1 - (1 - 1 / nodes) ** copies) / copies  # of the copies, to a node that has none yet
     far = (size - inside) / size * distinct * volume / (machine.network * C.network)
     close = (inside - 1) / size * volume / (machine.nvlink * C.nvlink)

@@ -9,8 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from weft.plan.advice import Answer
+from weft.plan.constants import CONSTANTS
 from weft.plan.search import Plan, Search
-from weft.plan.waterfall import MEMORY_SPREAD, TIME_SPREAD, Part, memory_parts, time_parts, why_slower
+from weft.plan.waterfall import Part, memory_parts, time_parts, why_slower
 from weft.units import duration, gibibytes, percent, short
 
 
@@ -30,7 +31,7 @@ def show_search(found: Search, plans: Sequence[Plan], console: Console) -> None:
         console.print("[red]no layout fits[/]")
     if near := found.nearest():
         short_of, change, words = near
-        need = short_of.bytes - 0.95 * cluster.memory
+        need = short_of.bytes - CONSTANTS.usable * cluster.memory
         line = f"Fastest that does not fit: {short_of.layout}, {duration(short_of.seconds)}, "
         line += f"{gibibytes(short_of.bytes)} a GPU: {gibibytes(max(need, 0))} too much."
         if change is not None:
@@ -67,8 +68,9 @@ def show_plan(plan: Plan, console: Console) -> None:
     """One plan part by part: memory against what a GPU has, time of a step."""
     verdict = "[green]fits[/]" if plan.fits else "[red]does not fit[/]"
     console.print(
-        f"\n[bold]{plan.layout}[/] {verdict}: {gibibytes(plan.bytes)} ± {percent(MEMORY_SPREAD)} of "
-        f"{gibibytes(plan.cluster.memory)}, {duration(plan.seconds)} ± {percent(TIME_SPREAD)} a step, bound by {plan.bound}"
+        f"\n[bold]{plan.layout}[/] {verdict}: {gibibytes(plan.bytes)} ± {percent(plan.memory.spread)} of "
+        f"{gibibytes(plan.cluster.memory)}, {duration(plan.seconds)} ± {percent(plan.time.spread)} a step, "
+        f"bound by {plan.bound}"
     )
     console.print(_bars("memory of the fullest GPU", memory_parts(plan), gibibytes))
     console.print(_bars("time of a step", time_parts(plan), duration))

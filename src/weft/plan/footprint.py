@@ -9,8 +9,8 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from weft.plan.block import parameters
 from weft.plan.constants import CONSTANTS as C
-from weft.plan.time import parameters
 from weft.plan.work import Num, Work
 
 
@@ -41,6 +41,16 @@ class Footprint:
         return self.total <= C.usable * memory
 
     @property
+    def allocated(self) -> Num:
+        """What an allocator reports: all but what it does not see."""
+        return self.total - self.outside
+
+    @property
+    def spread(self) -> Num:
+        """How near this is: as that of the time. Activations are known worse than states."""
+        return 0.06 + 0.14 * self.activations / self.total
+
+    @property
     def total(self) -> Num:
         return sum(getattr(self, field.name) for field in fields(self))
 
@@ -51,36 +61,43 @@ def block_activations(work: Work) -> Num:
     tokens, tp = work.tokens, c.tp
     wide = tokens / np.where(c.sp, tp, 1)
     query, kv = s.heads * s.head_dim / tp, np.maximum(1, s.kv_heads / tp) * s.head_dim
-    share = np.where(s.experts > 0, (s.layers - s.dense_layers) / s.layers, 0.0)
-    # two norms' inputs and outputs; queries, keys, values, the result; the MLP's two or three inner states
-    hidden = 4 * s.hidden * wide
-    inner = tokens * (2 * query + 2 * kv)
-    ffn = tokens * s.matrices * s.ffn / tp
+    share = work.mixed
+    # two norms' inputs and outputs; queries, keys, values, the result; the MLP's two or three inner states. Computed again
+    # are all but what products and attention give
+    cheap = c.selective * (soft.flash > 0)
+    hidden = (4 - 2 * cheap) * s.hidden * wide
+    states = s.matrices - cheap
+    latent = 2 * s.latents + (2 * s.heads * s.head_dim + 2 * s.heads * s.value_dim) / tp
+    inner = tokens * np.where(s.kv_rank > 0, latent, 2 * query + 2 * kv)
+    ffn = tokens * states * s.ffn / tp
     mine = tokens / tp * s.per_token
-    routed = mine * (2 * s.hidden + (s.matrices + 0) * s.expert_ffn)
+    routed = mine * (2 * s.hidden + states * s.expert_ffn) + tokens * states * s.shared_ffn / tp
     kept = c.item * (hidden + inner + (1 - share) * ffn + share * routed) + tokens * s.heads / tp * 4
-    more = np.where(
-        (soft.fused > 0) | (s.matrices == 2),
-        0.0,
-        4 * s.hidden * wide + tokens * (query + kv + (1 - share) * s.ffn / tp),
-    )  # one kernel, one result
-    more = more + np.where((c.sp > 0) & (soft.keeps_gathered > 0), 2 * s.hidden * (tokens - wide), 0.0)
+    # one kernel, one result: of activations, rotary positions, and norms
+    activated = (1 - share) * tokens * s.ffn / tp + share * (mine * s.expert_ffn + tokens * s.shared_ffn / tp)
+    eager = activated + np.where(soft.fused_norm > 1, 0.0, tokens * (query + kv))
+    eager = eager + np.where(soft.fused_norm > 0, 0.0, 4 * s.hidden * wide)
+    more = np.where((soft.fused > 0) | (s.matrices == 2), 0.0, eager * (1 - cheap))
+    more = more + c.sp * soft.keeps_gathered * 2 * s.hidden * (tokens - wide)
     masks = soft.dropout * 2 * s.hidden * wide
     scores = np.where(soft.flash, 0.0, c.micro_batch * s.heads / tp * s.seq**2 / c.cp * (2 * c.item + soft.dropout))
     return kept + c.item * more + masks + np.where(c.selective > 0, 0.0, scores)
 
 
-def footprint(work: Work) -> Footprint:
+def footprint(work: Work, *, first: bool = False) -> Footprint:
+    """Of the fullest process, or of the first stage's, which is the one that most systems report."""
     s, c, soft = work.sizes, work.cut, work.software
     common, experts, table = parameters(work)
     head = np.where(soft.balanced, s.vocab * s.hidden / c.tp / (common + experts), 0.0)  # is worth so many blocks
-    blocks = np.minimum(s.layers, np.ceil((s.layers + head) / c.pp))
+    most = (s.layers + head) / c.pp
+    blocks = np.clip(np.where(soft.balanced > 1, np.floor(most + 0.5), np.ceil(most)), 1, s.layers)
     tables = table * np.where(c.pp > 1, 1.0, 2 - s.tied) + s.positions * s.hidden
     held = blocks * (common + experts) + tables
     shards = c.fsdp * c.cp
     expert_shards = np.maximum(1, shards * c.tp / np.maximum(1, c.ep * c.etp))
     shared = (blocks * common + tables) / shards + blocks * experts / expert_shards
-    weights = soft.weights * np.where(c.zero == 3, shared, held)
+    apart = (c.zero == 3) | ((c.zero > 0) & (soft.weights > c.item))  # ZeRO 1 and 2 shard what is not computed with
+    weights = soft.weights * np.where(apart, shared, held)
     gradients = soft.gradients * np.where(c.zero >= 2, shared, held)
     optimizer = (soft.master + soft.moments) * np.where(c.zero >= 1, shared, held)
     copies = np.where(soft.weights > c.item, c.item, 0.0)
@@ -91,17 +108,24 @@ def footprint(work: Work) -> Footprint:
     kept = block_activations(work)
     one = work.tokens * s.hidden * c.item / np.where(c.sp, c.tp, 1)
     per_block = c.full * one + (1 - c.full) * kept
-    flying = np.minimum(work.micro_batches * c.vp, np.where(c.vp > 1, c.pp * c.vp + c.pp - 1, c.pp)) / c.vp
-    activations = flying * blocks * per_block
-    working = np.where(c.full > 0, kept, 0.0) + 2 * work.tokens * s.hidden * c.item * 2
-    logits = np.where(soft.fused_loss, C.logits, C.logits * 4 / 3) * work.tokens * s.vocab / c.tp
+    flying = np.minimum(work.micro_batches, c.flying)
+    activations = np.where(c.offload > 0, np.minimum(2, flying * blocks), flying * blocks) * per_block
+    # gradients inside of a block's MLP, while all else is still kept; where the logits are, these are larger and gone
+    share = work.mixed
+    inner = (1 - share) * s.ffn / c.tp + share * (s.expert_ffn * s.per_token / c.etp / c.tp + s.shared_ffn / c.tp)
+    inner = c.item * work.tokens * (s.matrices * inner + 2 * s.hidden)
+    each = C.logits * np.where(soft.fused_loss == 2, 0.5, np.where(soft.fused_loss > 0, 1.0, 4 / 3))
+    logits = each * work.tokens * s.vocab / c.tp
     logits = np.where(c.chunked, logits / 16, logits)
     # the first stage of a pipeline has most in flight, the last has the logits
-    last = np.where(c.pp > 1, np.minimum(flying, 1.0) * blocks * per_block, activations)
-    first = np.where(c.pp > 1, activations, 0.0)
+    last = np.where((c.pp > 1) & (c.offload == 0), np.minimum(flying, 1.0) * blocks * per_block, activations)
+    front = np.where(c.pp > 1, activations, 0.0)
     logits_last = last + logits
-    top = np.maximum(first, logits_last)
-    shown = np.where(c.pp > 1, np.where(first >= logits_last, first, last), activations)
+    leads = (front >= logits_last) | first
+    top = np.where(leads & (c.pp > 1), front, logits_last)
+    shown = np.where(leads | (c.pp == 1), activations, last)
+    working = np.where(c.full > 0, kept, 0.0) + np.maximum(0.0, inner - np.where(leads & (c.pp > 1), 0.0, logits))
+    working = working + 2 * work.tokens * s.hidden * c.item
     axes = 1.0 * (c.tp > 1) + (c.pp > 1) + (c.cp > 1) + (c.replicas > 1)
     return Footprint(
         weights=weights, gradients=gradients, optimizer=optimizer, gathered=gathered, activations=shown, working=working,

@@ -33,6 +33,7 @@ class Cluster(BaseModel):
     nvlink_domain: int = Field(ge=1, description="GPUs that are joined without the network")
     network_gb_per_s: float = Field(gt=0)
     per_node: int = Field(8, ge=1)
+    host_gb_per_s: float = Field(25, gt=0, description="between a GPU and its CPU's memory")
     generation: int = Field(2, ge=0, le=3, description="0 Volta, 1 Ampere, 2 Hopper, 3 Blackwell")
 
     @property
@@ -55,6 +56,7 @@ class Cluster(BaseModel):
             domain=self.nvlink_domain,
             network=self.network_gb_per_s * 1e9,
             generation=self.generation,
+            host=self.host_gb_per_s * 1e9,
         )
 
 

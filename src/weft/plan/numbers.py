@@ -4,17 +4,27 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from weft.config.layout import Layout
 from weft.config.recompute import Recompute
 from weft.models.shape import Shape
 from weft.plan.machine import Cluster
-from weft.plan.work import Cut, Sizes, Software, Work
+from weft.plan.work import Cut, Num, Sizes, Software, Work
 
 BUBBLE = {"zbh1": 1 / 3, "zbv": 0.1, "dualpipev": 0.5}
 """Of the waiting of 1f1b or its interleaved form: Qi et al. 2023, table 2; DeepSeek-V3 2024, table 2. A search takes these;
 the timeline of a chosen plan comes from its table."""
+
+
+def flying(schedule: str, pp: Num, vp: Num) -> Num:
+    """Micro-batches that the first stage's process keeps at a time: Narayanan et al. 2021; Qi et al. 2024, table 1; the
+    README of DualPipe. gpipe and bfs keep all."""
+    if schedule in ("gpipe", "bfs"):
+        return np.inf + 0 * pp
+    more = {"interleaved": (pp - 1) / vp, "dualpipev": 1}.get(schedule, 0)
+    return pp + more
 
 
 class Job(BaseModel):
@@ -30,9 +40,10 @@ class Job(BaseModel):
 
 WEFT = Software(
     overlap_dp=1,
-    balanced=1,
+    balanced=2,
     fused=0,
-    fused_loss=0,
+    fused_norm=2,
+    fused_loss=2,
     keeps_gathered=1,
     weights=4,
     gradients=4,
@@ -51,13 +62,7 @@ def numbers(shape: Shape, layout: Layout, job: Job, cluster: Cluster, software: 
 
 
 def sizes(shape: Shape, job: Job) -> Sizes:
-    """Raises: ValueError: the shape has parts whose time is not modelled."""
-    if shape.latent is not None or shape.shared_ffn:
-        raise ValueError(
-            "the planner does not know the time of model.latent and of model.experts.shared yet: "
-            "`weft train --dry-run` has the memory of one layout, for these too"
-        )
-    experts = shape.experts
+    experts, latent = shape.experts, shape.latent
     return Sizes(
         layers=shape.num_layers,
         hidden=shape.hidden,
@@ -76,6 +81,11 @@ def sizes(shape: Shape, job: Job) -> Sizes:
         dense_layers=experts.dense_layers if experts else shape.num_layers,
         seq=job.seq,
         batch=job.global_batch,
+        shared_ffn=shape.shared_ffn,
+        q_rank=(latent.q_rank or 0) if latent else 0,
+        kv_rank=latent.kv_rank if latent else 0,
+        rope_dim=latent.rope_dim if latent else 0,
+        value_dim=latent.value_dim if latent else 0,
     )
 
 
@@ -102,4 +112,7 @@ def cut(shape: Shape, layout: Layout, job: Job) -> Cut:
         item=4 if layout.precision == "fp32" else 2,
         fp8=float("fp8" in (job.matmul, layout.precision)),
         bubble=BUBBLE.get(layout.schedule, 1.0),
+        flying=float(flying(layout.schedule, layout.pp, layout.num_chunks)),
+        ulysses=float(layout.cp_kind == "ulysses"),
+        offload=float(layout.offload),
     )

@@ -15,7 +15,7 @@ from weft.plan.places import draw_places
 from weft.plan.schedule_view import headline, summary
 from weft.plan.schedules import ScheduleReport, modelled_costs
 from weft.plan.search import Plan, Search
-from weft.plan.waterfall import MEMORY_SPREAD, TIME_SPREAD, Part, memory_parts, time_parts, why_slower
+from weft.plan.waterfall import Part, memory_parts, time_parts, why_slower
 from weft.schedules.picture import draw_svg
 from weft.units import duration, gibibytes, percent, short
 
@@ -82,12 +82,12 @@ def _section(name: str, words: str, *children: Child) -> list[Element]:
 
 def _winner(plan: Plan) -> list[Element]:
     facts = {
-        "a step": (duration(plan.seconds), f" ± {100 * TIME_SPREAD:.0f} %"),
+        "a step": (duration(plan.seconds), f" ± {100 * plan.time.spread:.0f} %"),
         "tokens/s": (short(plan.tokens_per_s), ""),
         "MFU, causal": (percent(plan.mfu(causal=True)), ""),
         "days": (f"{plan.days:,.1f}", ""),
         "GPU-hours": (short(plan.gpu_hours), ""),
-        "memory": (gibibytes(plan.bytes), f" ± {100 * MEMORY_SPREAD:.0f} %"),
+        "memory": (gibibytes(plan.bytes), f" ± {100 * plan.memory.spread:.0f} %"),
         "left": (gibibytes(plan.headroom), ""),
         "bound by": (plan.bound, ""),
     }

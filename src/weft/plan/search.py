@@ -5,26 +5,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from itertools import product
 from typing import TypeVar
 
 import numpy as np
 
 from weft.config.layout import Layout
 from weft.models.shape import Shape
+from weft.plan.block import Passes
 from weft.plan.footprint import Footprint, footprint
+from weft.plan.grid import (
+    AXES,
+    CP_KINDS,
+    KINDS,
+    LOOPED,
+    LOSSES,
+    RECOMPUTES,
+    SCHEDULES,
+    cut_of,
+    grid,
+    settled,
+    with_savings,
+)
 from weft.plan.machine import Cluster
-from weft.plan.numbers import BUBBLE, WEFT, Job, numbers, sizes
+from weft.plan.numbers import WEFT, Job, numbers, sizes
 from weft.plan.time import Time, step_time
 from weft.plan.work import Cut, Num, Software, Work
-
-POWERS = tuple(2**power for power in range(15))
-KINDS = ("dp", "zero1", "zero2", "fsdp", "hsdp")
-"""How replicas hold the states: whole; ZeRO 1, 2, 3 over all; ZeRO 3 in a node with copies over nodes."""
-SCHEDULES = ("1f1b", "interleaved", "zbh1", "zbv")
-RECOMPUTES = ("none", "selective", "full")
-AXES = ("tp", "sp", "cp", "gathers", "pp", "vp", "schedule", "ep", "kind", "micro_batch", "recompute")
-"""What a candidate is made of, a column each; gpus do the rest."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,7 @@ class Plan:
 
 WASTE = {
     "recompute": "recompute", "launch": "launching kernels", "tp": "tp messages", "cp": "cp messages",
-    "ep": "ep messages", "dp": "dp/fsdp messages", "pp": "pp messages", "bubble": "bubble",
+    "ep": "ep messages", "dp": "dp/fsdp messages", "pp": "pp messages", "bubble": "bubble", "offload": "offload",
 }  # fmt: skip
 
 
@@ -148,10 +153,11 @@ class Search:
         schedule = SCHEDULES[int(one["schedule"])]
         layout = Layout(
             dp=replicas // shards, fsdp=shards, zero={"zero1": 1, "zero2": 2}.get(kind, 3) if shards > 1 else 3, tp=tp,
-            sp=bool(one["sp"]), cp=cp, cp_kind="ring" if cp > 1 and not one["gathers"] else "allgather", pp=pp,
-            vp=int(one["vp"]) if schedule == "interleaved" else 1, schedule=schedule, ep=int(one["ep"]),
-            etp=1 if self.shape.experts and tp > 1 else None, micro_batch=int(one["micro_batch"]), precision="bf16",
-            recompute=RECOMPUTES[int(one["recompute"])],
+            sp=bool(one["sp"]), cp=cp, cp_kind=CP_KINDS[int(one["cp_kind"])] if cp > 1 else "allgather", pp=pp,
+            vp=int(one["vp"]) if schedule in LOOPED else 1, schedule=schedule, ep=int(one["ep"]),
+            etp=int(one["etp"]) if self.shape.experts and tp > 1 else None, micro_batch=int(one["micro_batch"]),
+            precision="bf16", recompute=RECOMPUTES[int(one["recompute"])], offload=bool(one["offload"]),
+            loss=LOSSES[int(one["loss"])],
         )  # fmt: skip
         layout.check(self.shape, self.job.global_batch, self.job.seq)
         return layout
@@ -184,7 +190,7 @@ class Search:
             return []
         winner, _ = winners[0]
         found = []
-        for axis in ("tp", "pp", "cp", "kind", "vp", "schedule", "ep", "micro_batch", "recompute"):
+        for axis in AXES:
             column = self.columns[axis]
             others = self.order[column[self.order] != column[winner]]
             for index, plan in self.first(others[:50], 1):
@@ -214,7 +220,11 @@ class Search:
 
 
 def _word(axis: str, value: int) -> str:
-    names = {"kind": KINDS, "recompute": RECOMPUTES, "schedule": SCHEDULES}.get(axis)
+    switch = ("off", "on")
+    names = {
+        "kind": KINDS, "recompute": RECOMPUTES, "schedule": SCHEDULES, "cp_kind": CP_KINDS, "loss": LOSSES, "sp": switch,
+        "offload": switch,
+    }.get(axis)  # fmt: skip
     return names[value] if names else str(value)
 
 
@@ -224,70 +234,31 @@ def search(shape: Shape, job: Job, cluster: Cluster, software: Software = WEFT, 
     Args:
         fixed: axes that are settled, by name: tp=8.
     """
-    columns = _grid(shape, job, cluster, fixed)
-    work = Work(sizes(shape, job), _cut(columns, job, cluster), cluster.machine(), software)
+    columns = grid(shape, job, cluster, fixed)
+    machine, model = cluster.machine(), sizes(shape, job)
+    held = footprint(Work(model, cut_of(shape, columns, job, cluster), machine, software))
+    columns = settled(with_savings(columns, ~held.fits(cluster.memory)), fixed)
+    work = Work(model, cut_of(shape, columns, job, cluster), machine, software)
     held = footprint(work)
     total = np.asarray(held.total)
     fits = np.asarray(held.fits(cluster.memory))
-    near = fits | (total < 1.6 * cluster.memory)  # the rest is far from fitting: not worth its time
+    near = np.flatnonzero(fits | (total < 1.6 * cluster.memory))  # the rest is far from fitting: not worth its time
     seconds = np.full(len(total), np.inf)
-    seconds[near] = step_time(replace(work, cut=_rows(work.cut, near))).total
+    cut = _rows(work.cut, near)
+    seconds[near] = step_time(replace(work, cut=cut), _passes(work, cut)).total
     return Search(shape, job, cluster, software, columns, seconds, total, fits)
 
 
-def _rows(cut: Cut, mask: Num) -> Cut:
+def _passes(work: Work, cut: Cut) -> Passes:
+    """One micro-batch through a block depends on few axes: each of their combinations is timed once."""
+    key = 0 * cut.tp
+    for name in ("tp", "sp", "cp", "gathers", "ulysses", "micro_batch", "ep", "etp"):
+        values, place = np.unique(getattr(cut, name), return_inverse=True)
+        key = key * len(values) + place
+    _, first, back = np.unique(key, return_index=True, return_inverse=True)
+    return Passes.of(replace(work, cut=_rows(cut, first))).rows(back)
+
+
+def _rows(cut: Cut, index: Num) -> Cut:
     values = {field.name: getattr(cut, field.name) for field in fields(cut)}
-    return Cut(**{name: value[mask] if np.ndim(value) else value for name, value in values.items()})
-
-
-def _grid(shape: Shape, job: Job, cluster: Cluster, fixed: dict[str, int]) -> dict[str, Num]:
-    """Candidates as columns: the coarse axes are tried one by one, the fine ones are multiplied out."""
-    gpus, experts = cluster.gpus, shape.experts
-    tps = [
-        tp for tp in POWERS
-        if tp <= min(64, cluster.nvlink_domain) and not (shape.num_heads % tp or shape.num_kv_heads % tp or shape.ffn % tp)
-    ]  # fmt: skip
-    cps = [cp for cp in POWERS if cp == 1 or (job.seq // cp >= 2048 and job.seq % (2 * cp) == 0)]
-    pps = [pp for pp in range(1, min(shape.num_layers, 64) + 1) if gpus % pp == 0]
-    eps = [ep for ep in POWERS if experts and experts.num_experts % ep == 0] or [1]
-    rows: list[tuple[int, ...]] = []
-    for tp, cp, pp in product(tps, cps, pps):
-        replicas, rest = divmod(gpus, tp * cp * pp)
-        if rest or not replicas or job.global_batch % replicas:
-            continue
-        local = job.global_batch // replicas
-        batches = [size for size in POWERS[:7] if local % size == 0 and (pp == 1 or local // size >= pp)]
-        kinds = [0] if replicas == 1 else [0, 1, 2, 3] + [4] * (replicas > cluster.nvlink_domain // (tp * cp) > 1)
-        turns = [(1, 0)] if pp == 1 else [(1, 0), (1, 2), (2, 3)] + [
-            (vp, 1) for vp in (2, 3, 4, 5, 6, 8, 12, 16) if vp * pp <= shape.num_layers
-        ]  # fmt: skip
-        for (vp, schedule), ep, kind, size, again in product(turns, eps, kinds, batches, (0, 1, 2)):
-            if schedule == 1 and (local // size) % pp:
-                continue
-            if schedule >= 2 and kind in (3, 4):  # weights that are dealt out go with whole backward passes
-                continue
-            if ep > replicas * cp * tp:
-                continue
-            for sp in (0, 1) if tp > 1 and not experts else (int(tp > 1),):
-                rows.append((tp, sp, cp, 0, pp, vp, schedule, ep, kind, size, again))
-                if cp > 1:
-                    rows.append((tp, sp, cp, 1, pp, vp, schedule, ep, kind, size, again))
-    table = np.array(rows, dtype=np.int64).reshape(-1, len(AXES))
-    for axis, value in fixed.items():
-        table = table[table[:, AXES.index(axis)] == value]
-    return {axis: table[:, index] for index, axis in enumerate(AXES)}
-
-
-def _cut(columns: dict[str, Num], job: Job, cluster: Cluster) -> Cut:
-    tp, cp, pp, kind = (columns[name] for name in ("tp", "cp", "pp", "kind"))
-    replicas = cluster.gpus // (tp * cp * pp)
-    node = np.gcd(replicas, np.maximum(1, cluster.nvlink_domain // (tp * cp)))
-    fsdp = np.where(kind == 0, 1, np.where(kind == 4, node, replicas))
-    bubbles = np.array([BUBBLE.get(name, 1.0) for name in SCHEDULES])
-    return Cut(
-        dp=replicas // fsdp, fsdp=fsdp, zero=np.where(fsdp > 1, np.array([0, 1, 2, 3, 3])[kind], 0), tp=tp,
-        sp=columns["sp"], cp=cp, gathers=columns["gathers"], pp=pp, vp=columns["vp"], ep=columns["ep"], etp=1 + 0 * tp,
-        micro_batch=columns["micro_batch"], full=(columns["recompute"] == 2) * 1.0,
-        selective=(columns["recompute"] == 1) * 1.0, chunked=0.0, item=2, fp8=float(job.matmul == "fp8"),
-        bubble=bubbles[columns["schedule"]],
-    )  # fmt: skip
+    return Cut(**{name: value[index] if np.ndim(value) else value for name, value in values.items()})

@@ -38,6 +38,26 @@ class Sizes:
     dense_layers: Num
     seq: Num
     batch: Num
+    shared_ffn: Num = 0  # width of the MLP beside the experts
+    q_rank: Num = 0  # of latent attention: numbers of the vector that queries are made of; 0: of hidden
+    kv_rank: Num = 0  # that keys and values are made of; 0: there is no latent attention
+    rope_dim: Num = 0
+    value_dim: Num = 0  # of latent attention's heads
+
+    @property
+    def values(self) -> Num:
+        """Numbers of one head's values."""
+        return np.where(self.kv_rank, self.value_dim, self.head_dim)
+
+    @property
+    def latents(self) -> Num:
+        """Numbers of the vectors that latent attention makes queries, keys and values of."""
+        return self.q_rank + self.kv_rank + self.rope_dim
+
+    @property
+    def raised(self) -> Num:
+        """Numbers that latent attention makes of the vector of keys and values, of all heads."""
+        return self.heads * (self.head_dim - self.rope_dim + self.value_dim)
 
 
 @dataclass(frozen=True)
@@ -63,6 +83,9 @@ class Cut:
     item: Num  # bytes of a number of the computation
     fp8: Num  # matrices multiplied in 8 bits
     bubble: Num  # of the schedule, as a part of 1f1b's
+    flying: Num  # micro-batches that the first stage's process keeps at a time, where there are so many
+    ulysses: Num = 0  # cp_kind
+    offload: Num = 0  # of activations
 
     @property
     def gpus(self) -> Num:
@@ -89,6 +112,7 @@ class Machine:
     domain: Num  # GPUs that NVLink joins
     network: Num  # of one GPU
     generation: Num  # 0 Volta, 1 Ampere, 2 Hopper, 3 Blackwell
+    host: Num = 25e9  # bytes/s between a GPU and its CPU's memory
 
 
 @dataclass(frozen=True)
@@ -97,32 +121,43 @@ class Software:
 
     Attributes:
         fused: norms and activations are one kernel each.
-        fused_loss: so is the loss.
+        fused_norm: norms are, even where activations are not; 2: and rotary positions.
+        fused_loss: so is the loss; 2: and gradients take the place of the logits.
         flash: attention never writes its scores: 1 FlashAttention-2, 2 the best kernels of the GPU's generation.
-        overlap_dp: gradients are reduced and weights gathered beside the computation.
+        overlap_dp: gradients are reduced and weights gathered beside the computation; 0.5: gradients only, and of
+            ZeRO-3's half.
         overlap_tp: tp's messages go beside the matrix products.
         overlap_pp: stages' messages go beside the computation.
+        whole_pp: every process of tp sends the whole of a stage's message, not its part.
         overlap_ep: experts' messages go beside the computation.
         dedup: a node is sent one copy of a token, however many of its experts it goes to.
         graphs: kernels are launched by CUDA graphs.
         dropout: masks are made and kept.
-        balanced: the last stage has fewer blocks, for the head is work too.
-        keeps_gathered: under sp, what a matrix was given is kept whole for backward, not gathered again.
+        balanced: the last stage has fewer blocks, for the head is work too; 2: as near to equal work as can be.
+        tp_host: s that the CPU takes more for a block cut by tp, both ways.
+        stages_host: times more that it takes for a block, for each process of tp, with a pipeline over nodes.
+        stall: s that a micro-batch waits at a boundary of stages, with more than some 40 nodes.
+        keeps_gathered: under sp, what part of the matrices' inputs is kept whole for backward, not gathered again.
         weights, gradients, master, moments: bytes of each parameter.
         reduced: bytes in which a gradient travels.
     """
 
     fused: Num = 1
+    fused_norm: Num = 0
     fused_loss: Num = 1
     flash: Num = 1
     overlap_dp: Num = 1
     overlap_tp: Num = 0
     overlap_pp: Num = 0
+    whole_pp: Num = 0
     overlap_ep: Num = 0
     dedup: Num = 0
     graphs: Num = 0
     dropout: Num = 0
     balanced: Num = 0
+    tp_host: Num = 0
+    stages_host: Num = 0
+    stall: Num = 0
     keeps_gathered: Num = 0
     weights: Num = 2
     gradients: Num = 4
@@ -152,6 +187,12 @@ class Work:
         """Of the process that has most."""
         stages = self.cut.pp * self.cut.vp
         return np.minimum(np.ceil(self.sizes.layers / stages) * self.cut.vp, np.ceil(self.sizes.layers / self.cut.pp))
+
+    @property
+    def mixed(self) -> Num:
+        """Share of blocks with experts, on the process of a pipeline that has most of them."""
+        has = np.minimum(1.0, (self.sizes.layers - self.sizes.dense_layers) * self.cut.pp / self.sizes.layers)
+        return np.where(self.sizes.experts > 0, has, 0.0)
 
 
 def stack(items: Sequence[T]) -> T:

@@ -1,0 +1,201 @@
+"""How long one block takes with one micro-batch, kernel by kernel, and what its messages add. Torch-free.
+
+Every function takes one Work or columns of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from weft.plan import collectives
+from weft.plan.constants import CONSTANTS as C
+from weft.plan.gemm import gemm_time
+from weft.plan.work import Num, Work
+
+
+@dataclass(frozen=True)
+class Block:
+    """Seconds of one block with one micro-batch, forward (0) and backward (1)."""
+
+    matmul: tuple[Num, Num]
+    attention: tuple[Num, Num]
+    elementwise: tuple[Num, Num]
+    tp: tuple[Num, Num]
+    cp: tuple[Num, Num]
+    ep: tuple[Num, Num]
+    kernels: tuple[Num, Num]
+
+
+@dataclass(frozen=True)
+class Passes:
+    """One micro-batch through one block of each kind, and through the head.
+
+    Attributes:
+        mixed: a block with experts; None where there are none.
+    """
+
+    dense: Block
+    mixed: Block | None
+    head: Num
+
+    @classmethod
+    def of(cls, work: Work) -> Passes:
+        mixed = block_time(work, experts=True) if np.any(work.sizes.experts > 0) else None
+        return cls(block_time(work, experts=False), mixed, head_time(work))
+
+    def rows(self, index: Num) -> Passes:
+        """Of these rows: many candidates have the same passes."""
+
+        def taken(block: Block) -> Block:
+            parts = {f.name: tuple(np.asarray(way)[..., index] if np.ndim(way) else way for way in getattr(block, f.name))
+                     for f in fields(block)}  # fmt: skip
+            return Block(**parts)  # type: ignore[arg-type]
+
+        return Passes(taken(self.dense), taken(self.mixed) if self.mixed else None, self.head[index])
+
+
+def product(work: Work, m: Num, n: Num, k: Num, *, low: bool = True) -> tuple[Num, Num]:
+    """Seconds of a linear layer, forward and backward: the gradients of its input and of its weights are products too."""
+    chip, cut = work.machine, work.cut
+    fp8 = cut.fp8 if low else 0
+    rate = np.where(fp8, chip.peak8 * chip.gemm8, chip.peak * chip.gemm)
+    rate = np.where(cut.item > 2, rate / 2, rate)
+    item = np.where(fp8, 1, cut.item)
+    forward = gemm_time(m, n, k, rate, chip.sms, chip.hbm, item)
+    back = gemm_time(m, k, n, rate, chip.sms, chip.hbm, item)
+    weights = gemm_time(k, n, m, rate, chip.sms, chip.hbm, item, 2 * work.software.gradients)
+    return forward, back + weights
+
+
+def traffic(work: Work, size: Num) -> Num:
+    """Seconds to move so many bytes by element-wise kernels."""
+    return C.traffic * size / (work.machine.hbm * C.hbm) * np.where(work.software.fused, 1.0, C.eager)
+
+
+def block_time(work: Work, experts: bool) -> Block:
+    s, c, chip, soft = work.sizes, work.cut, work.machine, work.software
+    tokens, tp = work.tokens, c.tp
+    query, kv = s.heads * s.head_dim / tp, np.maximum(1, s.kv_heads / tp) * s.head_dim
+    parts = projections(work)
+    inner = s.ffn
+    ep_time: tuple[Num, Num] = (0.0, 0.0)
+    moved = 0.0
+    if experts:
+        parts_, ep_time, moved = expert_time(work)
+        parts += parts_
+        if np.any(s.shared_ffn > 0):
+            wide = np.maximum(1, s.shared_ffn / tp)
+            beside = product(work, tokens, 2 * wide, s.hidden), product(work, tokens, s.hidden, wide)
+            parts += [(part[0] * (s.shared_ffn > 0), part[1] * (s.shared_ffn > 0)) for part in beside]
+        inner = s.expert_ffn * s.per_token + s.shared_ffn
+    else:
+        parts += [
+            product(work, tokens, (s.matrices - 1) * s.ffn / tp, s.hidden),
+            product(work, tokens, s.hidden, s.ffn / tp),
+        ]
+    matmul = (sum(part[0] for part in parts), sum(part[1] for part in parts))
+
+    seen = np.minimum(s.window, s.seq)
+    seen = seen - seen**2 / (2 * s.seq)  # causal
+    scores = tokens * np.where(soft.flash, seen, s.seq) * s.heads / tp
+    head = np.where(s.head_dim >= 128, 1.0, C.short_head + (1 - C.short_head) * np.maximum(0, s.head_dim - 64) / 64)
+    rows = c.micro_batch * s.heads / tp * np.ceil(s.seq / c.cp / 128)
+    filled = np.minimum(1.0, rows / chip.sms)
+    length = s.seq / c.cp
+    kernel = np.where((soft.flash == 1) & (chip.generation >= 2), C.flash2, 1.0)
+    flops = 2 * scores * (s.head_dim + s.values)
+    flash = flops / (chip.peak * chip.attention * kernel * head * filled * length / (length + C.attention_length))
+    plain = flops / (0.6 * chip.peak * chip.gemm) + scores * C.scores / (chip.hbm * C.hbm)
+    forward = np.where(soft.flash, flash, plain) + C.kernel
+    backward = np.where(soft.flash, 2.5 * flash / C.attention_backward, 2 * plain) + 3 * C.kernel
+
+    wide = tokens / np.where(c.sp, tp, 1)
+    numbers = 10 * s.hidden * wide + (2 * (query + kv) + (s.matrices + 0) * inner / tp) * tokens
+    numbers = numbers + 2 * s.latents * tokens + soft.dropout * 4 * s.hidden * wide
+    bytes_ = c.item * numbers + moved
+    quantized = C.quantize * tokens * c.fp8 * ((2 + experts * s.per_token / tp) * s.hidden + query + inner / tp)
+    elementwise = (
+        traffic(work, bytes_) + quantized / (chip.hbm * C.hbm),
+        C.traffic_backward * traffic(work, bytes_) + quantized / (chip.hbm * C.hbm),
+    )
+
+    volume = tokens * s.hidden * c.item
+    one = collectives.gather(tp, 1, chip, volume) + collectives.waited(tp, 1, chip)
+    shown = np.where(soft.overlap_tp, 1 - C.tp_hidden, 1.0)
+    tp_time = (4 * one * shown, np.where(c.sp > 0, 6 - 2 * soft.keeps_gathered, 4) * one * shown)
+
+    keys = 2 * tokens * kv * c.item
+    hop = collectives.gather(c.cp, tp, chip, keys * c.cp)
+    dealt = collectives.all_to_all(c.cp, tp, chip, 2 * (query + kv) * tokens * c.item)
+    ways = [
+        np.where(c.gathers, times * hop, np.maximum(0, times * hop - 0.9 * busy) + (c.cp - 1) * 3 * C.kernel * times)
+        for times, busy in ((1, forward), (2, backward))
+    ]
+    cp_time = tuple(np.where(c.cp > 1, np.where(c.ulysses, dealt, way), 0.0) for way in ways)
+    fused = (
+        np.where(soft.fused, C.kernels, C.eager_kernels)
+        + C.tp_kernels * (tp > 1) * np.where(soft.fused, 0.3, 1.0)
+        + 12 * (c.cp > 1)
+        + (C.expert_kernels + C.each_expert * np.maximum(1, s.experts / c.ep)) * experts
+    )
+    kernels = (fused, fused * C.backward_kernels)
+    return Block(matmul, (forward, backward), elementwise, tp_time, cp_time, ep_time, kernels)  # type: ignore[arg-type]
+
+
+def projections(work: Work) -> list[tuple[Num, Num]]:
+    """The products around attention: queries, keys and values, and the result. Latent attention first makes short
+    vectors, which every process of tp makes whole, and of these each head's own."""
+    s, c = work.sizes, work.cut
+    tokens, tp = work.tokens, c.tp
+    query, kv = s.heads * s.head_dim / tp, np.maximum(1, s.kv_heads / tp) * s.head_dim
+    out = product(work, tokens, s.hidden, s.heads * s.values / tp)
+    plain = product(work, tokens, query + 2 * kv, s.hidden)
+    if not np.any(s.kv_rank > 0):
+        return [plain, out]
+    parts = [
+        product(work, tokens, s.latents + np.where(s.q_rank > 0, 0, query), s.hidden),
+        product(work, tokens, query, np.maximum(1, s.q_rank)),
+        product(work, tokens, s.raised / tp, np.maximum(1, s.kv_rank)),
+    ]
+    uses = (1, s.q_rank > 0, 1)
+    latent = [sum(part[way] * use for part, use in zip(parts, uses, strict=True)) for way in (0, 1)]
+    return [(np.where(s.kv_rank > 0, latent[0], plain[0]), np.where(s.kv_rank > 0, latent[1], plain[1])), out]
+
+
+def expert_time(work: Work) -> tuple[list[tuple[Num, Num]], tuple[Num, Num], Num]:
+    """The products of the experts, the messages to and from them, and the bytes of dealing tokens out."""
+    s, c, chip, soft = work.sizes, work.cut, work.machine, work.software
+    own = np.maximum(1, s.experts / c.ep)
+    mine = work.tokens / c.tp * np.maximum(1, s.per_token)  # each process deals out its part of the sequence
+    rows = mine * c.etp * C.imbalance  # as many come in from the others
+    each = np.maximum(1, rows / own)
+    up = product(work, each, 2 * s.expert_ffn / c.etp, s.hidden)
+    down = product(work, each, s.hidden, s.expert_ffn / c.etp)
+    products = [(own * (part[0] - C.kernel), own * (part[1] - 2 * C.kernel)) for part in (up, down)]
+    way = collectives.all_to_all(c.ep, c.etp, chip, mine * s.hidden * c.item, np.where(soft.dedup, s.per_token, 1))
+    way = way + collectives.gather(c.etp, 1, chip, mine * c.etp * s.hidden * c.item)  # each has a part of every expert
+    shown = np.where(soft.overlap_ep, 1 - C.ep_hidden, 1.0)
+    return products, (2 * way * shown, 2 * way * shown), C.routing * mine * c.etp * s.hidden * c.item
+
+
+def head_time(work: Work) -> Num:
+    """The logits and their loss, both ways, of one micro-batch."""
+    s, c = work.sizes, work.cut
+    parts = product(work, work.tokens, s.vocab / c.tp, s.hidden, low=False)
+    return sum(parts) + traffic(work, C.loss * work.tokens * s.vocab / c.tp)
+
+
+def parameters(work: Work) -> tuple[Num, Num, Num]:
+    """Of one block on one process (cut over tp, ep): what all have, what experts are; and of one table."""
+    s, c = work.sizes, work.cut
+    plain = s.hidden * (2 * s.heads + 2 * s.kv_heads) * s.head_dim / c.tp
+    queries = np.where(s.q_rank > 0, s.q_rank, s.hidden) * s.heads * s.head_dim
+    heads = queries + s.kv_rank * s.raised + s.heads * s.value_dim * s.hidden
+    attention = np.where(s.kv_rank > 0, s.hidden * s.latents + heads / c.tp, plain)
+    dense = attention + s.matrices * s.hidden * s.ffn / c.tp
+    mixed = attention + s.hidden * s.experts + 3 * s.hidden * s.shared_ffn / c.tp
+    experts = 3 * s.hidden * s.expert_ffn * s.experts / (c.ep * c.etp)
+    share = work.mixed
+    return share * mixed + (1 - share) * dense, share * experts, s.vocab * s.hidden / c.tp
