@@ -20,8 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 aten, network = torch.ops.aten, torch.ops._c10d_functional
 
-REAL = 2048
-"""Whole numbers that a tensor may have and still be real."""
+WHOLE = (torch.int32, torch.int64, torch.bool)
+FEW = 2048
+"""Whole numbers that a tensor may have and still be real; or as many as there are processes."""
 
 
 @contextmanager
@@ -30,7 +31,7 @@ def imagined(rank: int, world: int) -> Iterator[None]:
     assert not dist.is_initialized(), "this process is one of a real run already"
     dist.init_process_group("fake", rank=rank, world_size=world)
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True) as fake, Imagine(fake):
+        with FakeTensorMode(allow_non_fake_inputs=True) as fake, Imagine(fake, world):
             yield
     finally:
         dist.destroy_process_group()
@@ -39,9 +40,9 @@ def imagined(rank: int, world: int) -> Iterator[None]:
 class Imagine(TorchDispatchMode):
     """What FakeTensorMode, which is to be active below it, leaves open."""
 
-    def __init__(self, fake: FakeTensorMode) -> None:
+    def __init__(self, fake: FakeTensorMode, world: int) -> None:
         super().__init__()
-        self.fake = fake
+        self.fake, self.few = fake, max(FEW, world)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -50,17 +51,19 @@ class Imagine(TorchDispatchMode):
         if func.namespace == "c10d":
             return _sent(func, args)
         if func is network.all_to_all_single.default and not isinstance(args[0], FakeTensor):
-            return _alike(args[0], args[3])
+            with unset_fake_temporarily():
+                return _alike(args[0], args[3])
         if FakeTensor in types:
             if func is aten._local_scalar_dense.default:
                 return 1.0 if args[0].is_floating_point() else 0
             if func is aten.bincount.default:
-                return _even(args[0].numel(), kwargs.get("minlength", args[2] if len(args) > 2 else 0))
+                with unset_fake_temporarily():
+                    return _even(args[0].numel(), kwargs.get("minlength", args[2] if len(args) > 2 else 0))
             return func(*args, **kwargs)
         given = [x for x in tree(args) if isinstance(x, Tensor)]
         if not given:
             out = func(*args, **kwargs)
-            if isinstance(out, Tensor) and _stays(out):
+            if isinstance(out, Tensor) and out.numel() and self._stays(out):  # none may become any
                 with unset_fake_temporarily():
                     return func(*args, **kwargs)
             return out
@@ -71,11 +74,11 @@ class Imagine(TorchDispatchMode):
                 return func(*args, **kwargs)
         with unset_fake_temporarily():
             out = func(*args, **kwargs)
-        return out if not isinstance(out, Tensor) or _stays(out) else self.fake.from_tensor(out)
+        return out if not isinstance(out, Tensor) or self._stays(out) else self.fake.from_tensor(out)
 
-
-def _stays(x: Tensor) -> bool:
-    return x.is_meta or not (x.is_floating_point() or x.numel() > REAL)
+    def _stays(self, x: Tensor) -> bool:
+        """Whether a tensor is real: on meta, or of few whole numbers."""
+        return x.is_meta or (x.dtype in WHOLE and x.numel() <= self.few)
 
 
 def tree(values: Any) -> Iterator[Any]:
@@ -88,8 +91,10 @@ def tree(values: Any) -> Iterator[Any]:
 
 
 def _sent(func: Any, args: Any) -> Any:
-    """A message is there as soon as it was sent."""
-    work = dist.Work.boxed(torch._C._distributed_c10d.FakeWork())  # type: ignore[attr-defined]
+    """A message is there as soon as it is sent."""
+    done: torch.futures.Future[None] = torch.futures.Future()
+    done.set_result(None)
+    work = torch._C._distributed_c10d._create_work_from_future(done).boxed()  # type: ignore[attr-defined]
     return work if len(func._schema.returns) == 1 else (args[0], work)
 
 

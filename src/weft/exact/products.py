@@ -6,11 +6,11 @@ from collections import Counter
 from typing import Any
 
 import torch
-from torch import Tensor
 
 aten = torch.ops.aten
 
-MATRICES = {aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.addmm_, aten._scaled_mm, aten._grouped_mm}
+ADDING = {aten.addmm, aten.addmm_, aten.baddbmm}
+MATRICES = {aten.mm, aten.bmm, aten._scaled_mm, aten._grouped_mm} | ADDING
 FORWARD = {
     aten._scaled_dot_product_flash_attention_for_cpu, aten._scaled_dot_product_flash_attention,
     aten._scaled_dot_product_efficient_attention, aten._scaled_dot_product_cudnn_attention,
@@ -37,7 +37,8 @@ class Products:
     def see(self, func: Any, args: Any, kwargs: Any, out: Any, again: bool) -> None:
         kind = func.overloadpacket
         if kind in MATRICES:
-            a, b = [x for x in args if isinstance(x, Tensor)][-2 if "addmm" in func.name() or "baddbmm" in func.name() else 0 :][:2]
+            added = kind in ADDING  # what the product is added to comes first
+            a, b = args[added : added + 2]
             flops = 2 * a.numel() * b.shape[-1]
             self.found["again" if again else "matmul"] += flops
         elif kind in FORWARD or kind in BACKWARD:

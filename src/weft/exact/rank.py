@@ -122,7 +122,9 @@ def watch_step(config: Config, rank: int, device: Device, progress: Progress | N
         for weight in training.woven.weights:
             ledger.mark(weight.parameter.grad, "gradients")
         ledger.begin("update")
-        update(training.woven, training.optimizer, training.scaler, found, lr=1e-3, clip_norm=config.optimizer.clip_norm)
+        update(
+            training.woven, training.optimizer, training.scaler, found, lr=1e-3, clip_norm=config.optimizer.clip_norm
+        )
     stage = stages(config.model, config.layout)[training.mesh.index("pp")]
     return Exact(
         config=config,

@@ -86,13 +86,13 @@ class Load:
     before: Load | None
     shared: list[int]
     crates: dict[int, Crate] = field(default_factory=dict)
-    here: list[Tensor] = field(default_factory=list)  # so long no other tensor has the same address
+    here: list[Tensor] = field(default_factory=list)  # so long no other storage has the same address
 
     def pack(self, block: nn.Module, x: Tensor) -> View | Tensor:
         storage = x.untyped_storage()
-        place = storage.data_ptr()
+        place = storage._cdata
         gathered = (weight for weight in block.parameters() if not isinstance(weight, DTensor))
-        weights = (weight.untyped_storage().data_ptr() for weight in gathered)
+        weights = (weight.untyped_storage()._cdata for weight in gathered)
         if storage.nbytes() < SMALL or place in self.shared or place in weights:
             return x
         if place not in self.crates:
@@ -147,9 +147,9 @@ class Load:
 
 
 def storages(values: Iterable[Any]) -> Iterator[int]:
-    """Addresses of all tensors in nested tuples."""
+    """Which storages all tensors in nested tuples have: their addresses, that of a storage without memory too."""
     for value in values:
         if isinstance(value, Tensor):
-            yield value.untyped_storage().data_ptr()
+            yield value.untyped_storage()._cdata
         elif isinstance(value, tuple):
             yield from storages(value)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
-from weft.config.layout import Layout
 from weft.config.recompute import Recompute
 from weft.config.tree import Config
-from weft.models.shape import Shape
 from weft.plan.activations import FLOAT, ITEM, LONG, Pass, in_flight, kept_bytes, stage_bytes
+from weft.plan.gradients import Gradients
 from weft.plan.stage import Stage, stages
+from weft.schedules.table import Held, Schedule
 from weft.units import gibibytes
 
 Device = Literal["cpu", "cuda"]
@@ -162,42 +162,65 @@ def muon_numbers(stage: Stage, processes: int) -> int:
 
 def _moments(config: Config, stage: Stage, one: Pass, num_micro_batches: int, device: Device) -> list[Memory]:
     """The moments of a step that can be the fullest: for each, everything that is there."""
-    shape, layout = config.model, config.layout
+    layout = config.layout
     schedule = layout.table(num_micro_batches)
+    logits = 0
+    if stage.last:
+        logits = one.logits if layout.loss == "whole" else ITEM[layout.compute] * stage.table
     tokens = 2 * LONG * one.tokens * num_micro_batches  # and their targets
+    fixed = Memory("", weights=FLOAT * stage.shard, optimizer=optimizer_bytes(config, stage, device))
+    # until a backward pass has ended there are no gradients beside the activations
+    early = in_flight(schedule, stage, one, logits, before_backward=True)
+    late = in_flight(schedule, stage, one, logits, before_backward=False)
+    found = []
+    for flying in (late, early) if num_micro_batches > 1 else (early,):
+        gradients = Gradients(
+            config.model, layout, stage, ITEM[layout.compute], num_micro_batches, first=flying is early
+        )
+        found += _pass(
+            replace(fixed, activations=tokens), config, stage, one, schedule, flying, gradients, logits, device
+        )
+    update = FLOAT * muon_numbers(stage, layout.world // layout.pp) if config.optimizer.kind == "muon" else 0
+    if config.optimizer.states == "8bit":
+        update = max(update, 6 * FLOAT * min(EIGHT_BIT_AT_ONCE, stage.shard))
+    found.append(replace(fixed, moment="update", gradients=gradients.after, activations=tokens, temporary=update))
+    return found
+
+
+def _pass(
+    fixed: Memory, config: Config, stage: Stage, one: Pass, schedule: Schedule, flying: Held, gradients: Gradients,
+    logits: int, device: Device,
+) -> list[Memory]:  # fmt: skip
+    """The moments from the end of a forward pass to that of its backward pass, with `flying` micro-batches there."""
+    layout = config.layout
     messages = 3 * one.hidden if layout.pp > 1 else 0  # the next to come in, one on its way each way
-    whole = layout.loss == "whole"
-    logits = (one.logits if whole else ITEM[layout.compute] * stage.table) if stage.last else 0
     top = one.last if stage.last else 0
     # whose backward pass is looked at: the last stage's where there is one, which has most; else that of most blocks
     current = schedule.num_stages - 1 if stage.last else max(stage.stages, key=lambda number: len(stage.stages[number]))
-    flying = in_flight(schedule, stage, one, logits)
     other_logits = max(0, flying.forward.get(schedule.num_stages - 1, 0) - 1) * logits
     kept = kept_bytes(flying, schedule, stage, one, logits) - stage_bytes(current, schedule, stage, one)
-    others = max(0, kept - logits - other_logits) + messages + tokens
+    others = max(0, kept - logits - other_logits) + messages + fixed.activations
     num_blocks = len(stage.stages[current])
     edge = 0 if stage.last else one.hidden
-    fixed = Memory("", weights=FLOAT * stage.shard, optimizer=optimizer_bytes(config, stage, device))
-    gradients = Gradients(shape, layout, stage, ITEM[layout.compute], num_micro_batches)
 
     found = []
     if stage.last:
         loss = replace(
             fixed,
             moment="end of the forward pass",
-            gradients=gradients.before,
+            gradients=gradients.before + gradients.held_root,
             copies=gradients.copies_outside,
             activations=others + one.blocks(num_blocks) + top,
             logits=other_logits + logits + one.loss_workspace(device, stage.table),
             temporary=one.moving // 2,
         )
         found.append(loss)
-    if stage.last and whole:  # else it has been done in the forward pass
+    if stage.last and layout.loss == "whole":  # else it has been done in the forward pass
         found.append(
             replace(
                 loss,
                 moment="backward of the head",
-                gradients=gradients.before + gradients.held_head,
+                gradients=gradients.before + gradients.held_head + gradients.held_root,
                 logits=other_logits + logits,
                 temporary=one.whole + gradients.head_temporary,
             )
@@ -206,6 +229,8 @@ def _moments(config: Config, stage: Stage, one: Pass, num_micro_batches: int, de
     for index in sorted({num_blocks - 1, *again[-1:], 0}, reverse=True):
         done = (num_blocks - 1 - index) / max(1, num_blocks - 1)
         accumulated = gradients.before + int(done * (gradients.before_last_block - gradients.before))
+        # the first to be reduced takes the place of what FSDP2 has kept
+        own = max(gradients.block_temporary, gradients.held_root if index == num_blocks - 1 else 0)
         found.append(
             replace(
                 fixed,
@@ -214,7 +239,7 @@ def _moments(config: Config, stage: Stage, one: Pass, num_micro_batches: int, de
                 copies=gradients.copies_inside,
                 activations=others + one.blocks(num_blocks, index + 1) + edge,
                 logits=other_logits,
-                temporary=one.recomputed * (index in again) + one.backward + one.moving + gradients.block_temporary,
+                temporary=one.recomputed * (index in again) + one.backward + one.moving + own,
             )
         )
     found.append(
@@ -228,72 +253,11 @@ def _moments(config: Config, stage: Stage, one: Pass, num_micro_batches: int, de
             temporary=gradients.end_temporary,
         )
     )
-    update = FLOAT * muon_numbers(stage, layout.world // layout.pp) if config.optimizer.kind == "muon" else 0
-    if config.optimizer.states == "8bit":
-        update = max(update, 6 * FLOAT * min(EIGHT_BIT_AT_ONCE, stage.shard))
-    found.append(replace(fixed, moment="update", gradients=gradients.after, activations=tokens, temporary=update))
     return found
 
 
 def _ordinal(index: int, count: int) -> str:
     return {0: "the first", count - 1: "the last"}.get(index, "the last recomputed")
-
-
-class Gradients:
-    """Bytes of gradients and of computed-with weights through a backward pass; see parallel/shard.py and replicate.py.
-
-    Attributes:
-        before: at its start, of the micro-batch that has most: every one after the first, or under dp the first too,
-            whose buckets are there from the start.
-        held_head: of the head and the norm before it: FSDP2 reduces them at the very end, so until then they lie there
-            in the precision of the computation.
-        before_last_block: when the blocks but one are done.
-        end: with everything reduced; `after`: until the next step.
-        head_temporary, block_temporary, end_temporary: what is there for a moment beside them.
-        copies_outside, copies_inside: gathered or low-precision weights, outside of a block and inside of one.
-    """
-
-    def __init__(self, shape: Shape, layout: Layout, stage: Stage, item: int, num_micro_batches: int) -> None:
-        tied = shape.tied and layout.pp == 1
-        table = stage.table if stage.last else 0
-        self.after = FLOAT * stage.shard
-        if not layout.sharded:
-            exist = layout.weight_ways[0] > 1 or num_micro_batches > 1
-            self.before = self.after if exist else 0
-            # what there is already takes the new gradient in: that one is a temporary then
-            self.held_head = FLOAT * table if not exist or tied else 0
-            self.head_temporary = 0 if not exist or tied else FLOAT * table
-            self.block_temporary = FLOAT * stage.block // 4 if exist else 0
-            self.before_last_block = self.after if exist else FLOAT * sum(stage.blocks[1:])
-            self.end = self.after
-            # the embedding's gradient is as large as the table; a tied one's two halves make a third, their sum
-            self.end_temporary = FLOAT * stage.table * (exist + 2 * tied) if stage.first else 0
-            self.copies_outside = self.copies_inside = 0
-            return
-        divided = layout.fsdp == 1 and layout.weight_ways[0] > 1  # by one: what FSDP2 makes of adding up over dp alone
-        unreduced = layout.zero == 1 and num_micro_batches > 1
-        wide = ITEM[layout.gradients]  # of what is added up before it is reduced, and of the reduction
-        accumulated = wide * stage.params if unreduced else 0
-        self.before = accumulated + (self.after if num_micro_batches > 1 and not unreduced else 0)
-        self.held_head = item * table
-        self.head_temporary = 0
-        # the block's own gradients, their copies on the way to the reduction, and the result, in fp32 too
-        result = FLOAT + (wide if wide < FLOAT else 0)
-        division = wide * stage.block if divided else 0
-        self.block_temporary = (item + wide) * stage.block + result * stage.block_shard + division
-        self.before_last_block = max(self.before, accumulated + FLOAT * sum(stage.block_shards[1:]))
-        self.end = self.after + (accumulated and wide * stage.root)
-        root_division = wide * stage.root if divided else 0
-        root_result = result * stage.root_shard if num_micro_batches > 1 else 0
-        unreduced_root = max(item * (stage.root + tied * stage.table), wide * stage.root + root_division)
-        self.end_temporary = unreduced_root + root_result
-        gathered = item * stage.params
-        if layout.fsdp > 1 and layout.zero == 3:
-            gathered = item * (stage.root + min(2, stage.num_blocks) * stage.block)
-            self.copies_outside = item * stage.root
-        else:
-            self.copies_outside = gathered
-        self.copies_inside = gathered
 
 
 NAMES = tuple(field.name for field in fields(Memory) if field.name != "moment")

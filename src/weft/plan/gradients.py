@@ -1,0 +1,72 @@
+"""Bytes of gradients, and of the weights that are computed with, through a backward pass. Torch-free."""
+
+from __future__ import annotations
+
+from weft.config.layout import Layout
+from weft.models.shape import Shape
+from weft.plan.activations import FLOAT, ITEM
+from weft.plan.stage import Stage
+
+
+class Gradients:
+    """Bytes of gradients and of computed-with weights through a backward pass; see parallel/shard.py and replicate.py.
+
+    Attributes:
+        before: at its start: of every one after the first, or under dp of the first too, whose buckets are there from the
+            start.
+        held_head: of the head and the norm before it: FSDP2 reduces them at the very end, so until then they lie there
+            in the precision of the computation.
+        before_last_block: when the blocks but one are done.
+        held_root: until the first block of this pass is reduced, FSDP2 keeps what the last one of the pass before was
+            reduced from: the gradients of what lies outside of the blocks.
+        end: with everything reduced; `after`: until the next step.
+        head_temporary, block_temporary, end_temporary: what is there for a moment beside them.
+        copies_outside, copies_inside: gathered or low-precision weights, outside of a block and inside of one.
+    """
+
+    def __init__(
+        self, shape: Shape, layout: Layout, stage: Stage, item: int, num_micro_batches: int, *, first: bool
+    ) -> None:
+        """`first`: in the first backward pass of the step."""
+        tied = shape.tied and layout.pp == 1
+        table = stage.table if stage.last else 0
+        self.after = FLOAT * stage.shard
+        self.held_root = 0
+        if not layout.sharded:
+            exist = layout.weight_ways[0] > 1 or not first
+            self.before = self.after if exist else 0
+            # what there is already takes the new gradient in: that one is a temporary then
+            self.held_head = FLOAT * table if not exist or tied else 0
+            self.head_temporary = 0 if not exist or tied else FLOAT * table
+            self.block_temporary = FLOAT * stage.block // 4 if exist else 0
+            self.before_last_block = self.after if exist else FLOAT * sum(stage.blocks[1:])
+            self.end = self.after
+            # the embedding's gradient is as large as the table; a tied one's two halves make a third, their sum
+            self.end_temporary = FLOAT * stage.table * (exist + 2 * tied) if stage.first else 0
+            self.copies_outside = self.copies_inside = 0
+            return
+        divided = layout.fsdp == 1 and layout.weight_ways[0] > 1  # by one: what FSDP2 makes of adding up over dp alone
+        unreduced = layout.zero == 1 and num_micro_batches > 1
+        wide = ITEM[layout.gradients]  # of what is added up before it is reduced, and of the reduction
+        accumulated = wide * stage.params if unreduced else 0
+        self.before = 0 if first else accumulated or self.after
+        self.held_root = 0 if first or unreduced else wide * stage.root
+        self.held_head = item * table
+        self.head_temporary = 0
+        # the block's own gradients, their copies on the way to the reduction, and the result, in fp32 too
+        result = FLOAT + (wide if wide < FLOAT else 0)
+        division = wide * stage.block if divided else 0
+        self.block_temporary = (item + wide) * stage.block + result * stage.block_shard + division
+        self.before_last_block = max(self.before, accumulated + FLOAT * sum(stage.block_shards[1:]))
+        self.end = self.after + (accumulated and wide * stage.root)
+        root_division = wide * stage.root if divided else 0
+        root_result = result * stage.root_shard if num_micro_batches > 1 else 0
+        unreduced_root = max(item * (stage.root + tied * stage.table), wide * stage.root + root_division)
+        self.end_temporary = unreduced_root + root_result
+        gathered = item * stage.params
+        if layout.fsdp > 1 and layout.zero == 3:
+            gathered = item * (stage.root + min(2, stage.num_blocks) * stage.block)
+            self.copies_outside = item * stage.root
+        else:
+            self.copies_outside = gathered
+        self.copies_inside = gathered
