@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from weft.plan.memory import TENSORS
-
 
 @dataclass(slots=True, eq=False)
 class Holding:
@@ -20,7 +18,7 @@ class Holding:
         module: where it was made; in backward, of whose backward pass.
         phase: the number of the phase in which it was made; `until`: in which it was freed, None if it never was.
         born, died: the ledger's count of changes at these moments.
-        kind: one of TENSORS, where somebody has said so.
+        kind: one of plan/memory.py's TENSORS, where somebody has said so.
     """
 
     size: int
@@ -37,7 +35,7 @@ class Phase:
     """A stretch of the step: a forward pass, a backward pass, or what lies between.
 
     Attributes:
-        name: forward, backward, update, or what is before the first.
+        name: build, forward, backward, between passes, or update.
         start: the ledger's count at its beginning.
     """
 
@@ -85,17 +83,29 @@ class Ledger:
         self._close(x.untyped_storage()._cdata)
 
     def begin(self, name: str) -> None:
+        if len(self.phases) == 1:  # what building took is past
+            self.peak, self.peak_at = self.total, self.now
         self.phases.append(Phase(name, self.now))
+
+    @property
+    def peak_moment(self) -> str:
+        """backward, 3rd of 8"""
+        phase = next(it for it in reversed(self.phases) if it.start <= self.peak_at)
+        like = [it for it in self.phases if it.name == phase.name]
+        return f"{phase.name}, {like.index(phase) + 1} of {len(like)}" if len(like) > 1 else phase.name
 
     def alive(self, at: int) -> Iterator[Holding]:
         return (it for it in self.holdings if it.born <= at and (it.died is None or it.died > at))
 
     def kind(self, holding: Holding) -> str:
-        """What is kept is made in one phase and freed in another; what is not is temporary."""
+        """What is kept is made in one phase and freed in another; what is not is temporary. What a backward pass makes and
+        leaves are gradients: on their way to a reduction, to another stage, or to products that are put off."""
         if holding.kind is not None:
             return holding.kind
         if holding.until == holding.phase:
             return "temporary"
+        if self.phases[holding.phase].name == "backward":
+            return "gradients"
         return "logits" if holding.module.endswith("head") else "activations"
 
     def _open(self, storage: torch.UntypedStorage, module: str, kind: str | None = None) -> None:
@@ -113,6 +123,3 @@ class Ledger:
             self.now += 1
             found[0].died, found[0].until = self.now, len(self.phases) - 1
             self.total -= found[0].size
-
-
-assert "logits" in TENSORS

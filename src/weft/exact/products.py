@@ -34,7 +34,7 @@ class Products:
     def __init__(self) -> None:
         self.found: Counter[str] = Counter()
 
-    def see(self, func: Any, args: Any, kwargs: Any, out: Any, again: bool) -> None:
+    def see(self, func: Any, args: Any, kwargs: Any, again: bool) -> None:
         kind = func.overloadpacket
         if kind in MATRICES:
             added = kind in ADDING  # what the product is added to comes first

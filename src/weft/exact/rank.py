@@ -18,10 +18,10 @@ from weft.config.tree import Config
 from weft.exact.imagine import imagined
 from weft.exact.ledger import Ledger
 from weft.exact.messages import Line
-from weft.exact.watch import Watch
+from weft.exact.watch import Watch, watching
 from weft.parallel import loss, offload
 from weft.parallel.woven import Rows
-from weft.plan.memory import Device, StageMemory, stage_memory
+from weft.plan.memory import Device, Memory, StageMemory, stage_memory
 from weft.plan.stage import stages
 from weft.train.step import find_gradients, update
 from weft.train.training import Training, build
@@ -55,6 +55,11 @@ class Exact:
         """Its place in the pipeline."""
         return self.planned.stage.index
 
+    @property
+    def plan(self) -> Memory:
+        """What the formulas say of the fullest moment. There is no saving of checkpoints here."""
+        return max((it for it in self.planned.moments if "saving" not in it.moment), key=lambda it: it.tensors)
+
     def at_peak(self) -> Counter[str]:
         """Bytes of each kind, as Memory has them, when most was there."""
         found: Counter[str] = Counter()
@@ -66,11 +71,16 @@ class Exact:
         """Bytes at the peak by the module that made them, blocks as one, and kind."""
         found: Counter[tuple[str, str]] = Counter()
         for holding in self.ledger.alive(self.ledger.peak_at):
-            found[block_free(holding.module), self.ledger.kind(holding)] += holding.size
+            found[unnumbered(holding.module), self.ledger.kind(holding)] += holding.size
         return found
 
+    def formula_flops(self, *, causal: bool) -> float:
+        """Model FLOPs of a step, an even share of them for each process: Shape's formula."""
+        tokens = self.config.train.global_batch * self.config.seq
+        return self.config.model.flops_per_token(self.config.seq, causal=causal) * tokens / self.config.layout.world
 
-def block_free(module: str) -> str:
+
+def unnumbered(module: str) -> str:
     """blocks.3.mlp.up → blocks.mlp.up"""
     return ".".join(part for part in module.split(".") if not part.isdigit())
 
@@ -88,7 +98,7 @@ def imagine_rank(config: Config, rank: int, device: Device = "cuda", progress: P
     check(config, rank)
     config = without_compiler(config)
     with imagined(rank, config.layout.world):
-        return watch_step(config, rank, device, progress)
+        return watch_step(config, rank, device, progress, fill=False)
 
 
 def check(config: Config, rank: int) -> None:
@@ -96,7 +106,7 @@ def check(config: Config, rank: int) -> None:
         raise ValueError(f"layout {config.layout} has ranks 0 to {config.layout.world - 1}, and no {rank}")
     if config.optimizer.kind == "muon" and config.layout.world > config.layout.pp:
         raise ValueError(
-            "exact: Muon's processes tell each other what they hold, and here the others do not exist: set "
+            "Muon's processes tell each other what they hold, and for an exact plan the others do not exist: set "
             "optimizer.kind = adamw, or take the estimate of weft train --dry-run"
         )
 
@@ -106,21 +116,25 @@ def without_compiler(config: Config) -> Config:
     return config.model_copy(update={"layout": config.layout.model_copy(update={"compile": False})})
 
 
-def watch_step(config: Config, rank: int, device: Device, progress: Progress | None = None) -> Exact:
-    """The first step of this process, real or imagined, on tensors of the CPU. Every process of the layout calls this."""
-    watch = Watch()
-    ledger = watch.ledger
+def watch_step(
+    config: Config, rank: int, device: Device, progress: Progress | None = None, *, fill: bool = True
+) -> Exact:
+    """The first step of this process, real or imagined, on tensors of the CPU. Every process of the layout calls this.
+
+    `fill`: give the weights their first values.
+    """
     with ExitStack() as stack:
-        stack.enter_context(watch)
+        watch = stack.enter_context(watching())
+        ledger = watch.ledger
         if device == "cuda":
             stack.enter_context(as_on_a_gpu(config, ledger))
-        training = build(config, torch.device("cpu"))
+        training = build(config, torch.device("cpu"), fill=fill)
         name_what_is_there(training, watch, device)
         rows = some_rows(training)
         watch.follow(training.woven, _counting(config, training, progress))
         found = find_gradients(training.woven, training.scaler, rows)
         for weight in training.woven.weights:
-            ledger.mark(weight.parameter.grad, "gradients")
+            ledger.mark(weight.grad, "gradients")
         ledger.begin("update")
         update(
             training.woven, training.optimizer, training.scaler, found, lr=1e-3, clip_norm=config.optimizer.clip_norm
@@ -152,8 +166,8 @@ def name_what_is_there(training: Training, watch: Watch, device: Device) -> None
                 ledger.mark(bucket, "gradients")
     if device == "cuda" and training.config.optimizer.offload:
         optimizer = training.optimizer
-        away = [*optimizer.tensors, *(optimizer.gradients or []), *optimizer.moments()]
-        for x in away:
+        moments = (moment for state in optimizer.adamw.state.values() for moment in state.values())
+        for x in (*optimizer.tensors, *(optimizer.gradients or []), *moments):
             ledger.dismiss(x)
     ledger.mark_rest("optimizer")
 
