@@ -11,7 +11,19 @@ import pytest
 
 SOURCE = Path(__file__).parents[2] / "src" / "weft"
 FORBIDDEN = {
-    "models": ("parallel", "train", "cli", "launch", "verify", "serve", "data", "checkpoint", "plan", "export", "exact"),
+    "models": (
+        "parallel",
+        "train",
+        "cli",
+        "launch",
+        "verify",
+        "serve",
+        "data",
+        "checkpoint",
+        "plan",
+        "export",
+        "exact",
+    ),
     "config": ("parallel", "train", "cli", "launch", "verify", "serve", "data", "checkpoint", "plan", "export"),
     "plan": ("parallel", "train", "cli", "launch", "verify", "serve", "data", "checkpoint", "export"),
     "data": ("parallel", "train", "cli", "launch", "verify", "serve", "checkpoint", "plan", "export", "models"),

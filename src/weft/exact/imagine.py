@@ -105,5 +105,5 @@ def _even(pairs: int, experts: int) -> Tensor:
 
 def _alike(x: Tensor, group: str) -> Tensor:
     """What a process gets of the others, if each has what this one has: their part for it."""
-    me = dist.distributed_c10d._resolve_process_group(group).rank()  # type: ignore[attr-defined]
+    me = dist.distributed_c10d._resolve_process_group(group).rank()  # type: ignore[attr-defined,arg-type]
     return x[me : me + 1].expand_as(x).contiguous()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -27,7 +28,8 @@ SENT = {
 """Of the message, times (n-1)/n, what each of n processes sends by ring algorithms; of a send, all of it."""
 
 
-class Line(NamedTuple):
+@dataclass(frozen=True)
+class Line:
     """Messages of one kind along one axis, in one step.
 
     Attributes:
@@ -79,7 +81,7 @@ class Messages:
 def axis_names(mesh: Mesh) -> dict[str, str]:
     """Name of a group of this process → the axis that it runs along."""
     views = ((EXPERT_AXES, mesh.experts), (WEIGHT_AXES, mesh.weights), (AXES, mesh.devices))
-    found = {view.get_group(axis).group_name: axis for axes, view in views for axis in axes}
+    found: dict[str, str] = {view.get_group(axis).group_name: axis for axes, view in views for axis in axes}
     return found | {group.group_name: "pp" for group in (mesh.upward, mesh.ends) if group is not None}
 
 
@@ -91,7 +93,7 @@ def _group(args: Any) -> dist.ProcessGroup:
             except RuntimeError:  # another object of the call, such as what adds up
                 continue
     name = next(value for value in reversed(args) if isinstance(value, str))
-    return dist.distributed_c10d._resolve_process_group(name)  # type: ignore[attr-defined]
+    return dist.distributed_c10d._resolve_process_group(name)  # type: ignore[attr-defined,arg-type]
 
 
 def _bytes(kind: str, args: Any, size: int) -> int:

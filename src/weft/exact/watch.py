@@ -24,7 +24,7 @@ from weft.models.decoder import Block, Decoder
 from weft.parallel import context
 from weft.parallel.woven import Woven
 
-OPENED = {
+OPENED: dict[Any, Callable[..., Any]] = {
     torch.ops.weft.context_attention.default: context._forward,
     torch.ops.weft.context_attention_backward.default: context._backward,
 }
