@@ -188,8 +188,8 @@ def as_on_a_gpu(config: Config, ledger: Ledger) -> Iterator[None]:
     """Sizes of a GPU where a CPU's differ; what is offloaded is in another memory."""
     send = offload.Load._send
 
-    def away(load: offload.Load, storage: torch.UntypedStorage) -> offload.Crate:
-        crate = send(load, storage)
+    def away(load: offload.Load, x: torch.Tensor) -> offload.Crate:
+        crate = send(load, x)
         ledger.dismiss(crate.away)
         return crate
 
