@@ -8,12 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from weft.cli.exact import exact
+
 if TYPE_CHECKING:
     from weft.models.shape import Shape
     from weft.plan.search import Plan
     from weft.schedules.timeline import Costs
 
 app = typer.Typer(help="Say what a run will be like, before it is started. Needs no GPU.", no_args_is_help=True)
+app.command(epilog="Example: weft plan exact llama3-70b --layout fsdp128.tp8.sp.full.bf16 --batch 128 --seq 8192")(
+    exact
+)
 
 
 @app.command(epilog="Example: weft plan schedule zbv --pp 4 --micro-batches 12 --svg zbv.svg")
@@ -88,6 +93,9 @@ def layouts(
     seq: Annotated[int, typer.Option(help="Tokens of a sequence.", min=1)] = 4096,
     tokens: Annotated[float, typer.Option(help="Tokens of the whole training.", min=1)] = 1e12,
     layout: Annotated[str | None, typer.Option(help="Judge this one, instead of looking for the best.")] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="With --layout: also run one process of it, on tensors without memory.")
+    ] = False,
     fp8: Annotated[bool, typer.Option("--fp8", help="Matrix products of 8 bits.")] = False,
     what_if: Annotated[
         bool, typer.Option("--what-if", help="Also: larger batches, longer sequences, slower links.")
@@ -119,6 +127,8 @@ def layouts(
 
     if html is not None and layout is not None:
         raise ValueError("--html draws a whole search: leave --layout out")
+    if exact and layout is None:
+        raise ValueError("--exact is of one layout: name it with --layout")
     if out is not None and emit is None:
         raise ValueError(f"--out {out}: of which system? Name it with --emit")
     console = Console(stderr=emit is not None and out is None)  # stdout is the settings' alone
@@ -134,6 +144,12 @@ def layouts(
         shown = plans[0] if plans else None
     if shown is not None:
         show_plan(shown, console)
+    if exact and shown is not None:
+        from weft.cli.exact import imagined
+        from weft.config.load import make_config
+
+        sizes = {"global_batch": batch, "seq": seq, "device": "cuda"}
+        imagined(make_config({"model": shape.model_dump(), "layout": shown.layout, "train": sizes}), apart=bool(emit))
     answers = list(Question(shape, job, machines, WEFT).answers(shown, days, what_if=what_if))
     if answers:
         show_answers(answers, console)

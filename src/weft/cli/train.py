@@ -45,6 +45,10 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print settings, parameters, memory and layout; start nothing.")
     ] = False,
+    exact: Annotated[
+        bool,
+        typer.Option("--exact", help="With --dry-run: also run one process for a step, on tensors without memory."),
+    ] = False,
 ) -> None:
     """Train a model, on as many processes as the layout takes.
 
@@ -64,7 +68,13 @@ def train(
         from weft.plan.report import print_plan
 
         print_plan(config)
+        if exact:
+            from weft.cli.exact import imagined
+
+            imagined(config, apart=True)
         return
+    if exact:
+        raise ValueError("--exact is a part of --dry-run: add that")
     check(config)
     raise typer.Exit(start(config, resume))
 

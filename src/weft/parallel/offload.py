@@ -86,18 +86,18 @@ class Load:
     before: Load | None
     shared: list[int]
     crates: dict[int, Crate] = field(default_factory=dict)
-    here: list[Tensor] = field(default_factory=list)  # so long no other tensor has the same address
+    here: list[Tensor] = field(default_factory=list)  # so long no other storage has the same address
 
     def pack(self, block: nn.Module, x: Tensor) -> View | Tensor:
         storage = x.untyped_storage()
-        place = storage.data_ptr()
+        place = storage._cdata
         gathered = (weight for weight in block.parameters() if not isinstance(weight, DTensor))
-        weights = (weight.untyped_storage().data_ptr() for weight in gathered)
+        weights = (weight.untyped_storage()._cdata for weight in gathered)
         if storage.nbytes() < SMALL or place in self.shared or place in weights:
             return x
         if place not in self.crates:
             self.here.append(x.detach())
-            self.crates[place] = self._send(storage)
+            self.crates[place] = self._send(x.detach())
         crate = self.crates[place]
         crate.left += 1
         return View(crate, x.dtype, x.shape, x.stride(), int(x.storage_offset()))
@@ -115,15 +115,15 @@ class Load:
         if self.streams is not None:
             torch.cuda.current_stream().wait_stream(self.streams[1])
             crate.back.record_stream(torch.cuda.current_stream())
-        x = torch.empty(0, dtype=saved.dtype, device=crate.device)
-        x.set_(crate.back.untyped_storage(), saved.offset, saved.sizes, saved.strides)
+        x = crate.back.view(saved.dtype).as_strided(saved.sizes, saved.strides, saved.offset)
         crate.left -= 1
         if not crate.left:
             crate.back = None
         return x
 
-    def _send(self, storage: torch.UntypedStorage) -> Crate:
-        flat = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
+    def _send(self, x: Tensor) -> Crate:
+        """All of a tensor's storage, whatever part of it the tensor sees."""
+        flat = x.as_strided((x.untyped_storage().nbytes() // x.itemsize,), (1,), 0).view(torch.uint8)
         if self.streams is None:
             return Crate(flat.clone(), flat.device)
         down = self.streams[0]
@@ -147,9 +147,9 @@ class Load:
 
 
 def storages(values: Iterable[Any]) -> Iterator[int]:
-    """Addresses of all tensors in nested tuples."""
+    """Which storages all tensors in nested tuples have: their addresses, that of a storage without memory too."""
     for value in values:
         if isinstance(value, Tensor):
-            yield value.untyped_storage().data_ptr()
+            yield value.untyped_storage()._cdata
         elif isinstance(value, tuple):
             yield from storages(value)

@@ -261,9 +261,16 @@ class Pass:
         return copy + item * min(HEAD_ROWS, self.tokens) * columns + self.whole + total
 
 
-def in_flight(schedule: Schedule, stage: Stage, one: Pass, logits: int) -> Held:
-    """Micro-batches whose activations a process holds, at the moment of a step when they take most."""
-    return max(held(schedule, stage.index), key=lambda now: kept_bytes(now, schedule, stage, one, logits))
+def in_flight(schedule: Schedule, stage: Stage, one: Pass, logits: int, *, before_backward: bool | None = None) -> Held:
+    """Micro-batches whose activations a process holds, at the moment of a step when they take most.
+
+    `before_backward`: of the moments before its first backward pass, or of those after; by default of all.
+    """
+    states = list(held(schedule, stage.index))
+    first = next(place for place, op in enumerate(schedule.orders[stage.index]) if op.kind == "B")
+    if before_backward is not None:
+        states = states[:first] if before_backward else states[first:]
+    return max(states, key=lambda now: kept_bytes(now, schedule, stage, one, logits))
 
 
 def kept_bytes(now: Held, schedule: Schedule, stage: Stage, one: Pass, logits: int) -> int:

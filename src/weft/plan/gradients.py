@@ -1,4 +1,4 @@
-"""Gradients, and the weights that are computed with, through a backward pass of one process, in bytes. Torch-free."""
+"""Bytes of gradients, and of the weights that are computed with, through a backward pass. Torch-free."""
 
 from __future__ import annotations
 
@@ -9,31 +9,33 @@ from weft.plan.stage import Stage
 
 
 class Gradients:
-    """Bytes of them, as FSDP2 and replicas keep them: see parallel/shard.py and replicate.py.
+    """Bytes of gradients and of computed-with weights through a backward pass; see parallel/shard.py and replicate.py.
 
     Attributes:
-        before: at its start, of the micro-batch that has most: every one after the first, or under dp the first too,
-            whose buckets are there from the start.
+        before: at its start: of every one after the first, or under dp of the first too, whose buckets are there from the
+            start.
         held_head: of the head and the norm before it: FSDP2 reduces them at the very end, so until then they lie there
             in the precision of the computation.
         before_last_block: when the blocks but one are done.
+        held_root: until the first block of this pass is reduced, FSDP2 keeps what the last one of the pass before was
+            reduced from: the gradients of what lies outside of the blocks.
         end: with everything reduced; `after`: until the next step.
         head_temporary, block_temporary, end_temporary: what is there for a moment beside them.
         copies_outside, copies_inside: gathered or low-precision weights, outside of a block and inside of one.
-
-    Args:
-        away: what is reduced goes to the CPU's memory, and is not counted here.
     """
 
     def __init__(
-        self, shape: Shape, layout: Layout, stage: Stage, item: int, num_micro_batches: int, away: bool
+        self, shape: Shape, layout: Layout, stage: Stage, item: int, num_micro_batches: int, *, first: bool, away: bool
     ) -> None:
+        """`first`: in the first backward pass of the step. `away`: what is reduced goes to the CPU's memory, and is not
+        counted here."""
         tied = shape.tied and layout.pp == 1
         table = stage.table if stage.last else 0
         kept = 0 if away else FLOAT  # of a number of this process's share, once it is reduced
         self.after = kept * stage.shard
+        self.held_root = 0
         if not layout.sharded:
-            exist = layout.weight_ways[0] > 1 or num_micro_batches > 1
+            exist = layout.weight_ways[0] > 1 or not first
             self.before = self.after if exist else 0
             # what there is already takes the new gradient in: that one is a temporary then
             self.held_head = FLOAT * table if not exist or tied else 0
@@ -49,7 +51,8 @@ class Gradients:
         unreduced = layout.zero == 1 and num_micro_batches > 1
         wide = ITEM[layout.gradients]  # of what is added up before it is reduced, and of the reduction
         accumulated = wide * stage.params if unreduced else 0
-        self.before = accumulated + (self.after if num_micro_batches > 1 and not unreduced else 0)
+        self.before = 0 if first else accumulated or self.after
+        self.held_root = 0 if first or unreduced else wide * stage.root
         self.held_head = item * table
         self.head_temporary = 0
         # the block's own gradients, their copies on the way to the reduction, and the result, in fp32 too

@@ -10,6 +10,7 @@ from weft.config.tree import Config
 from weft.plan.activations import FLOAT, ITEM, LONG, Pass, in_flight, kept_bytes, stage_bytes
 from weft.plan.gradients import Gradients
 from weft.plan.stage import Stage, stages
+from weft.schedules.table import Held, Schedule
 from weft.units import gibibytes
 
 Device = Literal["cpu", "cuda"]
@@ -161,43 +162,66 @@ def muon_numbers(stage: Stage, processes: int) -> int:
 
 def _moments(config: Config, stage: Stage, one: Pass, num_micro_batches: int, device: Device) -> list[Memory]:
     """The moments of a step that can be the fullest: for each, everything that is there."""
-    shape, layout = config.model, config.layout
+    layout = config.layout
     schedule = layout.table(num_micro_batches)
+    logits = 0
+    if stage.last:
+        logits = one.logits if layout.loss == "whole" else ITEM[layout.compute] * stage.table
     tokens = 2 * LONG * one.tokens * num_micro_batches  # and their targets
+    away = layout.offload_weights and device == "cuda"
+    fixed = Memory("", 0, 0) if away else Memory("", FLOAT * stage.shard, optimizer_bytes(config, stage, device))
+    # until a backward pass has ended there are no gradients beside the activations
+    early = in_flight(schedule, stage, one, logits, before_backward=True)
+    late = in_flight(schedule, stage, one, logits, before_backward=False)
+    found = []
+    for flying in (late, early) if num_micro_batches > 1 else (early,):
+        gradients = Gradients(
+            config.model, layout, stage, ITEM[layout.compute], num_micro_batches, first=flying is early, away=away
+        )
+        found += _pass(
+            replace(fixed, activations=tokens), config, stage, one, schedule, flying, gradients, logits, device
+        )
+    update = FLOAT * muon_numbers(stage, layout.world // layout.pp) if config.optimizer.kind == "muon" else 0
+    if config.optimizer.states == "8bit":
+        update = max(update, 6 * FLOAT * min(EIGHT_BIT_AT_ONCE, stage.shard))
+    found.append(replace(fixed, moment="update", gradients=gradients.after, activations=tokens, temporary=update))
+    return found
+
+
+def _pass(
+    fixed: Memory, config: Config, stage: Stage, one: Pass, schedule: Schedule, flying: Held, gradients: Gradients,
+    logits: int, device: Device,
+) -> list[Memory]:  # fmt: skip
+    """The moments from the end of a forward pass to that of its backward pass, with `flying` micro-batches there."""
+    layout = config.layout
     messages = 3 * one.hidden if layout.pp > 1 else 0  # the next to come in, one on its way each way
-    whole = layout.loss == "whole"
-    logits = (one.logits if whole else ITEM[layout.compute] * stage.table) if stage.last else 0
     top = one.last if stage.last else 0
     # whose backward pass is looked at: the last stage's where there is one, which has most; else that of most blocks
     current = schedule.num_stages - 1 if stage.last else max(stage.stages, key=lambda number: len(stage.stages[number]))
-    flying = in_flight(schedule, stage, one, logits)
     other_logits = max(0, flying.forward.get(schedule.num_stages - 1, 0) - 1) * logits
     kept = kept_bytes(flying, schedule, stage, one, logits) - stage_bytes(current, schedule, stage, one)
-    others = max(0, kept - logits - other_logits) + messages + tokens
+    others = max(0, kept - logits - other_logits) + messages + fixed.activations
     num_blocks = len(stage.stages[current])
     edge = 0 if stage.last else one.hidden
-    away = layout.offload_weights and device == "cuda"
-    fixed = Memory("", 0, 0) if away else Memory("", FLOAT * stage.shard, optimizer_bytes(config, stage, device))
-    gradients = Gradients(shape, layout, stage, ITEM[layout.compute], num_micro_batches, away)
 
     found = []
     if stage.last:
         loss = replace(
             fixed,
             moment="end of the forward pass",
-            gradients=gradients.before,
+            gradients=gradients.before + gradients.held_root,
             copies=gradients.copies_outside,
             activations=others + one.blocks(num_blocks) + top,
             logits=other_logits + logits + one.loss_workspace(device, stage.table),
             temporary=one.moving // 2,
         )
         found.append(loss)
-    if stage.last and whole:  # else it has been done in the forward pass
+    if stage.last and layout.loss == "whole":  # else it has been done in the forward pass
         found.append(
             replace(
                 loss,
                 moment="backward of the head",
-                gradients=gradients.before + gradients.held_head,
+                gradients=gradients.before + gradients.held_head + gradients.held_root,
                 logits=other_logits + logits,
                 temporary=one.whole + gradients.head_temporary,
             )
@@ -206,6 +230,8 @@ def _moments(config: Config, stage: Stage, one: Pass, num_micro_batches: int, de
     for index in sorted({num_blocks - 1, *again[-1:], 0}, reverse=True):
         done = (num_blocks - 1 - index) / max(1, num_blocks - 1)
         accumulated = gradients.before + int(done * (gradients.before_last_block - gradients.before))
+        # the first to be reduced takes the place of what FSDP2 has kept
+        own = max(gradients.block_temporary, gradients.held_root if index == num_blocks - 1 else 0)
         found.append(
             replace(
                 fixed,
@@ -214,7 +240,7 @@ def _moments(config: Config, stage: Stage, one: Pass, num_micro_batches: int, de
                 copies=gradients.copies_inside,
                 activations=others + one.blocks(num_blocks, index + 1) + edge,
                 logits=other_logits,
-                temporary=one.recomputed * (index in again) + one.backward + one.moving + gradients.block_temporary,
+                temporary=one.recomputed * (index in again) + one.backward + one.moving + own,
             )
         )
     found.append(
@@ -228,10 +254,6 @@ def _moments(config: Config, stage: Stage, one: Pass, num_micro_batches: int, de
             temporary=gradients.end_temporary,
         )
     )
-    update = FLOAT * muon_numbers(stage, layout.world // layout.pp) if config.optimizer.kind == "muon" else 0
-    if config.optimizer.states == "8bit":
-        update = max(update, 6 * FLOAT * min(EIGHT_BIT_AT_ONCE, stage.shard))
-    found.append(replace(fixed, moment="update", gradients=gradients.after, activations=tokens, temporary=update))
     return found
 
 
