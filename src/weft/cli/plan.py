@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from weft.cli.calibrate import calibrate
+
 if TYPE_CHECKING:
     from weft.models.shape import Shape
     from weft.plan.search import Plan
     from weft.schedules.timeline import Costs
 
 app = typer.Typer(help="Say what a run will be like, before it is started. Needs no GPU.", no_args_is_help=True)
+app.command(epilog="Example: weft plan calibrate --out here.toml")(calibrate)
 
 
 @app.command(epilog="Example: weft plan schedule zbv --pp 4 --micro-batches 12 --svg zbv.svg")
