@@ -202,7 +202,7 @@ class StepCount:
     def once(self, place: Stage, backward: float) -> float:
         """What is done with weights and gradients once a step. Replicas' sums go beside the last backward pass."""
         layout, curves = self.layout, self.curves
-        copies, ways = layout.weight_ways
+        copies = layout.weight_ways[0]
         seconds = 0.0
         if layout.sharded and not (layout.zero == 3 and layout.fsdp > 1):
             seconds += sum(self.gather(numbers) for stage in place.stages for numbers in self.units(place, stage))

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 class Grid(BaseModel):
     """Seconds of one operation at every combination of some sizes.
 
-    Between them seconds are a power of each size: straight in logarithms, from point to point. Beyond the ends the outermost
-    stretch goes on. An axis of one size says nothing of others.
+    Between them seconds are a power of each size: straight in logarithms, from point to point. Beyond the ends the
+    outermost stretch goes on. An axis of one size says nothing of others.
 
     Attributes:
         axes: the measured sizes of each axis, ascending.
@@ -65,9 +65,9 @@ class Curves(BaseModel):
     """What `weft plan calibrate` has measured; the table `[curves]` of a cluster file.
 
     Attributes:
-        processes: that were at work at once on this machine, each with so many `threads`: what they take from each other is
-            part of every time.
-        device: cpu or cuda. What launching a kernel takes is in its time: on a GPU where that waits for it, on a CPU always.
+        processes: that were at work at once on this machine, each with so many `threads`: what they take from each
+            other is part of every time.
+        device: cpu or cuda. What launching a kernel takes is in its time: on a GPU where that waits for it.
         beside: share of the shorter of a message and a computation that is hidden when both go on at once.
         unit: seconds that FSDP2 takes to gather the weights of a block, or to reduce its gradients, beside the bytes.
         compute_scale, message_scale: what a run has taken, over what the curves say: `weft plan calibrate --from-run`.
@@ -90,14 +90,13 @@ class Curves(BaseModel):
         return self.compute_scale * self._grid(name).at(*sizes)
 
     def message(self, name: str, processes: float, size: float) -> float:
-        """Seconds of a message of `size` bytes: of what each process gives to an all-reduce, all-to-all or send, of all that
-        is there after an all-gather or before a reduce-scatter. None with one process."""
+        """Seconds of a message of `size` bytes: of what each process gives to an all-reduce, all-to-all or send, of all
+        that is there after an all-gather or before a reduce-scatter. None with one process."""
         return self.message_scale * self._grid(name).at(processes, size) if processes > 1 else 0.0
 
     def _grid(self, name: str) -> Grid:
         if name not in self.grids:
             raise ValueError(
-                f"the cluster file has no curve {name}: measure it again, with `weft plan calibrate`, on a machine and with "
-                "a version of weft that has it"
+                f"the cluster file has no curve {name}: measure it again, with this version's `weft plan calibrate`"
             )
         return self.grids[name]

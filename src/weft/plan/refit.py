@@ -25,7 +25,7 @@ NEAR = 3.0
 
 @dataclass(frozen=True)
 class Ran:
-    """A run that has ended: its settings, and the median of its steps in seconds, without waits for data and checkpoints."""
+    """A run that has ended: its settings, and the median of its steps in seconds, without waits for data."""
 
     name: str
     config: Config
@@ -41,8 +41,8 @@ class Fit:
         """What was found, for the terminal."""
         for ran, before, after in self.runs:
             yield (
-                f"{ran.name}  {ran.config.layout}  measured {ran.seconds:.4g} s, "
-                f"predicted {before:.4g} ({before / ran.seconds - 1:+.1%}), now {after:.4g} ({after / ran.seconds - 1:+.1%})"
+                f"{ran.name}  {ran.config.layout}  measured {ran.seconds:.4g} s, predicted {before:.4g} "
+                f"({before / ran.seconds - 1:+.1%}), now {after:.4g} ({after / ran.seconds - 1:+.1%})"
             )
         curves = self.cluster.curves
         assert curves is not None

@@ -52,8 +52,10 @@ class Plan:
             raise ValueError(f"layout {layout} takes {layout.world:,} GPUs and the cluster has {cluster.gpus:,}")
         layout.check(shape, job.global_batch, job.seq)
         work = numbers(shape, layout, job, cluster, software)
-        measured = cluster.curves is not None and software is WEFT
-        time = counted_time(shape, layout, job, cluster.curves) if measured else plain(step_time(work))
+        if cluster.curves is not None and software is WEFT:
+            time = counted_time(shape, layout, job, cluster.curves)
+        else:
+            time = plain(step_time(work))
         return cls(shape, layout, job, cluster, software, time, plain(footprint(work)))
 
     @property

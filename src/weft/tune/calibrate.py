@@ -88,7 +88,7 @@ def measure(work: list[Point], clock: Clock, *, shown: bool) -> Times:
 
 
 def too_long(point: Point, known: dict[tuple[int, ...], list[float]], clock: Clock) -> bool:
-    """Whether a product takes more than a repetition may, as a smaller one of its kind tells; all processes say the same."""
+    """Whether a product takes more than a repetition may, as a smaller one tells; all processes say the same."""
     if point.place in known:
         return False
     guess = 0.0

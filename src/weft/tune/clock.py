@@ -14,17 +14,17 @@ COLD = 24 * 2**20
 """Bytes that are gone through before memory is met again, so that it comes from where a training step finds it: a step
 touches far more than a CPU's cache holds."""
 MOST_COPIES = 16
-QUIET = 0.3
+QUIET = 0.2
 """Of all repetitions, the share below the one that counts: others that use the machine only ever make work slower."""
 
 
 class Clock:
     """Times work on one device."""
 
-    def __init__(self, device: torch.device, repetitions: int = 5, longest: float = 0.3) -> None:
+    def __init__(self, device: torch.device, repetitions: int = 5, longest: float = 0.1) -> None:
         """
         Args:
-            longest: seconds after which a work is not repeated.
+            longest: seconds that a work may take, and after which it is not repeated.
         """
         self.device, self.repetitions, self.longest = device, repetitions, longest
         self.inner = (
@@ -35,8 +35,12 @@ class Clock:
         """Of a work on `size` bytes, how many there should be, each with memory of its own."""
         return int(min(MOST_COPIES, max(1, COLD // max(1, size))))
 
-    def time(self, works: Sequence[Callable[[], Any]]) -> list[float]:
-        """Seconds of each repetition; the works take turns."""
+    def time(self, works: Sequence[Callable[[], Any]], *, shared: bool = False) -> list[float]:
+        """Seconds of each repetition; the works take turns.
+
+        Args:
+            shared: it is done with other processes, as often in each of them.
+        """
         self.together()
         works[0]()
         self.wait()
@@ -48,7 +52,7 @@ class Clock:
                 works[(turn * self.inner + call + 1) % len(works)]()
             self.wait()
             found.append((time.perf_counter() - start) / self.inner)
-            if dist.get_world_size() == 1 and time.perf_counter() - began > self.longest:
+            if not shared and turn > 0 and time.perf_counter() - began > self.longest:
                 break
         return found
 
@@ -59,6 +63,7 @@ class Clock:
         grad = torch.rand_like(y)
         torch.autograd.grad(y, leaves, grad)
         ways: tuple[list[float], list[float]] = ([], [])
+        began = time.perf_counter()
         for turn in range(self.repetitions):
             self.wait()
             start = time.perf_counter()
@@ -70,6 +75,8 @@ class Clock:
             self.wait()
             ways[0].append((middle - start) / self.inner)
             ways[1].append((time.perf_counter() - middle) / self.inner)
+            if turn > 0 and time.perf_counter() - began > self.longest:
+                break
         return ways
 
     def together(self) -> None:

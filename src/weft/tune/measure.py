@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 
 import torch
@@ -22,7 +23,6 @@ from weft.train.step import squares
 from weft.tune.clock import Clock
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-Work = Callable[[], object]
 Axes = tuple[tuple[int, ...], ...]
 Found = dict[str, list[float]]
 """Curve → times of one point of it."""
@@ -64,6 +64,12 @@ QUICK = {
         vocabs=(8192, 65536), bytes=(2**16, 2**24), flops=2**41,
     ),
 }  # fmt: skip
+PRODUCTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "forward": lambda x, w, y: F.linear(x, w),
+    "input": lambda x, w, y: y @ w,
+    "weights": lambda x, w, y: y.t() @ x,
+}
+"""Of x [m, k], a matrix w [n, k] and the gradient y [m, n]."""
 WIDTH = 256
 """Of the rows that norms and the like work on."""
 EXPERTS = 8
@@ -113,18 +119,12 @@ class Maker:
         """x [m, k] with a matrix [n, k]: forward, and both gradients."""
         axes = (sizes.rows, sizes.columns, sizes.columns)
         for m, n, k in sorted(product(*axes), key=lambda place: (place[0] * place[1] * place[2], place)):
-            for way in ("forward", "input", "weights"):
+            for way in PRODUCTS:
 
                 def measure(clock: Clock, m: int = m, n: int = n, k: int = k, way: str = way) -> Found:
-                    works: list[Work] = []
-                    for _ in range(clock.copies(self.dtype.itemsize * (m * k + n * k + m * n))):
-                        x, w, y = self.rand(m, k), self.rand(n, k), self.rand(m, n)
-                        calls: dict[str, Work] = {
-                            "forward": lambda x=x, w=w: F.linear(x, w),
-                            "input": lambda y=y, w=w: y @ w,
-                            "weights": lambda y=y, x=x: y.t() @ x,
-                        }  # type: ignore[misc]
-                        works.append(calls[way])
+                    count = clock.copies(self.dtype.itemsize * (m * k + n * k + m * n))
+                    given = [(self.rand(m, k), self.rand(n, k), self.rand(m, n)) for _ in range(count)]
+                    works = [partial(PRODUCTS[way], *tensors) for tensors in given]
                     return {f"product_{way}_{self.precision}": clock.time(works)}
 
                 yield Point((f"product_{way}_{self.precision}",), axes, (m, n, k), measure, 2.0 * m * n * k)
@@ -177,7 +177,7 @@ class Maker:
 
             def measure(clock: Clock, size: int = size) -> Found:
                 inputs = [make(size) for _ in range(clock.copies(2 * self.dtype.itemsize * size))]
-                return {name: clock.time([lambda given=given: call(*given) for given in inputs])}
+                return {name: clock.time([partial(call, *given) for given in inputs])}
 
             yield Point((name,), (numbers,), (size,), measure)
 
@@ -192,7 +192,8 @@ class Maker:
                 works = []
                 for _ in range(clock.copies(4 * self.dtype.itemsize * heads * length * width)):
                     leaves = [self.rand(1, length, heads, width).transpose(1, 2).requires_grad_() for _ in range(3)]
-                    works.append(lambda leaves=leaves: (attend(*leaves, None), leaves))
+                    q, k, v = leaves
+                    works.append(partial(attended, q, k, v))
                 ways = clock.both_ways(works)
                 return {name: [time / heads for time in times] for name, times in zip(names, ways, strict=True)}
 
@@ -234,3 +235,8 @@ class Maker:
 
     def choices(self, tokens: int) -> tuple[Tensor]:
         return (torch.randint(EXPERTS, (tokens, 2), device=self.device),)
+
+
+def attended(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """The result, and what it has gradients for."""
+    return attend(q, k, v, None), [q, k, v]

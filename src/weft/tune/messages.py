@@ -47,7 +47,7 @@ class Messages:
                     ) -> Found:  # fmt: skip
                         numbers = max(place[0], place[1] // dtype.itemsize)
                         call = self.call(kind, numbers - numbers % place[0], dtype, self.groups[place[0]])
-                        return {f"{kind}_{precision}": clock.time([call])}
+                        return {f"{kind}_{precision}": clock.time([call], shared=True)}
 
                     yield Point((f"{kind}_{precision}",), axes, place, measure)
 
@@ -77,7 +77,7 @@ class Messages:
             work.wait()
 
     def beside(self, clock: Clock) -> float:
-        """Of a message and a computation that go on at once, the share of the shorter that is hidden; the median of some."""
+        """Of a message and a computation that go on at once, the share of the shorter that is hidden."""
         if not self.groups:
             return 0.0
         size = 256 if self.device.type == "cpu" else 4096
@@ -118,4 +118,4 @@ class Messages:
 
 def _shortest(clock: Clock, *works: Callable[[], object]) -> list[float]:
     """Seconds of each, of several turns."""
-    return [min(min(clock.time([work])) for _ in range(3)) for work in works]
+    return [min(min(clock.time([work], shared=True)) for _ in range(3)) for work in works]
