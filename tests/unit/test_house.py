@@ -21,6 +21,7 @@ FORBIDDEN = {
     "serve": ("train", "cli", "launch", "verify", "data", "plan", "export"),
     "train": ("cli", "verify", "serve", "export"),
     "export": ("cli", "train", "verify", "parallel"),
+    "tune": ("cli", "serve", "export"),
     "verify": ("cli",),
 }
 """Arrows point down only. Room → rooms that it never imports."""

@@ -23,7 +23,7 @@ from weft.tune.clock import Clock, quiet
 from weft.tune.measure import FULL, QUICK, Point, Sizes, points
 from weft.tune.messages import Messages
 
-PASSES = 3
+PASSES = {"full": 3, "quick": 1}
 """Times that every point is visited: who is in the way now has gone by then, or so we hope."""
 
 
@@ -46,7 +46,7 @@ def calibrate(process: Process, effort: str) -> Cluster:
     sizes = {"full": FULL, "quick": QUICK}[effort][device.type]
     clock, messages = Clock(device), Messages(device)
     work = [*points(sizes, device), *messages.points(sizes)]
-    times = measure(work, clock, shown=process.is_main)
+    times = measure(work, clock, PASSES[effort], shown=process.is_main)
     unit, beside = messages.unit(clock), messages.beside(clock)
     grids = agree(times, work)
     unit, beside = _mean([unit, beside])
@@ -63,13 +63,13 @@ Times = dict[str, dict[tuple[int, ...], list[float]]]
 """Curve → place → times."""
 
 
-def measure(work: list[Point], clock: Clock, *, shown: bool) -> Times:
+def measure(work: list[Point], clock: Clock, passes: int, *, shown: bool) -> Times:
     """Times of every place of every curve. Products too large to be measured are told from smaller ones."""
     times: Times = {name: {} for point in work for name in point.names}
     with ExitStack() as stack:
         bar = stack.enter_context(_progress(shown))
-        task = bar.add_task("measuring", total=PASSES * len(work), what="")
-        for turn in range(PASSES):
+        task = bar.add_task("measuring", total=passes * len(work), what="")
+        for turn in range(passes):
             for point in work:
                 bar.update(task, advance=1, what=f"{point.names[0]} {'×'.join(map(str, point.place))}")
                 known = times[point.names[0]]
