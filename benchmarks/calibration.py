@@ -8,9 +8,11 @@ The machine is measured as `weft plan calibrate --processes 2` does it. Nothing 
 are of products, attention, element-wise operations, updates and messages, at sizes of their own. Each layout's step is
 predicted, and then measured: whole training steps of real processes with one thread each, all of them alive at once,
 and taking turns round by round, so that other work on the machine meets all. A turn is three steps, of which the first
-does not count: it finds its memory where the system has put what nobody used for a while. `measured` is the median of
-the others. `noise` is how far the medians of every other round are apart, as a mean over the layouts: no prediction can
-be shown to be better.
+does not count: it finds its memory where the system has put what nobody used for a while. Before and after each step
+both processes do a reference, work of always the same size. `measured` is the median of the steps, each over the
+references beside it, times the reference's time in quiet moments (the fastest fifth of the run; curves are of such
+moments too); `as_it_came` is the median of the steps alone. `noise` is how far the medians of every other round are
+apart, as a mean over the layouts: no prediction can be shown to be better.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import fields
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -32,6 +34,7 @@ import numpy as np
 import torch
 import torch._dynamo  # or each forked process would
 import torch.distributed as dist
+import torch.nn.functional as F
 
 from common import shown, write
 from weft.config.load import make_config
@@ -42,6 +45,7 @@ from weft.plan.machine import Cluster, read_cluster
 from weft.plan.numbers import Job
 from weft.plan.text import write_cluster
 from weft.plan.time import Time
+from weft.tune.clock import quiet
 
 LLAMA = {
     "family": "llama", "num_layers": 8, "hidden": 256, "num_heads": 8, "num_kv_heads": 4, "ffn": 704, "vocab": 4096,
@@ -91,6 +95,20 @@ def fork(work: Callable[[int], None], store: Path) -> list[int]:
     return pids
 
 
+class Reference:
+    """Some work as a step has it, of always the same size: how busy the machine is with others."""
+
+    def __init__(self) -> None:
+        self.x, self.up, self.down = torch.rand(512, 256), torch.rand(704, 256), torch.rand(256, 704)
+        for weight in (self.up, self.down):
+            weight.requires_grad_()
+
+    def __call__(self) -> None:
+        for _ in range(2):
+            y = self.x + F.linear(F.silu(F.linear(self.x, self.up)), self.down)
+            torch.autograd.grad(y.square().mean(), (self.up, self.down))
+
+
 class Steps:
     """The processes of one layout; each does a step when it is told to, and sleeps otherwise."""
 
@@ -112,16 +130,20 @@ class Steps:
         tokens = torch.randint(config.model.vocab, (BATCH, SEQ + 1), generator=torch.Generator().manual_seed(0))
         tokens = tokens[training.rows]
         rows = Rows(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+        reference = Reference()
         for line in told:
             if line.strip() == "stop":
                 return
             begin = time.perf_counter()
-            train_step(training.woven, training.optimizer, training.scaler, rows, lr=3e-4, clip_norm=1.0)
+            if line.strip() == "step":
+                train_step(training.woven, training.optimizer, training.scaler, rows, lr=3e-4, clip_norm=1.0)
+            else:
+                reference()
             os.write(say, f"{time.perf_counter() - begin}\n".encode())
 
-    def __call__(self) -> float:
-        """Seconds of a step, of the slower process."""
-        self.tell("step")
+    def __call__(self, what: str = "step") -> float:
+        """Seconds of a step, or of the reference, of the slower process."""
+        self.tell(what)
         lines = [heard.readline() for _, heard in self.ends]
         if not all(lines):
             raise RuntimeError("a process of the benchmark ended: see above")
@@ -169,19 +191,27 @@ def predict(config: Config, cluster: Cluster) -> Time:
     return counted_time(config.model, config.layout, Job(seq=SEQ, global_batch=BATCH), cluster.curves)
 
 
-def measure(configs: list[Config], rounds: int, folder: Path) -> list[list[float]]:
-    """Seconds of the steps of each that count, turn by turn."""
+def measure(configs: list[Config], rounds: int, folder: Path) -> tuple[list[list[float]], list[list[float]]]:
+    """Seconds of the steps of each that count, turn by turn: as they came, and as they would be with the reference beside
+    them as fast as in quiet moments."""
     sides = [Steps(config, folder / f"store-{index}") for index, config in enumerate(configs)]
     times: list[list[float]] = [[] for _ in sides]
+    references: list[list[float]] = [[] for _ in sides]
     for turn in range(rounds):
         for index in range(len(sides))[:: 1 if turn % 2 == 0 else -1]:
             if turn < FEW or statistics.median(times[index]) < SLOW:
                 sides[index]()
-                times[index] += [sides[index]() for _ in range(STEPS)]
+                beside = [sides[index]("reference")]
+                for _ in range(STEPS):
+                    times[index].append(sides[index]())
+                    beside.append(sides[index]("reference"))
+                references[index] += [statistics.mean(pair) for pair in pairwise(beside)]
         print(f"round {turn + 1} of {rounds}", file=sys.stderr, flush=True)
     for side in sides:
         side.stop()
-    return times
+    best = quiet(list(chain(*references)))
+    pairs = [zip(*both, strict=True) for both in zip(times, references, strict=True)]
+    return times, [[step * best / reference for step, reference in pair] for pair in pairs]
 
 
 def score(predicted: list[float], measured: list[float]) -> dict[str, float]:
@@ -219,23 +249,27 @@ def main() -> None:
         if options.keep:
             write_cluster(cluster, options.keep)
         times = [predict(config, cluster) for config in configs]
-        steps = measure(configs, options.rounds, Path(folder))
+        raw, steps = measure(configs, options.rounds, Path(folder))
     rows = {}
-    for (model, layout), time_, found in zip(cases, times, steps, strict=True):
+    for (model, layout), time_, found, came in zip(cases, times, steps, raw, strict=True):
         name, median = f"{model['family']} {layout}", statistics.median(found)
         turns = [found[first : first + STEPS] for first in range(0, len(found), STEPS)]
         halves = [statistics.median(chain(*turns[first::2])) for first in (0, 1)]
         rows[name] = {
             "predicted": round(time_.total, 4), "measured": round(median, 4), "error": round(time_.total / median - 1, 4),
             "min": round(min(found), 4), "max": round(max(found), 4), "noise": round(abs(halves[0] / halves[1] - 1), 4),
+            "as_it_came": round(statistics.median(came), 4),
             "parts": {f.name: round(getattr(time_, f.name), 4) for f in fields(time_) if getattr(time_, f.name) > 1e-4},
         }  # fmt: skip
         print(f"{name:34} {rows[name]['error']:+7.1%}  predicted {time_.total:.3f} s, measured {median:.3f} "
-              f"({min(found):.3f} to {max(found):.3f})", flush=True)  # fmt: skip
+              f"({min(found):.3f} to {max(found):.3f}), as it came {statistics.median(came):.3f}", flush=True)  # fmt: skip
     scores: dict[str, Any] = score(
         [row["predicted"] for row in rows.values()], [row["measured"] for row in rows.values()]
     )
     scores["noise"] = round(statistics.mean(row["noise"] for row in rows.values()), 4)
+    scores["as_it_came"] = score(
+        [row["predicted"] for row in rows.values()], [row["as_it_came"] for row in rows.values()]
+    )
     print(", ".join(f"{name} {value}" for name, value in scores.items()))
     if not options.only:
         given = {"batch": BATCH, "seq": SEQ, "rounds": options.rounds, "layouts": len(rows)}

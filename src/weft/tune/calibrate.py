@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -109,11 +110,14 @@ def smaller(point: Point, known: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
 
 
 def agree(times: Times, work: list[Point]) -> dict[str, Grid]:
-    """The same curves for all processes: of each place the mean over them of what it takes when nobody disturbs."""
+    """The same curves for all processes: of each place the mean over them of what it takes when nobody disturbs. Of
+    messages it is the median, for they wait as often as they do."""
     axes = {name: point.axes for point in work for name in point.names}
+    shared = {name for point in work for name in point.names if point.shared}
     found = {}
     for name, places in times.items():
-        seconds = _mean([quiet(places[place]) for place in sorted(places)])
+        middle = statistics.median if name in shared else quiet
+        seconds = _mean([middle(places[place]) for place in sorted(places)])
         found[name] = Grid(
             axes=tuple(tuple(map(float, axis)) for axis in axes[name]),
             seconds=tuple(float(f"{s:.4g}") for s in seconds),

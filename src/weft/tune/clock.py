@@ -35,11 +35,14 @@ class Clock:
         """Of a work on `size` bytes, how many there should be, each with memory of its own."""
         return int(min(MOST_COPIES, max(1, COLD // max(1, size))))
 
-    def time(self, works: Sequence[Callable[[], Any]], *, shared: bool = False) -> list[float]:
+    def time(
+        self, works: Sequence[Callable[[], Any]], *, shared: bool = False, before: Callable[[], Any] | None = None
+    ) -> list[float]:
         """Seconds of each repetition; the works take turns.
 
         Args:
             shared: it is done with other processes, as often in each of them.
+            before: done before each, and not timed; on a GPU, which goes on by itself, it is left out.
         """
         self.together()
         works[0]()
@@ -47,6 +50,8 @@ class Clock:
         found: list[float] = []
         began = time.perf_counter()
         for turn in range(self.repetitions):
+            if before is not None and self.device.type == "cpu":
+                before()
             start = time.perf_counter()
             for call in range(self.inner):
                 works[(turn * self.inner + call + 1) % len(works)]()

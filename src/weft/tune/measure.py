@@ -86,6 +86,7 @@ class Point:
         place: which combination of the axes this is.
         flops: of a product; where that is more than what is measured, the time is told from a smaller one's.
         measure: times of each curve.
+        shared: it is done by all processes together, so that waiting for each other is part of it.
     """
 
     names: tuple[str, ...]
@@ -93,6 +94,7 @@ class Point:
     place: tuple[int, ...]
     measure: Callable[[Clock], Found]
     flops: float = 0.0
+    shared: bool = False
 
 
 def points(sizes: Sizes, device: torch.device) -> Iterator[Point]:

@@ -26,6 +26,7 @@ class Messages:
     def __init__(self, device: torch.device) -> None:
         self.device, self.rank, world = device, dist.get_rank(), dist.get_world_size()
         self.sizes = [size for power in range(1, 20) if (size := 2**power) < world and world % size == 0] + [world]
+        self.work = torch.rand(256, 256, device=device), torch.rand(2**20, device=device)
         self.groups: dict[int, Any] = {}
         for size in self.sizes if world > 1 else []:
             for first in range(0, world, size):
@@ -47,9 +48,16 @@ class Messages:
                     ) -> Found:  # fmt: skip
                         numbers = max(place[0], place[1] // dtype.itemsize)
                         call = self.call(kind, numbers - numbers % place[0], dtype, self.groups[place[0]])
-                        return {f"{kind}_{precision}": clock.time([call], shared=True)}
+                        return {f"{kind}_{precision}": clock.time([call], shared=True, before=self.compute)}
 
-                    yield Point((f"{kind}_{precision}",), axes, place, measure)
+                    yield Point((f"{kind}_{precision}",), axes, place, measure, shared=True)
+
+    def compute(self) -> None:
+        """A millisecond of work: in training no message follows another, those who talk have to be woken, and some come
+        late."""
+        matrix, numbers = self.work
+        matrix @ matrix
+        numbers + numbers
 
     def call(self, kind: str, numbers: int, dtype: torch.dtype, group: Any) -> Callable[[], object]:
         """One message, of so many numbers as plan/curves.py says."""
@@ -104,7 +112,7 @@ class Messages:
         return min(1.0, max(0.0, statistics.median(found)))
 
     def unit(self, clock: Clock) -> float:
-        """Seconds that FSDP2 takes for one of its units in a pass, forward or backward, beside the bytes that it moves."""
+        """Seconds that FSDP2 takes to gather one of its units, or to reduce it, beside the message."""
         size, units = 16, 8
         model = nn.Sequential(*[nn.Linear(size, size, bias=False) for _ in range(units)]).to(self.device)
         x = torch.rand(size, size, device=self.device)
@@ -113,7 +121,10 @@ class Messages:
             fully_shard(layer)
         fully_shard(model)
         [sharded] = _shortest(clock, lambda: model(x).sum().backward())
-        return max(0.0, sharded - plain) / (2 * units)
+        messages = 0.0
+        if self.groups:
+            [messages] = _shortest(clock, lambda: all_gather_rows(x, dist.group.WORLD))
+        return max(0.0, (sharded - plain) / (3 * units) - messages)  # gathered twice, and reduced
 
 
 def _shortest(clock: Clock, *works: Callable[[], object]) -> list[float]:
