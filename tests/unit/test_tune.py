@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def settings(layout: str = "single", **train: Any) -> Config:
 
 
 def shown(table: TuneTable) -> str:
-    console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115 (of this process's life)
+    console = Console(width=160, record=True, file=StringIO())
     show_table(table, console)
     return console.export_text()
 

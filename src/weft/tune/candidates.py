@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 
 from weft.config.layout import Layout
-from weft.config.load import make_config
 from weft.config.tree import Config
 from weft.plan.machine import Cluster
 from weft.plan.memory import Device, largest, layout_memory
@@ -41,16 +41,17 @@ def candidates(config: Config, cluster: Cluster, count: int, device: Device) -> 
     job = Job(seq=config.seq, global_batch=config.train.global_batch)
     found = search(config.model, job, cluster)
     kept = {name: getattr(config.layout, name) for name in KEPT}
-    layouts: dict[Layout, Candidate] = {}  # by what they come to
+    plans: dict[Layout, Plan] = {}  # by what they come to
     for index in found.order[:LOOKED_AT]:
         try:
             layout = Layout.model_validate({**found.layout(int(index)).model_dump(), **kept})
-            layouts.setdefault(_settled(layout, job), _candidate(config, layout, job, cluster, device))
+            if _settled(layout, job) not in plans:
+                plans[_settled(layout, job)] = Plan.of(config.model, layout, job, cluster)
         except ValueError:
             continue  # weft does not run it, or not in this precision
-    best = sorted(
-        (one for one in layouts.values() if one.memory <= cluster.memory), key=lambda candidate: candidate.seconds
-    )[:count]
+    ranked = sorted(plans.values(), key=lambda plan: plan.seconds)
+    fitting = (one for plan in ranked if (one := _candidate(config, plan, device)).memory <= cluster.memory)
+    best = list(islice(fitting, count))
     if not best:
         raise ValueError(
             f"no layout of this model fits {cluster.gpus} processes of {cluster.memory_gib:.3g} GiB that `weft plan "
@@ -58,7 +59,7 @@ def candidates(config: Config, cluster: Cluster, count: int, device: Device) -> 
         )
     own = config.layout
     if own.world == cluster.gpus and _settled(own, job) not in [_settled(one.layout, job) for one in best]:
-        best.append(_candidate(config, own, job, cluster, device))
+        best.append(_candidate(config, Plan.of(config.model, own, job, cluster), device))
     return best
 
 
@@ -67,9 +68,7 @@ def _settled(layout: Layout, job: Job) -> Layout:
     return layout.model_copy(update={"micro_batch": layout.micro_batch_size(job.global_batch)})
 
 
-def _candidate(config: Config, layout: Layout, job: Job, cluster: Cluster, device: Device) -> Candidate:
-    """Raises: ValueError: the run cannot have this layout."""
-    cut = make_config({**config.model_dump(), "layout": layout})
+def _candidate(config: Config, plan: Plan, device: Device) -> Candidate:
+    cut = config.model_copy(update={"layout": plan.layout})
     peak = largest(layout_memory(cut, device)).peak
-    memory = peak.total if device == "cpu" else peak.tensors
-    return Candidate(layout, Plan.of(config.model, layout, job, cluster).seconds, memory)
+    return Candidate(plan.layout, plan.seconds, peak.total if device == "cpu" else peak.tensors)
