@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from weft.config.toml import config_toml
 from weft.config.tree import Config
 from weft.plan.text import write_cluster
 from weft.tune import trial, tune
-from weft.tune.candidates import candidates
+from weft.tune.candidates import Candidate, candidates
 from weft.tune.table import TuneTable, digest, show_table
 from weft.tune.trial import WARM_UP, Result, run_trial, trial_config
 
@@ -53,7 +54,7 @@ def test_candidates_are_the_fastest_that_fit_in_the_runs_own_precision() -> None
 
 
 def test_the_runs_own_layout_is_tried_too_and_none_twice() -> None:
-    slow = "fsdp2.full.mb1"
+    slow = "fsdp2.mb1.full"
     found = candidates(settings(slow), MEASURED, 2, "cpu")
     assert [str(one.layout) for one in found][2:] == [slow]
     best = candidates(settings(), MEASURED, 1, "cpu")[0].layout
@@ -71,8 +72,13 @@ def test_no_candidate_is_said_with_the_way_out() -> None:
 # -- the table --------------------------------------------------------------------------------------------------------
 
 
-def planned(of: str = "this") -> TuneTable:
-    return TuneTable(of).planned(candidates(settings(), MEASURED, 3, "cpu"))
+@cache
+def three() -> list[Candidate]:
+    return candidates(settings(), MEASURED, 3, "cpu")
+
+
+def planned() -> TuneTable:
+    return TuneTable("this").planned(three())
 
 
 def test_the_table_remembers_and_names_the_winner(tmp_path: Path) -> None:
@@ -84,7 +90,7 @@ def test_the_table_remembers_and_names_the_winner(tmp_path: Path) -> None:
     table = table.found(first, Result(2 * table.rows[0].predicted_seconds, (1.0,), 2**28))
     table = table.found(second, Result(failed="out of memory"))
     table.write(tmp_path / "table.json")
-    again = TuneTable.read(tmp_path / "table.json", "this").planned(candidates(settings(), MEASURED, 3, "cpu"))
+    again = TuneTable.read(tmp_path / "table.json", "this").planned(three())
     assert again == table
     assert [row.layout for row in again.waiting] == [third]
     assert again.winner is not None
@@ -133,7 +139,7 @@ def test_only_what_is_not_known_is_tried_and_a_break_loses_one(tmp_path: Path, m
     with pytest.raises(KeyboardInterrupt):
         tune.try_all(settings(), table, 3, 60, out, lambda *_: None)
     assert tried == names[:2]
-    kept = TuneTable.read(tmp_path / "tuned.json", "this").planned(candidates(settings(), MEASURED, 3, "cpu"))
+    kept = TuneTable.read(tmp_path / "tuned.json", "this").planned(three())
     assert [row.layout for row in kept.waiting] == names[2:]
     tried.clear()
     done = tune.try_all(settings(), kept, 3, 60, out, lambda *_: None)
