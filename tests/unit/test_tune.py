@@ -91,12 +91,12 @@ def test_the_table_remembers_and_names_the_winner(tmp_path: Path) -> None:
     table = table.found(second, Result(failed="out of memory"))
     table.write(tmp_path / "table.json")
     again = TuneTable.read(tmp_path / "table.json", "this").planned(three())
-    assert again == table
-    assert [row.layout for row in again.waiting] == [third]
+    assert TuneTable.read(tmp_path / "table.json", "this") == table
+    assert [row.layout for row in again.waiting] == [second, third]  # what has failed is tried again
     assert again.winner is not None
     assert again.winner.layout == first
     assert again.winner.error == pytest.approx(-0.5)
-    text = shown(again)
+    text = shown(table)
     assert "-50%" in text
     assert "out of memory" in text
     assert "not run" in text
@@ -215,3 +215,34 @@ def test_results_are_json_as_they_lie(tmp_path: Path) -> None:
     table.write(tmp_path / "table.json")
     tree = json.loads((tmp_path / "table.json").read_text())
     assert tree["rows"][0]["result"] == {"seconds": 1.5, "steps": [1.0, 1.5, 2.0], "memory": 2**30, "failed": ""}
+
+
+def test_a_break_shows_what_there_is_and_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_cluster(MEASURED, tmp_path / "here.toml")
+    (tmp_path / "run.toml").write_text(config_toml(settings()))
+    given = iter([Result(1.5, (1.5,), 2**28)])
+
+    def instead(*_: object) -> Result:
+        try:
+            return next(given)
+        except StopIteration:
+            raise KeyboardInterrupt from None
+
+    monkeypatch.setattr(tune, "run_trial", instead)
+    out = tmp_path / "tuned.toml"
+    arguments = ["tune", str(tmp_path / "run.toml"), "--cluster", str(tmp_path / "here.toml"), "--out", str(out)]
+    done = CliRunner().invoke(app, [*arguments, "--top", "3"])
+    assert done.exit_code == 130
+    text = " ".join(done.output.split())
+    assert "1.5 s" in text
+    assert text.count("not run") == 2
+    assert "the same command goes on from there" in text
+    assert not out.exists()
+
+
+def test_data_that_cannot_be_trained_on_are_refused_before_the_first_trial(tmp_path: Path) -> None:
+    write_cluster(MEASURED, tmp_path / "here.toml")
+    config = make_config({**settings().model_dump(), "data": {"paths": [str(tmp_path / "missing")]}})
+    (tmp_path / "run.toml").write_text(config_toml(config))
+    done = CliRunner().invoke(app, ["tune", str(tmp_path / "run.toml"), "--cluster", str(tmp_path / "here.toml")])
+    assert "missing.bin does not exist" in str(done.exception)

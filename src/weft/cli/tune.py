@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from weft.cli.train import Data, LayoutText, Model, Set, Settings
+from weft.cli.train import Data, LayoutText, Model, Set, Settings, check
 
 
 def tune(
@@ -57,6 +57,9 @@ def tune(
         show_table(table, console)
         return
 
+    if config.data.paths:
+        check(config)
+
     def told(row: Row, number: int, count: int) -> None:
         line = f"trial {number} of {count}: {row.layout}, predicted {row.predicted_seconds:.4g} s"
         console.print(line, highlight=False)
@@ -64,7 +67,8 @@ def tune(
     try:
         table = try_all(config, table, steps, limit, out, told)
     except KeyboardInterrupt:
-        show_table(TuneTable.read(table_file(out), table.of).planned(found), console)
+        kept = TuneTable.read(table_file(out), table.of)
+        show_table(kept if kept.rows else table, console)
         console.print(f"stopped; what was measured is in {table_file(out)}: the same command goes on from there")
         raise typer.Exit(130) from None
     show_table(table, console)

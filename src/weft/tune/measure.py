@@ -49,7 +49,7 @@ FULL = {
         bytes=(2**12, 2**16, 2**19, 2**22, 2**25), flops=2**30,
     ),
     "cuda": Sizes(
-        rows=(128, 1024, 4096, 16384), columns=(128, 512, 2048, 8192, 16384), numbers=(2**14, 2**18, 2**22, 2**25, 2**27),
+        rows=(128, 1024, 4096, 16384), columns=(128, 512, 2048, 8192, 16384), numbers=(2**14, 2**18, 2**22, 2**25),
         lengths=(256, 1024, 4096, 16384), head_dims=(64, 128), vocabs=(8192, 32768, 131072),
         bytes=(2**14, 2**18, 2**22, 2**25, 2**28), flops=2**43,
     ),
@@ -190,7 +190,7 @@ class Maker:
         for length, width in product(*axes):
 
             def measure(clock: Clock, length: int = length, width: int = width) -> Found:
-                heads = 8 if self.device.type == "cpu" else 128
+                heads = 8 if self.device.type == "cpu" else 32
                 works = []
                 for _ in range(clock.copies(4 * self.dtype.itemsize * heads * length * width)):
                     leaves = [self.rand(1, length, heads, width).transpose(1, 2).requires_grad_() for _ in range(3)]

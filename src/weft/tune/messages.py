@@ -123,7 +123,7 @@ class Messages:
         [sharded] = _shortest(clock, lambda: model(x).sum().backward())
         messages = 0.0
         if self.groups:
-            [messages] = _shortest(clock, lambda: all_gather_rows(x, dist.group.WORLD))
+            [messages] = _shortest(clock, lambda: all_gather_rows(x, self.groups[self.sizes[-1]]))
         return max(0.0, (sharded - plain) / (3 * units) - messages)  # gathered twice, and reduced
 
 

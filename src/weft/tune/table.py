@@ -70,8 +70,9 @@ class TuneTable:
         os.replace(beside, path)
 
     def planned(self, candidates: list[Candidate]) -> TuneTable:
-        """Rows of these candidates, in their order, with the results that are known; then what else was measured."""
-        known = {row.layout: row for row in self.rows if row.result is not None}
+        """Rows of these candidates, in their order, with what was measured of them; then what else was measured. What has
+        failed is to be tried again: the reason may be gone."""
+        known = {row.layout: row for row in self.rows if row.result is not None and row.result.seconds is not None}
         rows = [
             replace(known.get(name, Row(name, 0.0, 0)), predicted_seconds=one.seconds, predicted_memory=one.memory)
             for name, one in ((str(one.layout), one) for one in candidates)
