@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from weft.cli.calibrate import calibrate
 from weft.cli.exact import exact
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ app = typer.Typer(help="Say what a run will be like, before it is started. Needs
 app.command(epilog="Example: weft plan exact llama3-70b --layout fsdp128.tp8.sp.full.bf16 --batch 128 --seq 8192")(
     exact
 )
+app.command(epilog="Example: weft plan calibrate --out here.toml")(calibrate)
 
 
 @app.command(epilog="Example: weft plan schedule zbv --pp 4 --micro-batches 12 --svg zbv.svg")

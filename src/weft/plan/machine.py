@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from weft.plan.curves import Curves
 from weft.plan.work import Machine
 
 FOLDER = Path(__file__).parents[1] / "presets" / "clusters"
@@ -35,6 +36,7 @@ class Cluster(BaseModel):
     per_node: int = Field(8, ge=1)
     host_gb_per_s: float = Field(25, gt=0, description="between a GPU and its CPU's memory")
     generation: int = Field(2, ge=0, le=3, description="0 Volta, 1 Ampere, 2 Hopper, 3 Blackwell")
+    curves: Curves | None = Field(None, description="measured here, by `weft plan calibrate`")
 
     @property
     def memory(self) -> float:

@@ -12,6 +12,7 @@ import numpy as np
 from weft.config.layout import Layout
 from weft.models.shape import Shape
 from weft.plan.block import Passes
+from weft.plan.counted import counted_time
 from weft.plan.footprint import Footprint, footprint
 from weft.plan.grid import (
     AXES,
@@ -56,7 +57,11 @@ class Plan:
             raise ValueError(f"layout {layout} takes {layout.world:,} GPUs and the cluster has {cluster.gpus:,}")
         layout.check(shape, job.global_batch, job.seq)
         work = numbers(shape, layout, job, cluster, software)
-        return cls(shape, layout, job, cluster, software, plain(step_time(work)), plain(footprint(work)))
+        if cluster.curves is not None and software is WEFT:
+            time = counted_time(shape, layout, job, cluster.curves)
+        else:
+            time = plain(step_time(work))
+        return cls(shape, layout, job, cluster, software, time, plain(footprint(work)))
 
     @property
     def work(self) -> Work:

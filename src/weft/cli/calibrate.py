@@ -1,0 +1,68 @@
+"""`weft plan calibrate`: measure the machine, for a plan that knows it."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def calibrate(
+    out: Annotated[Path, typer.Option(help="The cluster file to write, or with --from-run to change; a .toml.")] = Path(
+        "cluster.toml"
+    ),
+    processes: Annotated[
+        int | None, typer.Option(help="At work at once, as in training; by default one a GPU, else one a core.", min=1)
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer sizes: a minute in place of several, and coarser.")
+    ] = False,
+    from_run: Annotated[
+        list[Path] | None,
+        typer.Option(help="Measure nothing: fit the file to the log of this finished run (repeatable)."),
+    ] = None,
+) -> None:
+    """Measure products, attention, memory, messages and updates on this machine, and write them as a cluster file.
+
+    `weft plan layouts` and `weft tune` take it as --cluster, and then predict from what was measured. All processes
+    work at once while they are measured: what they take from each other is part of the machine. Over several machines:
+    torchrun … -m weft.launch.worker weft.tune.calibrate:main auto full FILE.toml
+    """
+    if out.suffix != ".toml":
+        raise ValueError(f"--out {out}: a cluster file ends with .toml, so that --cluster knows it from a preset")
+    if from_run:
+        _refit(out, from_run)
+        return
+    if not out.parent.is_dir():
+        raise ValueError(f"--out {out}: there is no folder {out.parent}")
+    from weft.launch.local import launch
+
+    count = processes or _processes(device)
+    with tempfile.TemporaryDirectory() as logs:
+        code = launch(
+            count, "weft.tune.calibrate:main", [device, "quick" if quick else "full", str(out)], logs=Path(logs)
+        )
+    if code:
+        raise typer.Exit(code)
+    print(f"written: {out}\nplan with it: weft plan layouts MODEL --cluster {out} --batch N")
+
+
+def _refit(out: Path, runs: list[Path]) -> None:
+    from weft.plan.machine import read_cluster
+    from weft.plan.refit import read_runs, refit
+    from weft.plan.text import write_cluster
+
+    fit = refit(read_cluster(str(out)), read_runs(runs))
+    write_cluster(fit.cluster, out)
+    print("\n".join(fit.lines()) + f"\nwritten: {out}")
+
+
+def _processes(device: str) -> int:
+    """One for each GPU of this machine, or for each core."""
+    from weft.launch.cores import num_cores
+
+    gpus = len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) if device != "cpu" else 0
+    return gpus or num_cores()
