@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 import weft
-from weft.config.tree import Config
 from weft.parallel.mesh import AXES, EXPERT_AXES, WEIGHT_AXES, Mesh
+from weft.parallel.pipeline import Pipeline
 from weft.parallel.woven import Passes
 from weft.profile.capture import Capture
 from weft.profile.ranges import Ranges, Wrap
@@ -21,6 +22,10 @@ from weft.train.training import Training
 
 PARTS = ("attention_norm", "attention", "mlp_norm", "mlp")
 OUTSIDE = ("embed", "positions", "norm", "head")
+MESSAGES = (
+    "all_reduce", "all_gather_into_tensor", "reduce_scatter_tensor", "all_to_all_single", "batch_isend_irecv",
+)  # fmt: skip
+FUNCTIONAL = ("all_reduce", "all_gather_into_tensor", "reduce_scatter_tensor", "all_to_all_single")
 AXIS_NAMES = {
     "replicate": "dp", "shard": "fsdp", "expert_replicate": "dp (experts)", "expert_shard": "fsdp (experts)", "etp": "etp",
 }  # fmt: skip
@@ -42,7 +47,7 @@ def make_capture(run: Path, training: Training, owner: Any, note: Callable[[str]
 def make_ranges(training: Training, owner: Any) -> Ranges:
     """Blocks that are compiled are named as a whole: a name inside would be another block to the compiler."""
     woven = training.woven
-    wanted = ("",) if training.config.layout.compile else PARTS
+    wanted = ("",) if training.config.layout.compile else ("", *PARTS)
     modules = {
         name: module
         for name, module in woven.modules().items()
@@ -58,11 +63,33 @@ def make_ranges(training: Training, owner: Any) -> Ranges:
         Wrap(steps, "scale_gradients", "clip"),
         Wrap(steps, "agree", "agree"),
         Wrap(steps, "agree_all", "agree"),
+        *communication(training),
         Wrap(owner, "next_rows", "data"),
         Wrap(owner, "save", "checkpoint"),
         Wrap(owner, "evaluate", "evaluation"),
     ]
     return Ranges(modules, wraps)
+
+
+def communication(training: Training) -> list[Wrap]:
+    """Every message is named by its axis, and waiting for one is a range too.
+
+    What is compiled is left alone: there the names come from where in the model a message is.
+    """
+    axes, layout = groups(training.woven.mesh), training.config.layout
+
+    def kind(*args: Any, **kwargs: Any) -> str:
+        given = (*args, *kwargs.values())
+        if args and isinstance(args[0], list) and isinstance(args[0][0], dist.P2POp):
+            given = (args[0][0].group,)
+        group = next((x.group_name for x in given if isinstance(x, dist.ProcessGroup)), None)
+        group = group or next((x for x in reversed(args) if isinstance(x, str)), None)
+        return f"comm:{axes.get(group, 'all') if group else 'all'}"
+
+    functions = [(dist, name) for name in MESSAGES]
+    functions += [(torch.ops._c10d_functional, name) for name in FUNCTIONAL if not layout.compile]
+    stages = [Wrap(Pipeline, name, "comm:pp") for name in ("_expect_next", "_give") if layout.pp > 1]
+    return [Wrap(owner, name, kind) for owner, name in functions] + stages + [Wrap(dist.Work, "wait", "wait")]
 
 
 def held(training: Training) -> dict[str, int]:
@@ -91,12 +118,12 @@ def about(training: Training) -> dict[str, Any]:
         "peak_source": peak.source,
         "bytes_per_s": bandwidth(device),
         "memory": torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0,
-        "groups": groups(training.mesh, config),
+        "groups": groups(training.mesh),
         "versions": {"weft": weft.__version__, "torch": torch.__version__},
     }
 
 
-def groups(mesh: Mesh, config: Config) -> dict[str, str]:
+def groups(mesh: Mesh) -> dict[str, str]:
     """Name of a process group → the axis of the layout. The group of all processes may be that of an axis too."""
     found: dict[str, str] = {}
     for axis in (*AXES, *WEIGHT_AXES, *EXPERT_AXES):
