@@ -23,6 +23,10 @@ ITEM_BYTES = {
 """As Kineto and NCCL's records spell them."""
 
 
+INSIDE = {"reduce_scatter": "all_reduce"}
+"""What gloo makes of a message that it has no own way for."""
+
+
 class Op(NamedTuple):
     """Of a pipeline: F, B or W of a stage and a micro-batch."""
 
@@ -115,15 +119,20 @@ class Attribution:
 
     def _launched(self) -> list[Event]:
         """gloo's messages, each marked by the operation that asked for it: the n-th of a kind by the n-th."""
+        own = {message_kind(message.name) for message in self.trace.messages}
         asked: dict[str, list[Event]] = defaultdict(list)
         for event in self.trace.events("c10d::"):
-            asked[message_kind(event.name)].append(event)
+            kind = message_kind(event.name)
+            asked[kind if kind in own else INSIDE.get(kind, kind)].append(event)
         met: dict[str, int] = defaultdict(int)
         for message in self.trace.messages:
             kind = message_kind(message.name)
             place, met[kind] = met[kind], met[kind] + 1
-            axis = asked[kind][place].mark.axis if place < len(asked[kind]) else ""
-            message.mark = Mark(axis=axis or ("pp" if kind == "send/recv" else "all"), waits=True)
+            axis = "pp" if kind == "send/recv" else "all"
+            if place < len(asked[kind]):
+                axis = asked[kind][place].mark.axis or axis
+                message.name = f"gloo:{message_kind(asked[kind][place].name)}"
+            message.mark = Mark(axis=axis, waits=True)
         return self.trace.messages
 
     def awaited(self, event: Event) -> str:

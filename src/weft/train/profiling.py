@@ -89,7 +89,8 @@ def communication(training: Training) -> list[Wrap]:
     functions = [(dist, name) for name in MESSAGES]
     functions += [(torch.ops._c10d_functional, name) for name in FUNCTIONAL if not layout.compile]
     stages = [Wrap(Pipeline, name, "comm:pp") for name in ("_expect_next", "_give") if layout.pp > 1]
-    return [Wrap(owner, name, kind) for owner, name in functions] + stages + [Wrap(dist.Work, "wait", "wait")]
+    waits = [Wrap(dist.Work, name, "wait") for name in ("wait", "is_completed")]  # gloo's second may wait too
+    return [Wrap(owner, name, kind) for owner, name in functions] + stages + waits
 
 
 def held(training: Training) -> dict[str, int]:
