@@ -98,9 +98,7 @@ class Breakdown:
         self.attribution, self.trace = attribution, attribution.trace
         self.segments = Segments(self.trace.threads[attribution.main]) if attribution.main is not None else Segments([])
         tile = self._on_device if self.trace.on_gpu else self._on_host
-        self.steps = [
-            Step(number, start, stop, tuple(tile(start, stop))) for number, start, stop in self._step_spans()
-        ]
+        self.steps = [Step(number, start, stop, tuple(tile(start, stop))) for number, start, stop in self._step_spans()]
 
     def _step_spans(self) -> Iterator[tuple[int, float, float]]:
         """From the beginning of a step to that of the next; the last one to its own end."""

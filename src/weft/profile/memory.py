@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from weft.profile.attribution import NOTHING, Attribution, Mark
+from weft.profile.breakdown import part_of
 from weft.profile.names import PREFIX
 from weft.profile.trace import Event, Segments
 
@@ -141,5 +142,5 @@ def holder(event: Event | None, outlives: bool) -> tuple[str, str]:
 def _moment(attribution: Attribution, at: float) -> str:
     event = Segments(attribution.trace.threads.get(attribution.main, [])).at(at)
     mark = event.mark if event is not None else NOTHING
-    where = mark.part or mark.scope or "the step"
+    where = part_of(mark) or "the step"
     return f"{mark.phase} of {where}" if mark.phase else where

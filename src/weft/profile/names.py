@@ -34,13 +34,16 @@ NOTHING = {
 }  # fmt: skip
 """Operations that only describe a tensor anew, or call another one that does the work: their own time is the host's."""
 NORM = re.compile(r"(layer|rms|group|batch)_?norm", re.IGNORECASE)
-ATTENTION = re.compile(r"scaled_dot_product|flash_attn|_flash_attention|efficient_attention|flex_attention|context_attention")
+ATTENTION = re.compile(
+    r"scaled_dot_product|flash_attn|_flash_attention|efficient_attention|flex_attention|context_attention"
+)
 LOSS = re.compile(r"cross_?entropy|nll_loss|log_softmax", re.IGNORECASE)
 KERNEL_GEMM = re.compile(r"gemm|cutlass|xmma|nvjet|cublas|wgmma|mma_f|splitk", re.IGNORECASE)
 KERNEL_ATTENTION = re.compile(r"flash|fmha|attention|sdpa", re.IGNORECASE)
 KERNEL_OPTIMIZER = re.compile(r"adam|multi_tensor_apply.*(sgd|lamb)", re.IGNORECASE)
 MESSAGE = re.compile(
-    r"all_?reduce|all_?gather|reduce_?scatter|all_?to_?all|broadcast|send_?recv|\bsend\b|\brecv\b|barrier", re.IGNORECASE
+    r"all_?reduce|all_?gather|reduce_?scatter|all_?to_?all|broadcast|send_?recv|\bsend\b|\brecv\b|barrier",
+    re.IGNORECASE,
 )
 MESSAGES = (
     ("reduce_scatter", re.compile("reduce_?scatter", re.IGNORECASE)),
@@ -57,7 +60,7 @@ MESSAGES = (
 def op_kind(name: str) -> str | None:
     """What an operation on the CPU does: a kind of WORK, `host` where it only calls others; None: it is no operation
     that says it."""
-    if name.startswith("aten::") or name.startswith(("weft::", "symm_mem::", "fsdp::")):
+    if name.startswith(("aten::", "weft::", "symm_mem::", "fsdp::")):
         short = name.split("::")[1]
         if short in GEMM:
             return "gemm"

@@ -59,7 +59,6 @@ class Request:
             raise ValueError(f"{file} is no request for a trace: {text[:60]!r}") from None
 
 
-
 def leave(request: Request | None, run: Path) -> None:
     """What a run that begins now is asked for; without a request, what an earlier one was asked for is gone."""
     if request is not None:
