@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from weft.profile.attribution import Attribution, Mark, message_bytes
-from weft.profile.names import EXPOSED, PREFIX, SCOPES, WORK, message_kind
+from weft.profile.names import EXPOSED, PREFIX, SCOPES, message_kind
 from weft.profile.trace import Event, Segments
 
 Span = tuple[float, float]
@@ -77,11 +77,6 @@ class Step:
     def parts(self) -> Counter[tuple[str, str, str]]:
         """(part, phase, kind) → seconds."""
         return _sums(((it.part, it.phase, it.kind), it) for it in self.slices)
-
-    @property
-    def busy(self) -> float:
-        """Seconds in which this process worked for itself: what it waits for others in is no part of it."""
-        return sum(seconds for kind, seconds in self.kinds.items() if kind in WORK or kind == "host")
 
 
 def _sums(pairs: Iterable[tuple]) -> Counter:

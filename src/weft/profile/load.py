@@ -15,7 +15,7 @@ from weft.config.load import make_config
 from weft.config.tree import Config
 from weft.profile.attribution import AXES, Attribution
 from weft.profile.breakdown import Breakdown, Traffic
-from weft.profile.names import PREFIX
+from weft.profile.names import PREFIX, WORK
 from weft.profile.request import FOLDER
 from weft.profile.trace import Trace, read_trace
 
@@ -57,19 +57,24 @@ class Rank:
         return self.breakdown.traffic()
 
     @property
-    def busy(self) -> float:
-        steps = self.breakdown.steps
-        return sum(step.busy for step in steps) / len(steps)
+    def working(self) -> tuple[str, ...]:
+        """Kinds in which this process works for itself. On a CPU Python is work too; a GPU only waits for it."""
+        return WORK if self.trace.on_gpu else (*WORK, "host")
 
     @property
-    def to_wall(self) -> float:
+    def busy(self) -> float:
+        """Seconds of them in a step."""
+        return sum(self.kinds[kind] for kind in self.working)
+
+    @property
+    def to_wall(self) -> int:
         """ns to add to the trace's own clock for that of the first rank."""
         marks = self.trace.events(f"{PREFIX}clock:")
-        base = float(self.trace.base)
+        base = self.trace.base
         if marks:  # Kineto's clock is checked against the machine's
-            offsets = sorted(int(it.name.rpartition(":")[2]) - it.start * 1e9 for it in marks)
+            offsets = sorted(int(it.name.rpartition(":")[2]) - round(it.start * 1e9) for it in marks)
             base = offsets[len(offsets) // 2]
-        return base - float(self.facts.get("clock_ahead_ns", 0))
+        return base - int(self.facts.get("clock_ahead_ns", 0))
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def clock_words(profile: Profile) -> str:
 def kineto_error(rank: Rank) -> float:
     """By how many ns Kineto's clock strays from the machine's over the trace."""
     marks = rank.trace.events(f"{PREFIX}clock:")
-    offsets = [int(it.name.rpartition(":")[2]) - it.start * 1e9 for it in marks]
+    offsets = [int(it.name.rpartition(":")[2]) - round(it.start * 1e9) for it in marks]
     return (max(offsets) - min(offsets)) / 2 if offsets else 0.0
 
 

@@ -26,7 +26,6 @@ KIND_WORDS = {
     "evaluation": "validation inside of the step",
     "host": "nothing is at work: Python, launches, synchronisation",
 }
-BUSY = (*WORK, "host")
 SLOWER = 0.05
 """By which a rank has to work longer than its peers to be named."""
 
@@ -132,7 +131,9 @@ def stragglers(profile: Profile) -> dict[int, str]:
         others = [it for it in profile.ranks if it is not rank]
         usual = statistics.median(paces[it.number] for it in others)
         if paces[rank.number] > (1 + SLOWER) * usual:
-            more = {kind: rank.kinds[kind] - statistics.median(it.kinds[kind] for it in others) for kind in BUSY}
+            more = {
+                kind: rank.kinds[kind] - statistics.median(it.kinds[kind] for it in others) for kind in rank.working
+            }
             most = max(more, key=lambda kind: more[kind])
             late = 100 * (paces[rank.number] / usual - 1)
             found[rank.number] = f"straggler: takes {late:.0f} % longer than the others for the same, most in {most}"
@@ -147,7 +148,7 @@ def pace(profile: Profile, rank: Rank) -> float:
         (split_part(part)[0], kind, it) for (part, _, kind), it in rank.parts.items() if part.startswith("blocks.")
     ]
     names = {name for name, _, _ in blocks}
-    return sum(it for _, kind, it in blocks if kind in BUSY) / max(1, len(names))
+    return sum(it for _, kind, it in blocks if kind in rank.working) / max(1, len(names))
 
 
 def peers_of(profile: Profile) -> dict[int, list[Rank]]:

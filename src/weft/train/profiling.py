@@ -82,9 +82,9 @@ def communication(training: Training) -> list[Wrap]:
         given = (*args, *kwargs.values())
         if args and isinstance(args[0], list) and isinstance(args[0][0], dist.P2POp):
             given = (args[0][0].group,)
-        group = next((x.group_name for x in given if isinstance(x, dist.ProcessGroup)), None)
-        group = group or next((x for x in reversed(args) if isinstance(x, str)), None)
-        return f"comm:{axes.get(group, 'all') if group else 'all'}"
+        names = [x.group_name for x in given if isinstance(x, dist.ProcessGroup)]
+        names += [x for x in reversed(args) if isinstance(x, str)]
+        return f"comm:{axes.get(names[0], 'all') if names else 'all'}"
 
     functions = [(dist, name) for name in MESSAGES]
     functions += [(torch.ops._c10d_functional, name) for name in FUNCTIONAL if not layout.compile]
@@ -131,9 +131,9 @@ def groups(mesh: Mesh) -> dict[str, str]:
         group = mesh.group(axis)
         if group.size() > 1:
             found.setdefault(group.group_name, AXIS_NAMES.get(axis, axis))
-    for group, name in ((mesh.upward, "pp"), (mesh.ends, "pp ends")):
-        if group is not None:
-            found[group.group_name] = name
+    for other, name in ((mesh.upward, "pp"), (mesh.ends, "pp ends")):
+        if other is not None:
+            found[other.group_name] = name
     return found
 
 
