@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import subprocess
 import sys
@@ -27,22 +28,23 @@ from weft.profile.trace import Event, Trace
 
 CONFIG = {
     "model": {"preset": "llama3-8b"},
-    "layout": "fsdp2.pp2.bf16.mb1",
     "train": {"global_batch": 8, "seq": 8192},
 }
 
 
-def capture(folder: Path, slower: tuple[float, ...] = (1.0, 1.0), **about: object) -> Path:
+def capture(
+    folder: Path, slower: tuple[float, ...] = (1.0, 1.0), layout: str = "fsdp2.pp2.bf16.mb1", **about: object
+) -> Path:
     """What `weft train --profile` would have left, on ranks 0 and up."""
     from weft.config.load import make_config
 
-    config = make_config(CONFIG).model_dump(mode="json")
+    config = make_config({**CONFIG, "layout": layout}).model_dump(mode="json")
     for rank, factor in enumerate(slower):
         write(folder / f"rank{rank}.trace.json.gz", cuda_step(factor))
         facts = {"rank": rank, "clock_ahead_ns": 5_000 * rank, "clock_error_ns": 2_000, "held": {"weights": 3000}}
         (folder / f"rank{rank}.json").write_text(json.dumps(facts))
     values = {
-        "steps": [7], "ranks": list(range(len(slower))), "config": config, "layout": "fsdp2.pp2", "device": "NVIDIA H100",
+        "steps": [7], "ranks": list(range(len(slower))), "config": config, "layout": layout, "device": "NVIDIA H100",
         "peak_flops": 989e12, "peak_source": "datasheet", "bytes_per_s": 3.3e12, "memory": 80 * 2**30,
         "groups": {"3": "fsdp", "9": "pp"}, **about,
     }  # fmt: skip
@@ -56,7 +58,7 @@ def profile(tmp_path: Path) -> Profile:
 
 
 def text_of(profile: Profile) -> str:
-    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=200, record=True, file=io.StringIO())
     show(profile, console)
     return console.export_text()
 
@@ -194,7 +196,7 @@ def test_advice_comes_with_its_evidence_largest_first(profile: Profile) -> None:
 
 def test_memory_that_logits_hold_is_what_the_planner_says_a_chunked_loss_saves(tmp_path: Path) -> None:
     events = [*cuda_step(), range_("module:head", 205, 20)]
-    folder = capture(tmp_path / "profile" / "step-00000007", memory=0)
+    folder = capture(tmp_path / "profile" / "step-00000007", layout="fsdp2.bf16.mb1", memory=0)
     # a gigabyte of logits, asked for inside of the head
     logits = {
         "ph": "i", "cat": "cpu_instant_event", "name": "[memory]", "pid": 4242, "tid": 4242, "ts": 210,
@@ -210,7 +212,7 @@ def test_memory_that_logits_hold_is_what_the_planner_says_a_chunked_loss_saves(t
 def test_the_report_says_all_of_it(profile: Profile) -> None:
     text = text_of(profile)
     for said in (
-        "step 7 on 2 ranks", "fsdp2.pp2 on 4 × NVIDIA H100", "MFU", "matrix products", "fsdp exposed", "blocks.0",
+        "step 7 on 2 ranks", "fsdp2.pp2.bf16.mb1 on 4 × NVIDIA H100", "MFU", "matrix products", "fsdp exposed", "blocks.0",
         "largest operations, against NVIDIA H100: 989 TFLOP/s, 3.30 TB/s (datasheet)", "1024×4096 · 4096×4096",
         "memory of tensors, rank 0", "ranks side by side", "straggler", "what to change, largest gain first",
     ):  # fmt: skip

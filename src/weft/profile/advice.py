@@ -13,7 +13,7 @@ from typing import Any
 
 from weft.config.load import make_config, merge
 from weft.config.tree import Config
-from weft.plan.memory import Device, largest, layout_memory
+from weft.plan.memory import Device, layout_memory
 from weft.profile.load import Profile, Rank
 from weft.profile.memory import Memory, memory_of
 from weft.profile.names import EXPOSED
@@ -68,13 +68,15 @@ class Case:
             yield Advice(change, f"up to {percent(share)} of the step", evidence, share)
 
     def saved(self, **layout: Any) -> int | None:
-        """Bytes that another layout takes less, by the planner; None where weft refuses it."""
-        config = self.profile.config
+        """Bytes that the fullest rank takes less in another layout, by the planner; None where weft refuses it."""
+        config, rank = self.profile.config, self.memory_rank
         assert config is not None
+        assert rank is not None
+        stage = rank.number // (config.layout.world // config.layout.pp)  # pp is outermost: parallel/mesh.py
         device: Device = "cuda" if self.on_gpu else "cpu"
         try:
             other = make_config(merge(config.model_dump(mode="json"), {"layout": layout}))
-            before, after = (largest(layout_memory(it, device)).peak.tensors for it in (config, other))
+            before, after = (layout_memory(it, device)[stage].peak.tensors for it in (config, other))
         except ValueError:
             return None
         return before - after

@@ -75,7 +75,7 @@ def _advice(profile: Profile) -> list[Element]:
 
 
 def _time(profile: Profile) -> list[Element]:
-    words = f"The last traced step of every rank; {clock_words(profile)}. Each column has the colour of what took most of it."
+    words = f"The last traced step of every rank; {clock_words(profile)}. A column's colour is what took most of it."
     drawn = tag("div", draw_steps(profile), class_="wide")
     return section("A step in time", words, drawn, legend(kind for kind, _ in ordered(profile.kinds)))
 

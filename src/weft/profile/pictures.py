@@ -146,7 +146,8 @@ def draw_roofline(found: Sequence[Operation], device: Device) -> Element | None:
         return HEIGHT - BOTTOM - (HEIGHT - BOTTOM - TOP) * (math.log10(rate) - low_y) / (high_y - low_y)
 
     start = max(10**low_x, 10**low_y / device.bytes)
-    roof = f"{x(start):.1f},{y(start * device.bytes):.1f} {x(ridge):.1f},{y(device.flops):.1f} {x(10**high_x):.1f},{y(device.flops):.1f}"
+    corners = ((start, start * device.bytes), (ridge, device.flops), (10**high_x, device.flops))
+    roof = " ".join(f"{x(intensity):.1f},{y(rate):.1f}" for intensity, rate in corners)
     longest = max(it.seconds for it in dots)
     drawn = [tag("polyline", points=roof, class_="frontier")]
     for power in range(math.ceil(low_y), math.floor(high_y) + 1):
