@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 from pathlib import Path
 
@@ -20,13 +22,15 @@ from weft.profile.request import Request
 from weft.profile.summary import by_part
 from weft.train.run import Run
 
+PATIENCE = 300
+"""Seconds: a run takes two or three on a quiet machine."""
 STEPS = {"steps": 8, "global_batch": 8, "seq": 16, "device": "cpu"}
 
 
 def profiled(run: Path, layout: str, request: Request) -> Profile:
     config = settings(run, layout, train=STEPS, checkpoint={"every": 0})
     request.write(run)
-    end(start(config))
+    end(start(config), PATIENCE)
     return load(run)
 
 
@@ -84,10 +88,10 @@ def test_recomputation_is_told_apart(tmp_path: Path) -> None:
 
 def test_a_profiled_run_learns_what_an_unprofiled_one_does(tmp_path: Path) -> None:
     plain = settings(tmp_path / "plain", "fsdp2", train=STEPS, checkpoint={"every": 0})
-    end(start(plain))
+    end(start(plain), PATIENCE)
     looked_at = cut(plain, "fsdp2", tmp_path / "looked")
     Request(3, 2, (0, 1)).write(tmp_path / "looked")
-    end(start(looked_at))
+    end(start(looked_at), PATIENCE)
     losses = [
         [json.loads(line)["loss"] for line in (Path(it.run) / "log.jsonl").read_text().splitlines()]
         for it in (plain, looked_at)
@@ -106,30 +110,24 @@ def test_a_run_under_way_is_attached_to(tmp_path: Path) -> None:
             target=lambda: done.append(CliRunner().invoke(app, ["profile", "attach", str(run.path), "--steps", "2"]))
         )
         asking.start()
-        asking.join(120)
+        asking.join(PATIENCE)
         for pid in pids:
-            stop(pid)
-        end(pids)
+            os.kill(pid, signal.SIGTERM)
+        end(pids, PATIENCE)
     (found,) = done
     assert found.exit_code == 0, found.output
     assert "where a step's time goes" in found.output
     assert "2 ranks" in found.output
 
 
-def stop(pid: int) -> None:
-    import os
-    import signal
-
-    os.kill(pid, signal.SIGTERM)
-
-
 def test_attaching_to_nobody_is_refused(tmp_path: Path) -> None:
     config: Config = settings(tmp_path / "run")
     Run(tmp_path / "run").claim(config, False)
-    for path, said in (
-        (tmp_path / "run", "nobody is training in"),
-        (tmp_path / "no", "is no run: there is no config.toml"),
+    for words, said in (
+        (["attach", str(tmp_path / "run")], "nobody is training in"),
+        (["attach", str(tmp_path / "no")], "is no run: there is no config.toml"),
+        ([str(tmp_path / "no"), "--steps", "2"], "is no run: there is no config.toml"),  # the verb may be left out
     ):
-        done = CliRunner().invoke(app, ["profile", "attach", str(path)])
+        done = CliRunner().invoke(app, ["profile", *words])
         assert isinstance(done.exception, ValueError)
         assert said in str(done.exception)

@@ -59,12 +59,12 @@ def memory(ts: float, size: int, address: int, total: int, tid: int = MAIN) -> d
 def cuda_step(slower: float = 1.0) -> list[dict[str, Any]]:
     """One step of a GPU, 1,000 µs: a block's forward on the main thread, its backward on autograd's, messages beside.
 
-    Busy on stream 7: gemm 100–300 and 500–600·slower, element-wise 300–350, optimizer 800–880; a copy 20–30. NCCL on stream 20:
-    all-gather of fsdp 250–400 (100 hidden by what computes), p2p of pp 700–760.
+    Busy on stream 7: gemm 100–300 and 500–600·slower, element-wise 300–350, optimizer 800–880; a copy 20–30.
+    NCCL on stream 20: all-gather of fsdp 250–400 (100 hidden by what computes), p2p of pp 700–760.
     """
     back = 100 * slower
     dims = {"Input_Dims": [[1024, 4096], [4096, 4096]], "Input_type": ["c10::BFloat16", "c10::BFloat16"]}
-    group = {
+    group: dict[str, Any] = {
         "Process_Group_Name": "3",
         "Process_Group_Description": "mesh_shard",
         "In_msg_nelems": 1000,

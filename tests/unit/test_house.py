@@ -20,6 +20,7 @@ FORBIDDEN = {
     "launch": ("parallel", "train", "cli", "verify", "serve", "data", "plan", "export", "models"),
     "serve": ("train", "cli", "launch", "verify", "data", "plan", "export"),
     "train": ("cli", "verify", "serve", "export"),
+    "profile": ("parallel", "train", "cli", "launch", "verify", "serve", "data", "checkpoint", "export"),
     "export": ("cli", "train", "verify", "parallel"),
     "verify": ("cli",),
 }
@@ -48,7 +49,13 @@ def imports(file: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("module", ["weft.cli.app", "weft.config.load", "weft.plan.report", "weft.data.loader"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "weft.cli.app", "weft.config.load", "weft.plan.report", "weft.data.loader", "weft.profile.page",
+        "weft.profile.attach",
+    ],
+)  # fmt: skip
 def test_loads_without_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -128,7 +129,7 @@ def test_paint_fills_a_step_without_gap_or_overlap(one: list, other: list) -> No
     edges = sorted([(it.start, it.stop) for it in painted] + gaps)
     assert edges[0][0] == 0
     assert edges[-1][1] == 100
-    assert all(before[1] == after[0] for before, after in zip(edges, edges[1:], strict=False))
+    assert all(before[1] == after[0] for before, after in pairwise(edges))
     covered = sum(it.stop - it.start for it in painted if it.kind == "a")
     assert covered == overlap(merged(one), [(0, 100)])
 

@@ -76,7 +76,7 @@ def test_a_new_run_is_not_asked_what_an_old_one_was(tmp_path: Path) -> None:
 def test_steps_beyond_the_end_are_refused() -> None:
     config = make_config({"model": {"preset": "gpt2-124m"}, "train": {"steps": 12}})
     assert wanted(config, "10:13", None) == Request(10, 3, (0,))
-    with pytest.raises(ValueError, match="--profile 11:14: the run ends with step 12: raise train.steps"):
+    with pytest.raises(ValueError, match=r"--profile 11:14: the run ends with step 12: raise train\.steps"):
         wanted(config, "11:14", None)
     with pytest.raises(ValueError, match="--profile-ranks 0: of which steps"):
         wanted(config, None, "0")
@@ -103,9 +103,8 @@ def test_ranges_are_there_while_they_are_wanted_and_gone_after() -> None:
 
     assert names() == []
     ranges.begin()
-    assert sorted(names()) == ["weft:module:head", "weft:op:3", "weft:op:4", "weft:optimizer"][0:1] + [
-        "weft:op:4", "weft:optimizer"
-    ]  # fmt: skip
+    # work's own wrapper came first, so it is outside of nobody's: an object's method goes over its class's
+    assert sorted(names()) == ["weft:module:head", "weft:op:4", "weft:optimizer"]
     ranges.end()
     assert names() == []
     assert Work.double is before

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from weft.profile.load import Profile
 
+
+class RunIsEnough(TyperGroup):
+    """`weft profile RUN` is `weft profile attach RUN`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        return super().resolve_command(ctx, args if args[0] in self.commands else ["attach", *args])
+
+
 app = typer.Typer(
+    cls=RunIsEnough,
     help="Show where a step's time and memory go, and what to change. Traces come from weft train --profile, or from "
     "weft profile attach.",
     no_args_is_help=True,
@@ -65,7 +75,7 @@ def attach(
 ) -> None:
     """Have a run under way take a trace of its next steps, wait for it, and report.
 
-    The run looks for requests once a step, at no cost; it need not be started again.
+    The run looks for requests once a step, at no cost; it need not be started again. `weft profile RUN` is the same.
     """
     from weft.profile.attach import request_and_wait
     from weft.profile.report import show

@@ -11,8 +11,7 @@ from rich.console import Console
 from weft.config.load import load_config
 from weft.config.tree import Config
 from weft.lock import alone
-from weft.profile.load import MANIFEST
-from weft.profile.request import FILE, FOLDER, Request, parse_ranks
+from weft.profile.request import FILE, FOLDER, MANIFEST, Request, parse_ranks
 
 LOOK_EVERY = 0.2
 """Seconds."""

@@ -21,10 +21,7 @@ from torch.profiler import ProfilerActivity, profile, schedule
 
 from weft.profile.clock import clock_offset
 from weft.profile.ranges import Ranges, named
-from weft.profile.request import FOLDER, WARM, Request
-
-MANIFEST = "profile.json"
-"""Written last, by rank 0: a folder with it is whole."""
+from weft.profile.request import FOLDER, MANIFEST, WARM, Request
 
 
 def step_folder(run: Path, step: int) -> Path:
@@ -165,6 +162,7 @@ class Capture:
         assert self.request is not None
         ahead, error = clock_offset(self.request.ranks)
         self._facts = {"rank": self.rank, "clock_ahead_ns": ahead, "clock_error_ns": error, "held": self.held()}
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it tells the terminal that it starts, and that it stops
         activities = [ProfilerActivity.CPU]
         if self.device.type == "cuda":
             activities.append(ProfilerActivity.CUDA)

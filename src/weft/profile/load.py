@@ -16,10 +16,9 @@ from weft.config.tree import Config
 from weft.profile.attribution import AXES, Attribution
 from weft.profile.breakdown import Breakdown, Traffic
 from weft.profile.names import PREFIX, WORK
-from weft.profile.request import FOLDER
+from weft.profile.request import FOLDER, MANIFEST
 from weft.profile.trace import Trace, read_trace
 
-MANIFEST = "profile.json"
 TRACES = (".trace.json.gz", ".trace.json", ".json.gz", ".json")
 
 

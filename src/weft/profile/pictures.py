@@ -92,7 +92,7 @@ def _wall(rank: Rank, seconds: float, first: int) -> float:
 def runs(step: Step) -> Iterator[tuple[float, float, str]]:
     """(from, to, kind) of a step, in seconds from its start, no finer than can be drawn: of each column what has most."""
     width = step.seconds / BINS
-    columns: dict[int, Counter[str]] = defaultdict(Counter)
+    columns: dict[int, Counter] = defaultdict(Counter)
     for it in step.slices:
         start, stop = it.start - step.start, it.stop - step.start
         for column in range(int(start / width), min(BINS - 1, int(stop / width)) + 1):

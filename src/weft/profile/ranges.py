@@ -58,7 +58,7 @@ class Ranges:
     def end(self) -> None:
         for handle in self._handles:
             handle.remove()
-        for wrap, before in self._before:
+        for wrap, before in reversed(self._before):
             if before is _MISSING:  # it was its class's, or its parent's
                 delattr(wrap.owner, wrap.name)
             else:

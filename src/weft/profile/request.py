@@ -11,6 +11,8 @@ from pathlib import Path
 from weft.config.layout import Layout
 
 FOLDER, FILE = "profile", "request.json"
+MANIFEST = "profile.json"
+"""Of a capture, written last, by rank 0: a folder with it is whole."""
 WARM = 3
 """Steps after which a run shows what it is: the first ones compile, allocate and connect."""
 MOST_RANKS = 8

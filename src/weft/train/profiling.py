@@ -82,7 +82,7 @@ def communication(training: Training) -> list[Wrap]:
         given = (*args, *kwargs.values())
         if args and isinstance(args[0], list) and isinstance(args[0][0], dist.P2POp):
             given = (args[0][0].group,)
-        names = [x.group_name for x in given if isinstance(x, dist.ProcessGroup)]
+        names = [str(x.group_name) for x in given if isinstance(x, dist.ProcessGroup)]
         names += [x for x in reversed(args) if isinstance(x, str)]
         return f"comm:{axes.get(names[0], 'all') if names else 'all'}"
 
