@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 from weft.plan.markup import Element, tag
@@ -92,14 +92,14 @@ def _wall(rank: Rank, seconds: float, first: int) -> float:
 def runs(step: Step) -> Iterator[tuple[float, float, str]]:
     """(from, to, kind) of a step, in seconds from its start, no finer than can be drawn: of each column what has most."""
     width = step.seconds / BINS
-    columns: dict[int, Counter] = defaultdict(Counter)
+    columns: list[dict[str, float]] = [defaultdict(float) for _ in range(BINS)]
     for it in step.slices:
         start, stop = it.start - step.start, it.stop - step.start
         for column in range(int(start / width), min(BINS - 1, int(stop / width)) + 1):
             inside = min(stop, (column + 1) * width) - max(start, column * width)
             if inside > 0:
                 columns[column][it.kind] += inside
-    kinds = [columns[column].most_common(1)[0][0] if columns[column] else "host" for column in range(BINS)]
+    kinds = [max(column, key=lambda kind: column[kind]) if column else "host" for column in columns]
     begin = 0
     for column in range(1, BINS + 1):
         if column == BINS or kinds[column] != kinds[begin]:
