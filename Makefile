@@ -40,7 +40,8 @@ docs: install
 	$(PYTEST) tests/docs
 
 benchmarks: install  ## Half an hour; results go to benchmarks/results.
-	for file in startup tokenization train_speed cutting context memory savings moe schedules plan_search checkpoint_stall generate gpu; do \
+	for file in startup tokenization train_speed cutting context memory savings moe schedules plan_search checkpoint_stall \
+			generate profile_overhead gpu; do \
 		$(BIN)/python benchmarks/$$file.py || exit 1; \
 	done
 

@@ -107,7 +107,7 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     """The settings that `weft train` would have started with."""
     configs: list[Config] = []
     monkeypatch.setattr(cli_train, "check", lambda config: None)
-    monkeypatch.setattr(cli_train, "start", lambda config, resume: configs.append(config) or 0)
+    monkeypatch.setattr(cli_train, "start", lambda config, resume, request: configs.append(config) or 0)
     return configs
 
 

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from weft import __version__
-from weft.cli import data, export, generate, models, plan, train, tune, verify
+from weft.cli import data, export, generate, models, plan, profile, train, tune, verify
 
 app = typer.Typer(
     help="Train a neural network too large for one GPU or one server, prove the run right, and put it into production.",
@@ -22,6 +22,7 @@ app.command("models")(models.models)
 app.add_typer(plan.app, name="plan")
 app.command("tune")(tune.tune)
 app.command("train")(train.train)
+app.add_typer(profile.app, name="profile")
 app.add_typer(verify.app, name="verify")
 app.command("export")(export.export)
 app.command("generate")(generate.generate)

@@ -10,6 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from weft.config.tree import Config
+    from weft.profile.request import Request
 
 Settings = Annotated[
     list[Path] | None,
@@ -41,6 +42,13 @@ def train(
     seed: Annotated[int | None, typer.Option(help="train.seed")] = None,
     init_from: Annotated[str | None, typer.Option(help="Hugging Face folder to start from (train.init_from).")] = None,
     overrides: Set = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(help="Take a trace of these steps: 10:13, or 3 once the run is warm. See weft profile report."),
+    ] = None,
+    profile_ranks: Annotated[
+        str | None, typer.Option(help="On which ranks: 0,1,4 or all; by default all of one replica, at most 8.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in this folder stands.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print settings, parameters, memory and layout; start nothing.")
@@ -75,8 +83,23 @@ def train(
         return
     if exact:
         raise ValueError("--exact is a part of --dry-run: add that")
+    request = wanted(config, profile, profile_ranks)
     check(config)
-    raise typer.Exit(start(config, resume))
+    raise typer.Exit(start(config, resume, request))
+
+
+def wanted(config: Config, steps: str | None, ranks: str | None) -> Request | None:
+    """The request for a trace. Raises: ValueError: it is none of this run's."""
+    from weft.profile.request import Request, parse_ranks, parse_steps
+
+    if steps is None:
+        if ranks is not None:
+            raise ValueError(f"--profile-ranks {ranks}: of which steps? Name them with --profile")
+        return None
+    first, count = parse_steps(steps)
+    if first + count - 1 > config.train.steps:
+        raise ValueError(f"--profile {steps}: the run ends with step {config.train.steps}: raise train.steps")
+    return Request(first, count, parse_ranks(ranks, config.layout))
 
 
 def check(config: Config) -> None:
@@ -93,9 +116,10 @@ def check(config: Config) -> None:
         open_loader(config, "valid", check_tokens=False)
 
 
-def start(config: Config, resume: bool) -> int:
+def start(config: Config, resume: bool, request: Request | None) -> int:
     """Claim the run's folder, and train: in processes of our own, or in this one where torchrun has started it."""
     from weft.launch.local import launch
+    from weft.profile.request import leave
     from weft.train.run import CONFIG, Run
 
     folder = Run(Path(config.run))
@@ -107,10 +131,12 @@ def start(config: Config, resume: bool) -> int:
         else:
             with folder.held():
                 folder.claim(config, resume)
+                leave(request, folder.path)
                 run(config)
         return 0
     with folder.held():
         folder.claim(config, resume)
+        leave(request, folder.path)
         code = launch(config.layout.world, "weft.train.trainer:main", [str(folder.path / CONFIG)], logs=folder.logs)
     if code == 0:
         finish(folder.path)

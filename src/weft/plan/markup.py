@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 from xml.etree import ElementTree
 
@@ -27,6 +28,19 @@ def tag(name: str, /, *children: Child, **attributes: object) -> Element:
 def page(root: Element) -> str:
     """A whole document."""
     return "<!doctype html>\n" + ElementTree.tostring(root, encoding="unicode", method="html") + "\n"
+
+
+def section(name: str, words: str, *children: Child) -> list[Element]:
+    """A sheet of a page, under its name; a list, so that none is none."""
+    return [
+        tag("section", tag("h2", name), tag("p", words, class_="told"), *children, id=name.lower().replace(" ", "-"))
+    ]
+
+
+def table(names: Sequence[str], rows: Iterable[Sequence[Child]]) -> Element:
+    head = tag("thead", tag("tr", *(tag("th", name) for name in names)))
+    body = tag("tbody", *(tag("tr", *(tag("td", cell) for cell in row)) for row in rows))
+    return tag("div", tag("table", head, body), class_="wide")
 
 
 def _name(key: str) -> str:

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 from weft.config.load import make_config
 from weft.plan.advice import Answer
-from weft.plan.markup import Child, Element, page, tag
+from weft.plan.markup import Child, Element, page, section, table, tag
 from weft.plan.pareto import Pareto
 from weft.plan.places import draw_places
 from weft.plan.schedule_view import headline, summary
@@ -74,12 +74,6 @@ def draw_page(found: Search, plans: Sequence[Plan], title: str, answers: Iterabl
     )
 
 
-def _section(name: str, words: str, *children: Child) -> list[Element]:
-    return [
-        tag("section", tag("h2", name), tag("p", words, class_="told"), *children, id=name.lower().replace(" ", "-"))
-    ]
-
-
 def _winner(plan: Plan) -> list[Element]:
     facts = {
         "a step": (duration(plan.seconds), f" ± {100 * plan.time.spread:.0f} %"),
@@ -107,10 +101,8 @@ def _pareto(pareto: Pareto) -> list[Element]:
         "Every layout at most four times as slow as the best. Blue fits, grey does not. No layout is both faster and "
         "smaller than one on the line."
     )
-    listed = tag(
-        "details", tag("summary", f"the {len(rows)} on the line"), _table(("layout", "a step", "memory"), rows)
-    )
-    return _section("Memory against time", words, tag("div", pareto.draw(), class_="wide"), listed)
+    listed = tag("details", tag("summary", f"the {len(rows)} on the line"), table(("layout", "a step", "memory"), rows))
+    return section("Memory against time", words, tag("div", pareto.draw(), class_="wide"), listed)
 
 
 def _ranking(plans: Sequence[Plan]) -> list[Element]:
@@ -123,7 +115,7 @@ def _ranking(plans: Sequence[Plan]) -> list[Element]:
         ]
         for plan in plans
     ]  # fmt: skip
-    return _section("The best", "Those that fit and that weft runs, fastest first.", _table(names, rows))
+    return section("The best", "Those that fit and that weft runs, fastest first.", table(names, rows))
 
 
 def _rivals(found: Search, winner: Plan) -> list[Element]:
@@ -137,7 +129,7 @@ def _rivals(found: Search, winner: Plan) -> list[Element]:
         for word, plan in found.rivals()
     ]
     words = "The best layout with another value of one axis, and the part of the step that differs most."
-    return _section("Why not", words, _table(("with", "slower", "mostly", "layout"), rows)) if rows else []
+    return section("Why not", words, table(("with", "slower", "mostly", "layout"), rows)) if rows else []
 
 
 def _nearest(found: Search) -> list[Element]:
@@ -155,7 +147,7 @@ def _nearest(found: Search) -> list[Element]:
             tag("code", str(change.layout)),
             f", {duration(change.seconds)}.",
         ]
-    return _section("Fastest that does not fit", "What more memory would buy.", tag("p", *line))
+    return section("Fastest that does not fit", "What more memory would buy.", tag("p", *line))
 
 
 def _parts(plans: Sequence[Plan]) -> list[Element]:
@@ -176,7 +168,7 @@ def _parts(plans: Sequence[Plan]) -> list[Element]:
         attributes = {"open": "open"} if place == 0 else {}
         drawn.append(tag("details", tag("summary", inside), tag("div", time, memory, class_="pair"), **attributes))
     words = f"The best {len(drawn)}, each part on top of those before. Memory is drawn against what a GPU has."
-    return _section("Part by part", words, *drawn) if drawn else []
+    return section("Part by part", words, *drawn) if drawn else []
 
 
 def _bars(parts: Sequence[Part], whole: float, unit) -> Iterator[Element]:  # type: ignore[no-untyped-def]
@@ -208,12 +200,12 @@ def _pipeline(plan: Plan) -> list[Element]:
         else ""
     )
     words = f"The winner's {layout.pp} stages in time.{more}"
-    return _section("Pipeline", words, tag("div", picture, class_="wide schedule"))
+    return section("Pipeline", words, tag("div", picture, class_="wide schedule"))
 
 
 def _places(plan: Plan) -> list[Element]:
     words = "One square is a GPU, one box a node. GPUs of one colour have the same part."
-    return _section("On the cluster", words, tag("div", *draw_places(plan.layout, plan.cluster), class_="pair"))
+    return section("On the cluster", words, tag("div", *draw_places(plan.layout, plan.cluster), class_="pair"))
 
 
 def _answers(answers: Iterable[Answer]) -> list[Element]:
@@ -221,11 +213,5 @@ def _answers(answers: Iterable[Answer]) -> list[Element]:
         [it.question, it.answer, tag("code", str(it.layout)) if it.layout else ""] for it in answers
     ]
     return (
-        _section("What if", "The best layout for each.", _table(("question", "answer", "layout"), rows)) if rows else []
+        section("What if", "The best layout for each.", table(("question", "answer", "layout"), rows)) if rows else []
     )
-
-
-def _table(names: Sequence[str], rows: Iterable[Sequence[Child]]) -> Element:
-    head = tag("thead", tag("tr", *(tag("th", name) for name in names)))
-    body = tag("tbody", *(tag("tr", *(tag("td", cell) for cell in row)) for row in rows))
-    return tag("div", tag("table", head, body), class_="wide")

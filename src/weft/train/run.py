@@ -19,7 +19,7 @@ CONFIG = "config.toml"
 @dataclass(frozen=True)
 class Run:
     """`config.toml`, `log.jsonl`, `routing.jsonl`, `tensorboard/`, `loss.png`, `routing.png`, `logs/` of each rank,
-    `checkpoints/step-…`."""
+    `checkpoints/step-…`, `profile/step-…`."""
 
     path: Path
 

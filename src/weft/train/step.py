@@ -24,6 +24,7 @@ class Found:
         loss: mean over all target tokens of the global batch.
         grad_norm: of all gradients together, before clipping.
         stop: some process was asked to stop.
+        profile: rank 0 was asked to take a trace.
         routing: where experts' tokens went; None: the model has none.
     """
 
@@ -31,6 +32,7 @@ class Found:
     grad_norm: float
     stop: bool
     routing: Routing | None = None
+    profile: bool = False
 
     @property
     def finite(self) -> bool:
@@ -47,20 +49,24 @@ def train_step(
     clip_norm: float,
     bias_speed: float = 0.0,
     stop_asked: bool = False,
+    profile_asked: bool = False,
 ) -> Found:
     """Forward, backward, agree, clip, update. Nothing is updated unless loss and gradients are finite everywhere."""
-    found = find_gradients(woven, scaler, rows, stop_asked)
+    found = find_gradients(woven, scaler, rows, stop_asked, profile_asked)
     if found.finite:
         update(woven, optimizer, scaler, found, lr=lr, clip_norm=clip_norm, bias_speed=bias_speed)
     return found
 
 
-def find_gradients(woven: Woven, scaler: LossScaler, rows: Rows, stop_asked: bool = False) -> Found:
+def find_gradients(
+    woven: Woven, scaler: LossScaler, rows: Rows, stop_asked: bool = False, profile_asked: bool = False
+) -> Found:
     """Forward and backward over the global batch; gradients come times `scaler.scale`."""
-    num_targets, num_stops = agree(woven, count_targets(rows), float(stop_asked))
+    num_targets, num_stops, num_profiles = agree(woven, count_targets(rows), float(stop_asked), float(profile_asked))
     loss_sum = woven.train_pass(rows, scaler.scale / max(num_targets, 1), scaler.scale)
     loss, squares = agree_all(woven, loss_sum, squared_norm(woven.weights))
-    return Found(loss / max(num_targets, 1), math.sqrt(squares) / scaler.scale, num_stops > 0, routing_of(woven))
+    grad_norm = math.sqrt(squares) / scaler.scale
+    return Found(loss / max(num_targets, 1), grad_norm, num_stops > 0, routing_of(woven), num_profiles > 0)
 
 
 def update(
@@ -82,7 +88,7 @@ def update(
 
 def eval_step(woven: Woven, rows: Rows) -> tuple[float, float]:
     """Summed loss and number of target tokens of a global batch, the same on every process."""
-    num_targets, _ = agree(woven, count_targets(rows), 0.0)
+    (num_targets,) = agree(woven, count_targets(rows))
     loss_sum, _ = agree_all(woven, woven.eval_pass(rows), torch.zeros(()))
     return loss_sum, num_targets
 
@@ -91,14 +97,14 @@ def count_targets(rows: Rows) -> Tensor:
     return (rows.targets != IGNORED).sum()
 
 
-def agree(woven: Woven, num_targets: Tensor, flag: float) -> tuple[float, float]:
-    """Target tokens of the global batch, and how many processes raise the flag."""
+def agree(woven: Woven, num_targets: Tensor, *flags: float) -> tuple[float, ...]:
+    """Target tokens of the global batch, and how many processes raise each of the flags."""
     mesh = woven.mesh
     speaks = mesh.index("pp") == 0 and mesh.index("cp") == 0 and mesh.index("tp") == 0  # one process of each replica
-    return _sums(mesh.device, num_targets if speaks else 0, flag)
+    return _sums(mesh.device, num_targets if speaks else 0, *flags)
 
 
-def agree_all(woven: Woven, loss_sum: Tensor, squares: Tensor) -> tuple[float, float]:
+def agree_all(woven: Woven, loss_sum: Tensor, squares: Tensor) -> tuple[float, ...]:
     """The loss of the global batch, and the squared norm of all gradients."""
     return _sums(woven.mesh.device, loss_sum if woven.mesh.index("tp") == 0 else 0, squares)
 
@@ -130,9 +136,8 @@ def scale_gradients(weights: list[Weight], factor: float) -> None:
         torch._foreach_mul_([weight.grad for weight in weights], factor)
 
 
-def _sums(device: torch.device, *values: Tensor | float) -> tuple[float, float]:
-    """Totals of two numbers over all processes, in one message."""
-    pair = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=device) for value in values])
-    dist.all_reduce(pair)
-    first, second = pair.tolist()
-    return first, second
+def _sums(device: torch.device, *values: Tensor | float) -> tuple[float, ...]:
+    """Totals of some numbers over all processes, in one message."""
+    packed = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=device) for value in values])
+    dist.all_reduce(packed)
+    return tuple(packed.tolist())

@@ -21,6 +21,7 @@ from weft.train.log import FILE as LOG
 from weft.train.log import RunLog, read_log
 from weft.train.metrics import Meter
 from weft.train.nonfinite import culprits, describe
+from weft.train.profiling import make_capture
 from weft.train.run import Run
 from weft.train.schedule import learning_rate
 from weft.train.signals import StopRequest
@@ -76,24 +77,36 @@ class Trainer:
         """Train to the last step, or until asked to stop; what is done is saved."""
         last_step, stopped = self.config.train.steps, False
         while self.step < last_step and not stopped:
-            with self.meter.waiting("data"):
-                rows = self.next_rows()
-            lr = self.learning_rate()
-            found = self.train_step(rows, lr)
-            if not found.finite:
-                self.on_nonfinite(found, rows)
-            self.step, self.samples = self.step + 1, self.samples + self.config.train.global_batch
-            stopped = found.stop
-            self.report(found, lr)  # before the save: a run that dies between the two does this step again
-            leaving = stopped or self.step == last_step
-            if leaving or self.is_due(self.config.checkpoint.every):
-                with self.meter.waiting("checkpoint"):
-                    self.save(leaving)
+            self.capture.before(self.step + 1)
+            with self.capture.step(self.step + 1):
+                found = self.whole_step()
+                stopped = found.stop
+            with self.meter.waiting("outside"):
+                self.capture.after(self.step)
+                if found.profile and not stopped:
+                    self.capture.take(self.step)
+        self.capture.finish()
         if stopped and self.step < last_step:
             self.checkpointer.wait()
             self.view.note(f"asked to stop: step {self.step} is saved; --resume goes on from there")
 
     # -- one step -----------------------------------------------------------------------------------------------------
+
+    def whole_step(self) -> Found:
+        """Data, the step itself, and what is due after it."""
+        with self.meter.waiting("data"):
+            rows = self.next_rows()
+        lr = self.learning_rate()
+        found = self.train_step(rows, lr)
+        if not found.finite:
+            self.on_nonfinite(found, rows)
+        self.step, self.samples = self.step + 1, self.samples + self.config.train.global_batch
+        self.report(found, lr)  # before the save: a run that dies between the two does this step again
+        leaving = found.stop or self.step == self.config.train.steps
+        if leaving or self.is_due(self.config.checkpoint.every):
+            with self.meter.waiting("checkpoint"):
+                self.save(leaving)
+        return found
 
     def next_rows(self) -> Rows:
         return self.training.take(self.loader.batch(self.samples, self.training.rows))
@@ -113,6 +126,7 @@ class Trainer:
             clip_norm=self.config.optimizer.clip_norm,
             bias_speed=self.config.balance.bias_speed,
             stop_asked=self.stop.requested,
+            profile_asked=self.capture.asked,
         )
 
     def on_nonfinite(self, found: Found, rows: Rows) -> None:
@@ -246,6 +260,8 @@ class Trainer:
         )
         self.stop = self.stack.enter_context(StopRequest())
         self.view = self.stack.enter_context(make_view(config.log.view, facts, active=process.is_main, history=history))
+        self.capture = make_capture(self.folder.path, self.training, self, self.view.note)
+        self.capture.begin(self.step)
         self.meter = Meter(config, world=process.world, peak=peak, device=process.device, start_step=self.step)
 
     def __enter__(self) -> Trainer:

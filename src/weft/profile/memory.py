@@ -1,0 +1,146 @@
+"""Memory over time, and what holds it when there is most. Torch-free.
+
+Every allocation is in the trace with the operation that asked for it, and with its address until it is given back. What
+was there before the trace began — weights, moments — is what the capture wrote down.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from weft.profile.attribution import NOTHING, Attribution, Mark
+from weft.profile.breakdown import part_of
+from weft.profile.names import PREFIX
+from weft.profile.trace import Event, Segments
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """Attributes: start, stop: seconds; stop is infinite where the trace ends first."""
+
+    start: float
+    stop: float
+    bytes: int
+    what: str
+    part: str
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of the tensors of one process.
+
+    Attributes:
+        curve: (time, bytes), at every change.
+        peak: the largest of them, in the last step of the trace; `at`: its moment.
+        moment: what was done then.
+        holders: what → bytes at the peak; they add up to `peak`.
+        parts: of activations, module → bytes at the peak.
+    """
+
+    curve: tuple[tuple[float, int], ...]
+    peak: int
+    at: float
+    moment: str
+    holders: Counter[str]
+    parts: Counter[str]
+
+
+def memory_of(attribution: Attribution, facts: Mapping[str, Any]) -> Memory | None:
+    """None: the trace has no memory in it."""
+    trace = attribution.trace
+    on_gpu = any(record[4] for record in trace.memory)
+    records = [record for record in trace.memory if record[4] == on_gpu]
+    if not records:
+        return None
+    allocations = _allocations(attribution, records)
+    held = Counter({name: int(size) for name, size in facts.get("held", {}).items() if size})
+    before = held.total()
+    if on_gpu:  # the allocator's own count is of everything
+        _, _, size, _, _, total = records[0]
+        others = total - size - before
+        held["other, from before"] = max(0, others)
+        before += max(0, others)
+    curve, now = [], before
+    for time, change in sorted(_changes(allocations)):
+        now += change
+        curve.append((time, now))
+    steps = trace.events(f"{PREFIX}step:") or trace.events("ProfilerStep#")
+    start, stop = (steps[-1].start, steps[-1].stop) if steps else (curve[0][0], curve[-1][0])
+    inside = [point for point in curve if start <= point[0] <= stop] or curve
+    at, peak = max(inside, key=lambda point: point[1])
+    live = [it for it in allocations if it.start <= at < it.stop]
+    holders, parts = Counter(held), Counter[str]()
+    for it in live:
+        holders[it.what] += it.bytes
+        if it.what == "activations":
+            parts[it.part] += it.bytes
+    return Memory(tuple(curve), peak, at, _moment(attribution, at), holders, parts)
+
+
+def _changes(allocations: list[Allocation]) -> list[tuple[float, int]]:
+    starts = [(it.start, it.bytes) for it in allocations]
+    return starts + [(it.stop, -it.bytes) for it in allocations if it.stop < float("inf")]
+
+
+def _allocations(attribution: Attribution, records: list[tuple]) -> list[Allocation]:
+    """What was asked for in the trace. What is given back and was there before is not among it."""
+    trace = attribution.trace
+    segments = {thread: Segments(events) for thread, events in trace.threads.items()}
+    ends = [event.stop for event in trace.events(f"{PREFIX}op:B") or trace.events("autograd::engine::evaluate")]
+    open_: dict[int, tuple[float, int, Event | None]] = {}
+    found = []
+
+    def close(address: int, stop: float) -> None:
+        start, size, event = open_.pop(address)
+        what, part = holder(event, _outlives(ends, start, stop))
+        found.append(Allocation(start, stop, size, what, part))
+
+    for time, thread, size, address, _, _ in records:
+        if size > 0:
+            if address in open_:
+                close(address, time)
+            open_[address] = (time, size, segments[thread].at(time) if thread in segments else None)
+        elif address in open_:
+            close(address, time)
+    for address in list(open_):
+        close(address, float("inf"))
+    return found
+
+
+def _outlives(ends: list[float], start: float, stop: float) -> bool:
+    """Whether something lives beyond the end of the backward pass that it was made in."""
+    after = next((end for end in ends if end > start), None)
+    return after is not None and stop > after
+
+
+def holder(event: Event | None, outlives: bool) -> tuple[str, str]:
+    """What an allocation is, by where it was asked for: (what, module)."""
+    mark: Mark = event.mark if event is not None and event.mark is not None else NOTHING
+    names = [it.name for it in event.ancestors()] if event is not None else []
+    if any(name.startswith("FSDP::") and "gather" in name for name in names) or "prefetch" in " ".join(names):
+        return "gathered weights", mark.part
+    if any("post_backward" in name for name in names):
+        return ("gradients" if outlives else "temporary"), mark.part
+    if mark.scope in ("optimizer", "clip"):
+        return "optimizer's workspace", ""
+    if mark.scope:
+        return mark.scope, ""
+    if mark.part in ("head", "loss") or mark.kind == "loss":
+        return "logits and loss", mark.part
+    if mark.axis and not mark.part:
+        return "messages", ""
+    if mark.phase == "backward":
+        return ("gradients" if outlives else "temporary"), mark.part
+    if mark.phase == "recompute":
+        return "recomputed", mark.part
+    return ("activations" if mark.phase == "forward" else "other"), mark.part
+
+
+def _moment(attribution: Attribution, at: float) -> str:
+    event = Segments(attribution.trace.threads.get(attribution.main, [])).at(at)
+    mark = event.mark if event is not None else NOTHING
+    where = part_of(mark) or "the step"
+    return f"{mark.phase} of {where}" if mark.phase else where
