@@ -1,0 +1,335 @@
+"""The engine: requests in, tokens of all of them out, a step at a time.
+
+    engine = Engine.load(Path("runs/small"), EngineConfig())
+    engine.add(Request("a", prompt=[1, 2, 3], sampling=Sampling(max_tokens=20, eos=engine.eos)))
+    while engine.busy:
+        for output in engine.step():
+            ...
+
+It belongs to one thread: `serve/loop.py` puts one around it. Requests may be added and cancelled between any two steps.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Self
+
+from torch import Tensor
+
+from weft.checkpoint.weights import load_decoder
+from weft.models.decoder import Decoder
+from weft.serve.batch import Batch
+from weft.serve.blocks import Blocks
+from weft.serve.config import EngineConfig
+from weft.serve.device import pick_device, pick_dtype
+from weft.serve.folder import end_tokens, find_model, load_tokenizer
+from weft.serve.request import MAX_LOGPROBS, Finish, Output, RefusedError, Request, TokenLogprob
+from weft.serve.runner import Runner, num_blocks
+from weft.serve.sampler import choose, logprobs_of
+from weft.serve.scheduler import Scheduler, Work
+from weft.serve.sequence import Sequence as Completion
+from weft.serve.text import TextStream
+from weft.serve.tokens import Tokenizer
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What an engine is doing, and has done since it began.
+
+    Attributes:
+        running, waiting: completions now.
+        cache_tokens: tokens that the cache has room for.
+        cache_used: the share of its blocks that running sequences hold, 0 to 1.
+        steps: steps in which something was computed.
+        prompt_tokens, cached_tokens: of the prompts begun, and how many of them were found in the cache.
+        new_tokens: given out.
+        preemptions: sequences whose blocks were taken, to be computed again.
+        drafted, accepted: tokens that speculation proposed, and those that the model would have chosen.
+        finished: completions by why they ended.
+    """
+
+    running: int
+    waiting: int
+    cache_tokens: int
+    cache_used: float
+    steps: int
+    prompt_tokens: int
+    cached_tokens: int
+    new_tokens: int
+    preemptions: int
+    drafted: int
+    accepted: int
+    finished: dict[Finish, int]
+
+
+class Engine:
+    """Continuous batching over one model.
+
+    Attributes:
+        max_context: tokens that a prompt and its completion may have together.
+        eos: ids that end a text, by the model's own settings: for `Sampling.eos`.
+        tokenizer: None: outputs have no text, and requests may have no stop texts.
+    """
+
+    def __init__(
+        self, model: Decoder, tokenizer: Tokenizer | None = None, config: EngineConfig | None = None,
+        eos: tuple[int, ...] = (),
+    ) -> None:  # fmt: skip
+        """
+        Raises:
+            ValueError: the cache has no room for a single block.
+        """
+        self.config = config = config or EngineConfig()
+        self.tokenizer, self.eos, self.shape = tokenizer, eos, model.shape
+        self.max_context = min(config.max_context or model.shape.max_seq, model.shape.max_seq)
+        blocks = num_blocks(model, config, self.max_context)
+        self.runner = Runner(model, blocks, config.block_tokens)
+        self.blocks = Blocks(blocks, config.block_tokens, keep=config.prefix_cache)
+        self.max_context = min(self.max_context, blocks * config.block_tokens)
+        self.scheduler = Scheduler(self.blocks, config)
+        self._live: dict[str, list[Completion]] = {}
+        self._told: list[Output] = []  # endings that came between two steps
+        self._arrivals = 0
+        self._counts: Counter[str] = Counter()
+        self._finished: Counter[Finish] = Counter()
+
+    @classmethod
+    def load(cls, path: Path, config: EngineConfig | None = None) -> Self:
+        """An engine of a checkpoint (step-…), a run (its newest whole checkpoint), or a Hugging Face directory.
+
+        Raises:
+            ValueError: there is no model there, or the device or dtype cannot be had.
+        """
+        config = config or EngineConfig()
+        folder, _ = find_model(path)
+        device = pick_device(config.device)
+        _, model = load_decoder(folder, device, pick_dtype(config.dtype, device))
+        tokenizer = load_tokenizer(folder) if (folder / "tokenizer.json").is_file() else None
+        return cls(model, tokenizer, config, end_tokens(folder))
+
+    def check(self, request: Request) -> None:
+        """Whether this engine can take the request at all; needs no state, so any thread may ask.
+
+        Raises:
+            ValueError: says what cannot be done, and what to change.
+        """
+        prompt, sampling = request.prompt, request.sampling
+        if not prompt:
+            raise ValueError("the prompt is empty; give the model at least one token to continue")
+        if len(prompt) >= self.max_context:
+            raise ValueError(
+                f"the prompt has {len(prompt)} tokens; the context holds {self.max_context}, the new ones included: "
+                "shorten the prompt"
+            )
+        ids = {"the prompt": prompt, "logit bias": list(sampling.bias), "stop_ids": sampling.stop_ids}
+        for where, tokens in ids.items():
+            if tokens and not 0 <= min(tokens) <= max(tokens) < self.shape.vocab:
+                raise ValueError(f"{where} has a token outside the model's vocabulary of {self.shape.vocab}")
+        if request.n < 1 or request.n > self.config.max_waiting + self.config.max_sequences:
+            raise ValueError(f"n is {request.n}; it must be at least 1, and no more than the queue holds")
+        if request.n > 1 and sampling.temperature == 0:
+            raise ValueError(f"n is {request.n}, but every completion is the same at temperature 0: set temperature")
+        for name in ("logprobs", "prompt_logprobs"):
+            value = getattr(request, name)
+            if value is not None and not 0 <= value <= MAX_LOGPROBS:
+                raise ValueError(f"{name} is {value}; it must be from 0 to {MAX_LOGPROBS}")
+        if sampling.stop and self.tokenizer is None:
+            raise ValueError("stop texts need a tokenizer, and the model's folder has no tokenizer.json")
+
+    def add(self, request: Request) -> None:
+        """Take in a request; its first outputs come from one of the next steps.
+
+        Raises:
+            ValueError: as `check`, or its id is in use.
+            RefusedError: `max_waiting` are waiting already.
+        """
+        self.check(request)
+        if request.id in self._live:
+            raise ValueError(f"request id {request.id!r} is in use")
+        if len(self.scheduler.waiting) + request.n > self.config.max_waiting + self.free_places:
+            raise RefusedError(f"{len(self.scheduler.waiting)} completions are waiting already", retry_after=1.0)
+        room = min(self.max_context, len(request.prompt) + request.sampling.max_tokens)
+        completions = [Completion(request, index, self._arrivals, room) for index in range(request.n)]
+        self._arrivals += 1
+        for completion in completions:
+            completion.after = completions[0] if completion.index and self.config.prefix_cache else None
+            if self.tokenizer is not None:
+                completion.text = TextStream(self.tokenizer, request.prompt, request.sampling)
+            self.scheduler.add(completion)
+        self._live[request.id] = completions
+
+    @property
+    def free_places(self) -> int:
+        """Completions that could begin now."""
+        return max(0, self.config.max_sequences - len(self.scheduler.running))
+
+    def cancel(self, id: str) -> None:
+        """End a request's completions; the next step tells so. One that has ended, or never was, is nothing."""
+        for completion in list(self._live.get(id, ())):
+            self._told.append(self._end(completion, "cancelled"))
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step has anything to do or to tell."""
+        return bool(self.scheduler or self._told)
+
+    def step(self) -> list[Output]:
+        """Schedule, run, deliver: what came of it, in the order of the batch."""
+        outputs = self._overdue()
+        works = self.scheduler.schedule()
+        if works:
+            outputs += self._deliver(works, self._run(works))
+        return outputs
+
+    def stats(self) -> Stats:
+        blocks, counts = self.blocks, self._counts
+        return Stats(
+            running=len(self.scheduler.running), waiting=len(self.scheduler.waiting),
+            cache_tokens=blocks.count * blocks.size, cache_used=1 - blocks.num_free / blocks.count,
+            steps=counts["steps"], prompt_tokens=counts["prompt"], cached_tokens=counts["cached"],
+            new_tokens=counts["new"], preemptions=self.scheduler.preemptions,
+            drafted=counts["drafted"], accepted=counts["accepted"], finished=dict(self._finished),
+        )  # fmt: skip
+
+    def forget_prefixes(self) -> None:
+        """Drop what the prefix cache holds, as new weights demand. Only while nothing runs."""
+        self.blocks.forget_all()
+
+    def close(self) -> None:
+        """End the processes that the engine began, if any."""
+
+    def _overdue(self) -> list[Output]:
+        """Endings between the steps: cancelled requests, and those whose time is up."""
+        told, self._told = self._told, []
+        now = time.monotonic()
+        late = [one for one in self.scheduler if one.request.deadline is not None and one.request.deadline <= now]
+        return told + [self._end(completion, "deadline") for completion in late]
+
+    def _run(self, works: list[Work]) -> Iterable[Tensor]:
+        self._counts["steps"] += 1
+        batch = Batch.of(works, self.blocks.size, [work.sequence.wants_prompt for work in works])
+        return self.runner.run(batch)
+
+    def _deliver(self, works: list[Work], pieces: Iterable[Tensor]) -> list[Output]:
+        """Read the logits piece by piece; then give every sequence its new tokens."""
+        found = {id(work): Found([], []) for work in works}
+        rows = iter([(work, at) for work in works for at in self._wanted(work)])
+        for logits in pieces:
+            read(logits, list(islice(rows, len(logits))), found)
+        outputs = []
+        for work in works:
+            outputs += self._extend(work, found[id(work)])
+        return outputs
+
+    def _wanted(self, work: Work) -> range:
+        """Places of a sequence whose logits its work gives, as in `Batch.of`."""
+        return range(work.start if work.sequence.wants_prompt else len(work.sequence.tokens) - 1, work.stop)
+
+    def _extend(self, work: Work, found: Found) -> list[Output]:
+        """A sequence's new tokens, up to the first that its draft did not foresee, and what they mean for it."""
+        completion, old = work.sequence, len(work.sequence.tokens)
+        begins = not completion.begun
+        finish: Finish | None = None
+        tokens, text, stopped_by, draft = [], "", None, completion.draft
+        for number, token in enumerate(found.chosen):
+            if token is None:
+                self.scheduler.computed(work)
+                return [self._end(completion, "error", error="the model's logits are not finite numbers")]
+            completion.tokens.append(token)
+            tokens.append(token)
+            finish, more, stopped_by = self._read_on(completion, token)
+            text += more
+            if finish or number >= len(draft) or draft[number] != token:
+                break
+        self._counts.update(new=len(tokens), drafted=len(draft), accepted=max(0, len(completion.tokens) - old - 1))
+        completion.draft = []
+        self.scheduler.computed(work)
+        if not tokens:
+            return []
+        if begins:
+            self._counts.update(prompt=len(completion.request.prompt), cached=completion.cached or 0)
+        asked = completion.request
+        output = Output(
+            asked.id, completion.index, tuple(tokens), text,
+            logprobs=tuple(found.logprobs[: len(tokens)]) if asked.logprobs is not None else None,
+            prompt_logprobs=tuple(completion.prompt_logprobs)
+            if begins and asked.prompt_logprobs is not None and completion.index == 0 else None,
+            cached=completion.cached or 0,
+        )  # fmt: skip
+        if finish is None:
+            return [output]
+        self._end(completion, finish)
+        return [replace(output, finish=finish, stopped_by=stopped_by)]
+
+    def _read_on(self, completion: Completion, token: int) -> tuple[Finish | None, str, str | int | None]:
+        """What the last token of a sequence means: why it ends with it, the text it adds, and what stopped it."""
+        sampling, stream = completion.request.sampling, completion.text
+        if token in sampling.ends and completion.num_new > sampling.min_tokens:
+            return "stop", stream.close() if stream else "", token
+        text = stream.push(token, completion.num_new) if stream else ""
+        if stream and stream.stopped_by is not None:
+            return "stop", text, stream.stopped_by
+        if len(completion.tokens) >= completion.room:
+            return "length", text + (stream.close() if stream else ""), None
+        return None, text, None
+
+    def _end(self, completion: Completion, finish: Finish, error: str | None = None) -> Output:
+        self.scheduler.remove(completion)
+        self._finished[finish] += 1
+        left = self._live[completion.request.id]
+        left.remove(completion)
+        if not left:
+            del self._live[completion.request.id]
+        return Output(completion.request.id, completion.index, finish=finish, error=error)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a work's logits said: a token for each place that one may follow (None: they were no numbers), and its
+    log-probability where asked for."""
+
+    chosen: list[int | None]
+    logprobs: list[TokenLogprob]
+
+
+def read(logits: Tensor, rows: Sequence[tuple[Work, int]], found: dict[int, Found]) -> None:
+    """Logits [W, V] of these places of sequences: log-probabilities of the prompts' tokens, and choices of new ones."""
+    prompts = [row for row, (work, at) in enumerate(rows) if is_asked(work, at)]
+    if prompts:
+        asked = [rows[row][0].sequence for row in prompts]
+        tokens = [rows[row][0].sequence.tokens[rows[row][1] + 1] for row in prompts]
+        counts = [sequence.request.prompt_logprobs or 0 for sequence in asked]
+        for sequence, logprob in zip(asked, logprobs_of(logits[prompts], tokens, counts), strict=True):
+            sequence.prompt_logprobs.append(logprob)
+    new = [row for row, (work, at) in enumerate(rows) if at >= len(work.sequence.tokens) - 1]
+    if not new:
+        return
+    logits = logits if len(new) == len(rows) else logits[new]
+    works = [rows[row][0] for row in new]
+    sequences = [work.sequence for work in works]
+    texts = [
+        one.tokens + one.draft[:ahead] if (ahead := rows[row][1] - len(one.tokens) + 1) else one.tokens
+        for row, one in zip(new, sequences, strict=True)
+    ]
+    chosen = choose(logits, sequences, texts)
+    # what is no number anywhere is none everywhere: a column tells
+    numbers = logits[:, 0].isfinite().tolist()
+    wanted = [sequence.request.logprobs for sequence in sequences]
+    logprobs: list[TokenLogprob] = []
+    if any(count is not None for count in wanted):
+        logprobs = logprobs_of(logits, chosen, [count or 0 for count in wanted])
+    for row, work in enumerate(works):
+        found[id(work)].chosen.append(chosen[row] if numbers[row] else None)
+        if wanted[row] is not None:
+            found[id(work)].logprobs.append(logprobs[row])
+
+
+def is_asked(work: Work, at: int) -> bool:
+    """Whether the logits of this place are of a prompt's token whose log-probability is asked for, and not there yet."""
+    sequence = work.sequence
+    return sequence.wants_prompt and len(sequence.prompt_logprobs) <= at + 1 < len(sequence.request.prompt)
