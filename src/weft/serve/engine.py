@@ -21,18 +21,22 @@ from typing import Self
 
 from torch import Tensor
 
+from weft.checkpoint.sidecars import read_json
 from weft.checkpoint.weights import load_decoder
 from weft.models.decoder import Decoder
+from weft.models.huggingface import shape_from_config
 from weft.serve.batch import Batch
 from weft.serve.blocks import Blocks
 from weft.serve.config import EngineConfig
 from weft.serve.device import pick_device, pick_dtype
 from weft.serve.folder import end_tokens, find_model, load_tokenizer
+from weft.serve.ranks import Ranks, rank_device, start_ranks
 from weft.serve.request import MAX_LOGPROBS, Finish, Output, RefusedError, Request, TokenLogprob
 from weft.serve.runner import Runner, num_blocks
 from weft.serve.sampler import choose, logprobs_of
 from weft.serve.scheduler import Scheduler, Work
 from weft.serve.sequence import Sequence as Completion
+from weft.serve.share import check_cut, load_share
 from weft.serve.text import TextStream
 from weft.serve.tokens import Tokenizer
 
@@ -78,9 +82,12 @@ class Engine:
 
     def __init__(
         self, model: Decoder, tokenizer: Tokenizer | None = None, config: EngineConfig | None = None,
-        eos: tuple[int, ...] = (),
+        eos: tuple[int, ...] = (), ranks: Ranks | None = None,
     ) -> None:  # fmt: skip
         """
+        Args:
+            ranks: the processes that the model is cut over; `model` is the first one's share.
+
         Raises:
             ValueError: the cache has no room for a single block.
         """
@@ -88,7 +95,10 @@ class Engine:
         self.tokenizer, self.eos, self.shape = tokenizer, eos, model.shape
         self.max_context = min(config.max_context or model.shape.max_seq, model.shape.max_seq)
         blocks = num_blocks(model, config, self.max_context)
-        self.runner = Runner(model, blocks, config.block_tokens)
+        self.ranks = ranks
+        if ranks is not None:
+            blocks = ranks.least(blocks)
+        self.runner = Runner(model, blocks, config.block_tokens, ranks)
         self.blocks = Blocks(blocks, config.block_tokens, keep=config.prefix_cache)
         self.max_context = min(self.max_context, blocks * config.block_tokens)
         self.scheduler = Scheduler(self.blocks, config)
@@ -108,9 +118,19 @@ class Engine:
         config = config or EngineConfig()
         folder, _ = find_model(path)
         device = pick_device(config.device)
-        _, model = load_decoder(folder, device, pick_dtype(config.dtype, device))
+        dtype = pick_dtype(config.dtype, device)
         tokenizer = load_tokenizer(folder) if (folder / "tokenizer.json").is_file() else None
-        return cls(model, tokenizer, config, end_tokens(folder))
+        if config.tp == 1:
+            _, model = load_decoder(folder, device, dtype)
+            return cls(model, tokenizer, config, end_tokens(folder))
+        check_cut(shape_from_config(read_json(folder / "config.json")), config.tp)
+        ranks = start_ranks(folder, config)
+        try:
+            model = load_share(folder, ranks.group, rank_device(config, 0), dtype)
+            return cls(model, tokenizer, config, end_tokens(folder), ranks)
+        except BaseException:
+            ranks.kill()
+            raise
 
     def check(self, request: Request) -> None:
         """Whether this engine can take the request at all; needs no state, so any thread may ask.
@@ -153,6 +173,10 @@ class Engine:
             raise ValueError(f"request id {request.id!r} is in use")
         if len(self.scheduler.waiting) + request.n > self.config.max_waiting + self.free_places:
             raise RefusedError(f"{len(self.scheduler.waiting)} completions are waiting already", retry_after=1.0)
+        self.take_in(request)
+
+    def take_in(self, request: Request) -> None:
+        """As `add`, for a caller who has asked all that already."""
         room = min(self.max_context, len(request.prompt) + request.sampling.max_tokens)
         completions = [Completion(request, index, self._arrivals, room) for index in range(request.n)]
         self._arrivals += 1
@@ -202,6 +226,17 @@ class Engine:
 
     def close(self) -> None:
         """End the processes that the engine began, if any."""
+        if self.ranks is not None:
+            self.ranks.close()
+            self.ranks = self.runner.ranks = None
+
+    def check_ranks(self) -> None:
+        """
+        Raises:
+            RankDiedError: a process that holds a share of the model has ended.
+        """
+        if self.ranks is not None:
+            self.ranks.check()
 
     def _overdue(self) -> list[Output]:
         """Endings between the steps: cancelled requests, and those whose time is up."""

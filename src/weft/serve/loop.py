@@ -27,6 +27,10 @@ RECENT = 64
 """Requests whose ends tell how fast the queue moves."""
 
 
+CHECK_SECONDS = 0.5
+"""How often an idle engine looks whether its processes live."""
+
+
 class DeadError(RuntimeError):
     """The engine has failed, or was closed; this loop will take no request again."""
 
@@ -163,14 +167,15 @@ class EngineLoop:
         """Wait for work, and bring what came to the engine; False: stop."""
         with self._changed:
             while not (self._inbox or self.engine.busy or self._closing):
-                self._changed.wait()
+                self._changed.wait(CHECK_SECONDS)
+                self.engine.check_ranks()
             if self._closing:
                 return False
             while self._inbox:
                 item = self._inbox.popleft()
                 if isinstance(item, Request):
                     self._queued -= item.n
-                    self.engine.add(item)
+                    self.engine.take_in(item)
                 else:
                     self.engine.cancel(item)
         return True

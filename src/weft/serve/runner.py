@@ -12,6 +12,7 @@ from weft.models.shape import Shape
 from weft.serve.batch import Batch
 from weft.serve.cache import PagedCache
 from weft.serve.config import EngineConfig
+from weft.serve.ranks import Ranks
 
 PIECE = 64
 """Rows of logits that are there at once: with a vocabulary of 150,000, 38 MB."""
@@ -20,17 +21,26 @@ CPU_BYTES = 1 << 30
 
 
 class Runner:
-    """The model on this process, whole or a share of it."""
+    """The model on this process, whole or a share of it.
 
-    def __init__(self, model: Decoder, num_blocks: int, block: int, tp: int = 1) -> None:
+    Args:
+        ranks: the processes that the model is cut over; each runs every batch. None: it is whole.
+    """
+
+    def __init__(self, model: Decoder, num_blocks: int, block: int, ranks: Ranks | None = None) -> None:
         first = next(iter(model.parameters()))
-        self.model, self.device = model, first.device
-        heads = kv_heads(model.shape) // tp
+        self.model, self.device, self.ranks = model, first.device, ranks
+        heads = kv_heads(model.shape) // (ranks.size if ranks else 1)
         self.cache = PagedCache(model.shape, len(model.blocks), heads, num_blocks, block, first.detach())
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> Iterator[Tensor]:
-        """Compute a batch; the logits of its `rows`, [≤ PIECE, V] at a time, in order. To be drained."""
+        """Compute a batch; the logits of its `rows`, [≤ PIECE, V] at a time, in order. To be drained.
+
+        The first of several processes has the whole logits, the others their shares.
+        """
+        if self.ranks is not None and self.ranks.index == 0:
+            self.ranks.send(batch)
         self.cache.begin(batch)
         tokens, positions = batch.tokens.to(self.device)[None], batch.positions.to(self.device)[None]
         x = self.model.body(tokens, positions, caches=self.cache.layers)
@@ -41,7 +51,8 @@ class Runner:
     def _logits(self, x: Tensor) -> Tensor:
         assert self.model.norm is not None
         assert self.model.head is not None
-        return self.model.head(self.model.norm(x))[0]
+        logits = self.model.head(self.model.norm(x))[0]
+        return logits if self.ranks is None else self.ranks.gather(logits, self.model.shape.vocab)
 
 
 def kv_heads(shape: Shape) -> int:
