@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
@@ -69,6 +69,10 @@ class Batch:
         blocks, tokens, positions, slots, rows = rest.split([sum(lengths), *3 * [num_tokens], num_rows])
         tables = [table.tolist() for table in blocks.split(lengths)]
         return cls(tokens, positions, slots, counts, ends, tables, rows)
+
+    def without_logits(self) -> Batch:
+        """The same, of which nothing but keys and values is wanted."""
+        return replace(self, rows=self.rows[:0])
 
     @property
     def starts(self) -> list[int]:

@@ -23,7 +23,8 @@ class EngineConfig:
         prefix_cache: keep the blocks of finished sequences, for prompts that begin alike.
         invariant: what a request gets does not depend, to the bit, on what else is in the batch. Slower: see
             docs/serve.md.
-        draft_tokens: tokens that speculation proposes each step; 0: none.
+        draft_tokens: tokens that speculation guesses each step, by a draft model, or by looking the last few tokens up in
+            the text itself; 0: none.
         tp: processes that the model is cut over.
         device: as `weft generate --device`.
         dtype: as `weft generate --dtype`.

@@ -37,6 +37,7 @@ from weft.serve.sampler import choose, logprobs_of
 from weft.serve.scheduler import Scheduler, Work
 from weft.serve.sequence import Sequence as Completion
 from weft.serve.share import check_cut, load_share
+from weft.serve.speculate import Drafter, LookupDrafter, ModelDrafter
 from weft.serve.text import TextStream
 from weft.serve.tokens import Tokenizer
 
@@ -82,14 +83,15 @@ class Engine:
 
     def __init__(
         self, model: Decoder, tokenizer: Tokenizer | None = None, config: EngineConfig | None = None,
-        eos: tuple[int, ...] = (), ranks: Ranks | None = None,
+        eos: tuple[int, ...] = (), ranks: Ranks | None = None, draft: Decoder | None = None,
     ) -> None:  # fmt: skip
         """
         Args:
             ranks: the processes that the model is cut over; `model` is the first one's share.
+            draft: a smaller model that speculates; None: texts are looked up in themselves.
 
         Raises:
-            ValueError: the cache has no room for a single block.
+            ValueError: the cache has no room for a single block, or the draft model has another vocabulary.
         """
         self.config = config = config or EngineConfig()
         self.tokenizer, self.eos, self.shape = tokenizer, eos, model.shape
@@ -99,6 +101,7 @@ class Engine:
         if ranks is not None:
             blocks = ranks.least(blocks)
         self.runner = Runner(model, blocks, config.block_tokens, ranks)
+        self.drafter = make_drafter(model, draft, config, blocks)
         self.blocks = Blocks(blocks, config.block_tokens, keep=config.prefix_cache)
         self.max_context = min(self.max_context, blocks * config.block_tokens)
         self.scheduler = Scheduler(self.blocks, config)
@@ -109,8 +112,11 @@ class Engine:
         self._finished: Counter[Finish] = Counter()
 
     @classmethod
-    def load(cls, path: Path, config: EngineConfig | None = None) -> Self:
+    def load(cls, path: Path, config: EngineConfig | None = None, draft: Path | None = None) -> Self:
         """An engine of a checkpoint (step-…), a run (its newest whole checkpoint), or a Hugging Face directory.
+
+        Args:
+            draft: where a smaller model that speculates is, likewise.
 
         Raises:
             ValueError: there is no model there, or the device or dtype cannot be had.
@@ -120,14 +126,15 @@ class Engine:
         device = pick_device(config.device)
         dtype = pick_dtype(config.dtype, device)
         tokenizer = load_tokenizer(folder) if (folder / "tokenizer.json").is_file() else None
+        small = load_decoder(find_model(draft)[0], device, dtype)[1] if draft is not None else None
         if config.tp == 1:
             _, model = load_decoder(folder, device, dtype)
-            return cls(model, tokenizer, config, end_tokens(folder))
+            return cls(model, tokenizer, config, end_tokens(folder), draft=small)
         check_cut(shape_from_config(read_json(folder / "config.json")), config.tp)
         ranks = start_ranks(folder, config)
         try:
             model = load_share(folder, ranks.group, rank_device(config, 0), dtype)
-            return cls(model, tokenizer, config, end_tokens(folder), ranks)
+            return cls(model, tokenizer, config, end_tokens(folder), ranks, small)
         except BaseException:
             ranks.kill()
             raise
@@ -205,6 +212,7 @@ class Engine:
     def step(self) -> list[Output]:
         """Schedule, run, deliver: what came of it, in the order of the batch."""
         outputs = self._overdue()
+        self._speculate()
         works = self.scheduler.schedule()
         if works:
             outputs += self._deliver(works, self._run(works))
@@ -245,9 +253,21 @@ class Engine:
         late = [one for one in self.scheduler if one.request.deadline is not None and one.request.deadline <= now]
         return told + [self._end(completion, "deadline") for completion in late]
 
+    def _speculate(self) -> None:
+        """Give drafts to those who wait for their next token, no longer than their room."""
+        for completion in self.scheduler.running if self.drafter else ():
+            count = min(self.config.draft_tokens, completion.room - len(completion.tokens) - 1)
+            if completion.waiting == 1 and count > 0 and completion.begun and completion.request.grammar is None:
+                assert self.drafter is not None
+                self.drafter.begin(completion, count)
+
     def _run(self, works: list[Work]) -> Iterable[Tensor]:
         self._counts["steps"] += 1
+        if self.drafter is not None:
+            self.drafter.guess(works)
         batch = Batch.of(works, self.blocks.size, [work.sequence.wants_prompt for work in works])
+        if self.drafter is not None:
+            self.drafter.follow(batch)
         return self.runner.run(batch)
 
     def _deliver(self, works: list[Work], pieces: Iterable[Tensor]) -> list[Output]:
@@ -281,7 +301,8 @@ class Engine:
             text += more
             if finish or number >= len(draft) or draft[number] != token:
                 break
-        self._counts.update(new=len(tokens), drafted=len(draft), accepted=max(0, len(completion.tokens) - old - 1))
+        checked, taken = max(0, len(found.chosen) - 1), max(0, len(completion.tokens) - old - 1)
+        self._counts.update(new=len(tokens), drafted=checked, accepted=taken)
         completion.draft = []
         self.scheduler.computed(work)
         if not tokens:
@@ -321,6 +342,21 @@ class Engine:
         if not left:
             del self._live[completion.request.id]
         return Output(completion.request.id, completion.index, finish=finish, error=error)
+
+
+def make_drafter(model: Decoder, draft: Decoder | None, config: EngineConfig, blocks: int) -> Drafter | None:
+    if not config.draft_tokens:
+        if draft is not None:
+            raise ValueError("a draft model speculates draft_tokens ahead, which is 0: set it, 4 for one")
+        return None
+    if draft is None:
+        return LookupDrafter()
+    if draft.shape.vocab != model.shape.vocab:
+        raise ValueError(
+            f"the draft model's vocabulary is {draft.shape.vocab}, the model's {model.shape.vocab}: "
+            "they must have the same tokenizer"
+        )
+    return ModelDrafter(draft, blocks, config.block_tokens)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from weft.launch.cores import num_cores
 from weft.models.cuts import even_split
 from weft.serve.batch import Batch
 from weft.serve.config import EngineConfig
@@ -123,7 +122,7 @@ def start_ranks(folder: Path, config: EngineConfig) -> Ranks:
     for index in range(1, config.tp):
         code = f"from weft.serve.ranks import main; main({str(folder)!r}, {str(store)!r}, {index}, {config!r})"
         code = f"from weft.serve.config import EngineConfig; {code}"
-        env = {"OMP_NUM_THREADS": str(max(1, num_cores() // config.tp)), **os.environ}
+        env = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // config.tp)), **os.environ}
         processes.append(subprocess.Popen([sys.executable, "-c", code], env=env, stdin=subprocess.DEVNULL))
     try:
         return Ranks(join(store, 0, config), processes)

@@ -28,7 +28,8 @@ class Work:
     @property
     def tokens(self) -> list[int]:
         tokens, draft = self.sequence.tokens, self.sequence.draft
-        return tokens[self.start : self.stop] + draft[: max(0, self.stop - len(tokens))]
+        first = max(0, self.start - len(tokens))
+        return tokens[self.start : self.stop] + draft[first : max(0, self.stop - len(tokens))]
 
     @property
     def is_last(self) -> bool:

@@ -24,6 +24,7 @@ class Sequence:
         room: how many tokens the whole may have.
         cached: tokens of the prompt that were found in the cache at first.
         text: what its tokens say; None without a tokenizer.
+        grams: places behind tokens that stood together, for speculation by look-up.
     """
 
     def __init__(self, request: Request, index: int, arrival: int, room: int) -> None:
@@ -38,6 +39,7 @@ class Sequence:
         self.room = room
         self.cached: int | None = None
         self.text: TextStream | None = None
+        self.grams: dict[tuple[int, ...], int] = {}
         self.prompt_logprobs: list[TokenLogprob | None] = [None]
         self._random = random_stream(request.sampling.seed, request.prompt, index)
         self._draws: list[float] = []
