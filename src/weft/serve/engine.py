@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Self
@@ -27,49 +28,22 @@ from weft.models.decoder import Decoder
 from weft.models.huggingface import shape_from_config
 from weft.serve.batch import Batch
 from weft.serve.blocks import Blocks
+from weft.serve.checks import check_request
 from weft.serve.config import EngineConfig
 from weft.serve.device import pick_device, pick_dtype
 from weft.serve.folder import end_tokens, find_model, load_tokenizer
+from weft.serve.grammar import GrammarCompiler
 from weft.serve.ranks import Ranks, rank_device, start_ranks
-from weft.serve.request import MAX_LOGPROBS, Finish, Output, RefusedError, Request, TokenLogprob
+from weft.serve.reading import Found, read
+from weft.serve.request import Finish, Output, RefusedError, Request
 from weft.serve.runner import Runner, num_blocks
-from weft.serve.sampler import choose, logprobs_of
 from weft.serve.scheduler import Scheduler, Work
 from weft.serve.sequence import Sequence as Completion
 from weft.serve.share import check_cut, load_share
-from weft.serve.speculate import Drafter, LookupDrafter, ModelDrafter
+from weft.serve.speculate import make_drafter
+from weft.serve.stats import Stats
 from weft.serve.text import TextStream
 from weft.serve.tokens import Tokenizer
-
-
-@dataclass(frozen=True)
-class Stats:
-    """What an engine is doing, and has done since it began.
-
-    Attributes:
-        running, waiting: completions now.
-        cache_tokens: tokens that the cache has room for.
-        cache_used: the share of its blocks that running sequences hold, 0 to 1.
-        steps: steps in which something was computed.
-        prompt_tokens, cached_tokens: of the prompts begun, and how many of them were found in the cache.
-        new_tokens: given out.
-        preemptions: sequences whose blocks were taken, to be computed again.
-        drafted, accepted: tokens that speculation proposed, and those that the model would have chosen.
-        finished: completions by why they ended.
-    """
-
-    running: int
-    waiting: int
-    cache_tokens: int
-    cache_used: float
-    steps: int
-    prompt_tokens: int
-    cached_tokens: int
-    new_tokens: int
-    preemptions: int
-    drafted: int
-    accepted: int
-    finished: dict[Finish, int]
 
 
 class Engine:
@@ -145,28 +119,8 @@ class Engine:
         Raises:
             ValueError: says what cannot be done, and what to change.
         """
-        prompt, sampling = request.prompt, request.sampling
-        if not prompt:
-            raise ValueError("the prompt is empty; give the model at least one token to continue")
-        if len(prompt) >= self.max_context:
-            raise ValueError(
-                f"the prompt has {len(prompt)} tokens; the context holds {self.max_context}, the new ones included: "
-                "shorten the prompt"
-            )
-        ids = {"the prompt": prompt, "logit bias": list(sampling.bias), "stop_ids": sampling.stop_ids}
-        for where, tokens in ids.items():
-            if tokens and not 0 <= min(tokens) <= max(tokens) < self.shape.vocab:
-                raise ValueError(f"{where} has a token outside the model's vocabulary of {self.shape.vocab}")
-        if request.n < 1 or request.n > self.config.max_waiting + self.config.max_sequences:
-            raise ValueError(f"n is {request.n}; it must be at least 1, and no more than the queue holds")
-        if request.n > 1 and sampling.temperature == 0:
-            raise ValueError(f"n is {request.n}, but every completion is the same at temperature 0: set temperature")
-        for name in ("logprobs", "prompt_logprobs"):
-            value = getattr(request, name)
-            if value is not None and not 0 <= value <= MAX_LOGPROBS:
-                raise ValueError(f"{name} is {value}; it must be from 0 to {MAX_LOGPROBS}")
-        if sampling.stop and self.tokenizer is None:
-            raise ValueError("stop texts need a tokenizer, and the model's folder has no tokenizer.json")
+        queue = self.config.max_waiting + self.config.max_sequences
+        check_request(request, self.shape.vocab, self.max_context, queue, self.tokenizer is not None)
 
     def add(self, request: Request) -> None:
         """Take in a request; its first outputs come from one of the next steps.
@@ -193,6 +147,17 @@ class Engine:
                 completion.text = TextStream(self.tokenizer, request.prompt, request.sampling)
             self.scheduler.add(completion)
         self._live[request.id] = completions
+
+    @cached_property
+    def grammars(self) -> GrammarCompiler:
+        """Compiles what `Request.grammar` asks for; any thread may ask it.
+
+        Raises:
+            ValueError: the engine has no tokenizer.
+        """
+        if self.tokenizer is None:
+            raise ValueError("structured output needs a tokenizer, and the model's folder has no tokenizer.json")
+        return GrammarCompiler(self.tokenizer.to_str(), self.eos)
 
     @property
     def free_places(self) -> int:
@@ -295,9 +260,8 @@ class Engine:
             if token is None:
                 self.scheduler.computed(work)
                 return [self._end(completion, "error", error="the model's logits are not finite numbers")]
-            completion.tokens.append(token)
             tokens.append(token)
-            finish, more, stopped_by = self._read_on(completion, token)
+            finish, more, stopped_by = completion.push(token)
             text += more
             if finish or number >= len(draft) or draft[number] != token:
                 break
@@ -320,19 +284,8 @@ class Engine:
         if finish is None:
             return [output]
         self._end(completion, finish)
-        return [replace(output, finish=finish, stopped_by=stopped_by)]
-
-    def _read_on(self, completion: Completion, token: int) -> tuple[Finish | None, str, str | int | None]:
-        """What the last token of a sequence means: why it ends with it, the text it adds, and what stopped it."""
-        sampling, stream = completion.request.sampling, completion.text
-        if token in sampling.ends and completion.num_new > sampling.min_tokens:
-            return "stop", stream.close() if stream else "", token
-        text = stream.push(token, completion.num_new) if stream else ""
-        if stream and stream.stopped_by is not None:
-            return "stop", text, stream.stopped_by
-        if len(completion.tokens) >= completion.room:
-            return "length", text + (stream.close() if stream else ""), None
-        return None, text, None
+        error = completion.matcher.error if completion.matcher else ""
+        return [replace(output, finish=finish, stopped_by=stopped_by, error=error or None)]
 
     def _end(self, completion: Completion, finish: Finish, error: str | None = None) -> Output:
         self.scheduler.remove(completion)
@@ -342,65 +295,3 @@ class Engine:
         if not left:
             del self._live[completion.request.id]
         return Output(completion.request.id, completion.index, finish=finish, error=error)
-
-
-def make_drafter(model: Decoder, draft: Decoder | None, config: EngineConfig, blocks: int) -> Drafter | None:
-    if not config.draft_tokens:
-        if draft is not None:
-            raise ValueError("a draft model speculates draft_tokens ahead, which is 0: set it, 4 for one")
-        return None
-    if draft is None:
-        return LookupDrafter()
-    if draft.shape.vocab != model.shape.vocab:
-        raise ValueError(
-            f"the draft model's vocabulary is {draft.shape.vocab}, the model's {model.shape.vocab}: "
-            "they must have the same tokenizer"
-        )
-    return ModelDrafter(draft, blocks, config.block_tokens)
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a work's logits said: a token for each place that one may follow (None: they were no numbers), and its
-    log-probability where asked for."""
-
-    chosen: list[int | None]
-    logprobs: list[TokenLogprob]
-
-
-def read(logits: Tensor, rows: Sequence[tuple[Work, int]], found: dict[int, Found]) -> None:
-    """Logits [W, V] of these places of sequences: log-probabilities of the prompts' tokens, and choices of new ones."""
-    prompts = [row for row, (work, at) in enumerate(rows) if is_asked(work, at)]
-    if prompts:
-        asked = [rows[row][0].sequence for row in prompts]
-        tokens = [rows[row][0].sequence.tokens[rows[row][1] + 1] for row in prompts]
-        counts = [sequence.request.prompt_logprobs or 0 for sequence in asked]
-        for sequence, logprob in zip(asked, logprobs_of(logits[prompts], tokens, counts), strict=True):
-            sequence.prompt_logprobs.append(logprob)
-    new = [row for row, (work, at) in enumerate(rows) if at >= len(work.sequence.tokens) - 1]
-    if not new:
-        return
-    logits = logits if len(new) == len(rows) else logits[new]
-    works = [rows[row][0] for row in new]
-    sequences = [work.sequence for work in works]
-    texts = [
-        one.tokens + one.draft[:ahead] if (ahead := rows[row][1] - len(one.tokens) + 1) else one.tokens
-        for row, one in zip(new, sequences, strict=True)
-    ]
-    chosen = choose(logits, sequences, texts)
-    # what is no number anywhere is none everywhere: a column tells
-    numbers = logits[:, 0].isfinite().tolist()
-    wanted = [sequence.request.logprobs for sequence in sequences]
-    logprobs: list[TokenLogprob] = []
-    if any(count is not None for count in wanted):
-        logprobs = logprobs_of(logits, chosen, [count or 0 for count in wanted])
-    for row, work in enumerate(works):
-        found[id(work)].chosen.append(chosen[row] if numbers[row] else None)
-        if wanted[row] is not None:
-            found[id(work)].logprobs.append(logprobs[row])
-
-
-def is_asked(work: Work, at: int) -> bool:
-    """Whether the logits of this place are of a prompt's token whose log-probability is asked for, and not there yet."""
-    sequence = work.sequence
-    return sequence.wants_prompt and len(sequence.prompt_logprobs) <= at + 1 < len(sequence.request.prompt)

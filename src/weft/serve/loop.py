@@ -18,8 +18,9 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 
-from weft.serve.engine import Engine, Stats
+from weft.serve.engine import Engine
 from weft.serve.request import Output, RefusedError, Request
+from weft.serve.stats import Stats
 
 Deliver = Callable[[Output], None]
 

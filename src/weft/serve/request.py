@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from weft.serve.grammar import Grammar
 
 __all__ = ["MAX_LOGPROBS", "Finish", "Output", "RefusedError", "Request", "Sampling", "TokenLogprob"]
 
@@ -12,8 +15,8 @@ MAX_LOGPROBS = 20
 """Most probable tokens that a request may ask for at each place."""
 
 Finish = Literal["stop", "length", "cancelled", "deadline", "error"]
-"""Why a completion ended: an end token or stop text came; there was no more room; `Engine.cancel`; `Request.deadline`;
-or the engine failed (`Output.error` says how)."""
+"""Why a completion ended: an end token or stop text came, or its form is complete; there was no more room;
+`Engine.cancel`; `Request.deadline`; or the engine failed (`Output.error` says how)."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ class Request:
             the time it takes what others have asked.
         logprobs: None: none; 0: of each chosen token; k: and of the k most probable ones (at most MAX_LOGPROBS).
         prompt_logprobs: the same for the prompt's tokens. None: none.
-        grammar: what structured output must match, compiled by `serve/grammar.py`; None: any text.
+        grammar: the form that the text must have, by `Engine.grammars`.compile; None: any.
     """
 
     id: str
@@ -118,7 +121,7 @@ class Request:
     salt: str = ""
     logprobs: int | None = None
     prompt_logprobs: int | None = None
-    grammar: object | None = None
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,7 @@ class Output:
         logprobs: one for each of `tokens`, where asked for.
         prompt_logprobs: one for each token of the prompt, None for the first; in index 0's first output, where asked for.
         finish: why it ended; None: it goes on.
-        stopped_by: the stop text or id that ended it, where `finish` is "stop".
+        stopped_by: the stop text or id that ended it, where `finish` is "stop"; None: its form is complete.
         error: what happened, where `finish` is "error".
         cached: tokens of the prompt whose keys and values were found in the cache.
     """

@@ -34,12 +34,15 @@ def choose(logits: Tensor, completions: Sequence[Completion], texts: Sequence[Se
 
 
 def adjust(logits: Tensor, completions: Sequence[Completion], texts: Sequence[Sequence[int]]) -> Tensor:
-    """Bias, penalties, and no end before its time. The same tensor comes back where no row asks for any."""
+    """Bias, penalties, no end before its time, and the form that a text must have.
+
+    The same tensor comes back where no row asks for any.
+    """
     copied = False
     for row, (completion, text) in enumerate(zip(completions, texts, strict=True)):
         sampling, num_prompt = completion.request.sampling, len(completion.request.prompt)
         early = len(text) - num_prompt < sampling.min_tokens and sampling.ends
-        if not (early or sampling.bias or sampling.penalizes):
+        if not (early or sampling.bias or sampling.penalizes or completion.matcher):
             continue
         if not copied:
             logits, copied = logits.float().clone(), True
@@ -50,6 +53,8 @@ def adjust(logits: Tensor, completions: Sequence[Completion], texts: Sequence[Se
             penalize(logits[row], sampling, text, num_prompt)
         if early:
             logits[row, torch.tensor(sampling.ends, device=logits.device)] = float("-inf")
+        if completion.matcher:
+            completion.matcher.forbid(logits[row])
     return logits
 
 

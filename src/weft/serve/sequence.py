@@ -6,9 +6,13 @@ import hashlib
 import random
 import struct
 from collections.abc import Sequence as Row
+from typing import TYPE_CHECKING
 
-from weft.serve.request import Request, TokenLogprob
+from weft.serve.request import Finish, Request, TokenLogprob
 from weft.serve.text import TextStream
+
+if TYPE_CHECKING:
+    from weft.serve.grammar import Matcher
 
 
 class Sequence:
@@ -24,6 +28,7 @@ class Sequence:
         room: how many tokens the whole may have.
         cached: tokens of the prompt that were found in the cache at first.
         text: what its tokens say; None without a tokenizer.
+        matcher: how far it has come in the form that it must have.
         grams: places behind tokens that stood together, for speculation by look-up.
     """
 
@@ -39,6 +44,7 @@ class Sequence:
         self.room = room
         self.cached: int | None = None
         self.text: TextStream | None = None
+        self.matcher: Matcher | None = request.grammar.matcher() if request.grammar else None
         self.grams: dict[tuple[int, ...], int] = {}
         self.prompt_logprobs: list[TokenLogprob | None] = [None]
         self._random = random_stream(request.sampling.seed, request.prompt, index)
@@ -64,6 +70,24 @@ class Sequence:
         while len(self._draws) <= number:
             self._draws.append(self._random.random())
         return self._draws[number]
+
+    def push(self, token: int) -> tuple[Finish | None, str, str | int | None]:
+        """Add a token: why the completion ends with it, the text it adds, and what stopped it."""
+        self.tokens.append(token)
+        sampling, stream = self.request.sampling, self.text
+        if self.matcher is not None:
+            self.matcher.push(token)
+            if self.matcher.error:
+                return "error", "", None
+        if token in sampling.ends and self.num_new > sampling.min_tokens:
+            return "stop", stream.close() if stream else "", token
+        text = stream.push(token, self.num_new) if stream else ""
+        if stream and stream.stopped_by is not None:
+            return "stop", text, stream.stopped_by
+        complete = self.matcher is not None and self.matcher.stopped
+        if complete or len(self.tokens) >= self.room:
+            return "stop" if complete else "length", text + (stream.close() if stream else ""), None
+        return None, text, None
 
     @property
     def wants_prompt(self) -> bool:

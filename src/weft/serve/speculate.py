@@ -11,6 +11,7 @@ from typing import Protocol
 
 from weft.models.decoder import Decoder
 from weft.serve.batch import Batch
+from weft.serve.config import EngineConfig
 from weft.serve.runner import Runner
 from weft.serve.scheduler import Work
 from weft.serve.sequence import Sequence as Completion
@@ -77,3 +78,18 @@ class ModelDrafter:
     def follow(self, batch: Batch) -> None:
         for _ in self.runner.run(batch.without_logits()):
             pass
+
+
+def make_drafter(model: Decoder, draft: Decoder | None, config: EngineConfig, blocks: int) -> Drafter | None:
+    if not config.draft_tokens:
+        if draft is not None:
+            raise ValueError("a draft model speculates draft_tokens ahead, which is 0: set it, 4 for one")
+        return None
+    if draft is None:
+        return LookupDrafter()
+    if draft.shape.vocab != model.shape.vocab:
+        raise ValueError(
+            f"the draft model's vocabulary is {draft.shape.vocab}, the model's {model.shape.vocab}: "
+            "they must have the same tokenizer"
+        )
+    return ModelDrafter(draft, blocks, config.block_tokens)

@@ -13,6 +13,8 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: list[int]) -> str: ...
 
+    def to_str(self) -> str: ...
+
 
 class Detokenizer:
     """The text of one sequence, token by token: what `push` returns, joined, is the text of all tokens.
