@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 import transformers
+from weft.serve.sampling import Sampling
 
 from weft import __version__
 from weft.checkpoint.weights import load_decoder
@@ -31,7 +32,6 @@ from weft.models.decoder import Decoder
 from weft.models.huggingface import config_from_shape
 from weft.models.shape import Shape
 from weft.serve.generate import Generation
-from weft.serve.sampling import Sampling
 
 GPT2 = Shape(family="gpt2", num_layers=12, hidden=768, num_heads=12, ffn=3072, vocab=50257, max_seq=1024)
 RESULTS = Path(__file__).parent / "results" / "generate.json"

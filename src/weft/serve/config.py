@@ -21,8 +21,8 @@ class EngineConfig:
         gpu_share: see `cache_bytes`.
         max_context: tokens of a prompt and its completion together; None: the model's own.
         prefix_cache: keep the blocks of finished sequences, for prompts that begin alike.
-        invariant: what a request gets does not depend, to the bit, on what else is in the batch. Slower: see
-            docs/serve.md.
+        invariant: what a request gets does not depend, to the bit, on what else the engine does: see `stride`. A batch
+            takes as long as its requests one after the other.
         draft_tokens: tokens that speculation guesses each step, by a draft model, or by looking the last few tokens up in
             the text itself; 0: none.
         tp: processes that the model is cut over.
@@ -45,6 +45,16 @@ class EngineConfig:
     device: str = "auto"
     dtype: str = "auto"
 
+    @property
+    def stride(self) -> int:
+        """Tokens of a prompt that are computed at once where `invariant`: whole blocks, and at most half a step's.
+
+        There every product of the model has the sizes that a request's own length gives it: each request is computed
+        alone, its prompt in strides and the rest token by token, after a preemption too; only whole strides are shared.
+        Equal calls on equal numbers give equal bits, which holds of every kernel that does not add up in random order.
+        """
+        return max(self.block_tokens, min(256, self.step_tokens // 2) // self.block_tokens * self.block_tokens)
+
     def __post_init__(self) -> None:
         for name in ("max_sequences", "block_tokens", "tp"):
             if getattr(self, name) < 1:
@@ -56,6 +66,15 @@ class EngineConfig:
             raise ValueError(
                 f"step_tokens is {self.step_tokens}, fewer than {self.max_sequences} sequences of "
                 f"{1 + self.draft_tokens} tokens each: raise it, or lower max_sequences"
+            )
+        if self.invariant and self.draft_tokens:
+            raise ValueError(
+                "invariant: speculation computes several tokens at once, as many as it guesses; leave one out"
+            )
+        if self.invariant and self.step_tokens < self.max_sequences + self.stride:
+            raise ValueError(
+                f"step_tokens is {self.step_tokens}; where invariant, a step has to hold {self.max_sequences} sequences "
+                f"and a stride of {self.stride} tokens of a prompt: raise it, or lower max_sequences"
             )
         for name in ("cache_tokens", "cache_bytes", "max_context"):
             value = getattr(self, name)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
@@ -226,14 +226,15 @@ class Engine:
                 assert self.drafter is not None
                 self.drafter.begin(completion, count)
 
-    def _run(self, works: list[Work]) -> Iterable[Tensor]:
+    def _run(self, works: list[Work]) -> Iterator[Tensor]:
         self._counts["steps"] += 1
         if self.drafter is not None:
             self.drafter.guess(works)
-        batch = Batch.of(works, self.blocks.size, [work.sequence.wants_prompt for work in works])
-        if self.drafter is not None:
-            self.drafter.follow(batch)
-        return self.runner.run(batch)
+        for together in [[work] for work in works] if self.config.invariant else [works]:
+            batch = Batch.of(together, self.blocks.size, [work.sequence.wants_prompt for work in together])
+            if self.drafter is not None:
+                self.drafter.follow(batch)
+            yield from self.runner.run(batch)
 
     def _deliver(self, works: list[Work], pieces: Iterable[Tensor]) -> list[Output]:
         """Read the logits piece by piece; then give every sequence its new tokens."""

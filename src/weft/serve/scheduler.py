@@ -83,7 +83,8 @@ class Scheduler:
         sequence = work.sequence
         sequence.computed = min(work.stop, len(sequence.tokens) - 1)
         size, salt = self.blocks.size, sequence.request.salt
-        for index in range(sequence.filled, sequence.computed // size):
+        full = self._shared(sequence, sequence.computed) // size
+        for index in range(sequence.filled, full):
             before = sequence.blocks[index - 1] if index else None
             self.blocks.fill(sequence.blocks[index], before, sequence.tokens[index * size : (index + 1) * size], salt)
             sequence.filled = index + 1
@@ -93,6 +94,9 @@ class Scheduler:
         if sequence not in self.running:
             return 0  # preempted in the meantime
         count = min(sequence.waiting + len(sequence.draft), left)
+        if self.config.invariant:
+            count = stride(sequence, self.config.stride)
+            count = count if count <= left else 0
         if count < 1 or not self._make_room(sequence, sequence.computed + count, works):
             return 0
         works.append(Work(sequence, sequence.computed, sequence.computed + count))
@@ -120,7 +124,11 @@ class Scheduler:
                 return False
             self._preempt(self.running[-1], works)
         if not sequence.wants_prompt:
-            sequence.blocks = self.blocks.match(sequence.tokens, sequence.request.salt)
+            num_shared = self._shared(sequence, len(sequence.tokens))
+            sequence.blocks = self.blocks.match(sequence.tokens[: num_shared + 1], sequence.request.salt)
+            kept = self._shared(sequence, len(sequence.blocks) * self.blocks.size) // self.blocks.size
+            self.blocks.release(sequence.blocks[kept:])
+            del sequence.blocks[kept:]
         needed = self._num_blocks(len(sequence.tokens) + 1) - len(sequence.blocks)
         spare = sum(_order(other) < _order(sequence) for other in self.running)  # the next block of each
         while needed + spare > self.blocks.num_free:
@@ -139,6 +147,13 @@ class Scheduler:
         insort(self.running, sequence, key=_order)
         return True
 
+    def _shared(self, sequence: Sequence, num_tokens: int) -> int:
+        """Of the first so many tokens, those whose keys and values are anybody's: all; or, where results must not depend
+        on others, whole strides of the prompt."""
+        if not self.config.invariant:
+            return num_tokens
+        return min(num_tokens, len(sequence.request.prompt)) // self.config.stride * self.config.stride
+
     def _preempt(self, sequence: Sequence, works: list[Work]) -> None:
         self.preemptions += 1
         self.running.remove(sequence)
@@ -156,3 +171,10 @@ class Scheduler:
 
 def _order(sequence: Sequence) -> tuple[int, int, int]:
     return sequence.order
+
+
+def stride(sequence: Sequence, size: int) -> int:
+    """Tokens that this sequence computes at once where that may depend on itself alone: of its prompt up to the next
+    multiple of `size`; then one by one, the second time as the first."""
+    left = len(sequence.request.prompt) - sequence.computed
+    return min(size - sequence.computed % size, left) if left > 0 else 1
