@@ -40,7 +40,7 @@ docs: install
 	$(PYTEST) tests/docs
 
 benchmarks: install  ## Half an hour; results go to benchmarks/results.
-	for file in startup tokenization train_speed cutting context memory savings moe schedules checkpoint_stall generate gpu; do \
+	for file in startup tokenization train_speed cutting context memory savings moe schedules checkpoint_stall serve_engine gpu; do \
 		$(BIN)/python benchmarks/$$file.py || exit 1; \
 	done
 

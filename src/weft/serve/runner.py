@@ -12,6 +12,7 @@ from weft.models.shape import Shape
 from weft.serve.batch import Batch
 from weft.serve.cache import PagedCache
 from weft.serve.config import EngineConfig
+from weft.serve.products import quicken
 from weft.serve.ranks import Ranks
 
 PIECE = 64
@@ -30,6 +31,8 @@ class Runner:
     def __init__(self, model: Decoder, num_blocks: int, block: int, ranks: Ranks | None = None) -> None:
         first = next(iter(model.parameters()))
         self.model, self.device, self.ranks = model, first.device, ranks
+        if self.device.type == "cpu":
+            quicken(model)
         heads = kv_heads(model.shape) // (ranks.size if ranks else 1)
         self.cache = PagedCache(model.shape, len(model.blocks), heads, num_blocks, block, first.detach())
 
