@@ -88,3 +88,15 @@ def test_without_keeping_nothing_is_found() -> None:
     blocks = Blocks(4, 2, keep=False)
     filled(blocks, [1, 2, 3, 4])
     assert blocks.match([1, 2, 3, 4, 5], "") == []
+
+
+def test_a_sequence_grows_in_a_row_where_nothing_is_lost_by_it() -> None:
+    blocks = Blocks(8, 2)
+    one, two = blocks.take(2), blocks.take(1)
+    assert (one, two) == ([0, 1], [2])
+    assert blocks.take(2, after=2) == [3, 4]
+    blocks.release([3, 4])
+    assert blocks.take(1, after=2) == [3], "though 5 has been free for longer"
+    blocks.fill(3, None, [1, 2], "")
+    blocks.release([3])
+    assert blocks.take(1, after=2) == [5], "3 can still be found"

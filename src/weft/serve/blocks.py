@@ -54,12 +54,19 @@ class Blocks:
         self.hits += len(blocks) * self.size
         return blocks
 
-    def take(self, count: int) -> list[int]:
-        """So many blocks for new tokens. What they held is forgotten."""
+    def take(self, count: int, after: int | None = None) -> list[int]:
+        """So many blocks for new tokens. What they held is forgotten.
+
+        Args:
+            after: the last block of the sequence: the next one in memory is preferred where it is free and holds nothing,
+                for blocks in a row need not be gathered.
+        """
         assert count <= self.num_free, (count, self.num_free)
-        taken = []
+        taken: list[int] = []
         for _ in range(count):
-            block = next(iter(self._free))
+            near = -1 if after is None else after + 1
+            block = near if near in self._free and self._keys[near] is None else next(iter(self._free))
+            after = block
             self._forget(block)
             self._serials[block], self._next_serial = self._next_serial, self._next_serial + 1
             self._hold(block)

@@ -26,13 +26,13 @@ class Group:
 
     Attributes:
         tokens: their places in the batch, [R·T]; None: all of them, in order.
-        blocks: their tables, padded, [R, M].
-        mask: who sees whom: 0 or -inf, [R, 1, T, M·block] or [1, 1, T, …]; None: causal over just these tokens.
+        blocks: their tables, padded, [R, M]; of one sequence whose blocks lie in a row, the range of them.
+        mask: who sees whom: 0 or -inf, [R, 1, T, M·block]; None: causal over just these tokens.
     """
 
     count: int
     tokens: Tensor | None
-    blocks: Tensor
+    blocks: Tensor | range
     mask: Tensor | None
 
 
@@ -62,17 +62,18 @@ class PagedLayer:
     def _attend(self, group: Group, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
         if group.mask is None:
             return attend(q, k, v, None, scale)
-        heads, kv_heads, count = q.shape[1], k.shape[1], group.count
-        # [1, H, R·T, E] → [R, K, H/K·T, E]: heads that share keys stand as tokens, so that no keys are repeated for them
-        q = q[0].unflatten(1, (count, -1)).unflatten(0, (kv_heads, -1)).permute(2, 0, 1, 3, 4)
-        mask = group.mask if heads == kv_heads else group.mask.repeat(1, 1, heads // kv_heads, 1)
         keys, values = (self._gather(store, group.blocks) for store in (self.keys, self.values))
-        y = attend(q.flatten(2, 3), keys, values, mask, scale)
-        y = y.unflatten(2, (heads // kv_heads, -1)).permute(1, 2, 0, 3, 4)  # [K, H/K, R, T, E]
-        return y.flatten(0, 1).flatten(1, 2).unsqueeze(0)
+        if q.shape[2] > group.count:
+            return attend(q, keys, values, group.mask, scale)
+        # [1, H, R, E] → [R, K, H/K, E]: heads that share keys stand as tokens, so that no keys are repeated for them
+        q = q.reshape(k.shape[1], -1, group.count, q.shape[3]).permute(2, 0, 1, 3)
+        y = attend(q, keys, values, group.mask, scale)
+        return y.permute(1, 2, 0, 3).flatten(0, 1).unsqueeze(0)
 
-    def _gather(self, store: Tensor, blocks: Tensor) -> Tensor:
-        """Of tables [R, M]: [R, K, M·block, E]."""
+    def _gather(self, store: Tensor, blocks: Tensor | range) -> Tensor:
+        """Of tables [R, M]: [R, K, M·block, E]; a view where they lie in a row."""
+        if isinstance(blocks, range):
+            return store[blocks.start : blocks.stop].flatten(0, 1).transpose(0, 1).unsqueeze(0)
         rows = store.index_select(0, blocks.flatten())
         return rows.view(len(blocks), -1, *store.shape[2:]).transpose(1, 2)
 
@@ -123,8 +124,10 @@ class PagedCache:
         first = [0 if self.window is None else max(0, end - count + 1 - self.window) // self.block for end in ends]
         tables = [table[skip:] for table, skip in zip(tables, first, strict=True)]
         longest = max(map(len, tables))
+        row = range(tables[0][0], tables[0][0] + longest)
+        in_a_row = len(tables) == 1 and tables[0] == list(row)
         padded = [table + [self.num_blocks] * (longest - len(table)) for table in tables]
-        blocks = torch.tensor(padded, device=self.device)
+        blocks = row if in_a_row else torch.tensor(padded, device=self.device)
         skipped = torch.tensor([skip * self.block for skip in first], device=self.device)[:, None, None]
         query = torch.tensor(ends, device=self.device)[:, None, None] - count
         query = query + torch.arange(count, device=self.device)[None, :, None]

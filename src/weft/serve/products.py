@@ -58,9 +58,9 @@ def quicken(model: nn.Module) -> None:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x [..., I], weight [O, I] → [..., O], as torch.nn.functional.linear but for rounding."""
-    if x.is_cuda or not torch.is_inference_mode_enabled():
-        return F.linear(x, weight, bias)
     rows = x.numel() // x.shape[-1]
+    if rows < min(FEW.start, WIDEN_FROM) or x.is_cuda or not torch.is_inference_mode_enabled():
+        return F.linear(x, weight, bias)
     if weight.dtype == torch.float32 and rows in FEW:
         y = torch.mm(weight, x.flatten(0, -2).t()).t().contiguous().view(*x.shape[:-1], -1)
     elif weight.dtype == torch.bfloat16 and rows >= WIDEN_FROM and not multiplies_bf16():

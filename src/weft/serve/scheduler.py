@@ -111,7 +111,7 @@ class Scheduler:
             if last is sequence:
                 return False
         if needed > 0:
-            sequence.blocks += self.blocks.take(needed)
+            sequence.blocks += self.blocks.take(needed, sequence.blocks[-1] if sequence.blocks else None)
         return True
 
     def _admit(self, sequence: Sequence, works: list[Work]) -> bool:
