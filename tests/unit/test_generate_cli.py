@@ -25,7 +25,7 @@ from weft.models.shape import Shape
 from weft.serve.device import pick_device, pick_dtype
 from weft.serve.folder import end_tokens, find_model
 from weft.serve.generate import complete
-from weft.serve.sampling import Sampling
+from weft.serve.request import Sampling
 
 SHAPE = Shape(family="qwen2", num_layers=2, hidden=32, num_heads=2, ffn=64, vocab=256, max_seq=96, tied=True)
 APP = typer.Typer()
@@ -164,7 +164,7 @@ def test_mistakes_are_answered_with_a_sentence(folder: Path, tmp_path: Path) -> 
         (folder, "Hi", "--temperature", -1): "temperature is -1.0",
         (folder, "Hi", "--dtype", "int4"): "--dtype is int4; it must be auto, float32, bfloat16, float16",
         (folder, "Hi", "--device", "warp9"): "--device warp9 cannot be used",
-        (folder, "x" * 96): "prompt 1 has 96 tokens; the model's context holds 96",
+        (folder, "x" * 96): "prompt 1: the prompt has 96 tokens; the context holds 96",
     }.items():
         error = weft_generate(*arguments).exception
         assert isinstance(error, ValueError), arguments

@@ -12,8 +12,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from weft.models.decoder import Decoder
 from weft.models.shape import Shape
-from weft.serve.sampling import Sampling
-from weft.serve.text import stream_text
+from weft.serve.config import EngineConfig
+from weft.serve.engine import Engine
+from weft.serve.generate import generate
+from weft.serve.request import Output, Sampling
 from weft.serve.tokens import Detokenizer, StopTexts
 
 HARD = [
@@ -134,7 +136,8 @@ def test_text_ends_before_the_first_stop(size: int, text: str, stops: list[str],
         new, stopped = cutter.push(text[at : at + size])
         out += new
         assert not any(stop in out for stop in stops)
-        if stopped:
+        if stopped is not None:
+            assert stopped in stops
             break
     assert out + cutter.held == expected
 
@@ -145,28 +148,50 @@ def model() -> Decoder:
     return Decoder(Shape(num_layers=1, hidden=32, num_heads=2, ffn=64, vocab=256, max_seq=128, init_std=0.5))
 
 
+def stream(prompts: list[str], sampling: Sampling) -> list[list[Output]]:
+    """The outputs of each prompt."""
+    tokenizer = byte_tokenizer()
+    outputs: list[list[Output]] = [[] for _ in prompts]
+    engine = Engine(model(), tokenizer, EngineConfig(cache_tokens=1024))
+    for index, output in generate(engine, [tokenizer.encode(prompt).ids for prompt in prompts], sampling):
+        outputs[index].append(output)
+    return outputs
+
+
 def test_texts_are_streamed_and_end_where_they_should() -> None:
     sampling = Sampling(temperature=1.5, seed=5, max_tokens=60)
     prompts = ["Hello", "日本語", "a🙂"]
-    pieces = list(stream_text(model(), byte_tokenizer(), prompts, sampling))
-    assert len(pieces) == 180
-    texts = ["".join(piece.text for piece in pieces if piece.sequence == index) for index in range(3)]
-    assert [piece.finish for piece in pieces if piece.finish] == ["length"] * 3
+    outputs = stream(prompts, sampling)
+    assert [len(one) for one in outputs] == [60] * 3
+    texts = ["".join(output.text for output in one) for one in outputs]
+    assert [[output.finish for output in one if output.finish] for one in outputs] == [["length"]] * 3
+    for one, text in zip(outputs, texts, strict=True):
+        ids = [token for output in one for token in output.tokens]
+        assert byte_tokenizer().decode(ids).rstrip("\ufffd").endswith(text[-3:])
 
     stop = texts[0][10:12]
-    stopped = Sampling(temperature=1.5, seed=5, max_tokens=60, stop=(stop,))
-    pieces = list(stream_text(model(), byte_tokenizer(), prompts, stopped))
-    again = ["".join(piece.text for piece in pieces if piece.sequence == index) for index in range(3)]
+    outputs = stream(prompts, Sampling(temperature=1.5, seed=5, max_tokens=60, stop=(stop,)))
+    again = ["".join(output.text for output in one) for one in outputs]
     assert again == [text.split(stop)[0] for text in texts]
     assert len(again[0]) <= 10
-    ends = {piece.sequence: piece.finish for piece in pieces if piece.finish}
-    assert ends == {index: "stop" if stop in text else "length" for index, text in enumerate(texts)}
+    for one, text in zip(outputs, texts, strict=True):
+        stopped = stop in text
+        assert (one[-1].finish, one[-1].stopped_by) == (("stop", stop) if stopped else ("length", None))
 
 
 def test_an_end_token_is_no_text() -> None:
-    tokenizer = byte_tokenizer()
     sampling = Sampling(temperature=1.5, seed=5, max_tokens=60, eos=tuple(range(0, 256, 8)))
-    pieces = list(stream_text(model(), tokenizer, ["Hello"], sampling))
-    assert pieces[-1].finish == "stop"
-    assert pieces[-1].text == ""
-    assert len(pieces) < 60
+    outputs = stream(["Hello"], sampling)[0]
+    assert outputs[-1].finish == "stop"
+    assert outputs[-1].text == ""
+    assert outputs[-1].stopped_by == outputs[-1].tokens[-1]
+    assert len(outputs) < 60
+
+
+def test_before_min_tokens_no_stop_text_is_looked_for() -> None:
+    whole = "".join(output.text for output in stream(["Hi"], Sampling(max_tokens=40))[0])
+    stop = next(character for character in whole if whole.count(character) > 1)
+    early = "".join(output.text for output in stream(["Hi"], Sampling(max_tokens=40, stop=(stop,)))[0])
+    late = "".join(output.text for output in stream(["Hi"], Sampling(max_tokens=40, stop=(stop,), min_tokens=30))[0])
+    assert stop not in early
+    assert stop in late

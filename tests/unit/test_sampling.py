@@ -8,9 +8,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
-from weft.serve.sampling import Sampling, random_stream, sample, warp
+from weft.serve.request import Request, Sampling
+from weft.serve.sampler import adjust, choose, draw, logprobs_of, warp
+from weft.serve.sequence import Sequence, random_stream
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
@@ -25,13 +33,79 @@ def test_warp_is_what_transformers_does(temperature: float, top_k: int | None, t
         expected = TopKLogitsWarper(top_k)(None, expected)
     if top_p < 1:
         expected = TopPLogitsWarper(top_p)(None, expected)
-    torch.testing.assert_close(warp(logits, Sampling(temperature, top_k, top_p)), expected, rtol=0, atol=0)
+    torch.testing.assert_close(warp(logits, [Sampling(temperature, top_k, top_p)] * 6), expected, rtol=0, atol=0)
 
 
 def test_temperature_0_takes_the_largest() -> None:
     logits = torch.tensor([[0.0, 3.0, 1.0], [5.0, -1.0, 2.0]])
-    assert sample(logits, Sampling(), []).tolist() == [1, 0]
-    assert sample(logits, Sampling(temperature=1.0, top_k=1), [0.0, 0.999]).tolist() == [1, 0]
+    assert chosen(logits, Sampling(), Sampling()) == [1, 0]
+    assert chosen(logits, Sampling(temperature=1.0, top_k=1), Sampling(temperature=9.0, top_k=1)) == [1, 0]
+
+
+def chosen(logits: torch.Tensor, *settings_: Sampling, text: tuple[int, ...] = (0,), num_prompt: int = 1) -> list[int]:
+    rows = completions(*settings_, text=text, num_prompt=num_prompt)
+    return choose(logits, rows, [row.tokens for row in rows])
+
+
+def completions(*settings_: Sampling, text: tuple[int, ...] = (0,), num_prompt: int = 1) -> list[Sequence]:
+    rows = [Sequence(Request("", text[:num_prompt], sampling), 0, 0, 99) for sampling in settings_]
+    for row in rows:
+        row.tokens = list(text)
+    return rows
+
+
+def test_every_row_has_its_own_settings() -> None:
+    """Rows with all kinds of settings, together and alone."""
+    logits = 3 * torch.randn(7, 40, generator=torch.Generator().manual_seed(1))
+    kinds = [
+        Sampling(), Sampling(1.0, seed=1), Sampling(0.5, 3, seed=2), Sampling(2.0, None, 0.5, seed=3),
+        Sampling(1.5, 10, 0.8, seed=4), Sampling(1.0, min_p=0.2, seed=5), Sampling(bias={7: 50.0}),
+    ]  # fmt: skip
+    together = chosen(logits, *kinds)
+    assert together == [chosen(row[None], kind)[0] for row, kind in zip(logits, kinds, strict=True)]
+    assert together[-1] == 7
+    warped = warp(logits[1:6], kinds[1:6])
+    for row, kind in enumerate(kinds[1:6]):
+        assert torch.equal(warped[row], warp(logits[row + 1][None], [kind])[0])
+
+
+def test_min_p_and_repetition_are_what_transformers_does() -> None:
+    logits = 2 * torch.randn(4, 50, generator=torch.Generator().manual_seed(2))
+    for min_p in (0.01, 0.3, 1.0):
+        expected = MinPLogitsWarper(min_p)(None, logits.clone())
+        assert torch.equal(warp(logits, [Sampling(1.0, min_p=min_p)] * 4), expected)
+    text = (3, 5, 5, 9)
+    expected = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([text] * 4), logits)
+    rows = completions(*[Sampling(repetition_penalty=1.7)] * 4, text=text, num_prompt=2)
+    assert torch.equal(adjust(logits, rows, [text] * 4), expected)
+
+
+def test_frequency_and_presence_count_the_text_and_not_the_prompt() -> None:
+    rows = completions(Sampling(frequency_penalty=0.5, presence_penalty=0.25), text=(1, 1, 2, 3, 3), num_prompt=2)
+    lowered = adjust(torch.zeros(1, 5), rows, [rows[0].tokens])
+    assert lowered.tolist() == [[0, 0, -0.75, -1.25, 0]]
+
+
+def test_a_bias_may_forbid_and_no_end_comes_before_min_tokens() -> None:
+    logits = torch.tensor([[1.0, 5.0, 3.0]])
+    assert chosen(logits, Sampling(bias={1: -100.0})) == [2]
+    assert chosen(logits, Sampling(min_tokens=2, eos=(1,), stop_ids=(2,))) == [0]
+    assert chosen(logits, Sampling(min_tokens=2, eos=(1,), ignore_eos=True)) == [1]
+    assert chosen(logits, Sampling(min_tokens=2, eos=(1,)), text=(0, 4, 4)) == [1]
+    assert logits.tolist() == [[1.0, 5.0, 3.0]], "the model's own logits are what log-probabilities are of"
+
+
+def test_logprobs_are_the_models_own() -> None:
+    logits = torch.randn(3, 30, generator=torch.Generator().manual_seed(3))
+    expected = logits.log_softmax(-1)
+    found = logprobs_of(logits, [4, 5, 6], [0, 2, 40])
+    for row, (one, token) in enumerate(zip(found, (4, 5, 6), strict=True)):
+        assert one.token == token
+        assert one.logprob == pytest.approx(expected[row, token].item(), abs=1e-6)
+    assert [len(one.top) for one in found] == [0, 2, 30]
+    values, ids = expected[1].topk(2)
+    assert [token for token, _ in found[1].top] == ids.tolist()
+    assert [value for _, value in found[1].top] == pytest.approx(values.tolist(), abs=1e-6)
 
 
 def test_frequencies_are_the_probabilities() -> None:
@@ -40,8 +114,8 @@ def test_frequencies_are_the_probabilities() -> None:
     logits = torch.tensor([1.0, -2.0, 0.5, 2.0, 0.0, 1.5, -1.0, 0.2])
     numbers = random_stream(0, [1, 2], 0)
     draws = [numbers.random() for _ in range(20_000)]
-    counts = sample(logits.expand(len(draws), -1), sampling, draws).bincount(minlength=8)
-    expected = warp(logits[None], sampling).softmax(-1)[0] * len(draws)
+    counts = draw(warp(logits.expand(len(draws), -1), [sampling] * len(draws)), draws).bincount(minlength=8)
+    expected = warp(logits[None], [sampling]).softmax(-1)[0] * len(draws)
     assert (counts[expected == 0] == 0).all()
     kept = expected > 0
     chi_square = ((counts[kept] - expected[kept]) ** 2 / expected[kept]).sum()
@@ -51,22 +125,22 @@ def test_frequencies_are_the_probabilities() -> None:
 
 @given(
     logits=st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=12),
-    draw=st.floats(0, 1, exclude_max=True),
+    number=st.floats(0, 1, exclude_max=True),
     top_p=st.floats(0.01, 1),
 )
 @settings(max_examples=60, deadline=None, derandomize=True)
-def test_no_draw_takes_a_token_that_was_left_out(logits: list[float], draw: float, top_p: float) -> None:
+def test_no_draw_takes_a_token_that_was_left_out(logits: list[float], number: float, top_p: float) -> None:
     sampling = Sampling(temperature=1.0, top_p=top_p)
-    token = sample(torch.tensor([logits]), sampling, [draw]).item()
-    assert warp(torch.tensor([logits]), sampling)[0, token] > -math.inf
+    warped = warp(torch.tensor([logits]), [sampling])
+    assert warped[0, draw(warped, [number]).item()] > -math.inf
 
 
 def test_the_ends_of_the_draw_take_the_first_and_the_last_token() -> None:
     logits = torch.tensor([[-math.inf, 0.0, 0.0, -math.inf]] * 2)
-    assert sample(logits, Sampling(temperature=1.0), [0.0, math.nextafter(1, 0)]).tolist() == [1, 2]
+    assert draw(logits, [0.0, math.nextafter(1, 0)]).tolist() == [1, 2]
 
 
-def test_random_numbers_depend_on_seed_prompt_and_copy_alone() -> None:
+def test_random_numbers_depend_on_seed_prompt_and_index_alone() -> None:
     first = [random_stream(1, [2, 3], 0).random() for _ in range(2)]
     assert first[0] == first[1]
     others = [random_stream(2, [2, 3], 0), random_stream(1, [3, 2], 0), random_stream(1, [2, 3], 1)]
@@ -83,6 +157,12 @@ def test_random_numbers_depend_on_seed_prompt_and_copy_alone() -> None:
         ({"top_p": 0.0}, "top_p is 0.0; it must be above 0"),
         ({"top_p": 1.5}, "top_p is 1.5"),
         ({"max_tokens": 0}, "max_tokens is 0"),
+        ({"min_p": 1.1}, "min_p is 1.1"),
+        ({"min_tokens": 9, "max_tokens": 8}, r"min_tokens is 9; it must be from 0 to max_tokens \(8\)"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
+        ({"frequency_penalty": 3.0}, "frequency_penalty is 3.0"),
+        ({"presence_penalty": -3.0}, "presence_penalty is -3.0"),
+        ({"bias": {5: 101.0}}, "the logit bias of token 5 is 101.0"),
         ({"stop": ("a", "")}, "a stop text is empty"),
     ],
 )

@@ -1,4 +1,4 @@
-"""`weft verify resume | checkpoint | export`: what is proved, what is named, and the exit code."""
+"""`weft verify resume | checkpoint | export | serve`: what is proved, what is named, and the exit code."""
 
 from __future__ import annotations
 
@@ -18,10 +18,14 @@ from weft.cli import app
 from weft.config.load import make_config
 from weft.data.indexed import IndexedDataset
 from weft.launch.process import start_process, stop_process
+from weft.serve import engine
+from weft.serve.config import EngineConfig
 from weft.train.run import Run
 from weft.train.trainer import run as train
+from weft.verify.checkpoint import verify_checkpoint
 from weft.verify.export import verify_export
 from weft.verify.runs import RunProcess
+from weft.verify.serve import verify_serve
 
 MODEL = {
     "family": "qwen3", "num_layers": 3, "hidden": 32, "num_heads": 4, "num_kv_heads": 2, "head_dim": 8, "ffn": 48,
@@ -239,3 +243,51 @@ def test_the_process_group_is_gone() -> None:
     start_process("cpu")
     stop_process()
     assert not torch.distributed.is_initialized()
+
+
+# -- serve ------------------------------------------------------------------------------------------------------------
+
+
+def test_server_and_trainer_agree_and_a_certificate_says_so(
+    copied: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    assert call(monkeypatch, "serve", copied) == 0
+    assert "The server says what the trainer computes." in capsys.readouterr().out
+    assert call(monkeypatch, "serve", copied, "--dtype", "bfloat16") == 0
+    step = copied / "checkpoints" / "step-00000004"
+    certificate = json.loads((step / "parity.json").read_text())
+    assert certificate["weights"] == json.loads((step / "manifest.json").read_text())["sha256"]
+    exact, rounded = certificate["proofs"]
+    assert (exact["dtype"], rounded["dtype"]) == ("float32", "bfloat16")
+    assert 0 < exact["largest"] < 1e-5 < rounded["largest"] < 0.2
+    assert exact["top1"] == 1
+    assert exact["tokens"] == rounded["tokens"] == 4 * (15 + 16) + 4 * 16
+    report = verify_checkpoint(step)
+    assert report.whole
+    assert not report.findings
+    assert call(monkeypatch, "serve", copied) == 0
+    again = json.loads((step / "parity.json").read_text())["proofs"]
+    assert [proof["dtype"] for proof in again] == ["bfloat16", "float32"], "one for each kind"
+
+
+def test_a_server_of_other_weights_is_found_out(
+    copied: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    real = engine.load_decoder
+
+    def changed(*arguments: object, **options: object) -> object:
+        shape, model = real(*arguments, **options)  # type: ignore[arg-type]
+        with torch.no_grad():
+            model.blocks["1"].attention.out.weight.mul_(-1)
+        return shape, model
+
+    monkeypatch.setattr(engine, "load_decoder", changed)
+    assert call(monkeypatch, "serve", copied) == 1
+    assert "The server says something else." in capsys.readouterr().out
+    report = verify_serve(copied, EngineConfig())
+    assert not report.right
+    assert report.largest > 1e-3

@@ -11,6 +11,8 @@ MANIFEST = "manifest.json"
 STATE = "state.json"
 MODEL = "model"
 OPTIMIZER = "optimizer"
+CERTIFICATE = "parity.json"
+"""What `weft verify serve` lays beside it later; no part of what was written, and not listed in the manifest."""
 
 _STEP = re.compile(r"step-(\d{8,})")
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
 
-from weft.checkpoint.folder import MANIFEST
+from weft.checkpoint.folder import CERTIFICATE, MANIFEST
 from weft.checkpoint.manifest import DamageError, FileRecord, Manifest, RegionRecord, check_cover, read_manifest
 
 _CHUNK = 16 << 20  # bytes read at a time
@@ -206,7 +206,7 @@ def _read(descriptor: int, offset: int, count: int) -> np.ndarray[Any, np.dtype[
 
 def _strangers(path: Path, manifest: Manifest) -> list[Finding]:
     """Files that weft did not write. They are never read, so they do no harm here."""
-    known = {*manifest.files, MANIFEST}
+    known = {*manifest.files, MANIFEST, CERTIFICATE}
     names = [file.relative_to(path).as_posix() for file in sorted(path.rglob("*")) if not file.is_dir()]
     problem = "is not part of the checkpoint; it was put here later and is not read"
     return [Finding(str(path), name, problem, damaging=False) for name in names if name not in known]

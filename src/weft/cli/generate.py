@@ -12,7 +12,7 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from weft.serve.text import Piece
+    from weft.serve.request import Output
 
 
 def generate(
@@ -33,8 +33,9 @@ def generate(
 
     The completion of a single prompt is written as it comes; several are completed together, in one batch.
     """
+    from weft.serve.config import EngineConfig
     from weft.serve.folder import end_tokens, find_model, load_tokenizer
-    from weft.serve.sampling import Sampling
+    from weft.serve.request import Sampling
 
     texts = read_prompts(prompts or [], prompts_file)
     if num_samples < 1:
@@ -43,7 +44,6 @@ def generate(
         raise ValueError("--num-samples: every sample is the same at temperature 0; set --temperature, 0.8 for one")
     if temperature == 0 and (top_k is not None or top_p != 1):
         raise ValueError("--top-k and --top-p choose by chance, which temperature 0 leaves none of; set --temperature")
-    texts = [text for text in texts for _ in range(num_samples)]
     folder, damage = find_model(checkpoint)
     for finding in damage:
         print(f"weft: warning: passed over a damaged checkpoint: {finding}", file=sys.stderr)
@@ -52,13 +52,16 @@ def generate(
 
     from weft.checkpoint.weights import load_decoder
     from weft.serve.device import pick_device, pick_dtype
-    from weft.serve.text import stream_text
+    from weft.serve.engine import Engine
+    from weft.serve.generate import generate as run
 
     where = pick_device(device)
     _, model = load_decoder(folder, where, pick_dtype(dtype, where))
+    engine = Engine(model, tokenizer, EngineConfig(max_waiting=len(texts) * num_samples), sampling.eos)
     start = time.perf_counter()
-    pieces = stream_text(model, tokenizer, texts, sampling)
-    num_tokens = show_one(pieces) if len(texts) == 1 else show_several(pieces, texts)
+    outputs = run(engine, [tokenizer.encode(text).ids for text in texts], sampling, num_samples)
+    alone = len(texts) * num_samples == 1
+    num_tokens = show_one(outputs) if alone else show_several(outputs, texts, num_samples)
     seconds = time.perf_counter() - start
     print(f"{num_tokens} tokens in {seconds:.2f} s, {num_tokens / seconds:.1f} tokens/s", file=sys.stderr)
 
@@ -79,22 +82,24 @@ def read_prompts(prompts: list[str], file: Path | None) -> list[str]:
     return texts
 
 
-def show_one(pieces: Iterable[Piece]) -> int:
+def show_one(outputs: Iterable[tuple[int, Output]]) -> int:
     """Write the only completion as it comes; the number of its tokens."""
     num_tokens = 0
-    for num_tokens, piece in enumerate(pieces, start=1):  # noqa: B007
-        print(piece.text, end="", flush=True)
+    for _, output in outputs:
+        num_tokens += len(output.tokens)
+        print(output.text, end="", flush=True)
     print(flush=True)
     return num_tokens
 
 
-def show_several(pieces: Iterable[Piece], prompts: list[str]) -> int:
+def show_several(outputs: Iterable[tuple[int, Output]], prompts: list[str], num_samples: int) -> int:
     """Write each completion under its prompt, all of them at the end; the number of their tokens."""
-    completions, num_tokens = [""] * len(prompts), 0
-    for num_tokens, piece in enumerate(pieces, start=1):  # noqa: B007
-        completions[piece.sequence] += piece.text
-    for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True), start=1):
-        title = " ".join(prompt.split())
+    completions, num_tokens = [""] * len(prompts) * num_samples, 0
+    for prompt, output in outputs:
+        num_tokens += len(output.tokens)
+        completions[prompt * num_samples + output.index] += output.text
+    for place, completion in enumerate(completions):
+        title = " ".join(prompts[place // num_samples].split())
         title = title if len(title) <= 60 else f"{title[:29]} … {title[-28:]}"
-        print(f"{'' if index == 1 else chr(10)}[{index}/{len(prompts)}] {title}\n{completion}")
+        print(f"{chr(10) if place else ''}[{place + 1}/{len(completions)}] {title}\n{completion}")
     return num_tokens

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from weft.config.tree import Config
 
 app = typer.Typer(
-    help="Prove a run right: a layout, a resume, a checkpoint, an export. Exit code 0: proved; 1: not.",
+    help="Prove a run right: a layout, a resume, a checkpoint, an export, a server. Exit code 0: proved; 1: not.",
     no_args_is_help=True,
 )
 
@@ -123,6 +123,29 @@ def export(
 
     report = verify_export(path)
     show_export(report, Console())
+    raise typer.Exit(0 if report.right else 1)
+
+
+@app.command(epilog="Example: weft verify serve runs/run --dtype bfloat16")
+def serve(
+    path: Annotated[Path, typer.Argument(help="A checkpoint (step-…), a run (its newest), or a Hugging Face folder.")],
+    dtype: Annotated[str, typer.Option(help="That the server computes in: float32, bfloat16, float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="cpu, cuda, …; auto: a GPU where there is one.")] = "auto",
+    tp: Annotated[int, typer.Option(help="Processes that the server cuts the model over.", min=1)] = 1,
+) -> None:
+    """Compare the log-probabilities that the server tells with those that the trainer computes, and certify it.
+
+    The certificate, parity.json, is laid beside the weights: one entry for each dtype, device and tp.
+    """
+    from rich.console import Console
+
+    from weft.serve.config import EngineConfig
+    from weft.verify.report import show_serve
+    from weft.verify.serve import verify_serve, write_certificate
+
+    with progress_bar() as progress:
+        report = verify_serve(path, EngineConfig(dtype=dtype, device=device, tp=tp), progress)
+    show_serve(report, write_certificate(report), Console())
     raise typer.Exit(0 if report.right else 1)
 
 

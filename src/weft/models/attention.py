@@ -14,10 +14,10 @@ from weft.models.shape import Shape
 
 
 class LayerCache(Protocol):
-    """Keys and values of the tokens seen so far, of one layer."""
+    """Keys and values of the tokens seen so far, of one layer. It knows who sees whom."""
 
-    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Add [B, K, T, E] of the new tokens; all keys and values so far, [B, K, S, E], come back."""
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
+        """Add k and v [B, K, T, E] of the new tokens, and attend to all so far: q [B, H, T, E] → [B, H, T, E]."""
 
 
 class Attention(nn.Module):
@@ -48,12 +48,11 @@ class Attention(nn.Module):
         if rope is not None:  # before the heads come first: so the result of attention lies as `out` reads it
             q, k = rotate(q, rope), rotate(k, rope)
         q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))
-        if cache is not None:
-            k, v = cache.append(k, v)
-        return self.out(self.attend(q, k, v, mask).transpose(1, 2).flatten(2))
+        y = self.attend(q, k, v, mask) if cache is None else cache.attend(q, k, v)
+        return self.out(y.transpose(1, 2).flatten(2))
 
     def heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.head_dim))
+        return x.view(*x.shape[:-1], -1, self.head_dim)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         return attend(q, k, v, mask)

@@ -71,9 +71,6 @@ class Decoder(nn.Module):
         x: Tensor,
         positions: Tensor | None = None,
         documents: Tensor | None = None,
-        caches: Sequence[LayerCache] | None = None,
-        mask: Tensor | None = None,
-        last_only: bool = False,
         targets: Tensor | None = None,
     ) -> Tensor:
         """Tokens [B, T] (or hidden states [B, T, D] where the embedding is not held) → logits [B, T, V], or hidden.
@@ -81,12 +78,29 @@ class Decoder(nn.Module):
         Args:
             positions: of each token, [B, T] or [T]; None: 0, 1, 2, … Needed where x is hidden states.
             documents: number of each token's document, [B, T]: attention stays inside.
-            caches: one a block, for generation; then `mask` says who sees whom, [B, 1, T, S].
-            last_only: logits of the last token alone, [B, 1, V].
             targets: [B, T], for a head that makes a loss of them; that comes back.
         """
+        x = self.body(x, positions, documents)
+        if self.norm is not None and self.head is not None:
+            x = self.norm(x)
+            x = self.head(x) if targets is None else self.head(x, targets)
+        return x
+
+    def body(
+        self,
+        x: Tensor,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+        caches: Sequence[LayerCache] | None = None,
+    ) -> Tensor:
+        """All but the last norm and the head: as `forward`, hidden states [B, T, D] come back.
+
+        Args:
+            caches: one a block, for generation; they say who sees whom.
+        """
         positions = positions if positions is not None else torch.arange(x.shape[1], device=x.device)
-        if mask is None:
+        mask = None
+        if caches is None:
             mask = self.attention_mask(positions.shape[-1], self.shape.sliding_window, documents, x.device)
         rope = rope_table(self.shape, positions) if self.shape.positions == "rotary" else None
         if self.embed is not None:
@@ -95,9 +109,6 @@ class Decoder(nn.Module):
             x = x + self.positions(positions)
         for index, block in enumerate(self.blocks.values()):
             x = block(x, rope, mask, caches[index] if caches is not None else None)
-        if self.norm is not None and self.head is not None:
-            x = self.norm(x[:, -1:] if last_only else x)
-            x = self.head(x) if targets is None else self.head(x, targets)
         return x
 
 

@@ -47,9 +47,8 @@ class LatentAttention(nn.Module):
         assert rope is not None
         q = self.queries(x, rope).transpose(1, 2)
         k, v = (heads.transpose(1, 2) for heads in self.keys_and_values(x, rope))
-        if cache is not None:
-            k, v = cache.append(k, v)
-        return self.out(self.attend(q, k, v, mask, self.scale).transpose(1, 2).flatten(2))
+        y = self.attend(q, k, v, mask, self.scale) if cache is None else cache.attend(q, k, v, self.scale)
+        return self.out(y.transpose(1, 2).flatten(2))
 
     def queries(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
         """[B, T, H, E]"""

@@ -1,56 +1,38 @@
-"""Text in, text out: generation between a tokenizer's two halves."""
+"""The text of one completion, as its tokens come."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Sequence
 
-from weft.models.decoder import Decoder
-from weft.serve.generate import Generation
-from weft.serve.sampling import Sampling
-from weft.serve.tokens import Detokenizer, StopTexts
+from weft.serve.request import Sampling
+from weft.serve.tokens import Detokenizer, StopTexts, Tokenizer
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+CONTEXT = 32
+"""Tokens of the prompt that the first new one is decoded behind."""
 
 
-@dataclass(frozen=True)
-class Piece:
-    """What one new token added to a completion.
+class TextStream:
+    """Between a sequence's tokens and what its reader sees: no character in parts, no stop text nor the start of one.
 
     Attributes:
-        sequence: index of the prompt.
-        text: to append; empty while a character or a stop text may be incomplete.
-        finish: of the last piece: an end token or stop text came ("stop"), or there was no more room ("length").
+        stopped_by: the stop text that came.
     """
 
-    sequence: int
-    text: str
-    finish: Literal["stop", "length"] | None = None
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], sampling: Sampling) -> None:
+        self.sampling = sampling
+        self.words = Detokenizer(tokenizer, prompt[-CONTEXT:])
+        self.stops = StopTexts(sampling.stop)
+        self.stopped_by: str | None = None
 
+    def push(self, token: int, number: int) -> str:
+        """The text that became sure with this token, the `number`th new one."""
+        text = self.words.push(token)
+        if number < self.sampling.min_tokens:
+            return text
+        text, stop = self.stops.push(text)
+        self.stopped_by = stop
+        return text
 
-def stream_text(model: Decoder, tokenizer: Tokenizer, prompts: Sequence[str], sampling: Sampling) -> Iterator[Piece]:
-    """Complete every prompt, one Piece for each new token.
-
-    Raises:
-        ValueError: a prompt has no tokens, or leaves no room in the model's context.
-    """
-    ids = [tokenizer.encode(prompt).ids for prompt in prompts]
-    batch = Generation(model, ids, sampling)
-    words = [Detokenizer(tokenizer, prompt) for prompt in ids]
-    stops = [StopTexts(sampling.stop) for _ in ids]
-    while batch.rows:
-        step = batch.step()
-        going, stopped = set(batch.rows), set()
-        for index, token in step:
-            ended = token in sampling.eos
-            text, stop = ("", False) if ended else stops[index].push(words[index].push(token))
-            if stop:
-                stopped.add(index)
-                yield Piece(index, text, "stop")
-            elif index in going:
-                yield Piece(index, text)
-            else:
-                yield Piece(index, text + stops[index].held, "stop" if ended else "length")
-        batch.finish(stopped)
+    def close(self) -> str:
+        """What was held back, now that no more comes."""
+        return "" if self.stopped_by is not None else self.stops.held

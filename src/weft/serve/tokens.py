@@ -13,6 +13,8 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: list[int]) -> str: ...
 
+    def to_str(self) -> str: ...
+
 
 class Detokenizer:
     """The text of one sequence, token by token: what `push` returns, joined, is the text of all tokens.
@@ -53,16 +55,17 @@ class StopTexts:
         self.stops = stops
         self.held = ""
 
-    def push(self, text: str) -> tuple[str, bool]:
-        """The text that can go out, and whether a stop text came."""
+    def push(self, text: str) -> tuple[str, str | None]:
+        """The text that can go out, and the stop text that came."""
         held = self.held + text
-        found = [at for at in map(held.find, self.stops) if at >= 0]
+        found = [(at, stop) for stop in self.stops if (at := held.find(stop)) >= 0]
         if found:
             self.held = ""
-            return held[: min(found)], True
+            at, stop = min(found)
+            return held[:at], stop
         size = next(size for size in range(len(held), -1, -1) if size == 0 or self._begins(held[-size:]))
         self.held = held[len(held) - size :]
-        return held[: len(held) - size], False
+        return held[: len(held) - size], None
 
     def _begins(self, text: str) -> bool:
         return any(stop.startswith(text) for stop in self.stops)

@@ -10,10 +10,13 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from weft.verify.checkpoint import CheckpointReport
     from weft.verify.continuation import ResumeReport
     from weft.verify.export import ExportReport
     from weft.verify.layout import LayoutReport
+    from weft.verify.serve import ServeReport
 
 EQUAL, DIFFERS = Text("equal", "green"), Text("differs", "bold red")
 
@@ -122,6 +125,26 @@ def show_export(report: ExportReport, console: Console) -> None:
     else:
         words = f"transformers does not compute what weft computes. They part ways at {report.first_wrong()}."
         console.print(Text(words, "bold red"))
+
+
+def show_serve(report: ServeReport, certificate: Path, console: Console) -> None:
+    """Three numbers, their bounds, and the verdict."""
+    console.print(Text(f"{report.folder}: trainer in fp32  against  server in {report.dtype}", "bold"), soft_wrap=True)
+    where = f"{report.device}, tp {report.tp}"
+    console.print(Text(f"{report.tokens} log-probabilities; prompts in parts, shared prefixes, {where}", "dim"))
+    table = _table(("log-probabilities", "left"), ("measured", "right"), ("bound", "right"), ("", "left"))
+    numbers = (("largest difference", report.largest), ("mean difference", report.mean))
+    for (name, value), bound in zip(numbers, report.bounds, strict=True):
+        table.add_row(name, f"{value:.1e}", f"{bound:.0e}", EQUAL if value <= bound else DIFFERS)
+    verdict = DIFFERS if report.apart else EQUAL
+    table.add_row("same most probable token", f"{report.top1:.2%}", "all but ties", verdict)
+    console.print(table)
+    for finding in report.passed_over:
+        console.print(Text(f"passed over, damaged: {finding}", "yellow"), soft_wrap=True)
+    console.print()
+    words = "The server says what the trainer computes." if report.right else "The server says something else."
+    console.print(Text(words, "bold green" if report.right else "bold red"))
+    console.print(Text(f"certificate: {certificate}", "dim"), soft_wrap=True)
 
 
 def _table(*headings: tuple[str, str]) -> Table:

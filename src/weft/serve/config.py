@@ -1,0 +1,84 @@
+"""The engine's settings. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How much an engine takes on at once, and how.
+
+    Attributes:
+        max_sequences: completions that run at once; the others wait.
+        max_waiting: requests that may wait; one more is refused.
+        step_tokens: tokens of one step at most: every running sequence's next one, then parts of prompts. Less makes
+            steps even (a long prompt holds others up less), more reads prompts faster.
+        block_tokens: tokens of one block of the cache.
+        cache_tokens: tokens whose keys and values are kept, of all sequences; None: as many as `cache_bytes` hold.
+        cache_bytes: memory of the cache; None: on a GPU `gpu_share` of its memory less the weights, on a CPU 1 GiB; never
+            more than `max_sequences` whole contexts need.
+        gpu_share: see `cache_bytes`.
+        max_context: tokens of a prompt and its completion together; None: the model's own.
+        prefix_cache: keep the blocks of finished sequences, for prompts that begin alike.
+        invariant: what a request gets does not depend, to the bit, on what else the engine does: see `stride`. A batch
+            takes as long as its requests one after the other.
+        draft_tokens: tokens that speculation guesses each step, by a draft model, or by looking the last few tokens up in
+            the text itself; 0: none.
+        tp: processes that the model is cut over.
+        device: as `weft generate --device`.
+        dtype: as `weft generate --dtype`.
+    """
+
+    max_sequences: int = 64
+    max_waiting: int = 256
+    step_tokens: int = 512
+    block_tokens: int = 16
+    cache_tokens: int | None = None
+    cache_bytes: int | None = None
+    gpu_share: float = 0.9
+    max_context: int | None = None
+    prefix_cache: bool = True
+    invariant: bool = False
+    draft_tokens: int = 0
+    tp: int = 1
+    device: str = "auto"
+    dtype: str = "auto"
+
+    @property
+    def stride(self) -> int:
+        """Tokens of a prompt that are computed at once where `invariant`: whole blocks, and at most half a step's.
+
+        There every product of the model has the sizes that a request's own length gives it: each request is computed
+        alone, its prompt in strides and the rest token by token, after a preemption too; only whole strides are shared.
+        Equal calls on equal numbers give equal bits, which holds of every kernel that does not add up in random order.
+        """
+        return max(self.block_tokens, min(256, self.step_tokens // 2) // self.block_tokens * self.block_tokens)
+
+    def __post_init__(self) -> None:
+        for name in ("max_sequences", "block_tokens", "tp"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("max_waiting", "draft_tokens"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+        if self.step_tokens < self.max_sequences * (1 + self.draft_tokens):
+            raise ValueError(
+                f"step_tokens is {self.step_tokens}, fewer than {self.max_sequences} sequences of "
+                f"{1 + self.draft_tokens} tokens each: raise it, or lower max_sequences"
+            )
+        if self.invariant and self.draft_tokens:
+            raise ValueError(
+                "invariant: speculation computes several tokens at once, as many as it guesses; leave one out"
+            )
+        if self.invariant and self.step_tokens < self.max_sequences + self.stride:
+            raise ValueError(
+                f"step_tokens is {self.step_tokens}; where invariant, a step has to hold {self.max_sequences} sequences "
+                f"and a stride of {self.stride} tokens of a prompt: raise it, or lower max_sequences"
+            )
+        for name in ("cache_tokens", "cache_bytes", "max_context"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        if not 0 < self.gpu_share <= 1:
+            raise ValueError(f"gpu_share is {self.gpu_share}; it must be above 0 and at most 1")

@@ -1,0 +1,144 @@
+"""Structured output: the form that a text must have, as a JSON schema, a regular expression or a grammar.
+
+llguidance says at every step which tokens may follow; the others' logits become -inf. A form is compiled by whoever asks
+for it, beside the engine and under a deadline, and kept for the next one who asks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as LateError
+from threading import Lock
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Kind = Literal["json", "json_schema", "regex", "lark"]
+
+KEPT = 64
+"""Forms that a compiler keeps, the last used ones."""
+
+MAX_SOURCE = 256 * 1024
+"""Characters of a form."""
+
+COMPILERS = 2
+"""Threads that compile: one that takes long does not hold the others up."""
+
+
+class Matcher:
+    """How far one completion has come in its form.
+
+    Attributes:
+        stopped: the form is complete, and nothing may follow.
+        error: what went wrong, mostly a form too complex; "" as long as nothing has.
+    """
+
+    def __init__(self, matcher: Any) -> None:
+        self._matcher = matcher
+
+    @property
+    def stopped(self) -> bool:
+        return self._matcher.is_stopped()
+
+    @property
+    def error(self) -> str:
+        if not self._matcher.is_error():
+            return ""
+        return f"the text could not follow its form: {self._matcher.get_error()}"
+
+    def forbid(self, logits: Tensor) -> None:
+        """Set the logits [V] of tokens that may not follow to -inf, in place."""
+        bits = torch.frombuffer(bytearray(self._matcher.compute_bitmask()), dtype=torch.uint8)
+        allowed = (bits[:, None] >> torch.arange(8, dtype=torch.uint8) & 1).flatten()[: len(logits)].bool()
+        logits[: len(allowed)].masked_fill_(~allowed.to(logits.device), float("-inf"))
+        logits[len(allowed) :] = float("-inf")
+
+    def push(self, token: int) -> None:
+        """This token was chosen."""
+        self._matcher.consume_token(token)
+
+
+class Grammar:
+    """A compiled form; any number of completions may follow it at once."""
+
+    def __init__(self, start: Any) -> None:
+        self._start = start
+
+    def matcher(self) -> Matcher:
+        return Matcher(self._start.deep_copy())
+
+
+class GrammarCompiler:
+    """Makes grammars for one tokenizer. May be used by any thread.
+
+    Args:
+        tokenizer: tokenizer.json's text.
+        eos: ids that may end a text once its form is complete.
+    """
+
+    def __init__(self, tokenizer: str, eos: Sequence[int]) -> None:
+        self._text, self._eos = (tokenizer, list(eos)) if eos else with_end(tokenizer)
+        self._tokenizer: Any = None
+        self._kept: OrderedDict[tuple[Kind, str], Grammar] = OrderedDict()
+        self._lock = Lock()
+        self._threads = ThreadPoolExecutor(COMPILERS, thread_name_prefix="weft-grammar")
+
+    def compile(self, kind: Kind, source: str | dict[str, Any] = "", timeout: float = 10.0) -> Grammar:
+        """The grammar of a form. Blocks for `timeout` seconds at most: call it beside an event loop, not in one.
+
+        Args:
+            kind: json: any JSON object; json_schema: JSON of this schema; regex: text that matches as a whole; lark: a
+                grammar in Lark's notation.
+
+        Raises:
+            ValueError: the form is malformed or too large, or took too long.
+        """
+        text = json.dumps(source) if isinstance(source, dict) else source
+        if len(text) > MAX_SOURCE:
+            raise ValueError(f"the {kind} has {len(text)} characters; {MAX_SOURCE} at most are compiled")
+        key = (kind, text)
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        try:
+            grammar = self._threads.submit(self._compile, kind, text).result(timeout)
+        except LateError:
+            raise ValueError(f"the {kind} took more than {timeout:g} s to compile: simplify it") from None
+        with self._lock:
+            self._kept[key] = grammar
+            while len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+        return grammar
+
+    def _compile(self, kind: Kind, text: str) -> Grammar:
+        import llguidance
+
+        with self._lock:
+            if self._tokenizer is None:
+                self._tokenizer = llguidance.LLTokenizer(self._text, eos_token=self._eos)
+        makers = {
+            "json": lambda: llguidance.LLMatcher.grammar_from_json_schema('{"type": "object"}'),
+            "json_schema": lambda: llguidance.LLMatcher.grammar_from_json_schema(text),
+            "regex": lambda: llguidance.LLMatcher.grammar_from_regex(text),
+            "lark": lambda: llguidance.LLMatcher.grammar_from_lark(text),
+        }
+        if kind not in makers:
+            raise ValueError(f"the form is a {kind!r}; it must be one of {', '.join(makers)}")
+        matcher = llguidance.LLMatcher(self._tokenizer, makers[kind](), log_level=0)
+        if matcher.is_error():
+            raise ValueError(f"the {kind} cannot be compiled: {matcher.get_error().strip().splitlines()[0]}")
+        return Grammar(matcher)
+
+
+def with_end(tokenizer: str) -> tuple[str, list[int]]:
+    """A tokenizer that has no end token, with one more token that is, and its id: llguidance wants one."""
+    from tokenizers import Tokenizer
+
+    known = Tokenizer.from_str(tokenizer)
+    known.add_special_tokens(["<end of the form>"])
+    return known.to_str(), [known.get_vocab_size() - 1]

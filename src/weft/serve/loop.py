@@ -1,0 +1,204 @@
+"""The engine's own thread, and the way there and back for any other: callbacks, or asyncio.
+
+    loop = EngineLoop(Engine.load(path, config))
+    loop.start()
+    async for output in loop.stream(request):     # ends with the request; leaving early cancels it
+        ...
+    await loop.drain(timeout=30)
+
+Steps run one after the other as long as there is work. Whatever ends, ends its streams: an engine that fails tells every
+request so, at once, and takes no more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+
+from weft.serve.engine import Engine
+from weft.serve.request import Output, RefusedError, Request
+from weft.serve.stats import Stats
+
+Deliver = Callable[[Output], None]
+
+RECENT = 64
+"""Requests whose ends tell how fast the queue moves."""
+
+
+CHECK_SECONDS = 0.5
+"""How often an idle engine looks whether its processes live."""
+
+
+class DeadError(RuntimeError):
+    """The engine has failed, or was closed; this loop will take no request again."""
+
+
+class EngineLoop:
+    """One thread around one engine. Every method may be called from any thread.
+
+    Attributes:
+        engine: not to be touched elsewhere; but `check`, `shape`, `eos`, `tokenizer` and `max_context` never change.
+        error: what the engine failed of; None while it lives.
+        last_step: when a step last ended, on `time.monotonic`'s clock: with work to do and none done for long, it hangs.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.error: BaseException | None = None
+        self.last_step = time.monotonic()
+        self._live: dict[str, tuple[Deliver, set[int]]] = {}  # and the indices that have not ended
+        self._inbox: deque[Request | str] = deque()  # requests, and ids to cancel
+        self._queued = 0  # completions of the requests in the inbox
+        self._ends: deque[float] = deque(maxlen=RECENT)
+        self._changed = threading.Condition()
+        self._draining = self._closing = False
+        self._thread = threading.Thread(target=self._work, name="weft-engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests are taken, but for a full queue."""
+        return self._thread.is_alive() and self.error is None and not self._draining and not self._closing
+
+    @property
+    def num_live(self) -> int:
+        """Requests that have not ended."""
+        return len(self._live)
+
+    def stats(self) -> Stats:
+        """Now; requests that no step has seen yet count as waiting in `num_live` alone."""
+        return self.engine.stats()
+
+    def submit(self, request: Request, deliver: Deliver) -> None:
+        """Take in a request. `deliver` gets each output, on the engine's thread: it must be quick, and must not raise.
+
+        Raises:
+            ValueError: as Engine.check, or the id is in use.
+            RefusedError: the queue is full, or the engine is draining.
+            DeadError: it has failed, or was closed.
+        """
+        self.engine.check(request)
+        with self._changed:
+            if self.error is not None or self._closing:
+                raise DeadError(f"the engine has ended: {self.error or 'it was closed'}")
+            if self._draining:
+                raise RefusedError("the server is shutting down", retry_after=5.0)
+            if request.id in self._live:
+                raise ValueError(f"request id {request.id!r} is in use")
+            waiting = self._queued + len(self.engine.scheduler.waiting)
+            if waiting + request.n > self.engine.config.max_waiting + self.engine.free_places:
+                raise RefusedError(f"{waiting} completions are waiting already", self._retry_after(waiting))
+            self._live[request.id] = (deliver, set(range(request.n)))
+            self._inbox.append(request)
+            self._queued += request.n
+            self._changed.notify()
+
+    def cancel(self, id: str) -> None:
+        """End a request; its last outputs say "cancelled". One that has ended, or never was, is nothing."""
+        with self._changed:
+            if id in self._live:
+                self._inbox.append(id)
+                self._changed.notify()
+
+    async def stream(self, request: Request) -> AsyncIterator[Output]:
+        """The outputs of a request, of all its completions as they come. To stop reading is to cancel it.
+
+        Raises:
+            ValueError, RefusedError, DeadError: as `submit`, before the first output.
+        """
+        outputs: asyncio.Queue[Output] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+
+        def deliver(output: Output) -> None:
+            try:
+                loop.call_soon_threadsafe(outputs.put_nowait, output)
+            except RuntimeError:  # the reader's event loop is gone
+                self.cancel(output.id)
+
+        self.submit(request, deliver)
+        left = request.n
+        try:
+            while left:
+                output = await outputs.get()
+                left -= output.finish is not None
+                yield output
+        finally:
+            if left:
+                self.cancel(request.id)
+
+    async def drain(self, timeout: float) -> bool:
+        """Take no more requests, let those that are in end, then stop. What is unfinished after `timeout` seconds is
+        cancelled; whether nothing was."""
+        with self._changed:
+            self._draining = True
+        end = time.monotonic() + timeout
+        while self._live and self.error is None and time.monotonic() < end:
+            await asyncio.sleep(0.01)
+        whole = not self._live
+        await asyncio.to_thread(self.close)
+        return whole
+
+    def close(self) -> None:
+        """Cancel everything, tell so, and stop."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if self._thread.ident is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+        self.engine.close()
+
+    def _work(self) -> None:
+        try:
+            while self._take_in():
+                for output in self.engine.step():
+                    self._tell(output)
+                self.last_step = time.monotonic()
+            self._end_all(None)
+        except BaseException as error:  # noqa: BLE001 (told to every request; nothing else ever would)
+            with self._changed:
+                self.error = error
+            self._end_all(f"the engine failed: {type(error).__name__}: {error}")
+
+    def _take_in(self) -> bool:
+        """Wait for work, and bring what came to the engine; False: stop."""
+        with self._changed:
+            while not (self._inbox or self.engine.busy or self._closing):
+                self._changed.wait(CHECK_SECONDS)
+                self.engine.check_ranks()
+            if self._closing:
+                return False
+            while self._inbox:
+                item = self._inbox.popleft()
+                if isinstance(item, Request):
+                    self._queued -= item.n
+                    self.engine.take_in(item)
+                else:
+                    self.engine.cancel(item)
+        return True
+
+    def _tell(self, output: Output) -> None:
+        deliver, left = self._live[output.id]
+        if output.finish is not None:
+            left.remove(output.index)
+            if not left:
+                del self._live[output.id]
+                self._ends.append(time.monotonic())
+        deliver(output)
+
+    def _end_all(self, error: str | None) -> None:
+        for id, (deliver, left) in list(self._live.items()):
+            for index in left:
+                deliver(Output(id, index, finish="error" if error else "cancelled", error=error))
+        self._live.clear()
+
+    def _retry_after(self, waiting: int) -> float:
+        """Seconds in which the queue should be half as long, going by how fast requests ended of late."""
+        if len(self._ends) < 2:
+            return 1.0
+        pace = (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1)
+        return min(60.0, max(1.0, pace * waiting / 2))

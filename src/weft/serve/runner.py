@@ -1,0 +1,90 @@
+"""Runner: a model with its cache computes batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from weft.models.decoder import Decoder
+from weft.models.shape import Shape
+from weft.serve.batch import Batch
+from weft.serve.cache import PagedCache
+from weft.serve.config import EngineConfig
+from weft.serve.products import quicken
+from weft.serve.ranks import Ranks
+
+PIECE = 64
+"""Rows of logits that are there at once: with a vocabulary of 150,000, 38 MB."""
+
+CPU_BYTES = 1 << 30
+
+
+class Runner:
+    """The model on this process, whole or a share of it.
+
+    Args:
+        ranks: the processes that the model is cut over; each runs every batch. None: it is whole.
+    """
+
+    def __init__(self, model: Decoder, num_blocks: int, block: int, ranks: Ranks | None = None) -> None:
+        first = next(iter(model.parameters()))
+        self.model, self.device, self.ranks = model, first.device, ranks
+        if self.device.type == "cpu":
+            quicken(model)
+        heads = kv_heads(model.shape) // (ranks.size if ranks else 1)
+        self.cache = PagedCache(model.shape, len(model.blocks), heads, num_blocks, block, first.detach())
+
+    @torch.inference_mode()
+    def run(self, batch: Batch) -> Iterator[Tensor]:
+        """Compute a batch; the logits of its `rows`, [≤ PIECE, V] at a time, in order. To be drained.
+
+        The first of several processes has the whole logits, the others their shares.
+        """
+        if self.ranks is not None and self.ranks.index == 0:
+            self.ranks.send(batch)
+        self.cache.begin(batch)
+        tokens, positions = batch.tokens.to(self.device)[None], batch.positions.to(self.device)[None]
+        x = self.model.body(tokens, positions, caches=self.cache.layers)
+        x = x[:, batch.rows.to(self.device)]
+        for piece in x.split(PIECE, dim=1) if len(batch.rows) else ():
+            yield self._logits(piece)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        assert self.model.norm is not None
+        assert self.model.head is not None
+        logits = self.model.head(self.model.norm(x))[0]
+        return logits if self.ranks is None else self.ranks.gather(logits, self.model.shape.vocab)
+
+
+def kv_heads(shape: Shape) -> int:
+    """Heads of keys and values that are kept."""
+    return shape.num_heads if shape.latent else shape.num_kv_heads
+
+
+def num_blocks(model: Decoder, config: EngineConfig, max_context: int) -> int:
+    """Blocks of the cache that the settings give; `model` is this process's share.
+
+    Raises:
+        ValueError: not one.
+    """
+    shape, first = model.shape, next(iter(model.parameters()))
+    one = config.block_tokens * len(model.blocks) * (kv_heads(shape) // config.tp) * (shape.head_dim + shape.value_dim)
+    one *= first.element_size()
+    most = config.max_sequences * -(-max_context // config.block_tokens)
+    if config.cache_tokens is not None:
+        count = config.cache_tokens // config.block_tokens
+    else:
+        count = min(most, (config.cache_bytes or free_bytes(first.device, config.gpu_share)) // one)
+    if count < 1:
+        raise ValueError(f"the cache has no room for one block of {config.block_tokens} tokens ({one} bytes): raise it")
+    return count
+
+
+def free_bytes(device: torch.device, gpu_share: float) -> int:
+    """Memory for the cache where the settings leave it open. The weights are there already."""
+    if device.type != "cuda":
+        return CPU_BYTES
+    free, total = torch.cuda.mem_get_info(device)
+    return max(0, int(free - (1 - gpu_share) * total))

@@ -1,0 +1,126 @@
+"""Sampler: how the next tokens are chosen from the logits, each row by its own request's settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from weft.serve.request import Sampling, TokenLogprob
+from weft.serve.sequence import Sequence as Completion
+
+
+def choose(logits: Tensor, completions: Sequence[Completion], texts: Sequence[Sequence[int]]) -> list[int]:
+    """Logits [B, V] → one token id for each row.
+
+    Args:
+        texts: the tokens before each row's, prompt included.
+    """
+    settings = [completion.request.sampling for completion in completions]
+    chosen = logits.new_zeros(len(settings), dtype=torch.long)
+    logits = adjust(logits, completions, texts)
+    greedy = [row for row, sampling in enumerate(settings) if sampling.temperature == 0]
+    if len(greedy) == len(settings):
+        return logits.argmax(dim=-1).tolist()
+    if greedy:
+        rows = torch.tensor(greedy, device=logits.device)
+        chosen[rows] = logits[rows].argmax(dim=-1)
+    drawn = [row for row, sampling in enumerate(settings) if sampling.temperature > 0]
+    rows = torch.tensor(drawn, device=logits.device)
+    draws = [completions[row].draw(len(texts[row]) - len(completions[row].request.prompt)) for row in drawn]
+    chosen[rows] = draw(warp(logits[rows], [settings[row] for row in drawn]), draws)
+    return chosen.tolist()
+
+
+def adjust(logits: Tensor, completions: Sequence[Completion], texts: Sequence[Sequence[int]]) -> Tensor:
+    """Bias, penalties, no end before its time, and the form that a text must have.
+
+    The same tensor comes back where no row asks for any.
+    """
+    copied = False
+    for row, (completion, text) in enumerate(zip(completions, texts, strict=True)):
+        sampling, num_prompt = completion.request.sampling, len(completion.request.prompt)
+        early = len(text) - num_prompt < sampling.min_tokens and sampling.ends
+        if not (early or sampling.bias or sampling.penalizes or completion.matcher):
+            continue
+        if not copied:
+            logits, copied = logits.float().clone(), True
+        if sampling.bias:
+            ids = torch.tensor(list(sampling.bias), device=logits.device)
+            logits[row, ids] += torch.tensor(list(sampling.bias.values()), device=logits.device)
+        if sampling.penalizes:
+            penalize(logits[row], sampling, text, num_prompt)
+        if early:
+            logits[row, torch.tensor(sampling.ends, device=logits.device)] = float("-inf")
+        if completion.matcher:
+            completion.matcher.forbid(logits[row])
+    return logits
+
+
+def penalize(logits: Tensor, sampling: Sampling, text: Sequence[int], num_prompt: int) -> None:
+    """Lower the logits [V] of one row's repeated tokens, in place."""
+    ids = torch.tensor(text, device=logits.device)
+    if sampling.repetition_penalty != 1:
+        seen = ids.unique()
+        at = logits[seen]
+        logits[seen] = torch.where(at > 0, at / sampling.repetition_penalty, at * sampling.repetition_penalty)
+    if len(text) > num_prompt:
+        new, times = ids[num_prompt:].unique(return_counts=True)
+        logits[new] -= sampling.frequency_penalty * times + sampling.presence_penalty
+
+
+def warp(logits: Tensor, settings: Sequence[Sampling]) -> Tensor:
+    """Logits [B, V] → fp32 [B, V] over each row's temperature, -inf where top-k, top-p and min-p leave a token out."""
+
+    def column(values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, device=logits.device)[:, None]
+
+    logits = logits.float() / column([sampling.temperature for sampling in settings])
+    vocab = logits.shape[-1]
+    kept = [min(sampling.top_k or vocab, vocab) for sampling in settings]
+    if min(kept) < vocab:
+        best = logits.topk(max(k for k in kept if k < vocab)).values
+        last = best.gather(1, column([min(k, best.shape[1]) - 1 for k in kept]).long())
+        out = (logits < last) & (column(kept) < vocab)
+        logits = logits.masked_fill(out, float("-inf"))
+    if any(sampling.top_p < 1 for sampling in settings):
+        ordered, order = logits.sort(dim=-1)
+        out = ordered.softmax(dim=-1).cumsum(dim=-1) <= 1 - column([sampling.top_p for sampling in settings])
+        out &= column([sampling.top_p for sampling in settings]) < 1
+        out[:, -1] = False
+        logits = logits.masked_fill(torch.zeros_like(out).scatter(-1, order, out), float("-inf"))
+    if any(sampling.min_p > 0 for sampling in settings):
+        probabilities = logits.softmax(dim=-1)
+        least = column([sampling.min_p for sampling in settings]) * probabilities.amax(dim=-1, keepdim=True)
+        logits = logits.masked_fill(probabilities < least, float("-inf"))
+    return logits
+
+
+def draw(logits: Tensor, draws: Sequence[float]) -> Tensor:
+    """Logits [B, V] → token ids [B], by one number in [0, 1) for each row, turned by the inverse of the cumulative
+    distribution: a row depends on its own logits and number alone."""
+    # cumulative sums over a large vocabulary lose a rare token in fp32; MPS has nothing wider
+    wide = torch.float32 if logits.device.type == "mps" else torch.float64
+    cumulative = logits.to(wide).softmax(dim=-1).cumsum(dim=-1)
+    total = cumulative[:, -1:]
+    target = torch.tensor(draws, dtype=wide, device=logits.device)[:, None] * total
+    target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))  # rounding must not reach the total
+    return torch.searchsorted(cumulative, target, right=True)[:, 0]
+
+
+def logprobs_of(logits: Tensor, tokens: Sequence[int], counts: Sequence[int]) -> list[TokenLogprob]:
+    """Logits [B, V] of each row's token, as log-probability; with the `counts` most probable ones of each row."""
+    logits = logits.float()
+    total = logits.logsumexp(dim=-1)
+    ids = torch.tensor(tokens, device=logits.device)
+    chosen = (logits.gather(1, ids[:, None])[:, 0] - total).tolist()
+    most = max(counts)
+    if not most:
+        return [TokenLogprob(token, value) for token, value in zip(tokens, chosen, strict=True)]
+    top = logits.topk(min(most, logits.shape[-1]))
+    likely, values = top.indices.tolist(), (top.values - total[:, None]).tolist()
+    return [
+        TokenLogprob(token, value, tuple(zip(likely[row][:count], values[row][:count], strict=True)))
+        for row, (token, value, count) in enumerate(zip(tokens, chosen, counts, strict=True))
+    ]

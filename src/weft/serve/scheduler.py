@@ -1,0 +1,180 @@
+"""Scheduler: which tokens of which sequences the next step computes. Torch-free.
+
+One order, priority and then arrival, decides everything. First every running sequence gets its next token, then what is
+left of the step reads prompts, whole or in part. Where blocks run short, an earlier sequence takes those of the last in
+the order, which computes its text again when there is room (preemption by recompute). The first of all is never
+preempted, and has room to finish: so every step brings it nearer to its end, and then it is the next one's turn.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from weft.serve.blocks import Blocks
+from weft.serve.config import EngineConfig
+from weft.serve.sequence import Sequence
+
+
+@dataclass(frozen=True)
+class Work:
+    """Tokens `start` to `stop` of a sequence, its draft included."""
+
+    sequence: Sequence
+    start: int
+    stop: int
+
+    @property
+    def tokens(self) -> list[int]:
+        tokens, draft = self.sequence.tokens, self.sequence.draft
+        first = max(0, self.start - len(tokens))
+        return tokens[self.start : self.stop] + draft[first : max(0, self.stop - len(tokens))]
+
+    @property
+    def is_last(self) -> bool:
+        """Whether a new token follows."""
+        return self.stop >= len(self.sequence.tokens)
+
+
+class Scheduler:
+    """All live sequences: `running` ones hold blocks, `waiting` ones do not. Both are kept in order."""
+
+    def __init__(self, blocks: Blocks, config: EngineConfig) -> None:
+        self.blocks, self.config = blocks, config
+        self.running: list[Sequence] = []
+        self.waiting: list[Sequence] = []
+        self.preemptions = 0
+
+    def add(self, sequence: Sequence) -> None:
+        insort(self.waiting, sequence, key=_order)
+
+    def remove(self, sequence: Sequence) -> None:
+        """It has ended, however."""
+        if sequence in self.running:
+            self.running.remove(sequence)
+            self._release(sequence)
+        else:
+            self.waiting.remove(sequence)
+
+    def __iter__(self) -> Iterator[Sequence]:
+        yield from self.running
+        yield from self.waiting
+
+    def __bool__(self) -> bool:
+        return bool(self.running or self.waiting)
+
+    def schedule(self) -> list[Work]:
+        """The next step's work; the blocks for it are there."""
+        left = self.config.step_tokens
+        works: list[Work] = []
+        decoding = [sequence for sequence in self.running if sequence.waiting == 1]
+        reading = [sequence for sequence in self.running if sequence.waiting > 1]
+        for sequence in decoding + reading:
+            left -= self._plan(sequence, left, works)
+        for sequence in list(self.waiting):
+            if left < 1 or not self._admit(sequence, works):
+                break
+            left -= self._plan(sequence, left, works)
+        return works
+
+    def computed(self, work: Work) -> None:
+        """The keys and values of this work are in the cache; of a draft's, those of tokens that were taken."""
+        sequence = work.sequence
+        sequence.computed = min(work.stop, len(sequence.tokens) - 1)
+        size, salt = self.blocks.size, sequence.request.salt
+        full = self._shared(sequence, sequence.computed) // size
+        for index in range(sequence.filled, full):
+            before = sequence.blocks[index - 1] if index else None
+            self.blocks.fill(sequence.blocks[index], before, sequence.tokens[index * size : (index + 1) * size], salt)
+            sequence.filled = index + 1
+
+    def _plan(self, sequence: Sequence, left: int, works: list[Work]) -> int:
+        """Add this sequence's work, of `left` tokens at most; how many there are."""
+        if sequence not in self.running:
+            return 0  # preempted in the meantime
+        count = min(sequence.waiting + len(sequence.draft), left)
+        if self.config.invariant:
+            count = stride(sequence, self.config.stride)
+            count = count if count <= left else 0
+        if count < 1 or not self._make_room(sequence, sequence.computed + count, works):
+            return 0
+        works.append(Work(sequence, sequence.computed, sequence.computed + count))
+        return count
+
+    def _make_room(self, sequence: Sequence, num_tokens: int, works: list[Work]) -> bool:
+        """Blocks for so many tokens, taken from the last in the order where none is free; False: from itself."""
+        needed = self._num_blocks(num_tokens) - len(sequence.blocks)
+        while needed > self.blocks.num_free:
+            last = self.running[-1]
+            self._preempt(last, works)
+            if last is sequence:
+                return False
+        if needed > 0:
+            sequence.blocks += self.blocks.take(needed, sequence.blocks[-1] if sequence.blocks else None)
+        return True
+
+    def _admit(self, sequence: Sequence, works: list[Work]) -> bool:
+        """Let a waiting sequence run, if there is a place and room for all that it has: to stop half-way would be to
+        compute for nothing. A sequence that comes before running ones in the order makes them give way."""
+        if sequence.after is not None and not sequence.after.begun and sequence.after in self.running:
+            return True  # its prompt is being computed; `_plan` passes over what does not run
+        if len(self.running) >= self.config.max_sequences:
+            if _order(self.running[-1]) < _order(sequence):
+                return False
+            self._preempt(self.running[-1], works)
+        if not sequence.wants_prompt:
+            num_shared = self._shared(sequence, len(sequence.tokens))
+            sequence.blocks = self.blocks.match(sequence.tokens[: num_shared + 1], sequence.request.salt)
+            kept = self._shared(sequence, len(sequence.blocks) * self.blocks.size) // self.blocks.size
+            self.blocks.release(sequence.blocks[kept:])
+            del sequence.blocks[kept:]
+        needed = self._num_blocks(len(sequence.tokens) + 1) - len(sequence.blocks)
+        spare = sum(_order(other) < _order(sequence) for other in self.running)  # the next block of each
+        while needed + spare > self.blocks.num_free:
+            if not self.running or _order(self.running[-1]) < _order(sequence):
+                if self.running:
+                    self.blocks.release(sequence.blocks)
+                    sequence.blocks = []
+                    return False
+                break  # alone: the engine took it in because it fits
+            self._preempt(self.running[-1], works)
+        sequence.computed = len(sequence.blocks) * self.blocks.size
+        sequence.filled = len(sequence.blocks)
+        if sequence.cached is None:
+            sequence.cached = sequence.computed
+        self.waiting.remove(sequence)
+        insort(self.running, sequence, key=_order)
+        return True
+
+    def _shared(self, sequence: Sequence, num_tokens: int) -> int:
+        """Of the first so many tokens, those whose keys and values are anybody's: all; or, where results must not depend
+        on others, whole strides of the prompt."""
+        if not self.config.invariant:
+            return num_tokens
+        return min(num_tokens, len(sequence.request.prompt)) // self.config.stride * self.config.stride
+
+    def _preempt(self, sequence: Sequence, works: list[Work]) -> None:
+        self.preemptions += 1
+        self.running.remove(sequence)
+        self._release(sequence)
+        works[:] = [work for work in works if work.sequence is not sequence]
+        insort(self.waiting, sequence, key=_order)
+
+    def _release(self, sequence: Sequence) -> None:
+        self.blocks.release(sequence.blocks)
+        sequence.blocks, sequence.computed, sequence.filled, sequence.draft = [], 0, 0, []
+
+    def _num_blocks(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.blocks.size)
+
+
+def _order(sequence: Sequence) -> tuple[int, int, int]:
+    return sequence.order
+
+
+def stride(sequence: Sequence, size: int) -> int:
+    """Tokens that this sequence computes at once where that may depend on itself alone: of its prompt up to the next
+    multiple of `size`; then one by one, the second time as the first."""
+    left = len(sequence.request.prompt) - sequence.computed
+    return min(size - sequence.computed % size, left) if left > 0 else 1

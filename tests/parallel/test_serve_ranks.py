@@ -1,0 +1,82 @@
+"""A model served by several processes says what one process says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from harness import MODELS, run_forked
+
+from weft.checkpoint.region import Region
+from weft.checkpoint.weights import create_weights_folder, load_decoder
+from weft.models.parameters import stored_sizes
+from weft.models.shape import Shape
+from weft.serve.config import EngineConfig
+from weft.serve.engine import Engine
+from weft.serve.generate import complete
+from weft.serve.ranks import Ranks, follow
+from weft.serve.request import Request, Sampling
+from weft.serve.runner import Runner, num_blocks
+from weft.serve.share import check_cut, load_share
+
+PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6], [5], [3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4, 6]]
+CONFIG = EngineConfig(max_sequences=4, step_tokens=9, block_tokens=4, cache_tokens=48)
+"""Prompts come in parts, and texts are preempted."""
+
+
+def save(model: str, folder: Path) -> Shape:
+    """Random weights, far from ties."""
+    sizes = {"num_kv_heads": 4} | MODELS[model] | ({"num_kv_heads": 4} if model != "llama" else {})
+    shape = Shape(**sizes)
+    numbers = torch.Generator().manual_seed(0)
+    with create_weights_folder(folder, shape, torch.float32) as weights:
+        for name, dims in stored_sizes(shape).items():
+            gain = float("norm" in name and name.endswith("weight"))
+            tensor = 0.3 * torch.randn(dims, generator=numbers) + gain
+            weights.write(Region.whole(name, dims), tensor)
+        weights.sync()
+    return shape
+
+
+@pytest.mark.parametrize("tp", [2, 4])
+@pytest.mark.parametrize("model", MODELS)
+def test_processes_give_what_one_gives(model: str, tp: int, tmp_path: Path) -> None:
+    save(model, tmp_path / "model")
+    _, whole = load_decoder(tmp_path / "model")
+    expected = complete(whole, PROMPTS, Sampling(max_tokens=18))
+    assert len({token for text in expected for token in text}) > 10
+
+    def work(rank: int) -> None:
+        group = dist.group.WORLD
+        assert group is not None
+        share, ranks = load_share(tmp_path / "model", group), Ranks(group)
+        if rank:
+            config = EngineConfig(**{**CONFIG.__dict__, "tp": tp})
+            blocks = ranks.least(num_blocks(share, config, share.shape.max_seq))
+            return follow(Runner(share, blocks, config.block_tokens, ranks), ranks)
+        engine = Engine(share, None, EngineConfig(**{**CONFIG.__dict__, "tp": tp}), ranks=ranks)
+        assert engine.runner.cache.layers[0].keys.shape[2] == 4 // tp
+        texts: list[list[int]] = [[] for _ in PROMPTS]
+        for index, prompt in enumerate(PROMPTS):
+            engine.add(Request(str(index), prompt, Sampling(max_tokens=18), prompt_logprobs=1))
+        while engine.busy:
+            for output in engine.step():
+                texts[int(output.id)] += output.tokens
+        assert engine.stats().preemptions > 0
+        (tmp_path / "texts.json").write_text(json.dumps(texts))
+        engine.close()
+        return None
+
+    run_forked(tp, work)
+    assert json.loads((tmp_path / "texts.json").read_text()) == expected
+
+
+def test_heads_that_cannot_be_dealt_out_are_refused(tmp_path: Path) -> None:
+    shape = save("llama", tmp_path / "model")
+    with pytest.raises(ValueError, match=r"tp is 3, which does not divide the model's num_heads \(8\)"):
+        check_cut(shape, 3)
+    with pytest.raises(ValueError, match=r"tp is 8, which does not divide the model's num_kv_heads \(4\)"):
+        Engine.load(tmp_path / "model", EngineConfig(tp=8))

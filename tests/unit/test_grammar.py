@@ -1,0 +1,102 @@
+"""Structured output: whatever the model would say, what it says has the form."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from functools import cache
+
+import pytest
+import torch
+from test_generate_text import byte_tokenizer
+
+from weft.models.decoder import Decoder
+from weft.models.shape import Shape
+from weft.serve.config import EngineConfig
+from weft.serve.engine import Engine
+from weft.serve.grammar import Grammar, GrammarCompiler
+from weft.serve.request import Output, Request, Sampling
+
+EOS = 255
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 8}, "age": {"type": "integer", "minimum": 0, "maximum": 99}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+
+
+@cache
+def engine(eos: tuple[int, ...] = (EOS,)) -> Engine:
+    torch.manual_seed(0)
+    shape = Shape(num_layers=1, hidden=32, num_heads=2, ffn=64, vocab=260, max_seq=256, init_std=0.5)
+    return Engine(Decoder(shape), byte_tokenizer(), EngineConfig(block_tokens=4, draft_tokens=2), eos)
+
+
+def say(to: Engine, *grammars: Grammar | None, **sampling: object) -> list[list[Output]]:
+    prompt = byte_tokenizer().encode("Hi").ids
+    for index, grammar in enumerate(grammars):
+        settings = Sampling(1.5, seed=index, **{"max_tokens": 120, "eos": to.eos, **sampling})  # type: ignore[arg-type]
+        to.add(Request(str(index), prompt, settings, grammar=grammar))
+    found: list[list[Output]] = [[] for _ in grammars]
+    while to.busy:
+        for output in to.step():
+            found[int(output.id)].append(output)
+    return found
+
+
+def text(outputs: list[Output]) -> str:
+    return "".join(output.text for output in outputs)
+
+
+@pytest.mark.parametrize("eos", [(EOS,), ()])
+def test_texts_have_their_form_and_neighbours_are_left_alone(eos: tuple[int, ...]) -> None:
+    to = engine(eos)
+    grammars = [
+        None, to.grammars.compile("json_schema", SCHEMA), to.grammars.compile("regex", "[A-C]{3}-[0-9]{2,4}"),
+        to.grammars.compile("lark", 'start: "yes" | "no" | "per" "haps"+ "!"'),
+    ]  # fmt: skip
+    for _ in range(3):
+        free, person, code, answer = say(to, *grammars)
+        assert person[-1].finish == code[-1].finish == answer[-1].finish == "stop"
+        said = json.loads(text(person))
+        assert said.keys() == {"name", "age"}
+        assert 0 <= said["age"] <= 99
+        assert re.fullmatch("[A-C]{3}-[0-9]{2,4}", text(code))
+        assert re.fullmatch("yes|no|per(haps)+!", text(answer))
+        assert text(free) == text(say(to, None)[0])
+
+
+def test_a_form_that_goes_on_ends_with_the_room() -> None:
+    [outputs] = say(engine(), engine().grammars.compile("json"), max_tokens=5)
+    assert outputs[-1].finish in ("length", "stop")
+    assert text(outputs).startswith("{")
+
+
+def test_a_form_is_compiled_once() -> None:
+    compiler = engine().grammars
+    assert compiler.compile("regex", "a+") is compiler.compile("regex", "a+")
+
+
+def test_forms_that_cannot_be_followed_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = engine().grammars
+    for kind, source, sentence in [
+        ("regex", "((", "the regex cannot be compiled: .*regex"),
+        ("json_schema", "{", "the json_schema cannot be compiled"),
+        ("json_schema", {"type": "nonsense"}, "Invalid type: nonsense"),
+        ("lark", "start: x", 'unknown name: "x"'),
+        ("xml", "", "the form is a 'xml'; it must be one of json, json_schema, regex, lark"),
+        ("regex", "a" * 300_000, "the regex has 300000 characters"),
+    ]:
+        with pytest.raises(ValueError, match=sentence):
+            compiler.compile(kind, source)  # type: ignore[arg-type]
+    monkeypatch.setattr(GrammarCompiler, "_compile", lambda self, kind, text: time.sleep(0.5))
+    with pytest.raises(ValueError, match=r"the regex took more than 0\.05 s to compile"):
+        compiler.compile("regex", "b+", timeout=0.05)
+    grammar = compiler.compile("regex", "a+")
+    with pytest.raises(ValueError, match="min_tokens would go on"):
+        engine().check(Request("a", [1], Sampling(min_tokens=3), grammar=grammar))
+    without = Engine(Decoder(Shape(num_layers=1, hidden=8, num_heads=1, ffn=8, vocab=9, max_seq=8)))
+    with pytest.raises(ValueError, match="structured output needs a tokenizer"):
+        _ = without.grammars
