@@ -182,6 +182,7 @@ def test_a_process_is_left_as_it_was() -> None:
     [
         ("dp2", 2, {}, "layout dp2 has ranks 0 to 1, and no 2"),
         ("dp2", 0, {"optimizer": {"kind": "muon"}}, "Muon's processes tell each other what they hold"),
+        ("fsdp2.offloadweights", 0, {}, "layout.offload_weights divides it: leave offload_weights out"),
     ],
 )
 def test_refused(layout: str, rank: int, over: dict, words: str) -> None:

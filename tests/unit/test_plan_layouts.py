@@ -159,6 +159,10 @@ def test_on_the_command_line(tmp_path: Path) -> None:
             ("llama3-8b", "--cluster", "h100x8", "--batch", "8", "--layout", "fsdp4"),
             "takes 4 GPUs and the cluster has 8",
         ),
+        (
+            ("llama3-8b", "--cluster", "h100x8", "--batch", "8", "--layout", "fsdp8.offloadweights"),
+            "how long weights take to travel .* is not modelled",
+        ),
         (("none.json", "--cluster", "h100x8", "--batch", "8"), "none.json: .*No such file"),
     ],
 )

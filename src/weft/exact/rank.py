@@ -96,6 +96,11 @@ def imagine_rank(config: Config, rank: int, device: Device = "cuda", progress: P
         ValueError: the layout has no such rank, or the settings have a part that cannot be imagined.
     """
     check(config, rank)
+    if config.layout.offload_weights and device == "cuda":
+        raise ValueError(
+            "an exact plan takes all memory for one, and layout.offload_weights divides it: leave offload_weights out, or "
+            "take the estimate of weft train --dry-run"
+        )
     config = without_compiler(config)
     with imagined(rank, config.layout.world):
         return watch_step(config, rank, device, progress, fill=False)

@@ -56,6 +56,11 @@ class Plan:
         if layout.world != cluster.gpus:
             raise ValueError(f"layout {layout} takes {layout.world:,} GPUs and the cluster has {cluster.gpus:,}")
         layout.check(shape, job.global_batch, job.seq)
+        if layout.offload_weights:
+            raise ValueError(
+                f"layout {layout}: how long weights take to travel from the CPU and back is not modelled. Leave "
+                "offloadweights out; weft train --dry-run has its memory"
+            )
         work = numbers(shape, layout, job, cluster, software)
         if cluster.curves is not None and software is WEFT:
             time = counted_time(shape, layout, job, cluster.curves)
