@@ -36,6 +36,8 @@ SHARES = (
     "flash2",
 )
 CHIP = ("gemm", "gemm8", "attention")
+BEST = {"V100": 0.80, "A100": 0.87, "Hopper": 0.80, "B200": 0.78, "GB200": 0.73}
+"""Share of the peak of the best products that others have measured: no fit goes beyond (stas00/ml-engineering)."""
 STRAY = 0.15  # no number goes farther from where it began, unless a datasheet is silent about it
 
 
@@ -106,6 +108,7 @@ class Fit:
             for factor in (1 + step / 2, 1 / (1 + step / 2)):
                 old = self.chips[key]
                 bound = self.first[key] * (1 + STRAY)
+                bound = min(bound, BEST.get(key[0], 1.0)) if key[1] == "gemm" else bound
                 low = self.first[key] * (1 - STRAY)
                 self.chips[key] = min(bound, max(low, old * factor))
                 if (error := self.error()) < best:

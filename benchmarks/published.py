@@ -30,7 +30,7 @@ MEGATRON_CORE = Software(flash=2, overlap_tp=1, overlap_pp=1, gradients=2, reduc
 NEMO_24 = replace(MEGATRON_CORE, master=2)  # Apex keeps the 16 bits that bf16 weights lack
 TORCH = Software(fused=0, weights=4, gradients=4, master=0, reduced=4)
 NANOTRON = Software(
-    fused=0, fused_norm=1, fused_loss=0, overlap_dp=0, balanced=1, keeps_gathered=1, gradients=6, tp_host=2.2e-3,
+    fused=0, fused_norm=1, fused_loss=0, overlap_dp=0, balanced=1, keeps_gathered=1, gradients=6, adds=1, tp_host=2.2e-3,
     stages_host=0.6, stall=0.65,
 )  # fmt: skip
 SOFTWARE: tuple[tuple[str, Software], ...] = (
@@ -38,11 +38,11 @@ SOFTWARE: tuple[tuple[str, Software], ...] = (
     ("llm-foundry", replace(TORCH, fused_loss=2)),
     ("fms-fsdp", replace(TORCH, fused=1, reduced=2)),
     ("torchtitan", replace(TORCH, fused=1)),
-    ("InternEvo", Software(fused=0, overlap_dp=0.5, reduced=2, gradients=2)),
-    ("vTrain", replace(MEGATRON_21, fused=0, whole_pp=1)),
+    ("InternEvo", Software(fused=0, overlap_dp=0.5, reduced=2, gradients=2, adds=1)),
+    ("vTrain", replace(MEGATRON_21, fused=0, whole_pp=1, adds=1, gradients=2)),
     ("Megatron-DeepSpeed", replace(MEGATRON_21, reduced=2, whole_pp=1)),
     ("DeepSpeed", replace(MEGATRON_21, reduced=2, overlap_dp=0.5)),
-    ("2021-01", replace(MEGATRON_21, whole_pp=1)), ("Smith et al. 2022", replace(MEGATRON_21, whole_pp=1)),
+    ("2021-01", replace(MEGATRON_21, whole_pp=1)), ("Smith et al. 2022", replace(MEGATRON_21, whole_pp=1, adds=1)),
     ("SimuMax", Software(flash=2, overlap_dp=0)),
     ("NeMo 24.", NEMO_24), ("nemo-24", NEMO_24), ("DeepSeek-V3 README", replace(MEGATRON_CORE, overlap_ep=1, dedup=1)),
     ("Bridge", replace(MEGATRON_CORE, overlap_ep=1, dedup=1)), ("dgxc", MEGATRON_CORE), ("NeMo", MEGATRON_CORE),

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from harness import run_forked
 from torch import Tensor
 
-from parallel.harness import run_forked
 from weft.config.load import make_config
 from weft.config.tree import Config
 from weft.exact.rank import Exact, imagine_rank, watch_step

@@ -13,6 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from weft.cli.app import app
+from weft.config.layout import Layout
 from weft.config.load import make_config
 from weft.config.toml import config_toml
 from weft.config.tree import Config
@@ -24,6 +25,7 @@ from weft.plan.numbers import Job
 from weft.plan.refit import read_runs, refit
 from weft.plan.search import Plan, search
 from weft.plan.text import write_cluster
+from weft.presets import preset_shape
 from weft.tune import calibrate, measure
 from weft.tune.clock import Clock, quiet
 
@@ -185,6 +187,11 @@ def test_scales_stretch_what_they_are_of() -> None:
 def test_fp8_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="know fp32 and bf16 alone; leave fp8 out"):
         times("dp2.fp8")
+
+
+def test_latent_attention_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="know nothing of latent attention"):
+        counted_time(preset_shape("deepseek-v2-lite"), Layout(), Job(seq=64, global_batch=8), round_machine())
 
 
 def test_a_plan_on_a_measured_cluster_is_counted_and_on_another_is_not() -> None:

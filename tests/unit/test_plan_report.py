@@ -67,17 +67,15 @@ def test_large_numbers_in_words() -> None:
     assert [large(x) for x in (1.5e9, 5.293e18, 9.9e23)] == ["1.50 G", "5.29 E", "990 Z"]
 
 
-def test_no_torch_and_no_time() -> None:
-    """A cluster's plan in half a second of one core, everything imported."""
+def test_no_torch() -> None:
+    """How long it takes: benchmarks/startup.py."""
     arguments = ["train", "--model", "llama3-405b", "--layout", LARGE["layout"], "--batch", "256", "--seq", "8192"]
     code = (
-        "import sys, time\n"
+        "import sys\n"
         "from weft.cli.app import app\n"
         f"app({[*arguments, '--dry-run']!r}, standalone_mode=False)\n"
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules\n"
-        "print(time.process_time(), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "llama" in done.stdout
-    assert float(done.stderr) < 0.5

@@ -239,3 +239,12 @@ def test_what_waits_is_known_worse() -> None:
     assert waiting.spread > 1.5 * calm.spread
     kept, redone = (footprint(work(GPT3, f"tp8.sp.pp8.mb1.{word}bf16", 64)) for word in ("", "full."))
     assert kept.spread > redone.spread
+
+
+def test_gradients_that_are_added_up_apart_cost_their_traffic() -> None:
+    """Each micro-batch's, in bf16, read, and their fp32 sum read and written; under ZeRO 3 there are only shares."""
+    apart, fused = (step_time(work(GPT3, "tp8.sp.pp8.mb1.bf16", 64, Software(adds=flag))) for flag in (1, 0))
+    held = GPT3.num_params / 64
+    assert apart.optimizer - fused.optimizer == pytest.approx(64 * held * (2 + 2 * 4) / (0.93 * 2.039e12), rel=0.1)
+    sharded = [step_time(work(GPT3, "fsdp64.mb1.full.bf16", 64, Software(adds=flag))).total for flag in (1, 0)]
+    assert sharded[0] == sharded[1]

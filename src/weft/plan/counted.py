@@ -15,7 +15,7 @@ from weft.models.parameters import block_sizes
 from weft.models.shape import Shape
 from weft.plan.counted_block import BACKWARD, FLOAT, FORWARD, KINDS, WEIGHTS, BlockCount, Parts, again
 from weft.plan.curves import Curves
-from weft.plan.numbers import Job, sizes
+from weft.plan.numbers import Job
 from weft.plan.stage import Stage, stages
 from weft.plan.time import Time
 from weft.schedules.timeline import Costs, timeline
@@ -57,7 +57,10 @@ def counted_time(shape: Shape, layout: Layout, job: Job, curves: Curves) -> Time
     Raises:
         ValueError: a part of the model or of the layout that curves know nothing of.
     """
-    sizes(shape, job)  # refuses what is not modelled
+    if shape.latent is not None:
+        raise ValueError(
+            "the curves of a measured cluster know nothing of latent attention: plan DeepSeek's models on a preset's cluster"
+        )
     if layout.precision in ("fp8", "fp8row") or job.matmul == "fp8":
         raise ValueError(f"layout {layout}: the curves of a measured cluster know fp32 and bf16 alone; leave fp8 out")
     return StepCount(shape, layout, job, curves).time()

@@ -45,6 +45,7 @@ WEFT = Software(
     fused_norm=2,
     fused_loss=2,
     keeps_gathered=1,
+    adds=1,
     weights=4,
     gradients=4,
     master=0,

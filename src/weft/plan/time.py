@@ -31,7 +31,7 @@ class Time:
         launch: the GPU waits for the CPU to launch kernels.
         tp, cp, ep, dp, pp: messages that nothing hides.
         bubble: the pipeline fills and drains.
-        optimizer: the update.
+        optimizer: the update, and where gradients are added up apart, that.
         rest: data, logging, stragglers.
         offload: activations on their way to the CPU and back.
     """
@@ -157,6 +157,8 @@ def step_time(work: Work, passes: Passes | None = None) -> Time:
     state = held / np.where(c.zero > 0, shards, 1)
     optimizer = (C.adam * state + 12 * held / np.where(zero3, shards, 1)) / (chip.hbm * C.hbm)
 
+    added = soft.adds * (c.zero < 3) * count * held * (c.item + 2 * soft.gradients) / (chip.hbm * C.hbm)
+
     plain = [
         count * blocks * x
         for x in (
@@ -169,7 +171,7 @@ def step_time(work: Work, passes: Passes | None = None) -> Time:
         matmul=plain[0], attention=plain[1], elementwise=plain[2],
         head=count * slowest_head, recompute=count * blocks * redo, launch=count * blocks * launch,
         tp=count * blocks * (of("tp", 0) + of("tp", 1)), cp=count * blocks * (of("cp", 0) + of("cp", 1)),
-        ep=count * blocks * (of("ep", 0) + of("ep", 1)), dp=dp, pp=pp, bubble=bubble, optimizer=optimizer, rest=0.0,
+        ep=count * blocks * (of("ep", 0) + of("ep", 1)), dp=dp, pp=pp, bubble=bubble, optimizer=optimizer + added, rest=0.0,
         offload=count * blocks * away,
     )  # fmt: skip
     slow = C.straggle * np.log2(np.maximum(1.0, c.gpus / 8))

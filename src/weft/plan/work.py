@@ -134,6 +134,7 @@ class Software:
         graphs: kernels are launched by CUDA graphs.
         dropout: masks are made and kept.
         balanced: the last stage has fewer blocks, for the head is work too; 2: as near to equal work as can be.
+        adds: each micro-batch's gradients are added up by kernels of their own, not by the products that make them.
         tp_host: s that the CPU takes more for a block cut by tp, both ways.
         stages_host: times more that it takes for a block, for each process of tp, with a pipeline over nodes.
         stall: s that a micro-batch waits at a boundary of stages, with more than some 40 nodes.
@@ -155,6 +156,7 @@ class Software:
     graphs: Num = 0
     dropout: Num = 0
     balanced: Num = 0
+    adds: Num = 0
     tp_host: Num = 0
     stages_host: Num = 0
     stall: Num = 0
