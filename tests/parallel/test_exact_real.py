@@ -68,7 +68,8 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_is_imagined_is_what_happens(layout: str, rank: int, measured: Path) -> None:
     real = json.loads((measured / f"{layout}-{rank}.json").read_text())
     imagined = told(imagine_rank(config(layout), rank, "cpu"))
-    # when a message has left is a matter of time: of what lies ready to be sent, one may be there or not
-    bound = 0.02 if "pp" in layout else 0.002
-    assert imagined.pop("peak") == pytest.approx(real.pop("peak"), rel=bound)
+    # when a message has left is a matter of time: of what is to be sent, some is held for longer
+    waiting = sum(size for kind, *_, size in real["messages"] if kind == "send")
+    peak = imagined.pop("peak")
+    assert peak * 0.998 <= real.pop("peak") <= peak * 1.002 + waiting
     assert imagined == real

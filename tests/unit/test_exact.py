@@ -201,6 +201,7 @@ def test_the_curve_reaches_the_peak_and_comes_back() -> None:
     assert [name for name, _, _ in curve.phases if name in ("forward", "backward", "update")] == [
         "forward", "backward", "update",
     ]  # fmt: skip
+    assert curve.bytes[:3, -1].tolist() == [4 * SHAPE.num_params, found.at_peak()["optimizer"], 4 * SHAPE.num_params]
     assert sum(found.by_module().values()) == found.ledger.peak
     assert unnumbered("blocks.3.mlp.up") == "blocks.mlp.up"
 

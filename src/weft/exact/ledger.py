@@ -50,6 +50,7 @@ class Ledger:
     holdings: list[Holding] = field(default_factory=list)
     phases: list[Phase] = field(default_factory=lambda: [Phase("build", 0)])
     now: int = 0
+    closed: bool = False  # what happens now is no longer a part of the step
     total: int = 0
     peak: int = 0
     peak_at: int = 0
@@ -119,7 +120,8 @@ class Ledger:
             self.peak, self.peak_at = self.total, self.now
 
     def _close(self, key: int) -> None:
-        if found := self._live.pop(key, None):
+        found = self._live.pop(key, None)
+        if found is not None and not self.closed:
             self.now += 1
             found[0].died, found[0].until = self.now, len(self.phases) - 1
             self.total -= found[0].size

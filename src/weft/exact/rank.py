@@ -144,6 +144,7 @@ def watch_step(
         update(
             training.woven, training.optimizer, training.scaler, found, lr=1e-3, clip_norm=config.optimizer.clip_norm
         )
+        ledger.closed = True
     stage = stages(config.model, config.layout)[training.mesh.index("pp")]
     return Exact(
         config=config,

@@ -59,7 +59,7 @@ def counted_time(shape: Shape, layout: Layout, job: Job, curves: Curves) -> Time
     """
     if shape.latent is not None:
         raise ValueError(
-            "the curves of a measured cluster know nothing of latent attention: plan DeepSeek's models on a preset's cluster"
+            "the curves of a measured cluster know nothing of latent attention: plan such a model on a preset's cluster"
         )
     if layout.precision in ("fp8", "fp8row") or job.matmul == "fp8":
         raise ValueError(f"layout {layout}: the curves of a measured cluster know fp32 and bf16 alone; leave fp8 out")
