@@ -26,8 +26,7 @@ SCHEDULES = ("1f1b", "interleaved", "zbh1", "zbv")
 RECOMPUTES = ("none", "selective", "full")
 AXES = ("tp", "sp", "cp", "gathers", "pp", "vp", "schedule", "ep", "kind", "micro_batch", "recompute")
 """What a candidate is made of, a column each; gpus do the rest."""
-COUNTED = 200
-"""Layouts whose steps are counted where a cluster has been measured: plan/counted.py."""
+COUNTED = 200  # layouts whose steps are, where a cluster has been measured: plan/counted.py
 
 
 @dataclass(frozen=True)
@@ -54,10 +53,8 @@ class Plan:
             raise ValueError(f"layout {layout} takes {layout.world:,} GPUs and the cluster has {cluster.gpus:,}")
         layout.check(shape, job.global_batch, job.seq)
         work = numbers(shape, layout, job, cluster, software)
-        if cluster.curves is not None and software is WEFT:
-            time = counted_time(shape, layout, job, cluster.curves)
-        else:
-            time = plain(step_time(work))
+        curves = cluster.curves if software is WEFT else None
+        time = counted_time(shape, layout, job, curves) if curves else plain(step_time(work))
         return cls(shape, layout, job, cluster, software, time, plain(footprint(work)))
 
     @property
