@@ -199,7 +199,9 @@ def test_a_plan_on_a_measured_cluster_is_counted_and_on_another_is_not() -> None
     measured = Plan.of(config.model, config.layout, job, cluster(round_machine()))
     assert measured.seconds == pytest.approx(times("dp2")["total"])
     assert Plan.of(config.model, config.layout, job, cluster()).seconds != pytest.approx(measured.seconds)
-    assert search(config.model, job, cluster(round_machine())).best(3)
+    best = [plan.seconds for plan in search(config.model, job, cluster(round_machine())).best(5)]
+    assert len(best) == 5
+    assert best == sorted(best)
 
 
 # -- calibration ------------------------------------------------------------------------------------------------------

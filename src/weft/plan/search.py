@@ -32,6 +32,8 @@ from weft.plan.numbers import WEFT, Job, numbers, sizes
 from weft.plan.time import Time, step_time
 from weft.plan.work import Cut, Num, Software, Work
 
+COUNTED = 200  # layouts whose steps are, where a cluster has been measured: plan/counted.py
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -62,10 +64,8 @@ class Plan:
                 "offloadweights out; weft train --dry-run has its memory"
             )
         work = numbers(shape, layout, job, cluster, software)
-        if cluster.curves is not None and software is WEFT:
-            time = counted_time(shape, layout, job, cluster.curves)
-        else:
-            time = plain(step_time(work))
+        curves = cluster.curves if software is WEFT else None
+        time = counted_time(shape, layout, job, curves) if curves else plain(step_time(work))
         return cls(shape, layout, job, cluster, software, time, plain(footprint(work)))
 
     @property
@@ -191,7 +191,10 @@ class Search:
         return found
 
     def best(self, count: int = 10) -> list[Plan]:
-        return [plan for _, plan in self.first(self.order, count)]
+        """The fastest. On a measured cluster the first COUNTED of the order are counted one by one, and ordered by that."""
+        if self.cluster.curves is None:
+            return [plan for _, plan in self.first(self.order, count)]
+        return sorted((plan for _, plan in self.first(self.order, COUNTED)), key=lambda plan: plan.seconds)[:count]
 
     def rivals(self) -> list[tuple[str, Plan]]:
         """For each axis, the best layout with another value than the winner's: what would have been chosen instead."""
