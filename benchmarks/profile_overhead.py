@@ -8,7 +8,8 @@ second round, so that what is compared stood beside each other in time:
     off        a step of a run that nobody asks for a trace; rank 0's look for a request is in it, and timed apart
     on         a step inside of a capture: ranges, shapes, allocations, Kineto
 
-All times are of the process's CPU, on one thread: other work on the machine makes a step wait, and would be measured with it.
+All times are of the process's CPU, on one thread: other work on the machine makes a step wait, and would be measured
+with it.
 
 Reported: the step of each side, the ratio on / off of neighbours, the microseconds that a look costs, and the seconds that
 writing the trace takes after the last traced step, with its size.
