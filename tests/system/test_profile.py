@@ -22,6 +22,7 @@ from weft.profile.request import Request
 from weft.profile.summary import by_part
 from weft.train.run import Run
 
+pytestmark = pytest.mark.slow
 PATIENCE = 300
 """Seconds: a run takes two or three on a quiet machine."""
 STEPS = {"steps": 8, "global_batch": 8, "seq": 16, "device": "cpu"}

@@ -152,7 +152,8 @@ class Attribution:
         if "nccl" in kernel.name.lower():
             group = self.groups.get(str(kernel.args.get("Process Group Name")))
             described = str(kernel.args.get("Process Group Description", "")).removeprefix("mesh_")
-            axis = group or mark.axis or (described if described in AXES else "") or self.only_axis
+            told = (mark.axis, group) if message_kind(kernel.name) == "all_to_all" else (group, mark.axis)
+            axis = told[0] or told[1] or (described if described in AXES else "") or self.only_axis
             if "sendrecv" in kernel.name.lower() and not axis:
                 axis = "pp"
             return replace(mark, waits=True, axis=axis or "all")

@@ -106,12 +106,14 @@ class Capture:
 
     def before(self, step: int) -> None:
         """Make ready for a step: start the profiler one step early, so that its own start is not in the trace."""
-        if self.request is None or self.rank not in self.request.ranks:
+        if self.request is None or step not in (self.request.first - 1, self.request.first):
             return
-        if step in (self.request.first - 1, self.request.first) and self._profiler is None:
+        if self.rank in self.request.ranks and self._profiler is None:
             self._start()
             if step == self.request.first:
                 self._turn()
+        if step == self.request.first:
+            self._agree([0])  # else who is ready would wait in its first step for those whose profiler still starts
 
     @contextmanager
     def step(self, step: int) -> Iterator[None]:

@@ -76,21 +76,29 @@ def communication(training: Training) -> list[Wrap]:
 
     What is compiled is left alone: there the names come from where in the model a message is.
     """
-    axes, layout = groups(training.woven.mesh), training.config.layout
+    mesh, layout = training.woven.mesh, training.config.layout
+    axes = groups(mesh)
+    # processes that deal out experts may be those of another axis too, whose name the group then has
+    dealt = axes | ({str(mesh.group("ep").group_name): "ep"} if layout.ep > 1 else {})
 
-    def kind(*args: Any, **kwargs: Any) -> str:
-        given = (*args, *kwargs.values())
-        if args and isinstance(args[0], list) and isinstance(args[0][0], dist.P2POp):
-            given = (args[0][0].group,)
-        names = [str(x.group_name) for x in given if isinstance(x, dist.ProcessGroup)]
-        names += [x for x in reversed(args) if isinstance(x, str)]
-        return f"comm:{axes.get(names[0], 'all') if names else 'all'}"
+    def kind(name: str) -> Callable[..., str]:
+        known = dealt if name == "all_to_all_single" else axes
+
+        def of(*args: Any, **kwargs: Any) -> str:
+            given = (*args, *kwargs.values())
+            if args and isinstance(args[0], list) and isinstance(args[0][0], dist.P2POp):
+                given = (args[0][0].group,)
+            names = [str(x.group_name) for x in given if isinstance(x, dist.ProcessGroup)]
+            names += [x for x in reversed(args) if isinstance(x, str)]
+            return f"comm:{known.get(names[0], 'all') if names else 'all'}"
+
+        return of
 
     functions = [(dist, name) for name in MESSAGES]
     functions += [(torch.ops._c10d_functional, name) for name in FUNCTIONAL if not layout.compile]
     stages = [Wrap(Pipeline, name, "comm:pp") for name in ("_expect_next", "_give") if layout.pp > 1]
     waits = [Wrap(dist.Work, name, "wait") for name in ("wait", "is_completed")]  # gloo's second may wait too
-    return [Wrap(owner, name, kind) for owner, name in functions] + stages + waits
+    return [Wrap(owner, name, kind(name)) for owner, name in functions] + stages + waits
 
 
 def held(training: Training) -> dict[str, int]:
