@@ -97,7 +97,7 @@ def communication(training: Training) -> list[Wrap]:
     functions = [(dist, name) for name in MESSAGES]
     functions += [(torch.ops._c10d_functional, name) for name in FUNCTIONAL if not layout.compile]
     stages = [Wrap(Pipeline, name, "comm:pp") for name in ("_expect_next", "_give") if layout.pp > 1]
-    waits = [Wrap(dist.Work, name, "wait") for name in ("wait", "is_completed")]  # gloo's second may wait too
+    waits = [Wrap(dist.Work, name, "wait") for name in ("wait", "is_completed")]  # a poll that takes long is one too
     return [Wrap(owner, name, kind(name)) for owner, name in functions] + stages + waits
 
 
