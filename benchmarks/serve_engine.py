@@ -1,11 +1,10 @@
 """The engine against transformers: the same weights and prompts, in one run, taking turns.
 
     python benchmarks/serve_engine.py                        # GPT-2 124M, random weights; minutes on a CPU
-    python benchmarks/serve_engine.py --device cuda --continuous
+    python benchmarks/serve_engine.py --device cuda
 
 A ratio is transformers' seconds over weft's of one pair of neighbouring runs: above 1, weft is faster. Prefill is the time
-to the first new token of all prompts, decode that of the others. The peers are `generate` with its default cache and
-its continuous batching (`generate_batch`, whose two parts are not told apart: there the whole is compared).
+to the first new token of all prompts, decode that of the others. The peer is `generate` with its default cache.
 
 On a CPU, seconds are those of one thread's own work (`time.process_time`), which on a machine that others use too are what
 it would take alone, but for what they push out of its caches; on a GPU they are the clock's.
@@ -16,7 +15,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -78,23 +76,15 @@ def by_generate(model: Any, prompts: list[list[int]], num_tokens: int, clock: Cl
     return streamer.puts[1] - start, clock() - streamer.puts[1]
 
 
-def by_generate_batch(model: Any, prompts: list[list[int]], num_tokens: int, clock: Clock) -> Timing:
-    config = transformers.GenerationConfig(max_new_tokens=num_tokens, do_sample=False, pad_token_id=0, eos_token_id=-1)
-    start = clock()
-    found = model.generate_batch(prompts, generation_config=config, progress_bar=False)
-    assert len(found) == len(prompts), "transformers' continuous batching gave up"
-    return 0.0, clock() - start
-
-
 def compare(folder: Path, dtype: str, batch: int, options: argparse.Namespace, clock: Clock) -> dict[str, Any]:
     """One row of the table."""
     device = torch.device(options.device)
     _, model = load_decoder(folder, device, DTYPES[dtype])
-    load = partial(transformers.AutoModelForCausalLM.from_pretrained, folder, dtype=DTYPES[dtype])
+    reference = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype]).eval().to(device)
     numbers = torch.Generator().manual_seed(batch)
     prompts = torch.randint(GPT2.vocab, (batch, options.prompt), generator=numbers).tolist()
     config = EngineConfig(max_sequences=max(64, batch), step_tokens=max(512, batch), prefix_cache=False)
-    timings: dict[str, list[Timing]] = {"weft": [], "generate": [], "generate_batch": []}
+    timings: dict[str, list[Timing]] = {"weft": [], "generate": []}
 
     def timed(name: str, run: Callable[..., Timing], *arguments: Any) -> Callable[[], float]:
         def once() -> float:
@@ -106,11 +96,8 @@ def compare(folder: Path, dtype: str, batch: int, options: argparse.Namespace, c
     work = (prompts, options.tokens, clock)
     sides = {
         "weft": timed("weft", by_weft, model, *work, config),
-        "generate": timed("generate", by_generate, load().eval().to(device), *work),
+        "generate": timed("generate", by_generate, reference, *work),
     }
-    if options.continuous:
-        paged = load(attn_implementation="sdpa_paged" if device.type == "cuda" else "paged|sdpa").eval().to(device)
-        sides["generate_batch"] = timed("generate_batch", by_generate_batch, paged, *work)
     alternate(sides, options.rounds + 1)  # the first round warms up
     kept = {name: found[1:] for name, found in timings.items() if found}
     row: dict[str, Any] = {"dtype": dtype, "batch": batch}
@@ -119,9 +106,6 @@ def compare(folder: Path, dtype: str, batch: int, options: argparse.Namespace, c
         row[f"{name}_tokens_per_s"] = spread([counts[part] / one[part] for one in kept["weft"]], 1)
         pairs = zip(kept["weft"], kept["generate"], strict=True)
         row[f"{name}_over_generate"] = spread([theirs[part] / ours[part] for ours, theirs in pairs])
-    if options.continuous:
-        pairs = zip(kept["weft"], kept["generate_batch"], strict=True)
-        row["whole_over_generate_batch"] = spread([sum(theirs) / sum(ours) for ours, theirs in pairs])
     weights = sum(p.numel() * p.element_size() for p in model.parameters() if p.dim() == 2)
     row["decode_weights_gb_per_s"] = spread([weights * (options.tokens - 1) / one[1] / 1e9 for one in kept["weft"]], 2)
     return row
@@ -135,7 +119,6 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=128, help="tokens of each prompt")
     parser.add_argument("--tokens", type=int, default=17, help="new tokens of each")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--continuous", action="store_true", help="against transformers' continuous batching too")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -145,7 +128,12 @@ def main() -> None:
         return time.perf_counter()
 
     clock = gpu_clock if options.device.startswith("cuda") else time.process_time
-    rows = []
+    head = {
+        "question": "how fast does the engine read and write, next to transformers with the same weights?",
+        "model": "GPT-2 124M, random weights", "prompt_tokens": options.prompt, "new_tokens": options.tokens,
+        "rounds": options.rounds,
+    }  # fmt: skip
+    rows: list[dict[str, Any]] = []
     with TemporaryDirectory() as name:
         config = transformers.AutoConfig.for_model(**config_from_shape(GPT2))
         transformers.AutoModelForCausalLM.from_config(config).save_pretrained(name)
@@ -153,15 +141,7 @@ def main() -> None:
             dtype, batch = point.split(":")
             rows.append(compare(Path(name), dtype, int(batch), options, clock))
             print(rows[-1], flush=True)
-    path = write(
-        "serve_engine",
-        {
-            "question": "how fast does the engine read and write, next to transformers with the same weights?",
-            "model": "GPT-2 124M, random weights", "prompt_tokens": options.prompt, "new_tokens": options.tokens,
-            "rounds": options.rounds, "rows": rows,
-        },
-        ("torch", "transformers"),
-    )  # fmt: skip
+            path = write("serve_engine", head | {"rows": rows}, ("torch", "transformers"))
     print(f"written to {shown(path)}")
 
 
