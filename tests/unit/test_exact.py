@@ -37,7 +37,7 @@ def exact(layout: str, name: str = "llama", rank: int = 0, device: str = "cuda",
 
 
 def sent(found: Exact, kind: str) -> tuple[int, int]:
-    """Messages of one kind along all axes, and their bytes; without the two, of 24 and 16 bytes, in which all processes agree."""
+    """Messages of one kind along all axes, and their bytes; without the two, of 24 and 16 bytes, in which all agree."""
     lines = [it for it in found.messages if it.kind == kind]
     agreed, size = (2, 24 + 16) if kind == "all-reduce" else (0, 0)
     return sum(it.count for it in lines) - agreed, sum(it.bytes for it in lines) - size
