@@ -137,8 +137,10 @@ def test_gradients_that_are_not_brought_down(compared: Compared, monkeypatch: py
     ],
 )
 def test_gradients_in_bf16(model: str, layout: str, compared: Compared) -> None:
-    """The reference adds up and reduces in fp32: the difference is within the bounds of bf16."""
-    right(compared(make(model, f"{layout}.bf16.bf16grads")))
+    """The reference adds up and reduces in fp32: the difference is within the bounds of bf16. Each token goes to every
+    expert: rounding could send it to another one."""
+    every = {"experts": {"num_experts": 4, "per_token": 4}} if model == "mixtral" else {}
+    right(compared(make(model, f"{layout}.bf16.bf16grads", model=every)))
 
 
 def by_8bit(model: str, layout: str, **over: Any) -> Any:
