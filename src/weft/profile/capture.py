@@ -22,6 +22,7 @@ from torch.profiler import ProfilerActivity, profile, schedule
 from weft.profile.clock import clock_offset
 from weft.profile.ranges import Ranges, named
 from weft.profile.request import FOLDER, MANIFEST, WARM, Request
+from weft.whole import write_whole
 
 
 def step_folder(run: Path, step: int) -> Path:
@@ -201,6 +202,4 @@ class Capture:
 
 
 def _write_json(file: Path, values: dict[str, Any]) -> None:
-    beside = file.with_suffix(".tmp")
-    beside.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-    os.replace(beside, file)
+    write_whole(file, json.dumps(values, indent=1) + "\n")

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from weft.config.layout import Layout
+from weft.whole import write_whole
 
 FOLDER, FILE = "profile", "request.json"
 MANIFEST = "profile.json"
@@ -36,9 +37,7 @@ class Request:
         """Leave it in a run's folder; at once or not at all."""
         folder = run / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
-        beside = folder / f"{FILE}.tmp"
-        beside.write_text(json.dumps(asdict(self)), encoding="utf-8")
-        os.replace(beside, folder / FILE)
+        write_whole(folder / FILE, json.dumps(asdict(self)))
 
     @staticmethod
     def waiting(run: Path) -> bool:

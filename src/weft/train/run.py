@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from weft.config.load import load_config
 from weft.config.toml import config_toml
 from weft.config.tree import Config
 from weft.lock import alone
+from weft.whole import write_whole
 
 CONFIG = "config.toml"
 
@@ -56,9 +56,7 @@ class Run:
                 )
             check_same_run(self.config(), config, self.path)
         self.path.mkdir(parents=True, exist_ok=True)
-        beside = self.path / f"{CONFIG}.tmp"  # a run that dies here must find the old settings, or the new ones
-        beside.write_text(config_toml(config), encoding="utf-8")
-        os.replace(beside, self.path / CONFIG)
+        write_whole(self.path / CONFIG, config_toml(config))
 
     def config(self) -> Config:
         """The settings of the run as it was started last.

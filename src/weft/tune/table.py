@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from weft.config.tree import Config
 from weft.tune.candidates import Candidate
 from weft.tune.trial import Result
 from weft.units import gibibytes
+from weft.whole import write_whole
 
 VERSION = 1
 
@@ -65,9 +65,7 @@ class TuneTable:
 
     def write(self, path: Path) -> None:
         tree = {"version": VERSION, "of": self.of, "rows": [asdict(row) for row in self.rows]}
-        beside = path.with_suffix(".tmp")
-        beside.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
-        os.replace(beside, path)
+        write_whole(path, json.dumps(tree, indent=2) + "\n")
 
     def planned(self, candidates: list[Candidate]) -> TuneTable:
         """Rows of these candidates, in their order, with what was measured of them; then what else was measured. What has

@@ -16,6 +16,7 @@ from typing import Any
 from weft.config.load import load_config, make_config, merge
 from weft.config.toml import config_toml
 from weft.config.tree import Config
+from weft.whole import write_whole
 
 POLL = 0.05  # seconds
 GRACE = 5.0  # seconds from asking a trial to leave to ending it
@@ -120,10 +121,7 @@ def main(arguments: list[str]) -> int:
     try:
         result = train_steps(config, process, steps)
         if process.is_main:
-            found = Path(arguments[2])
-            beside = found.with_suffix(".tmp")
-            beside.write_text(json.dumps(asdict(result)), encoding="utf-8")
-            os.replace(beside, found)
+            write_whole(Path(arguments[2]), json.dumps(asdict(result)))
     finally:
         stop_process()
     return 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +21,7 @@ from weft.serve.device import pick_device, pick_dtype
 from weft.serve.engine import Engine
 from weft.serve.folder import find_model
 from weft.serve.request import Request, Sampling, TokenLogprob
+from weft.whole import write_whole
 
 BOUNDS = {"float32": (1e-3, 1e-4), "float16": (0.2, 0.02), "bfloat16": (1.0, 0.1)}
 """Largest and mean difference of a log-probability that the server's dtype explains."""
@@ -166,8 +166,5 @@ def write_certificate(report: ServeReport) -> Path:
     proof = {name: value for name, value in asdict(report).items() if name not in ("folder", "weights", "passed_over")}
     proof |= {"right": report.right, "weft": __version__, "torch": torch.__version__, "machine": platform.machine()}
     proofs = [one for one in proofs if any(one[name] != proof[name] for name in kind)] + [proof]
-    text = json.dumps({"weights": report.weights, "proofs": proofs}, indent=2) + "\n"
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
+    write_whole(path, json.dumps({"weights": report.weights, "proofs": proofs}, indent=2) + "\n")
     return path

@@ -1,0 +1,13 @@
+"""Files that are there whole or not at all. Torch-free."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write beside `path`, then take its name: who reads it, or dies meanwhile, leaves or finds the old text or the new."""
+    beside = path.with_name(f"{path.name}.tmp")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
