@@ -56,9 +56,9 @@ def test_processes_give_what_one_gives(model: str, tp: int, tmp_path: Path) -> N
         if rank:
             config = EngineConfig(**{**CONFIG.__dict__, "tp": tp})
             blocks = ranks.least(num_blocks(share, config, share.shape.max_seq))
-            return follow(Runner(share, blocks, config.block_tokens, ranks), ranks)
+            return follow(Runner(share, blocks, config, ranks), ranks)
         engine = Engine(share, None, EngineConfig(**{**CONFIG.__dict__, "tp": tp}), ranks=ranks)
-        assert engine.runner.cache.layers[0].keys.shape[2] == 4 // tp
+        assert engine.runner.cache.layers[0].keys.rows.shape[2] == 4 // tp
         texts: list[list[int]] = [[] for _ in PROMPTS]
         for index, prompt in enumerate(PROMPTS):
             engine.add(Request(str(index), prompt, Sampling(max_tokens=18), prompt_logprobs=1))

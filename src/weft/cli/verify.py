@@ -132,10 +132,11 @@ def serve(
     dtype: Annotated[str, typer.Option(help="That the server computes in: float32, bfloat16, float16.")] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda, …; auto: a GPU where there is one.")] = "auto",
     tp: Annotated[int, typer.Option(help="Processes that the server cuts the model over.", min=1)] = 1,
+    cache_dtype: Annotated[str, typer.Option(help="Of keys and values: int8, or auto, as the model's.")] = "auto",
 ) -> None:
     """Compare the log-probabilities that the server tells with those that the trainer computes, and certify it.
 
-    The certificate, parity.json, is laid beside the weights: one entry for each dtype, device and tp.
+    The certificate, parity.json, is laid beside the weights: one entry for each dtype, device, tp and kind of cache.
     """
     from rich.console import Console
 
@@ -144,7 +145,7 @@ def serve(
     from weft.verify.serve import verify_serve, write_certificate
 
     with progress_bar() as progress:
-        report = verify_serve(path, EngineConfig(dtype=dtype, device=device, tp=tp), progress)
+        report = verify_serve(path, EngineConfig(dtype=dtype, device=device, tp=tp, cache_dtype=cache_dtype), progress)
     show_serve(report, write_certificate(report), Console())
     raise typer.Exit(0 if report.right else 1)
 

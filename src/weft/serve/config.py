@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+CACHE_DTYPES = ("auto", "int8")
+
 
 @dataclass(frozen=True)
 class EngineConfig:
@@ -19,6 +21,8 @@ class EngineConfig:
         cache_bytes: memory of the cache; None: on a GPU `gpu_share` of its memory less the weights, on a CPU 1 GiB; never
             more than `max_sequences` whole contexts need.
         gpu_share: see `cache_bytes`.
+        cache_dtype: "auto": keys and values as the model computes them; "int8": in 8 bits with a scale for each token and
+            head, so that about twice (of bf16) as many tokens have room. `weft verify serve` shows what that costs.
         max_context: tokens of a prompt and its completion together; None: the model's own.
         prefix_cache: keep the blocks of finished sequences, for prompts that begin alike.
         invariant: what a request gets does not depend, to the bit, on what else the engine does: see `stride`. A batch
@@ -36,6 +40,7 @@ class EngineConfig:
     block_tokens: int = 16
     cache_tokens: int | None = None
     cache_bytes: int | None = None
+    cache_dtype: str = "auto"
     gpu_share: float = 0.9
     max_context: int | None = None
     prefix_cache: bool = True
@@ -80,5 +85,7 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
+        if self.cache_dtype not in CACHE_DTYPES:
+            raise ValueError(f"cache_dtype is {self.cache_dtype}; it must be {' or '.join(CACHE_DTYPES)}")
         if not 0 < self.gpu_share <= 1:
             raise ValueError(f"gpu_share is {self.gpu_share}; it must be above 0 and at most 1")

@@ -74,7 +74,7 @@ class Engine:
         self.ranks = ranks
         if ranks is not None:
             blocks = ranks.least(blocks)
-        self.runner = Runner(model, blocks, config.block_tokens, ranks)
+        self.runner = Runner(model, blocks, config, ranks)
         self.drafter = make_drafter(model, draft, config, blocks)
         self.blocks = Blocks(blocks, config.block_tokens, keep=config.prefix_cache)
         self.max_context = min(self.max_context, blocks * config.block_tokens)

@@ -158,8 +158,8 @@ def main(folder: str, store: str, index: int, config: EngineConfig) -> None:
     device = rank_device(config, index)
     model = load_share(Path(folder), ranks.group, device, pick_dtype(config.dtype, device))
     max_context = min(config.max_context or model.shape.max_seq, model.shape.max_seq)
-    runner = Runner(model, ranks.least(num_blocks(model, config, max_context)), config.block_tokens, ranks)
-    follow(runner, ranks)
+    blocks = ranks.least(num_blocks(model, config, max_context))
+    follow(Runner(model, blocks, config, ranks), ranks)
     dist.destroy_process_group()
 
 

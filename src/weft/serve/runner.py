@@ -14,6 +14,7 @@ from weft.serve.cache import PagedCache
 from weft.serve.config import EngineConfig
 from weft.serve.products import quicken
 from weft.serve.ranks import Ranks
+from weft.serve.store import STORES
 
 PIECE = 64
 """Rows of logits that are there at once: with a vocabulary of 150,000, 38 MB."""
@@ -28,13 +29,13 @@ class Runner:
         ranks: the processes that the model is cut over; each runs every batch. None: it is whole.
     """
 
-    def __init__(self, model: Decoder, num_blocks: int, block: int, ranks: Ranks | None = None) -> None:
+    def __init__(self, model: Decoder, num_blocks: int, config: EngineConfig, ranks: Ranks | None = None) -> None:
         first = next(iter(model.parameters()))
         self.model, self.device, self.ranks = model, first.device, ranks
         if self.device.type == "cpu":
             quicken(model)
         heads = kv_heads(model.shape) // (ranks.size if ranks else 1)
-        self.cache = PagedCache(model.shape, len(model.blocks), heads, num_blocks, block, first.detach())
+        self.cache = PagedCache(model.shape, len(model.blocks), heads, num_blocks, config, first.detach())
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> Iterator[Tensor]:
@@ -70,8 +71,9 @@ def num_blocks(model: Decoder, config: EngineConfig, max_context: int) -> int:
         ValueError: not one.
     """
     shape, first = model.shape, next(iter(model.parameters()))
-    one = config.block_tokens * len(model.blocks) * (kv_heads(shape) // config.tp) * (shape.head_dim + shape.value_dim)
-    one *= first.element_size()
+    store = STORES[config.cache_dtype]
+    vectors = sum(store.vector_bytes(dim, first.dtype) for dim in (shape.head_dim, shape.value_dim))
+    one = config.block_tokens * len(model.blocks) * (kv_heads(shape) // config.tp) * vectors
     most = config.max_sequences * -(-max_context // config.block_tokens)
     if config.cache_tokens is not None:
         count = config.cache_tokens // config.block_tokens
