@@ -9,10 +9,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from harness import MODELS, run_forked
+from safetensors.torch import save_file
 
 from weft.checkpoint.region import Region
 from weft.checkpoint.weights import create_weights_folder, load_decoder
 from weft.models.parameters import stored_sizes
+from weft.models.places import places
 from weft.models.shape import Shape
 from weft.serve.config import EngineConfig
 from weft.serve.engine import Engine
@@ -71,6 +73,55 @@ def test_processes_give_what_one_gives(model: str, tp: int, tmp_path: Path) -> N
         return None
 
     run_forked(tp, work)
+    assert json.loads((tmp_path / "texts.json").read_text()) == expected
+
+
+def write_adapter(folder: Path, shape: Shape) -> None:
+    """Random pairs, for a matrix of every kind of cut, as peft would write them."""
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 3, "lora_alpha": 6}))
+    numbers = torch.Generator().manual_seed(1)
+    tensors = {}
+    for name, place in places(shape).items():
+        if "blocks" in name and name.endswith(("q.weight", "v.weight", "out.weight", "up.weight", "down.weight")):
+            module = f"base_model.model.{place.tensor.removesuffix('.weight')}"
+            out, inner = place.weft_sizes
+            tensors[f"{module}.lora_A.weight"] = 0.3 * torch.randn(3, inner, generator=numbers)
+            tensors[f"{module}.lora_B.weight"] = 0.3 * torch.randn(out, 3, generator=numbers)
+    save_file(tensors, folder / "adapter_model.safetensors")
+
+
+def test_shares_of_adapters_add_up(tmp_path: Path) -> None:
+    write_adapter(tmp_path / "adapter", save("llama", tmp_path / "model"))
+    settings = {**CONFIG.__dict__, "adapters": {"one": str(tmp_path / "adapter")}}
+    asked = [(str(index), prompt, name) for index, prompt in enumerate(PROMPTS) for name in (None, "one")]
+
+    def texts(engine: Engine) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {}
+        for index, prompt, name in asked:
+            engine.add(Request(f"{index} {name}", prompt, Sampling(max_tokens=12), adapter=name))
+        while engine.busy:
+            for output in engine.step():
+                found.setdefault(output.id, []).extend(output.tokens)
+        return found
+
+    expected = texts(Engine(load_decoder(tmp_path / "model")[1], None, EngineConfig(**settings)))
+    assert all(expected[f"{index} None"] != expected[f"{index} one"] for index in range(len(PROMPTS)))
+
+    def work(rank: int) -> None:
+        group = dist.group.WORLD
+        assert group is not None
+        config = EngineConfig(**{**settings, "tp": 2})
+        share, ranks = load_share(tmp_path / "model", group), Ranks(group)
+        if rank:
+            blocks = ranks.least(num_blocks(share, config, share.shape.max_seq))
+            return follow(Runner(share, blocks, config, ranks), ranks)
+        engine = Engine(share, None, config, ranks=ranks)
+        (tmp_path / "texts.json").write_text(json.dumps(texts(engine)))
+        engine.close()
+        return None
+
+    run_forked(2, work)
     assert json.loads((tmp_path / "texts.json").read_text()) == expected
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 CACHE_DTYPES = ("auto", "int8")
 
@@ -29,6 +30,7 @@ class EngineConfig:
             takes as long as its requests one after the other.
         draft_tokens: tokens that speculation guesses each step, by a draft model, or by looking the last few tokens up in
             the text itself; 0: none.
+        adapters: LoRA adapters by name, for `Request.adapter`: directories as peft writes them.
         tp: processes that the model is cut over.
         device: as `weft generate --device`.
         dtype: as `weft generate --dtype`.
@@ -46,6 +48,7 @@ class EngineConfig:
     prefix_cache: bool = True
     invariant: bool = False
     draft_tokens: int = 0
+    adapters: Mapping[str, str] = field(default_factory=dict)
     tp: int = 1
     device: str = "auto"
     dtype: str = "auto"
@@ -85,6 +88,8 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
+        if bad := [name for name in self.adapters if not name or "\0" in name]:
+            raise ValueError(f"adapters: {bad[0]!r} is no name")
         if self.cache_dtype not in CACHE_DTYPES:
             raise ValueError(f"cache_dtype is {self.cache_dtype}; it must be {' or '.join(CACHE_DTYPES)}")
         if not 0 < self.gpu_share <= 1:

@@ -120,7 +120,8 @@ class Engine:
             ValueError: says what cannot be done, and what to change.
         """
         queue = self.config.max_waiting + self.config.max_sequences
-        check_request(request, self.shape.vocab, self.max_context, queue, self.tokenizer is not None)
+        adapters = self.config.adapters
+        check_request(request, self.shape.vocab, self.max_context, queue, self.tokenizer is not None, adapters)
 
     def add(self, request: Request) -> None:
         """Take in a request; its first outputs come from one of the next steps.
@@ -139,7 +140,8 @@ class Engine:
     def take_in(self, request: Request) -> None:
         """As `add`, for a caller who has asked all that already."""
         room = min(self.max_context, len(request.prompt) + request.sampling.max_tokens)
-        completions = [Completion(request, index, self._arrivals, room) for index in range(request.n)]
+        adapter = 0 if request.adapter is None else 1 + list(self.config.adapters).index(request.adapter)
+        completions = [Completion(request, index, self._arrivals, room, adapter) for index in range(request.n)]
         self._arrivals += 1
         for completion in completions:
             completion.after = completions[0] if completion.index and self.config.prefix_cache else None

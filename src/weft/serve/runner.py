@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from weft.models.decoder import Decoder
 from weft.models.shape import Shape
+from weft.serve.adapters import Adapters
 from weft.serve.batch import Batch
 from weft.serve.cache import PagedCache
 from weft.serve.config import EngineConfig
@@ -34,6 +36,8 @@ class Runner:
         self.model, self.device, self.ranks = model, first.device, ranks
         if self.device.type == "cpu":
             quicken(model)
+        folders = {name: Path(folder) for name, folder in config.adapters.items()}
+        self.adapters = Adapters(model, folders, ranks.group if ranks else None)
         heads = kv_heads(model.shape) // (ranks.size if ranks else 1)
         self.cache = PagedCache(model.shape, len(model.blocks), heads, num_blocks, config, first.detach())
 
@@ -46,6 +50,7 @@ class Runner:
         if self.ranks is not None and self.ranks.index == 0:
             self.ranks.send(batch)
         self.cache.begin(batch)
+        self.adapters.begin(batch)
         tokens, positions = batch.tokens.to(self.device)[None], batch.positions.to(self.device)[None]
         x = self.model.body(tokens, positions, caches=self.cache.layers)
         x = x[:, batch.rows.to(self.device)]

@@ -7,6 +7,7 @@ text is what it would be without speculation, sampled ones too; only the number 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from weft.models.decoder import Decoder
@@ -59,7 +60,7 @@ class ModelDrafter:
     """
 
     def __init__(self, model: Decoder, num_blocks: int, config: EngineConfig) -> None:
-        self.runner, self.block = Runner(model, num_blocks, config), config.block_tokens
+        self.runner, self.block = Runner(model, num_blocks, replace(config, adapters={})), config.block_tokens
 
     def begin(self, completion: Completion, count: int) -> None:
         completion.draft = [0] * count
