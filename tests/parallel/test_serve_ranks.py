@@ -43,9 +43,9 @@ def save(model: str, folder: Path) -> Shape:
     return shape
 
 
-@pytest.mark.parametrize("tp", [2, 4])
+@pytest.mark.parametrize(("tp", "pp"), [(2, 1), (4, 1), (1, 2), (2, 2)])
 @pytest.mark.parametrize("model", MODELS)
-def test_processes_give_what_one_gives(model: str, tp: int, tmp_path: Path) -> None:
+def test_processes_give_what_one_gives(model: str, tp: int, pp: int, tmp_path: Path) -> None:
     save(model, tmp_path / "model")
     _, whole = load_decoder(tmp_path / "model")
     expected = complete(whole, PROMPTS, Sampling(max_tokens=18))
@@ -54,12 +54,13 @@ def test_processes_give_what_one_gives(model: str, tp: int, tmp_path: Path) -> N
     def work(rank: int) -> None:
         group = dist.group.WORLD
         assert group is not None
-        share, ranks = load_share(tmp_path / "model", group), Ranks(group)
+        ranks = Ranks(group, pp=pp)
+        share, config = load_share(tmp_path / "model", ranks), EngineConfig(**{**CONFIG.__dict__, "tp": tp, "pp": pp})
         if rank:
-            config = EngineConfig(**{**CONFIG.__dict__, "tp": tp})
             blocks = ranks.least(num_blocks(share, config, share.shape.max_seq))
             return follow(Runner(share, blocks, config, ranks), ranks)
-        engine = Engine(share, None, EngineConfig(**{**CONFIG.__dict__, "tp": tp}), ranks=ranks)
+        engine = Engine(share, None, config, ranks=ranks)
+        assert len(engine.runner.cache.layers) == (whole.shape.num_layers + pp - 1) // pp
         assert engine.runner.cache.layers[0].keys.rows.shape[2] == 4 // tp
         texts: list[list[int]] = [[] for _ in PROMPTS]
         for index, prompt in enumerate(PROMPTS):
@@ -72,7 +73,7 @@ def test_processes_give_what_one_gives(model: str, tp: int, tmp_path: Path) -> N
         engine.close()
         return None
 
-    run_forked(tp, work)
+    run_forked(tp * pp, work)
     assert json.loads((tmp_path / "texts.json").read_text()) == expected
 
 
@@ -111,8 +112,8 @@ def test_shares_of_adapters_add_up(tmp_path: Path) -> None:
     def work(rank: int) -> None:
         group = dist.group.WORLD
         assert group is not None
-        config = EngineConfig(**{**settings, "tp": 2})
-        share, ranks = load_share(tmp_path / "model", group), Ranks(group)
+        config, ranks = EngineConfig(**{**settings, "tp": 2, "pp": 2}), Ranks(group, pp=2)
+        share = load_share(tmp_path / "model", ranks)
         if rank:
             blocks = ranks.least(num_blocks(share, config, share.shape.max_seq))
             return follow(Runner(share, blocks, config, ranks), ranks)
@@ -121,7 +122,7 @@ def test_shares_of_adapters_add_up(tmp_path: Path) -> None:
         engine.close()
         return None
 
-    run_forked(2, work)
+    run_forked(4, work)
     assert json.loads((tmp_path / "texts.json").read_text()) == expected
 
 
@@ -129,5 +130,7 @@ def test_heads_that_cannot_be_dealt_out_are_refused(tmp_path: Path) -> None:
     shape = save("llama", tmp_path / "model")
     with pytest.raises(ValueError, match=r"tp is 3, which does not divide the model's num_heads \(8\)"):
         check_cut(shape, 3)
+    with pytest.raises(ValueError, match=r"pp is 9, but the model has \d blocks"):
+        check_cut(shape, 1, 9)
     with pytest.raises(ValueError, match=r"tp is 8, which does not divide the model's num_kv_heads \(4\)"):
         Engine.load(tmp_path / "model", EngineConfig(tp=8))

@@ -60,11 +60,14 @@ class Adapters:
         self.sites: dict[str, Adapted] = {}
         first = next(iter(model.parameters()))
         self.device = first.device
+        held = dict(model.named_modules())
         for number, folder in enumerate(folders.values(), start=1):
             for name, pair in load_adapter(folder, model.shape).items():
+                if name not in held:
+                    continue  # another stage's
                 if name not in self.sites:
                     self.sites[name] = Adapted()
-                    module = model.get_submodule(name)
+                    module = held[name]
                     assert isinstance(module, nn.Linear)
                     self.sites[name].attach(module)
                 a, b = pair if group is None else share(name, pair, group)

@@ -31,7 +31,9 @@ class EngineConfig:
         draft_tokens: tokens that speculation guesses each step, by a draft model, or by looking the last few tokens up in
             the text itself; 0: none.
         adapters: LoRA adapters by name, for `Request.adapter`: directories as peft writes them.
-        tp: processes that the model is cut over.
+        tp: processes that every matrix is cut over.
+        pp: stages that the blocks are dealt out to, each of `tp` processes, for a model that has no room otherwise: they
+            compute one after the other, so it is no faster.
         device: as `weft generate --device`.
         dtype: as `weft generate --dtype`.
     """
@@ -50,8 +52,14 @@ class EngineConfig:
     draft_tokens: int = 0
     adapters: Mapping[str, str] = field(default_factory=dict)
     tp: int = 1
+    pp: int = 1
     device: str = "auto"
     dtype: str = "auto"
+
+    @property
+    def world(self) -> int:
+        """Processes."""
+        return self.tp * self.pp
 
     @property
     def stride(self) -> int:
@@ -64,7 +72,7 @@ class EngineConfig:
         return max(self.block_tokens, min(256, self.step_tokens // 2) // self.block_tokens * self.block_tokens)
 
     def __post_init__(self) -> None:
-        for name in ("max_sequences", "block_tokens", "tp"):
+        for name in ("max_sequences", "block_tokens", "tp", "pp"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("max_waiting", "draft_tokens"):

@@ -101,13 +101,13 @@ class Engine:
         dtype = pick_dtype(config.dtype, device)
         tokenizer = load_tokenizer(folder) if (folder / "tokenizer.json").is_file() else None
         small = load_decoder(find_model(draft)[0], device, dtype)[1] if draft is not None else None
-        if config.tp == 1:
+        if config.world == 1:
             _, model = load_decoder(folder, device, dtype)
             return cls(model, tokenizer, config, end_tokens(folder), draft=small)
-        check_cut(shape_from_config(read_json(folder / "config.json")), config.tp)
+        check_cut(shape_from_config(read_json(folder / "config.json")), config.tp, config.pp)
         ranks = start_ranks(folder, config)
         try:
-            model = load_share(folder, ranks.group, rank_device(config, 0), dtype)
+            model = load_share(folder, ranks, rank_device(config, 0), dtype)
             return cls(model, tokenizer, config, end_tokens(folder), ranks, small)
         except BaseException:
             ranks.kill()

@@ -54,6 +54,7 @@ class ServeReport:
     dtype: str
     device: str
     tp: int
+    pp: int
     cache: str
     tokens: int
     largest: float
@@ -77,7 +78,7 @@ def verify_serve(path: Path, config: EngineConfig | None = None, progress: Progr
 
     Args:
         path: a checkpoint, a run (its newest), or a Hugging Face directory.
-        config: dtype, device, tp and cache_dtype count; the rest is set so that little fits into a step.
+        config: dtype, device, tp, pp and cache_dtype count; the rest is set so that little fits into a step.
 
     Raises:
         ValueError: there is no model there, or the config cannot be.
@@ -109,8 +110,8 @@ def verify_serve(path: Path, config: EngineConfig | None = None, progress: Progr
         progress("texts compared", number, len(told))
     found = torch.cat(differences)
     report = ServeReport(
-        folder, weights_digest(folder), dtype, device.type, config.tp, config.cache_dtype, len(found), float(found.max()),
-        float(found.mean()), same / len(found), 0, passed_over,
+        folder, weights_digest(folder), dtype, device.type, config.tp, config.pp, config.cache_dtype, len(found),
+        float(found.max()), float(found.mean()), same / len(found), 0, passed_over,
     )  # fmt: skip
     return replace(report, apart=int((torch.cat(margins) > 2 * report.bounds[0]).sum()))
 
@@ -158,7 +159,7 @@ def weights_digest(folder: Path) -> str:
 
 
 def write_certificate(report: ServeReport) -> Path:
-    """Lay the proof beside the weights, with those for other dtypes and tp of the same weights; where it lies.
+    """Lay the proof beside the weights, with those for other dtypes and cuts of the same weights; where it lies.
 
     In a checkpoint it stands outside of what the manifest lists: it was not there when the checkpoint was written.
     """
@@ -168,7 +169,7 @@ def write_certificate(report: ServeReport) -> Path:
     if path.is_file():
         kept = json.loads(path.read_text(encoding="utf-8"))
         proofs = kept["proofs"] if kept.get("weights") == report.weights else []
-    kind = ("dtype", "device", "tp", "cache")
+    kind = ("dtype", "device", "tp", "pp", "cache")
     proof = {name: value for name, value in asdict(report).items() if name not in ("folder", "weights", "passed_over")}
     proof |= {"right": report.right, "weft": __version__, "torch": torch.__version__, "machine": platform.machine()}
     proofs = [one for one in proofs if any(one.get(name) != proof[name] for name in kind)] + [proof]
