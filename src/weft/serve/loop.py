@@ -16,7 +16,7 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 
 from weft.serve.engine import Engine
 from weft.serve.request import Output, RefusedError, Request
@@ -105,7 +105,7 @@ class EngineLoop:
                 self._inbox.append(id)
                 self._changed.notify()
 
-    async def stream(self, request: Request) -> AsyncIterator[Output]:
+    async def stream(self, request: Request) -> AsyncGenerator[Output, None]:
         """The outputs of a request, of all its completions as they come. To stop reading is to cancel it.
 
         Raises:
