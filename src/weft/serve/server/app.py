@@ -10,6 +10,7 @@ from weft.serve.server.guard import Guard
 from weft.serve.server.health import health_router
 from weft.serve.server.openai.chats import chats_router
 from weft.serve.server.openai.completions import completions_router
+from weft.serve.server.openai.embeddings import embeddings_router
 from weft.serve.server.openai.models import models_router
 
 
@@ -19,6 +20,8 @@ def make_app(catalogue: Catalogue, config: ServerConfig) -> FastAPI:
     app.include_router(health_router(catalogue))
     app.include_router(completions_router(catalogue, config))
     app.include_router(chats_router(catalogue, config))
+    app.include_router(embeddings_router(catalogue, config))
     app.include_router(models_router(catalogue, config))
+    app.include_router(catalogue.metrics.router())
     app.add_middleware(Guard, catalogue=catalogue, config=config, routes=app.routes)
     return app
