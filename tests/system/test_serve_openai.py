@@ -175,7 +175,10 @@ def test_vllms_fields(server: Served) -> None:
 
 
 def test_a_chat(client: openai.OpenAI) -> None:
-    messages: Any = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
+    messages: Any = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "Hi"}]},
+    ]
     settings: Any = {"model": "tiny", "messages": messages, "temperature": 0, "max_completion_tokens": 10}
     whole = client.chat.completions.create(logprobs=True, top_logprobs=2, **settings)
     told = whole.choices[0]
@@ -196,7 +199,12 @@ def test_a_chat(client: openai.OpenAI) -> None:
 
 
 def test_a_chat_in_a_form(client: openai.OpenAI) -> None:
-    form = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"], "additionalProperties": False}
+    form = {
+        "type": "object",
+        "properties": {"ok": {"type": "boolean"}},
+        "required": ["ok"],
+        "additionalProperties": False,
+    }
     settings: Any = {"model": "tiny", "messages": [{"role": "user", "content": "?"}], "seed": 1, "max_tokens": 200}
     told = client.chat.completions.create(
         response_format={"type": "json_schema", "json_schema": {"name": "answer", "schema": form}}, **settings
