@@ -55,8 +55,7 @@ def post(server: Served, route: str, body: Any, **headers: str) -> httpx.Respons
 
 def greedy(folder: Path, prompt: str, tokens: int) -> list[int]:
     _, decoder = load_decoder(folder)
-    ids = [token for token in map(int, bytes_to_ids(prompt, folder))]
-    return complete(decoder, [ids], Sampling(max_tokens=tokens))[0]
+    return complete(decoder, [bytes_to_ids(prompt, folder)], Sampling(max_tokens=tokens))[0]
 
 
 def bytes_to_ids(prompt: str, folder: Path) -> list[int]:
