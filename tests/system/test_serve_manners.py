@@ -21,6 +21,10 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from served import Served, config, make_folder, model, served
 
 from weft.checkpoint.manifest import FileRecord, Manifest
@@ -426,6 +430,24 @@ def test_metrics_have_vllms_names(server: Served) -> None:
         assert re.search(rf'^vllm:{name}{{.*model_name="tiny".*}} ', text, re.MULTILINE), name
     assert re.search(r'vllm:request_success_total{finished_reason="length",model_name="tiny"} [1-9]', text)
     assert re.search(r'weft:http_answers_total{status="200"} [1-9]', text)
+
+
+def test_traces_where_opentelemetry_is_set_up(server: Served) -> None:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    trace.set_tracer_provider(provider)
+    caller = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    post(server, {**LONG, "max_tokens": 5}, headers={"traceparent": caller})
+    spans = {span.name: span for span in exporter.get_finished_spans()}
+    engine = spans["generate tiny"]
+    assert engine.context is not None
+    assert f"{engine.context.trace_id:032x}" in caller
+    assert engine.parent is not None
+    assert engine.parent.span_id in [span.context.span_id for span in spans.values() if span.context is not None]
+    assert engine.attributes is not None
+    assert engine.attributes["gen_ai.usage.output_tokens"] == 5
+    assert engine.attributes["gen_ai.response.finish_reasons"] == "length"
 
 
 def test_a_request_for_the_engine_alone_still_works(server: Served) -> None:
