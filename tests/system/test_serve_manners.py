@@ -296,6 +296,26 @@ def test_a_dead_engine_ends_its_streams_and_comes_back(folder: Path) -> None:
         assert again.headers["x-weft-version"] == "1"
 
 
+@pytest.mark.slow
+def test_a_killed_process_ends_its_streams_and_comes_back(folder: Path) -> None:
+    with served(model(folder, tp=2)) as one:
+        hosted = one.catalogue.models["tiny"]
+        expected = post(one, {**LONG, "max_tokens": 9}).json()["choices"][0]["text"]
+        with httpx.stream("POST", f"{one.url}/v1/completions", json={**LONG, "stream": True}, timeout=60) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            ranks = hosted.current.loop.engine.ranks
+            assert ranks is not None
+            os.kill(ranks.processes[0].pid, signal.SIGKILL)
+            rest = [line for line in lines if line]
+        assert json.loads(rest[-2].removeprefix("data: "))["error"]["code"] == "engine_failed"
+        until(lambda: hosted.restarts == 1)
+        until(lambda: hosted.ready, 60)
+        assert post(one, {**LONG, "max_tokens": 9}).json()["choices"][0]["text"] == expected
+        with pytest.raises(ValueError, match="cut over 2 processes cannot be loaded beside another"):
+            one.call(hosted.refresh, folder.parent)
+
+
 def test_alive_ready_and_generating_are_three_things(folder: Path) -> None:
     with served(model(folder), hang_seconds=0.3) as one:
 
