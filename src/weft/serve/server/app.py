@@ -8,11 +8,13 @@ from weft.serve.server.catalogue import Catalogue
 from weft.serve.server.config import ServerConfig
 from weft.serve.server.guard import Guard
 from weft.serve.server.health import health_router
+from weft.serve.server.kserve.routes import kserve_router
 
 
 def make_app(catalogue: Catalogue, config: ServerConfig) -> FastAPI:
     """The server's HTTP side. What is included here is what there is: no page that describes routes, no debug."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.include_router(health_router(catalogue))
+    app.include_router(kserve_router(catalogue))
     app.add_middleware(Guard, catalogue=catalogue, config=config, routes=app.routes)
     return app

@@ -19,6 +19,7 @@ from weft.serve.request import Output, Request
 from weft.serve.server.chat import ChatTemplate, find_template
 from weft.serve.server.config import ModelConfig, ServerConfig
 from weft.serve.server.gate import compare
+from weft.serve.server.statistics import Statistics
 from weft.serve.server.words import Words
 
 log = logging.getLogger("weft.serve")
@@ -124,6 +125,7 @@ class Hosted:
         state: LOADING at first; READY; UNAVAILABLE: unloaded, or its engine died and is not back yet.
         reason: why it is not ready.
         restarts: engines that died.
+        statistics: how KServe's requests went.
     """
 
     def __init__(self, config: ModelConfig, server: ServerConfig) -> None:
@@ -131,6 +133,7 @@ class Hosted:
         self.state: State = "LOADING"
         self.reason = "loading"
         self.restarts = 0
+        self.statistics = Statistics()
         self._current: Version | None = None
         self._count = 0
         self._busy_since = time.monotonic()
@@ -171,7 +174,9 @@ class Hosted:
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
-    async def outputs(self, requests: Sequence[Request], version: Version | None = None) -> AsyncGenerator[Output, None]:
+    async def outputs(
+        self, requests: Sequence[Request], version: Version | None = None
+    ) -> AsyncGenerator[Output, None]:
         """The outputs of several requests, as they come. To stop reading cancels all of them: use `aclosing`.
 
         Raises:
