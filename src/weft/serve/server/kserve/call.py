@@ -12,7 +12,7 @@ from weft.serve.request import Output
 from weft.serve.server.kserve.signature import OUTPUTS, read
 from weft.serve.server.kserve.tensors import Tensor, shown
 
-__all__ = ["Call", "answer", "make_call"]
+__all__ = ["Call", "Response", "answer", "make_call"]
 
 MAX_ID = 256
 DEFAULT_TOKENS = 16
@@ -56,6 +56,20 @@ class Call:
             "top_k": None if top_k in (0, -1) else top_k, "stop": tuple(given.get("stop", ())),
             "stop_ids": tuple(given.get("stop_token_ids", ())), "eos": eos,
         }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Response:
+    """One of a call's responses.
+
+    Attributes:
+        version: of the weights that gave it.
+        final: no other one follows.
+    """
+
+    version: str
+    tensors: list[Tensor]
+    final: bool
 
 
 def make_call(

@@ -7,33 +7,17 @@ import secrets
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
 
 from weft.serve.grammar import Grammar, Kind
 from weft.serve.request import Output, Request, Sampling
 from weft.serve.server.config import ServerConfig
 from weft.serve.server.errors import HttpError, UnknownModelError
 from weft.serve.server.hosted import Hosted, Version
-from weft.serve.server.kserve.call import Call, answer
-from weft.serve.server.kserve.tensors import Tensor
+from weft.serve.server.kserve.call import Call, Response, answer
 
-__all__ = ["Response", "infer", "whole"]
+__all__ = ["infer", "version_of", "whole"]
 
 GRAMMARS: tuple[Kind, ...] = ("json_schema", "regex")
-
-
-@dataclass(frozen=True)
-class Response:
-    """One of a call's responses.
-
-    Attributes:
-        version: of the weights that gave it.
-        final: no other one follows.
-    """
-
-    version: str
-    tensors: list[Tensor]
-    final: bool
 
 
 def version_of(hosted: Hosted, asked: str) -> Version:

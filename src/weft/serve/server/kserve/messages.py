@@ -6,8 +6,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from weft.serve.server.kserve.call import Call, make_call
-from weft.serve.server.kserve.infer import Response
+from weft.serve.server.kserve.call import Call, Response, make_call
 from weft.serve.server.kserve.schema import MESSAGES
 from weft.serve.server.kserve.tensors import Tensor, from_json, from_raw, shown
 from weft.serve.server.kserve.wire import MAX_TENSORS

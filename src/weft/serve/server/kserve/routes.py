@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -17,7 +17,7 @@ from weft.serve.request import RefusedError
 from weft.serve.server.catalogue import Catalogue
 from weft.serve.server.errors import HttpError, problem
 from weft.serve.server.kserve import models
-from weft.serve.server.kserve.infer import Response as Inferred
+from weft.serve.server.kserve.call import Response as Inferred
 from weft.serve.server.kserve.infer import infer, whole
 from weft.serve.server.kserve.wire import LENGTH, inflate, read_generate, read_inference, read_object, write_generate
 
@@ -98,7 +98,7 @@ def kserve_router(catalogue: Catalogue) -> APIRouter:
             raise
         return Events(responses, first, call.id, hosted.name, catalogue)
 
-    routes = [
+    routes: list[tuple[str, str, Callable[..., Any]]] = [
         ("GET", "", metadata), ("GET", "/ready", model_ready), ("GET", "/config", model_config),
         ("GET", "/stats", statistics), ("POST", "/infer", inference), ("POST", "/generate", generate),
         ("POST", "/generate_stream", generate_stream),

@@ -110,8 +110,8 @@ def make_file(package: str, text: str, enums: dict[str, tuple[str, ...]]) -> des
         message = made[name] = made[outer].nested_type.add(name=inner) if inner else file.message_type.add(name=name)
         for field in fields.split(",") if fields else ():
             label, kind = field.split()
-            added, _, number = label.partition("=")
-            _add_field(message, f".{package}", name, added, int(number), kind, enums)
+            added, _, at = label.partition("=")
+            _add_field(message, f".{package}", name, added, int(at), kind, enums)
     return file
 
 
