@@ -9,6 +9,9 @@ from weft.serve.server.config import ServerConfig
 from weft.serve.server.guard import Guard
 from weft.serve.server.health import health_router
 from weft.serve.server.kserve.routes import kserve_router
+from weft.serve.server.openai.chats import chats_router
+from weft.serve.server.openai.completions import completions_router
+from weft.serve.server.openai.models import models_router
 
 
 def make_app(catalogue: Catalogue, config: ServerConfig) -> FastAPI:
@@ -16,5 +19,8 @@ def make_app(catalogue: Catalogue, config: ServerConfig) -> FastAPI:
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.include_router(health_router(catalogue))
     app.include_router(kserve_router(catalogue))
+    app.include_router(completions_router(catalogue, config))
+    app.include_router(chats_router(catalogue, config))
+    app.include_router(models_router(catalogue, config))
     app.add_middleware(Guard, catalogue=catalogue, config=config, routes=app.routes)
     return app

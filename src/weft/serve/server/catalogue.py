@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Callable
 from typing import NamedTuple
 
 from weft.serve.server.config import ServerConfig
 from weft.serve.server.errors import UnknownModelError
 from weft.serve.server.hosted import Hosted, State
+
+log = logging.getLogger("weft.serve")
 
 
 class Entry(NamedTuple):
@@ -24,16 +28,20 @@ class Catalogue:
 
     Attributes:
         models: by name, the first one first; those that are unloaded too.
+        started: all of them have been loaded once.
         draining: the server is stopping, and takes no more requests.
     """
 
     def __init__(self, config: ServerConfig) -> None:
         self.config = config
         self.models = {model.name: Hosted(model, config) for model in config.models}
-        self.draining = False
+        self.started = self.draining = False
 
-    async def start(self) -> None:
+    async def start(self, loaded: Callable[[Hosted], None] | None = None) -> None:
         """Load all models, one after the other: each wants the whole disk.
+
+        Args:
+            loaded: called with each that is there.
 
         Raises:
             ValueError: as Hosted.start; those that are loaded are let go again.
@@ -41,6 +49,9 @@ class Catalogue:
         try:
             for hosted in self.models.values():
                 await hosted.start()
+                if loaded is not None:
+                    loaded(hosted)
+            self.started = True
         except BaseException:
             await self.close(0.0)
             raise
@@ -82,6 +93,15 @@ class Catalogue:
         """
         hosted = self.get(name or "?")
         await (hosted.refresh() if hosted.ready else hosted.start())
+
+    async def refresh(self) -> None:
+        """Have every model take its newest checkpoint. One that cannot goes on with what it has, and the log says why."""
+        for hosted in self.models.values():
+            try:
+                if hosted.ready:
+                    await hosted.refresh()
+            except (ValueError, RuntimeError, OSError) as error:
+                log.error("%s: %s", hosted.name, error)
 
     async def unload(self, name: str) -> None:
         """Let a model's requests end, and its weights go.

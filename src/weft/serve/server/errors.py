@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from weft.serve.loop import DeadError
-from weft.serve.request import RefusedError
+from weft.serve.request import Output, RefusedError
+
+FAILED = "the engine failed while it worked on this request; it is coming back"
 
 
 class UnknownModelError(LookupError):
@@ -38,6 +40,26 @@ class FieldError(ValueError):
     def __init__(self, message: str, param: str | None) -> None:
         super().__init__(message)
         self.param = param
+
+
+def cut_off(output: Output, begun: bool) -> HttpError | None:
+    """What is wrong with an answer that ended so; None: nothing.
+
+    Args:
+        begun: whether it has any token.
+    """
+    if output.finish == "cancelled":
+        return HttpError(503, "the server is shutting down: the answer was cut off", "draining", {"retry-after": "5"})
+    if output.finish == "deadline" and not begun:
+        words = "the deadline passed before the first token"
+        return HttpError(408, words, "deadline", {"x-should-retry": "false"})
+    if output.finish != "error":
+        return None
+    if output.error == FAILED:
+        return HttpError(503, FAILED, "engine_failed", {"retry-after": "1"})
+    if output.error and output.error.startswith("the text could not follow its form"):
+        return HttpError(400, output.error, "form")
+    return HttpError(500, output.error or FAILED, "bad_numbers")
 
 
 @dataclass(frozen=True)
@@ -94,6 +116,7 @@ HTTP_KINDS = {
     413: ("invalid_request_error", "RESOURCE_EXHAUSTED"),
     415: ("invalid_request_error", "INVALID_ARGUMENT"),
     429: ("rate_limit_error", "RESOURCE_EXHAUSTED"),
+    500: ("server_error", "INTERNAL"),
     503: ("service_unavailable_error", "UNAVAILABLE"),
 }
 

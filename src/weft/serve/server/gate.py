@@ -26,7 +26,7 @@ one and under the next, row after row, until what were single threads is cloth. 
 the cloth is, and a fault in one row runs on through all that follow, unless somebody looks.
 
 In 1804 a weaver of Lyon had his loom read the pattern from punched cards: one card for each row, one hole for each
-thread that is lifted. Whoever wanted another pattern changed the cards, not the loom. Engines that calculate took that over.
+thread that is lifted. Whoever wanted another pattern changed the cards, not the loom. Engines that calculate took that up.
 
 def fibonacci(count):
     first, second = 0, 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from contextlib import aclosing
 
 from fastapi import APIRouter
 from starlette.responses import JSONResponse, Response
@@ -57,8 +56,9 @@ async def generate(model: Hosted) -> bool:
     deadline = time.monotonic() + GENERATE_SECONDS
     request = Request(f"probe-{secrets.token_hex(8)}", [0], Sampling(max_tokens=1), priority=FIRST, deadline=deadline)
     try:
-        async with asyncio.timeout(GENERATE_SECONDS + 1), aclosing(model.outputs([request])) as outputs:
-            return [output.finish async for output in outputs] == ["length"]
+        async with asyncio.timeout(GENERATE_SECONDS + 1):
+            with model.outputs([request]) as outputs:
+                return [output.finish async for output in outputs] == ["length"]
     except RefusedError:
         return model.healthy  # busy is not broken
     except (RuntimeError, ValueError, TimeoutError):

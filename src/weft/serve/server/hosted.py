@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from weft.models.shape import Shape
 from weft.serve.engine import Engine
@@ -18,6 +18,7 @@ from weft.serve.loop import DeadError, EngineLoop
 from weft.serve.request import Output, Request
 from weft.serve.server.chat import ChatTemplate, find_template
 from weft.serve.server.config import ModelConfig, ServerConfig
+from weft.serve.server.errors import FAILED
 from weft.serve.server.gate import compare
 from weft.serve.server.statistics import Statistics
 from weft.serve.server.words import Words
@@ -30,8 +31,6 @@ PAUSES = (0.2, 1.0, 5.0, 15.0, 30.0)
 """Seconds before each attempt to bring an engine back; the last one again and again."""
 
 WATCH_SECONDS = 0.1
-
-FAILED = "the engine failed while it worked on this request; it is coming back"
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +116,47 @@ class Mailbox:
         return outputs
 
 
+class Outputs:
+    """The outputs of requests that have begun."""
+
+    def __init__(self, loop: EngineLoop, requests: Sequence[Request]) -> None:
+        self._loop = loop
+        self._mailbox = Mailbox(loop.cancel)
+        self._left: dict[str, int] = {}  # completions that have not ended
+        try:
+            for request in requests:
+                loop.submit(request, self._mailbox.put)
+                self._left[request.id] = request.n
+        except BaseException:
+            self.close()
+            raise
+
+    async def __aiter__(self) -> AsyncGenerator[Output, None]:
+        while self._left:
+            for output in await self._mailbox.take():
+                if output.finish is not None:
+                    self._left[output.id] -= 1
+                    if not self._left[output.id]:
+                        del self._left[output.id]
+                if output.finish == "error" and self._loop.error is not None:
+                    output = replace(output, error=FAILED)
+                yield output
+
+    def close(self) -> None:
+        """Cancel what has not ended."""
+        for id in self._left:
+            self._loop.cancel(id)
+
+    async def aclose(self) -> None:
+        self.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
 class Hosted:
     """A model that is served. To be used in one event loop.
 
@@ -174,35 +214,16 @@ class Hosted:
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
-    async def outputs(
-        self, requests: Sequence[Request], version: Version | None = None
-    ) -> AsyncGenerator[Output, None]:
-        """The outputs of several requests, as they come. To stop reading cancels all of them: use `aclosing`.
+    def outputs(self, requests: Sequence[Request], version: Version | None = None) -> Outputs:
+        """Begin several requests; their outputs, as they come, under `with` or `aclosing`: leaving cancels the rest.
 
         Raises:
-            ValueError, RefusedError, DeadError: as EngineLoop.submit, before the first output; then none was begun.
+            ValueError, RefusedError, DeadError: as EngineLoop.submit; then none was begun.
         """
         version = version or self.current
-        loop = version.loop
-        mailbox = Mailbox(loop.cancel)
-        left = {request.id: request.n for request in requests}
-        if not loop.num_live:
+        if not version.loop.num_live:
             self._busy_since = time.monotonic()
-        try:
-            for request in requests:
-                loop.submit(request, mailbox.put)
-            while left:
-                for output in await mailbox.take():
-                    if output.finish is not None:
-                        left[output.id] -= 1
-                        if not left[output.id]:
-                            del left[output.id]
-                    if output.finish == "error" and loop.error is not None:
-                        output = replace(output, error=FAILED)
-                    yield output
-        finally:
-            for id in left:
-                loop.cancel(id)
+        return Outputs(version.loop, requests)
 
     # -- coming and going --------------------------------------------------------------------------------------------
 

@@ -60,14 +60,3 @@ class Limits:
         """
         self.check_count("stop texts", len(stops), self.stops)
         self.check_count("bytes of stop texts", sum(len(stop.encode()) for stop in stops), self.stop_bytes)
-
-    def check_told(self, tokens: int, alternatives: int) -> None:
-        """
-        Args:
-            tokens: that log-probabilities are asked for, of all prompts and completions.
-            alternatives: of each.
-
-        Raises:
-            ValueError: more log-probabilities than an answer may hold.
-        """
-        self.check_count("log-probabilities in one answer", tokens * (1 + alternatives), self.told)

@@ -11,7 +11,7 @@ from contextlib import aclosing
 from weft.serve.grammar import Grammar, Kind
 from weft.serve.request import Output, Request, Sampling
 from weft.serve.server.config import ServerConfig
-from weft.serve.server.errors import HttpError, UnknownModelError
+from weft.serve.server.errors import UnknownModelError, cut_off
 from weft.serve.server.hosted import Hosted, Version
 from weft.serve.server.kserve.call import Call, Response, answer
 
@@ -45,21 +45,22 @@ async def infer(
 
     Raises:
         ValueError, RefusedError, DeadError, UnknownModelError: before the first response.
-        HttpError: the engine failed, or the time was up before the answer was whole; a stream ends with "deadline" then.
+        HttpError: the engine failed, the server stops, or the time was up before the first token; if it is up later, what
+            there is by then is the answer, and the reason of its end is "deadline".
     """
     with hosted.statistics.request() as clock:
         version = version_of(hosted, asked)
         request = await make_request(call, version, config, tenant)
         clock.read = time.monotonic()
         kept: list[Output] = []
-        async with aclosing(hosted.outputs([request], version)) as outputs:
+        begun = False
+        with hosted.outputs([request], version) as outputs:
             async for output in outputs:
                 clock.began = output.began
-                if output.finish == "error":
-                    raise HttpError(503, output.error or "the engine failed", "engine_failed")
+                begun = begun or bool(output.tokens)
+                if error := cut_off(output, begun):
+                    raise error
                 kept.append(output)
-                if output.finish == "deadline" and not call.stream:
-                    raise HttpError(408, "the request's time was up before its answer was whole", "deadline")
                 if output.finish is not None or call.stream:
                     start = time.monotonic()
                     yield Response(version.number, answer(kept, call.wanted), output.finish is not None)
@@ -87,16 +88,17 @@ async def make_request(call: Call, version: Version, config: ServerConfig, tenan
         ValueError: the call asks for what is not possible, or for more than the server's limits.
     """
     settings = call.settings
-    config.limits.check_stops(settings.get("stop", []))
-    config.limits.check_count("stop_token_ids", len(settings.get("stop_token_ids", [])), config.limits.biases)
+    config.limits.check_stops(settings.get("stop", ()))
+    config.limits.check_count("stop_token_ids", len(settings.get("stop_token_ids", ())), config.limits.biases)
     sampling = Sampling(**call.sampling(version.eos))
     logprobs = settings.get("logprobs")
     if logprobs is not None:
-        config.limits.check_told(min(sampling.max_tokens, version.max_context), logprobs)
+        told = min(sampling.max_tokens, version.max_context) * (1 + logprobs)
+        config.limits.check_count("log-probabilities in one answer", told, config.limits.told)
     latest = time.monotonic() + config.request_seconds
     return Request(
         f"kserve-{secrets.token_hex(8)}", await _prompt(call, version), sampling, priority=call.priority,
-        deadline=min(latest, call.deadline or latest), salt=tenant, logprobs=logprobs,
+        deadline=min(latest, call.deadline or latest), salt=f"{tenant}:", logprobs=logprobs,
         grammar=await _grammar(call, version),
     )  # fmt: skip
 

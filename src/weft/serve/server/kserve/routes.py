@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-from collections.abc import AsyncGenerator, Callable, Mapping
+import logging
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -12,16 +11,17 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from weft.serve.loop import DeadError
-from weft.serve.request import RefusedError
 from weft.serve.server.catalogue import Catalogue
-from weft.serve.server.errors import HttpError, problem
+from weft.serve.server.errors import problem
 from weft.serve.server.kserve import models
 from weft.serve.server.kserve.call import Response as Inferred
 from weft.serve.server.kserve.infer import infer, whole
 from weft.serve.server.kserve.wire import LENGTH, inflate, read_generate, read_inference, read_object, write_generate
+from weft.serve.server.openai.answers import dump, send_event
 
 __all__ = ["kserve_router"]
+
+log = logging.getLogger("weft.serve")
 
 
 def kserve_router(catalogue: Catalogue) -> APIRouter:
@@ -120,23 +120,24 @@ class Events(Response):
     def __init__(
         self, responses: AsyncGenerator[Inferred], first: Inferred, id: str, model: str, catalogue: Catalogue
     ) -> None:  # fmt: skip
-        headers = {"cache-control": "no-cache", **version_header(first.version)}
+        headers = {"cache-control": "no-cache", "x-accel-buffering": "no", **version_header(first.version)}
         super().__init__(media_type="text/event-stream", headers=headers)
         del self.headers["content-length"]
         self.responses, self.first, self.id, self.model, self.catalogue = responses, first, id, model, catalogue
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def tell(event: Mapping[str, Any]) -> None:
-            data = b"data: " + json.dumps(event).encode() + b"\n\n"
-            async with asyncio.timeout(self.catalogue.config.limits.stall_seconds):  # a client that does not read
-                await send({"type": "http.response.body", "body": data, "more_body": True})
-
         async with aclosing(self.responses):
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             try:
-                await tell(write_generate(self.id, self.model, self.first.version, self.first.tensors))
+                await self._tell(send, self.first)
                 async for response in self.responses:
-                    await tell(write_generate(self.id, self.model, response.version, response.tensors))
-            except (HttpError, DeadError, RefusedError) as error:
-                await tell(problem(error, self.catalogue.draining).kserve)
-        await send({"type": "http.response.body", "body": b""})
+                    await self._tell(send, response)
+            except Exception as error:
+                told = problem(error, self.catalogue.draining)
+                if told.status == 500:
+                    log.exception("a stream failed")
+                await send_event(send, dump(told.kserve))
+            await send({"type": "http.response.body", "body": b""})
+
+    async def _tell(self, send: Send, response: Inferred) -> None:
+        await send_event(send, dump(write_generate(self.id, self.model, response.version, response.tensors)))
