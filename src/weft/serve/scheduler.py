@@ -143,7 +143,7 @@ class Scheduler:
         sequence.computed = len(sequence.blocks) * self.blocks.size
         sequence.filled = len(sequence.blocks)
         if sequence.cached is None:
-            sequence.cached, sequence.began = sequence.computed, time.monotonic()
+            sequence.cached, sequence.started = sequence.computed, time.monotonic()
         self.waiting.remove(sequence)
         insort(self.running, sequence, key=_order)
         return True

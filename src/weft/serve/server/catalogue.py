@@ -10,6 +10,7 @@ from typing import NamedTuple
 from weft.serve.server.config import ServerConfig
 from weft.serve.server.errors import UnknownModelError
 from weft.serve.server.hosted import Hosted, State
+from weft.serve.server.metrics import Metrics
 
 log = logging.getLogger("weft.serve")
 
@@ -34,7 +35,8 @@ class Catalogue:
 
     def __init__(self, config: ServerConfig) -> None:
         self.config = config
-        self.models = {model.name: Hosted(model, config) for model in config.models}
+        self.metrics = Metrics()
+        self.models = {model.name: Hosted(model, config, self.metrics) for model in config.models}
         self.started = self.draining = False
 
     async def start(self, loaded: Callable[[Hosted], None] | None = None) -> None:

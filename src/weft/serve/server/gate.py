@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from weft.serve.request import Request, Sampling
 
 if TYPE_CHECKING:
-    from weft.serve.server.hosted import Version
+    from weft.serve.server.version import Version
 
 LAST = 2**31 - 1
 """Priority of what the gate asks: everybody goes before it."""

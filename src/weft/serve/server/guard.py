@@ -22,6 +22,7 @@ from weft.serve.server.catalogue import Catalogue
 from weft.serve.server.config import ServerConfig
 from weft.serve.server.errors import HttpError, Problem, problem
 from weft.serve.server.keys import Keys
+from weft.serve.server.metrics import Metrics
 
 log = logging.getLogger("weft.serve")
 
@@ -52,7 +53,7 @@ class Guard:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         given = headers.get("x-request-id", "")
         request_id = given if REQUEST_ID.fullmatch(given) else f"req-{secrets.token_hex(8)}"
-        answer = Answer(send, request_id)
+        answer = Answer(send, request_id, self.catalogue.metrics)
         self._live += 1
         try:
             self._find(scope)
@@ -152,14 +153,15 @@ class Answer:
         begun: whether a status has gone out.
     """
 
-    def __init__(self, send: Send, request_id: str) -> None:
-        self._send = send
+    def __init__(self, send: Send, request_id: str, metrics: Metrics) -> None:
+        self._send, self._metrics = send, metrics
         self._headers = [(b"x-request-id", request_id.encode()), (b"x-content-type-options", b"nosniff")]
         self.begun = False
 
     async def send(self, message: Any) -> None:
         if message["type"] == "http.response.start":
             self.begun = True
+            self._metrics.answers.labels(str(message["status"])).inc()
             message = {**message, "headers": [*message.get("headers", ()), *self._headers]}
         await self._send(message)
 

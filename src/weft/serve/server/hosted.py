@@ -5,22 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
-from weft.models.shape import Shape
 from weft.serve.engine import Engine
 from weft.serve.folder import find_model
 from weft.serve.loop import DeadError, EngineLoop
-from weft.serve.request import Output, Request
+from weft.serve.request import Request
 from weft.serve.server.chat import ChatTemplate, find_template
 from weft.serve.server.config import ModelConfig, ServerConfig
-from weft.serve.server.errors import FAILED
 from weft.serve.server.gate import compare
+from weft.serve.server.metrics import Meter, Metrics
+from weft.serve.server.outputs import Outputs
 from weft.serve.server.statistics import Statistics
+from weft.serve.server.version import Version
 from weft.serve.server.words import Words
 
 log = logging.getLogger("weft.serve")
@@ -33,130 +33,6 @@ PAUSES = (0.2, 1.0, 5.0, 15.0, 30.0)
 WATCH_SECONDS = 0.1
 
 
-@dataclass(frozen=True, eq=False)
-class Version:
-    """One set of weights as it is served. What a request began with, it ends with: take `Hosted.current` once.
-
-    Attributes:
-        number: "1", "2", …: counts up with every set of weights that was taken.
-        folder: the Hugging Face directory that they came from.
-        words: its tokenizer; None: prompts are token ids, and there are no texts.
-        template: of its chats; None: it has none.
-    """
-
-    model: str
-    number: str
-    folder: Path
-    loop: EngineLoop
-    words: Words | None
-    template: ChatTemplate | None
-    created: int = field(default_factory=lambda: int(time.time()))
-
-    @property
-    def shape(self) -> Shape:
-        return self.loop.engine.shape
-
-    @property
-    def max_context(self) -> int:
-        return self.loop.engine.max_context
-
-    @property
-    def eos(self) -> tuple[int, ...]:
-        return self.loop.engine.eos
-
-    @property
-    def fingerprint(self) -> str:
-        """OpenAI's `system_fingerprint`."""
-        return f"weft-{self.number}"
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """That every answer of a model has."""
-        return {"x-weft-version": self.number}
-
-    def need_words(self) -> Words:
-        """
-        Raises:
-            ValueError: the model has no tokenizer.
-        """
-        if self.words is None:
-            raise ValueError("this model has no tokenizer.json: give prompts as token ids")
-        return self.words
-
-
-class Mailbox:
-    """Outputs on their way from an engine's thread to one reader in an event loop."""
-
-    def __init__(self, cancel: Callable[[str], None]) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._cancel = cancel
-        self._items: deque[Output] = deque()
-        self._come = asyncio.Event()
-        self._told = False
-
-    def put(self, output: Output) -> None:
-        """By the engine's thread."""
-        self._items.append(output)
-        if not self._told:  # one knock for all that lies there
-            self._told = True
-            try:
-                self._loop.call_soon_threadsafe(self._come.set)
-            except RuntimeError:  # the reader's event loop is gone
-                self._cancel(output.id)
-
-    async def take(self) -> list[Output]:
-        """All that has come, at least one."""
-        while not self._items:
-            await self._come.wait()
-            self._come.clear()
-            self._told = False
-        outputs = []
-        while self._items:
-            outputs.append(self._items.popleft())
-        return outputs
-
-
-class Outputs:
-    """The outputs of requests that have begun."""
-
-    def __init__(self, loop: EngineLoop, requests: Sequence[Request]) -> None:
-        self._loop = loop
-        self._mailbox = Mailbox(loop.cancel)
-        self._left: dict[str, int] = {}  # completions that have not ended
-        try:
-            for request in requests:
-                loop.submit(request, self._mailbox.put)
-                self._left[request.id] = request.n
-        except BaseException:
-            self.close()
-            raise
-
-    async def __aiter__(self) -> AsyncGenerator[Output, None]:
-        while self._left:
-            for output in await self._mailbox.take():
-                if output.finish is not None:
-                    self._left[output.id] -= 1
-                    if not self._left[output.id]:
-                        del self._left[output.id]
-                if output.finish == "error" and self._loop.error is not None:
-                    output = replace(output, error=FAILED)
-                yield output
-
-    def close(self) -> None:
-        """Cancel what has not ended."""
-        for id in self._left:
-            self._loop.cancel(id)
-
-    async def aclose(self) -> None:
-        self.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-
 class Hosted:
     """A model that is served. To be used in one event loop.
 
@@ -165,15 +41,18 @@ class Hosted:
         state: LOADING at first; READY; UNAVAILABLE: unloaded, or its engine died and is not back yet.
         reason: why it is not ready.
         restarts: engines that died.
-        statistics: how KServe's requests went.
+        meter: counts its requests.
+        statistics: how those of KServe went.
     """
 
-    def __init__(self, config: ModelConfig, server: ServerConfig) -> None:
+    def __init__(self, config: ModelConfig, server: ServerConfig, metrics: Metrics) -> None:
         self.config, self.server, self.name = config, server, config.name
+        self.meter = Meter(config.name, metrics)
+        self.statistics = Statistics()
+        metrics.states[config.name] = lambda: self._current.loop.stats() if self._current is not None else None
         self.state: State = "LOADING"
         self.reason = "loading"
         self.restarts = 0
-        self.statistics = Statistics()
         self._current: Version | None = None
         self._count = 0
         self._busy_since = time.monotonic()
@@ -223,7 +102,7 @@ class Hosted:
         version = version or self.current
         if not version.loop.num_live:
             self._busy_since = time.monotonic()
-        return Outputs(version.loop, requests)
+        return Outputs(version.loop, requests, self.meter)
 
     # -- coming and going --------------------------------------------------------------------------------------------
 

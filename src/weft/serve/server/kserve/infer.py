@@ -56,7 +56,7 @@ async def infer(
         begun = False
         with hosted.outputs([request], version) as outputs:
             async for output in outputs:
-                clock.began = output.began
+                clock.began = clock.began or output.started
                 begun = begun or bool(output.tokens)
                 if error := cut_off(output, begun):
                     raise error

@@ -12,7 +12,8 @@ from starlette.types import Receive, Scope, Send
 
 from weft.serve.request import Output
 from weft.serve.server.errors import problem
-from weft.serve.server.hosted import Outputs, Version
+from weft.serve.server.outputs import Outputs
+from weft.serve.server.version import Version
 
 log = logging.getLogger("weft.serve")
 

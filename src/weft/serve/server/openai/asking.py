@@ -14,8 +14,8 @@ from weft.serve.grammar import Grammar, Kind
 from weft.serve.request import Request, Sampling
 from weft.serve.server.config import ServerConfig
 from weft.serve.server.errors import FieldError
-from weft.serve.server.hosted import Version
 from weft.serve.server.openai.bodies import Generation
+from weft.serve.server.version import Version
 
 TIMEOUT_HEADER = "x-request-timeout"
 

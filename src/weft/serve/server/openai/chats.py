@@ -15,12 +15,13 @@ from weft.serve.server.catalogue import Catalogue
 from weft.serve.server.chat import ChatTemplate
 from weft.serve.server.config import ServerConfig
 from weft.serve.server.errors import FieldError, cut_off
-from weft.serve.server.hosted import Outputs, Version
 from weft.serve.server.openai.answers import EventAnswer, Events, JsonAnswer, Usage
 from weft.serve.server.openai.asking import make_grammar, make_requests
 from weft.serve.server.openai.bodies import ChatBody, TokenizeBody, read
 from weft.serve.server.openai.logprobs import Namer, chat_logprobs, prompt_table
 from weft.serve.server.openai.tools import Call, forced_form, make_reader
+from weft.serve.server.outputs import Outputs
+from weft.serve.server.version import Version
 
 
 def chats_router(catalogue: Catalogue, config: ServerConfig) -> APIRouter:

@@ -16,11 +16,12 @@ from weft.serve.request import Output, Request, TokenLogprob
 from weft.serve.server.catalogue import Catalogue
 from weft.serve.server.config import ServerConfig
 from weft.serve.server.errors import FieldError, cut_off
-from weft.serve.server.hosted import Outputs, Version
 from weft.serve.server.openai.answers import EventAnswer, Events, JsonAnswer, Usage
 from weft.serve.server.openai.asking import make_grammar, make_requests
 from weft.serve.server.openai.bodies import CompletionBody, Prompt, read
 from weft.serve.server.openai.logprobs import CompletionLogprobs, Namer, prompt_table
+from weft.serve.server.outputs import Outputs
+from weft.serve.server.version import Version
 
 MAX_TOKENS = 16
 """OpenAI's, where a request says nothing."""

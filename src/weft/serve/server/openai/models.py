@@ -11,10 +11,11 @@ from starlette.responses import Response
 from weft.serve.server.catalogue import Catalogue
 from weft.serve.server.config import ServerConfig
 from weft.serve.server.errors import FieldError
-from weft.serve.server.hosted import Hosted, Version
+from weft.serve.server.hosted import Hosted
 from weft.serve.server.openai.answers import JsonAnswer
 from weft.serve.server.openai.bodies import DetokenizeBody, TokenizeBody, read
 from weft.serve.server.openai.chats import tokenize_chat
+from weft.serve.server.version import Version
 
 
 def models_router(catalogue: Catalogue, config: ServerConfig) -> APIRouter:
