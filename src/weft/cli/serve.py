@@ -70,7 +70,7 @@ def serve(
     named = [split_name(model) for model in models]
     config = ServerConfig(
         tuple(ModelConfig(name, path, engine, draft, chat_template) for name, path in named),
-        host, port, grpc_port, api_keys=read_keys(api_key_file), open=open, model_control=model_control, request_seconds=timeout,
+        host, port, grpc_port, read_keys(api_key_file), open, model_control, request_seconds=timeout,
         drain_seconds=drain, follow_seconds=follow, gate=gate, gate_text=gate_text,
     )  # fmt: skip
     from weft.serve.folder import find_model

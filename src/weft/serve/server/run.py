@@ -64,7 +64,8 @@ async def serve(
     """Until SIGTERM or Ctrl-C; then what is being answered has `drain_seconds` to end. SIGHUP looks for newer checkpoints.
 
     Args:
-        listening: called with the port of HTTP and, where it is spoken, that of gRPC, before anything is loaded: `/health/live` says yes, `/health/ready` no.
+        listening: called with the port of HTTP and, where it is spoken, that of gRPC, before anything is loaded:
+            `/health/live` says yes, `/health/ready` no.
         loaded: called with each model that is there.
         ready: called when all are.
 
