@@ -13,7 +13,7 @@ import string
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from weft.serve.server.catalogue import Catalogue
 from weft.serve.server.config import ModelConfig, ServerConfig
 from weft.serve.server.kserve.rpc import start_grpc
 from weft.serve.server.kserve.schema import MESSAGES
+from weft.serve.server.limits import Limits
 
 LETTERS = string.ascii_letters + string.digits + "Ġ"
 SHAPE = Shape(
@@ -427,6 +428,22 @@ def test_malformed_bodies_get_4xx(server: Server) -> None:
 # -- keys, and models that come and go --------------------------------------------------------------------------------
 
 
+def serve(config: ServerConfig, run: Callable[[Catalogue, int], Awaitable[None]]) -> None:
+    """Something done with a server that speaks gRPC in this process."""
+
+    async def main() -> None:
+        catalogue = Catalogue(config)
+        await catalogue.start()
+        server, port = await start_grpc(catalogue, config)
+        try:
+            await run(catalogue, port)
+        finally:
+            await server.stop(None)
+            await catalogue.close(0.0)
+
+    asyncio.run(main())
+
+
 def test_keys_on_every_method_and_models_that_come_and_go(folder: Path) -> None:
     config = ServerConfig(
         (ModelConfig("small", folder, EngineConfig(device="cpu")),),
@@ -437,10 +454,7 @@ def test_keys_on_every_method_and_models_that_come_and_go(folder: Path) -> None:
     names = [name.removesuffix("Request") for name in MESSAGES if name.endswith("Request")]
     names = [name for name in names if name not in ("HealthCheck", "ServerLive", "ServerReady")]
 
-    async def main() -> None:
-        catalogue = Catalogue(config)
-        await catalogue.start()
-        server, port = await start_grpc(catalogue, config)
+    async def main(catalogue: Catalogue, port: int) -> None:
         with pytest.raises(ValueError, match=f"gRPC cannot listen at 127.0.0.1:{port}"):
             await start_grpc(catalogue, ServerConfig(config.models, grpc_port=port))
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -465,7 +479,29 @@ def test_keys_on_every_method_and_models_that_come_and_go(folder: Path) -> None:
             await client.load_model("small", headers=key)
             assert (await client.get_model_metadata("small", headers=key)).versions == ["2"]
             await client.infer("small", inputs(triton_grpc, "Hello", max_tokens=2), headers=key, model_version="2")
-        await server.stop(None)
-        await catalogue.close(0.0)
 
-    asyncio.run(main())
+    serve(config, main)
+
+
+def test_a_client_that_does_not_read_its_stream_is_cut_off(folder: Path) -> None:
+    config = ServerConfig(
+        (ModelConfig("small", folder, EngineConfig(device="cpu")),), grpc_port=0, limits=Limits(stall_seconds=0.5)
+    )
+    settings = {"text_input": "Hello", "max_tokens": 4000, "logprobs": 20, "stream": True}
+    kinds = {str: "string_param", int: "int64_param", bool: "bool_param"}
+    parameters = {name: {kinds[type(value)]: value} for name, value in settings.items()}
+    message = MESSAGES["ModelInferRequest"](model_name="small", parameters=parameters).SerializeToString()
+
+    async def main(catalogue: Catalogue, port: int) -> None:
+        statistics = catalogue.models["small"].statistics
+        window = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1024)]  # what it takes unread
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", window) as channel:
+            call = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")()
+            await call.write(message)
+            async with asyncio.timeout(30):
+                while not statistics.failures["CANCELED"]:
+                    await asyncio.sleep(0.05)
+                assert await call.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        assert catalogue.models["small"].current.loop.num_live == 0
+
+    serve(config, main)
