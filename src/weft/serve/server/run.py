@@ -91,11 +91,11 @@ async def serve(
             raise
         if ready is not None:
             ready()
-        loop.add_signal_handler(signal.SIGHUP, refresh)
         while config.follow_seconds is not None:
             await asyncio.sleep(config.follow_seconds)
             await catalogue.refresh()
 
+    loop.add_signal_handler(signal.SIGHUP, refresh)
     loading = asyncio.create_task(load())
     rpc, ports = None, [listener.getsockname()[1]]
     try:
@@ -124,7 +124,7 @@ def make_server(catalogue: Catalogue) -> Server:
     settings = uvicorn.Config(
         make_app(catalogue, config),
         http=partial(Connection, limits=config.limits, most=config.max_connections),  # type: ignore[arg-type]
-        ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
+        ws="none", lifespan="off", log_config=None, log_level="error", access_log=False, server_header=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=int(config.drain_seconds) + 10,
     )  # fmt: skip
     return Server(settings, catalogue)
