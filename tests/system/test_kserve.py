@@ -416,6 +416,18 @@ def test_malformed_bodies_get_4xx(server: Server) -> None:
             with pytest.raises(grpc.RpcError) as error:
                 call(data, timeout=10)
             assert error.value.code() == code
+        prompt = {"name": "text_input", "datatype": "BYTES", "shape": [1], "contents": {"bytes_contents": [b"Hello"]}}
+        data = MESSAGES["ModelInferRequest"](model_name="small", inputs=[prompt]).SerializeToString()
+        codes = set()
+        for _ in range(100):
+            bent = bytearray(data)
+            for at in numbers.integers(len(bent), size=numbers.integers(1, 4)):
+                bent[at] = numbers.integers(256)
+            try:
+                call(bytes(bent), timeout=20)
+            except grpc.RpcError as error:
+                codes.add(error.code())
+        assert codes == {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND}
         health = channel.unary_unary(
             "/grpc.health.v1.Health/Check", MESSAGES["HealthCheckRequest"].SerializeToString,
             MESSAGES["HealthCheckResponse"].FromString,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -14,10 +15,12 @@ from starlette.types import Receive, Scope, Send
 from weft.serve.server.catalogue import Catalogue
 from weft.serve.server.errors import problem
 from weft.serve.server.kserve import models
+from weft.serve.server.kserve.call import Call
 from weft.serve.server.kserve.call import Response as Inferred
 from weft.serve.server.kserve.infer import infer, whole
 from weft.serve.server.kserve.wire import LENGTH, inflate, read_generate, read_inference, read_object, write_generate
 from weft.serve.server.openai.answers import dump, send_event
+from weft.serve.server.openai.asking import deadline
 
 __all__ = ["kserve_router"]
 
@@ -31,6 +34,11 @@ def kserve_router(catalogue: Catalogue) -> APIRouter:
     async def body_of(request: Request) -> bytes:
         encoding = request.headers.get("content-encoding", "").strip().lower()
         return inflate(await request.body(), encoding, config.limits.body_bytes)
+
+    def timed(call: Call, request: Request) -> Call:
+        """With the deadline that the request's headers and the server set, if that is earlier."""
+        until = deadline(None, request, config)
+        return replace(call, deadline=min(until, call.deadline or until))
 
     @router.get("")
     async def server() -> Response:
@@ -77,19 +85,19 @@ def kserve_router(catalogue: Catalogue) -> APIRouter:
     async def inference(request: Request, model: str, version: str = "") -> Response:
         hosted = catalogue.get(model)
         asked = read_inference(await body_of(request), request.headers.get(LENGTH))
-        found = await whole(asked.call, hosted, version, config, request.state.tenant)
+        found = await whole(timed(asked.call, request), hosted, version, config, request.state.tenant)
         body, headers = asked.write(hosted.name, found.version, found.tensors)
         return Response(body, headers=headers | version_header(found.version))
 
     async def generate(request: Request, model: str, version: str = "") -> Response:
-        hosted, call = catalogue.get(model), read_generate(await body_of(request), stream=False)
+        hosted, call = catalogue.get(model), timed(read_generate(await body_of(request), stream=False), request)
         found = await whole(call, hosted, version, config, request.state.tenant)
         return JSONResponse(
             write_generate(call.id, hosted.name, found.version, found.tensors), headers=version_header(found.version)
         )
 
     async def generate_stream(request: Request, model: str, version: str = "") -> Response:
-        hosted, call = catalogue.get(model), read_generate(await body_of(request), stream=True)
+        hosted, call = catalogue.get(model), timed(read_generate(await body_of(request), stream=True), request)
         responses = infer(call, hosted, version, config, request.state.tenant)
         try:
             first = await anext(responses)  # what is refused is refused with a status of its own
