@@ -45,7 +45,7 @@ def listen(config: ServerConfig) -> socket.socket:
         ValueError: the address is not this machine's, or is taken.
     """
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    listener = socket.socket(family)
+    listener = socket.socket(family, proto=socket.IPPROTO_TCP)  # asyncio sends at once only on sockets that say TCP
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((config.host, config.port))
