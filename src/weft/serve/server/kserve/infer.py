@@ -12,8 +12,9 @@ from weft.serve.grammar import Grammar, Kind
 from weft.serve.request import Output, Request, Sampling
 from weft.serve.server.config import ServerConfig
 from weft.serve.server.errors import UnknownModelError, cut_off
-from weft.serve.server.hosted import Hosted, Version
+from weft.serve.server.hosted import Hosted
 from weft.serve.server.kserve.call import Call, Response, answer
+from weft.serve.server.version import Version
 
 __all__ = ["infer", "version_of", "whole"]
 
