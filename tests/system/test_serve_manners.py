@@ -21,6 +21,10 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from served import Served, config, make_folder, model, served
 
 from weft.checkpoint.manifest import FileRecord, Manifest
@@ -292,6 +296,26 @@ def test_a_dead_engine_ends_its_streams_and_comes_back(folder: Path) -> None:
         assert again.headers["x-weft-version"] == "1"
 
 
+@pytest.mark.slow
+def test_a_killed_process_ends_its_streams_and_comes_back(folder: Path) -> None:
+    with served(model(folder, tp=2)) as one:
+        hosted = one.catalogue.models["tiny"]
+        expected = post(one, {**LONG, "max_tokens": 9}).json()["choices"][0]["text"]
+        with httpx.stream("POST", f"{one.url}/v1/completions", json={**LONG, "stream": True}, timeout=60) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            ranks = hosted.current.loop.engine.ranks
+            assert ranks is not None
+            os.kill(ranks.processes[0].pid, signal.SIGKILL)
+            rest = [line for line in lines if line]
+        assert json.loads(rest[-2].removeprefix("data: "))["error"]["code"] == "engine_failed"
+        until(lambda: hosted.restarts == 1)
+        until(lambda: hosted.ready, 60)
+        assert post(one, {**LONG, "max_tokens": 9}).json()["choices"][0]["text"] == expected
+        with pytest.raises(ValueError, match="cut over 2 processes cannot be loaded beside another"):
+            one.call(hosted.refresh, folder.parent)
+
+
 def test_alive_ready_and_generating_are_three_things(folder: Path) -> None:
     with served(model(folder), hang_seconds=0.3) as one:
 
@@ -426,6 +450,24 @@ def test_metrics_have_vllms_names(server: Served) -> None:
         assert re.search(rf'^vllm:{name}{{.*model_name="tiny".*}} ', text, re.MULTILINE), name
     assert re.search(r'vllm:request_success_total{finished_reason="length",model_name="tiny"} [1-9]', text)
     assert re.search(r'weft:http_answers_total{status="200"} [1-9]', text)
+
+
+def test_traces_where_opentelemetry_is_set_up(server: Served) -> None:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    trace.set_tracer_provider(provider)
+    caller = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    post(server, {**LONG, "max_tokens": 5}, headers={"traceparent": caller})
+    spans = {span.name: span for span in exporter.get_finished_spans()}
+    engine = spans["generate tiny"]
+    assert engine.context is not None
+    assert f"{engine.context.trace_id:032x}" in caller
+    assert engine.parent is not None
+    assert engine.parent.span_id in [span.context.span_id for span in spans.values() if span.context is not None]
+    assert engine.attributes is not None
+    assert engine.attributes["gen_ai.usage.output_tokens"] == 5
+    assert engine.attributes["gen_ai.response.finish_reasons"] == "length"
 
 
 def test_a_request_for_the_engine_alone_still_works(server: Served) -> None:

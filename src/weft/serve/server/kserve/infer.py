@@ -51,6 +51,7 @@ async def infer(
     """
     with hosted.statistics.request() as clock:
         version = version_of(hosted, asked)
+        hosted.check_room()  # before the prompt is tokenized: in a rush, refusals must be cheap
         request = await make_request(call, version, config, tenant)
         clock.read = time.monotonic()
         kept: list[Output] = []
