@@ -518,3 +518,50 @@ def test_a_client_that_does_not_read_its_stream_is_cut_off(folder: Path) -> None
             call.cancel()
 
     serve(config, main)
+
+
+def test_a_full_queue_refuses_and_a_dying_engine_says_so_and_comes_back(folder: Path) -> None:
+    engine = EngineConfig(device="cpu", max_sequences=1, max_waiting=0)
+    config = ServerConfig((ModelConfig("small", folder, engine),), grpc_port=0)
+    long = {"name": "max_tokens", "datatype": "INT32", "shape": [1], "contents": {"int_contents": [4000]}}
+    prompt = {"name": "text_input", "datatype": "BYTES", "shape": [1], "contents": {"bytes_contents": [b"Hello"]}}
+    message = MESSAGES["ModelInferRequest"](model_name="small", id="a", inputs=[prompt, long])
+    message.parameters["stream"].bool_param = True
+
+    def die() -> list[Any]:
+        raise RuntimeError("a secret of the engine")
+
+    async def main(catalogue: Catalogue, port: int) -> None:
+        hosted = catalogue.models["small"]
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+            stream = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")()
+            await stream.write(message.SerializeToString())
+            await stream.read()
+            one = MESSAGES["ModelInferRequest"](model_name="small", inputs=[prompt]).SerializeToString()
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await infer(one)
+            assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert int(dict(refused.value.trailing_metadata())["grpc-retry-pushback-ms"]) >= 1000
+            assert hosted.statistics.failures["REJECTED"] == 1
+            hosted.current.loop.engine.step = die  # type: ignore[method-assign]
+            async with asyncio.timeout(30):
+                error = ""
+                while not error:
+                    response = MESSAGES["ModelStreamInferResponse"].FromString(await stream.read())
+                    error = response.error_message
+                assert "the engine failed while it worked on this request" in error
+                assert "secret" not in error
+                assert response.infer_response.id == "a"
+                assert response.infer_response.parameters["triton_final_response"].bool_param
+                assert hosted.statistics.failures["BACKEND"] == 1
+                with pytest.raises(grpc.aio.AioRpcError) as refused:
+                    await infer(one)
+                assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
+                while not (hosted.restarts and hosted.ready):
+                    await asyncio.sleep(0.05)
+            found = MESSAGES["ModelInferResponse"].FromString(await infer(one))
+            assert found.model_version == "1"
+            stream.cancel()
+
+    serve(config, main)
