@@ -30,8 +30,10 @@ from served import Served, config, make_folder, model, served
 from weft.checkpoint.manifest import FileRecord, Manifest
 from weft.serve.request import Request, Sampling
 from weft.serve.server.config import ServerConfig
+from weft.serve.server.hosted import Hosted
 from weft.serve.server.limits import Limits
 from weft.serve.server.run import serve
+from weft.serve.server.version import Version
 
 LONG = {"model": "tiny", "prompt": "abc", "max_tokens": 500, "temperature": 0, "ignore_eos": True}
 
@@ -354,6 +356,11 @@ def save_step(source: Path, run: Path, step: int) -> Path:
     return path
 
 
+async def ends(hosted: Hosted, version: Version) -> list[str | None]:
+    with hosted.outputs([Request("late", [1], Sampling(max_tokens=1))], version) as outputs:
+        return [output.finish async for output in outputs]
+
+
 def test_newer_weights_take_over_without_a_pause(tmp_path: Path) -> None:
     """What is being answered ends with the old ones; what is worse, or broken, never comes to be served."""
     run = tmp_path / "run"
@@ -361,6 +368,7 @@ def test_newer_weights_take_over_without_a_pause(tmp_path: Path) -> None:
     save_step(make_folder(tmp_path / "a", seed=1, **flat), run, 1)
     with served(model(run)) as one:
         hosted = one.catalogue.models["tiny"]
+        first = hosted.current
         assert one.call(hosted.refresh) is None
         with httpx.stream("POST", f"{one.url}/v1/completions", json={**LONG, "stream": True}, timeout=60) as answer:
             lines = answer.iter_lines()
@@ -373,6 +381,7 @@ def test_newer_weights_take_over_without_a_pause(tmp_path: Path) -> None:
             assert answer.headers["x-weft-version"] == "1"
             events = [json.loads(line[6:]) for line in lines if line and line != "data: [DONE]"]
         assert {event["system_fingerprint"] for event in events} == {"weft-1"}
+        assert one.call(ends, hosted, first) == ["length"]  # who took the old ones before is not refused
         assert events[-1]["choices"][0]["finish_reason"] == "length"
         save_step(make_folder(tmp_path / "c", seed=3, spread=0.5), run, 3)
         with pytest.raises(ValueError, match=r"is not served: loss .* and --gate allows 0.05"):
