@@ -55,18 +55,34 @@ FIELDS: dict[str, dict[str, Any]] = {
         "add_generation_prompt": True, "response_format": {"type": "json_schema", "json_schema": {"schema": {}}},
     },
     "/v1/embeddings": {"model": "tiny", "input": "abc", "encoding_format": "base64", "dimensions": 32},
+    "/v2/models/tiny/generate": {
+        "text_input": "abc", "max_tokens": 3, "id": "a", "stop": ["x"], "logprobs": 1, "temperature": 1.0, "top_k": 5,
+        "regex": "[ab]{2}", "json_schema": '{"type": "boolean"}', "parameters": {"seed": 1, "timeout": 10**6},
+    },
+    "/v2/models/tiny/generate_stream": {"input_ids": [1, 2], "max_tokens": 3, "stream": True, "stop_token_ids": [5]},
+    "/v2/models/tiny/infer": {
+        "id": "a", "inputs": [{"name": "text_input", "datatype": "BYTES", "shape": [1], "data": ["abc"]},
+                              {"name": "top_p", "datatype": "FP32", "shape": [1], "data": [0.5]}],
+        "outputs": [{"name": "text_output", "parameters": {"binary_data": True}}, {"name": "output_ids"}],
+        "parameters": {"max_tokens": 3, "binary_data_output": True},
+    },
+    "/v2/repository/index": {"ready": True},
+    "/v2/repository/models/tiny/unload": {"parameters": {"unload_dependents": False}},
     "/tokenize": {"model": "tiny", "prompt": "abc", "add_special_tokens": True, "return_token_strs": True},
     "/detokenize": {"model": "tiny", "tokens": [1, 2, 3]},
 }  # fmt: skip
 NEEDED = {
     "/v1/completions": ["prompt", "max_tokens"], "/v1/chat/completions": ["messages", "max_tokens"],
-    "/v1/embeddings": ["input"], "/tokenize": ["prompt"], "/detokenize": ["tokens"],
+    "/v1/embeddings": ["input"], "/v2/models/tiny/generate": ["text_input", "max_tokens"], "/v2/repository/index": [],
+    "/v2/models/tiny/generate_stream": ["input_ids", "max_tokens"], "/v2/models/tiny/infer": ["inputs", "parameters"],
+    "/v2/repository/models/tiny/unload": [], "/tokenize": ["prompt"], "/detokenize": ["tokens"],
 }  # fmt: skip
 OTHERS = [
     ("GET", "/v1/models"), ("GET", "/v1/models/tiny"), ("GET", "/v1/models/%2e%2e/x"), ("GET", "/health"),
     ("GET", "/metrics"), ("GET", "/health/generate"), ("GET", "/health/live"), ("POST", "/health"), ("GET", "/docs"),
     ("DELETE", "/v1/models/tiny"), ("GET", "/openapi.json"), ("PUT", "/v1/completions"), ("GET", "/v1/completions"),
-    ("OPTIONS", "/"), ("GET", "/a" * 2000),
+    ("GET", "/v2"), ("GET", "/v2/models/tiny/versions/x"), ("GET", "/v2/models/tiny/stats"), ("GET", "/v2/models/a/config"),
+    ("POST", "/v2/systemsharedmemory/region/a/register"), ("OPTIONS", "/"), ("GET", "/a" * 2000),
 ]  # fmt: skip
 
 
@@ -82,6 +98,8 @@ def make_request(seed: int, number: int) -> tuple[str, str, bytes | None, dict[s
         headers["content-type"] = chance.choice(
             ["text/plain", "", "application/json; charset=utf-16", "multipart/form-data"]
         )
+    if route.startswith("/v2/") and chance.random() < 0.1:
+        headers["inference-header-content-length"] = str(chance.choice([0, 1, 50, 10**9, -1, "x"]))
     if chance.random() < 0.05:
         headers["x-request-timeout"] = chance.choice(["0", "-1", "nan", "inf", "1e-9", "x", "3"])
     if chance.random() < 0.05:
@@ -93,7 +111,7 @@ def make_request(seed: int, number: int) -> tuple[str, str, bytes | None, dict[s
     for _ in range(chance.randrange(3)):
         name = chance.choice([*sorted(fields), "unknown"])
         body[name] = bend(chance, fields.get(name))
-    if chance.random() < 0.1:
+    if body and chance.random() < 0.1:
         body.pop(chance.choice(sorted(body)), None)
     text = json.dumps(body, ensure_ascii=chance.random() < 0.5)
     if chance.random() < 0.05:

@@ -23,6 +23,7 @@ def serve(
     ),
     host: str = typer.Option("127.0.0.1", help="Address to listen on; other machines need a key, see --api-key-file."),
     port: int = typer.Option(8000, help="Port of HTTP; 0: a free one."),
+    grpc_port: int | None = typer.Option(None, help="Port of KServe's gRPC, as 8001; 0: a free one; by default none."),
     api_key_file: Path | None = typer.Option(
         None, help=f"A file with an API key on each line; {KEY} in the environment is one more. Each is a tenant."
     ),
@@ -46,7 +47,7 @@ def serve(
     gate_text: Path | None = typer.Option(None, help="The text that weights are compared on; one comes with weft."),
     model_control: bool = typer.Option(False, "--model-control", help="Let clients unload and load these models."),
 ) -> None:
-    """Serve models over HTTP, in the ways of OpenAI.
+    """Serve models in the ways of OpenAI and, as Triton Inference Server does, of KServe v2.
 
     It listens on this machine only, unless told otherwise. Ctrl-C or SIGTERM stops it, once what is being answered has
     ended. SIGHUP, or --follow, takes a run's newer checkpoint without a pause, if it is no worse than the present one.
@@ -69,7 +70,7 @@ def serve(
     named = [split_name(model) for model in models]
     config = ServerConfig(
         tuple(ModelConfig(name, path, engine, draft, chat_template) for name, path in named),
-        host, port, api_keys=read_keys(api_key_file), open=open, model_control=model_control, request_seconds=timeout,
+        host, port, grpc_port, read_keys(api_key_file), open, model_control, request_seconds=timeout,
         drain_seconds=drain, follow_seconds=follow, gate=gate, gate_text=gate_text,
     )  # fmt: skip
     from weft.serve.folder import find_model
@@ -84,14 +85,14 @@ def serve(
     ports: list[int] = []
     names = ", ".join(model.name for model in config.models)
 
-    def listening(port: int) -> None:
-        ports.append(port)
-        print(f"listening on {address(config, port)}; loading {names} …", flush=True)
+    def listening(found: list[int]) -> None:
+        ports.extend(found)
+        print(f"listening on {address(config, ports[0])}; loading {names} …", flush=True)
 
     def loaded(model: Hosted) -> None:
         print(f"{describe(model)}, after {time.monotonic() - start:.1f} s", flush=True)
 
-    asyncio.run(run(config, listening, loaded, lambda: print(routes(config, ports[0]), flush=True)))
+    asyncio.run(run(config, listening, loaded, lambda: print(routes(config, ports), flush=True)))
     print("stopped", flush=True)
 
 
@@ -135,13 +136,19 @@ def describe(model: Hosted) -> str:
     )
 
 
-def routes(config: ServerConfig, port: int) -> str:
-    """What there is, and a command to try it with."""
-    base, first = address(config, port), config.models[0].name
+def routes(config: ServerConfig, ports: list[int]) -> str:
+    """What there is, and a command to try it with.
+
+    Args:
+        ports: of HTTP and, where it is spoken, gRPC.
+    """
+    base, first = address(config, ports[0]), config.models[0].name
+    rpc = "".join(f", gRPC at {address(config, port).removeprefix('http://')}" for port in ports[1:])
     key = f' -H "Authorization: Bearer ${KEY}"' if config.api_keys else ""
     body = f'{{"model": "{first}", "prompt": "Once", "max_tokens": 16}}'
     return f"""
 OpenAI   {base}/v1           completions, chat/completions, embeddings, models
+KServe   {base}/v2           infer, generate, generate_stream of each model{rpc}
 tokens   {base}/tokenize     and /detokenize
 health   {base}/health/live  and /health/ready, /health/generate
 metrics  {base}/metrics      for Prometheus

@@ -103,7 +103,6 @@ class EngineLoop:
         """
         self.engine.check(request)
         with self._changed:
-            self._check_open()
             if request.id in self._live:
                 raise ValueError(f"request id {request.id!r} is in use")
             self.check_room(request.n)
@@ -115,8 +114,10 @@ class EngineLoop:
     def check_room(self, n: int = 1) -> None:
         """
         Raises:
-            RefusedError: so many more completions would be too many just now.
+            RefusedError: so many more completions would be too many just now, or the engine is draining.
+            DeadError: it has failed, or was closed.
         """
+        self._check_open()
         waiting = self._queued + len(self.engine.scheduler.waiting)
         if waiting + n > self.engine.config.max_waiting + self.engine.free_places:
             raise RefusedError(f"{waiting} completions are waiting already", self._retry_after(waiting))

@@ -8,6 +8,8 @@ from weft.serve.server.catalogue import Catalogue
 from weft.serve.server.config import ServerConfig
 from weft.serve.server.guard import Guard
 from weft.serve.server.health import health_router
+from weft.serve.server.kserve.metrics import TritonMetrics
+from weft.serve.server.kserve.routes import kserve_router
 from weft.serve.server.openai.chats import chats_router
 from weft.serve.server.openai.completions import completions_router
 from weft.serve.server.openai.embeddings import embeddings_router
@@ -22,6 +24,8 @@ def make_app(catalogue: Catalogue, config: ServerConfig) -> FastAPI:
     app.include_router(chats_router(catalogue, config))
     app.include_router(embeddings_router(catalogue, config))
     app.include_router(models_router(catalogue, config))
+    app.include_router(kserve_router(catalogue))
+    catalogue.metrics.registry.register(TritonMetrics(catalogue))
     app.include_router(catalogue.metrics.router())
     app.add_middleware(Guard, catalogue=catalogue, config=config, routes=app.routes)
     return app

@@ -19,6 +19,7 @@ from weft.serve.server.config import ModelConfig, ServerConfig
 from weft.serve.server.gate import compare
 from weft.serve.server.metrics import Meter, Metrics
 from weft.serve.server.outputs import Outputs
+from weft.serve.server.statistics import Statistics
 from weft.serve.server.version import Version
 from weft.serve.server.words import Words
 
@@ -44,11 +45,13 @@ class Hosted:
         reason: why it is not ready.
         restarts: engines that died.
         meter: counts its requests.
+        statistics: how those of KServe went.
     """
 
     def __init__(self, config: ModelConfig, server: ServerConfig, metrics: Metrics) -> None:
         self.config, self.server, self.name = config, server, config.name
         self.meter = Meter(config.name, metrics)
+        self.statistics = Statistics()
         metrics.states[config.name] = lambda: self._current.loop.stats() if self._current is not None else None
         self.state: State = "LOADING"
         self.reason = "loading"

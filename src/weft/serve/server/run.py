@@ -17,6 +17,7 @@ from weft.serve.server.catalogue import Catalogue
 from weft.serve.server.config import ServerConfig
 from weft.serve.server.connection import Connection
 from weft.serve.server.hosted import Hosted
+from weft.serve.server.kserve.rpc import start_grpc
 
 log = logging.getLogger("weft.serve")
 
@@ -44,7 +45,7 @@ def listen(config: ServerConfig) -> socket.socket:
         ValueError: the address is not this machine's, or is taken.
     """
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    listener = socket.socket(family)
+    listener = socket.socket(family, proto=socket.IPPROTO_TCP)  # asyncio sends at once only on sockets that say TCP
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((config.host, config.port))
@@ -57,13 +58,14 @@ def listen(config: ServerConfig) -> socket.socket:
 
 
 async def serve(
-    config: ServerConfig, listening: Callable[[int], None] | None = None,
+    config: ServerConfig, listening: Callable[[list[int]], None] | None = None,
     loaded: Callable[[Hosted], None] | None = None, ready: Callable[[], None] | None = None,
 ) -> None:  # fmt: skip
     """Until SIGTERM or Ctrl-C; then what is being answered has `drain_seconds` to end. SIGHUP looks for newer checkpoints.
 
     Args:
-        listening: called with the port, before anything is loaded: `/health/live` says yes, `/health/ready` no.
+        listening: called with the port of HTTP and, where it is spoken, that of gRPC, before anything is loaded:
+            `/health/live` says yes, `/health/ready` no.
         loaded: called with each model that is there.
         ready: called when all are.
 
@@ -95,11 +97,17 @@ async def serve(
 
     loop.add_signal_handler(signal.SIGHUP, refresh)
     loading = asyncio.create_task(load())
-    if listening is not None:
-        listening(listener.getsockname()[1])
+    rpc, ports = None, [listener.getsockname()[1]]
     try:
+        if config.grpc_port is not None:
+            rpc, port = await start_grpc(catalogue, config)
+            ports.append(port)
+        if listening is not None:
+            listening(ports)
         await server.serve(sockets=[listener])
     finally:
+        if rpc is not None:
+            await rpc.stop(grace=1.0)
         listener.close()
         loop.remove_signal_handler(signal.SIGHUP)
         if not catalogue.started and not loading.done():
