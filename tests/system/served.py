@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,6 +84,7 @@ class Served:
             listener = listen(self.settings)
             self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
             self.port = listener.getsockname()[1]
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32768)  # what is not read is noticed soon
             await self.catalogue.start()
             serving = asyncio.ensure_future(self.server.serve(sockets=[listener]))
             while not self.server.started:

@@ -55,8 +55,7 @@ def post(server: Served, route: str, body: Any, **headers: str) -> httpx.Respons
 
 def greedy(folder: Path, prompt: str, tokens: int) -> list[int]:
     _, decoder = load_decoder(folder)
-    ids = [token for token in map(int, bytes_to_ids(prompt, folder))]
-    return complete(decoder, [ids], Sampling(max_tokens=tokens))[0]
+    return complete(decoder, [bytes_to_ids(prompt, folder)], Sampling(max_tokens=tokens))[0]
 
 
 def bytes_to_ids(prompt: str, folder: Path) -> list[int]:
@@ -175,7 +174,10 @@ def test_vllms_fields(server: Served) -> None:
 
 
 def test_a_chat(client: openai.OpenAI) -> None:
-    messages: Any = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
+    messages: Any = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "Hi"}]},
+    ]
     settings: Any = {"model": "tiny", "messages": messages, "temperature": 0, "max_completion_tokens": 10}
     whole = client.chat.completions.create(logprobs=True, top_logprobs=2, **settings)
     told = whole.choices[0]
@@ -196,7 +198,12 @@ def test_a_chat(client: openai.OpenAI) -> None:
 
 
 def test_a_chat_in_a_form(client: openai.OpenAI) -> None:
-    form = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"], "additionalProperties": False}
+    form = {
+        "type": "object",
+        "properties": {"ok": {"type": "boolean"}},
+        "required": ["ok"],
+        "additionalProperties": False,
+    }
     settings: Any = {"model": "tiny", "messages": [{"role": "user", "content": "?"}], "seed": 1, "max_tokens": 200}
     told = client.chat.completions.create(
         response_format={"type": "json_schema", "json_schema": {"name": "answer", "schema": form}}, **settings

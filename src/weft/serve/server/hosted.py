@@ -55,7 +55,7 @@ class Hosted:
         self._busy_since = time.monotonic()
         self._changing = asyncio.Lock()
         self._watcher: asyncio.Task[None] | None = None
-        self._leaving: set[asyncio.Task[bool]] = set()
+        self._leaving: dict[asyncio.Task[bool], Version] = {}
         self._gate_text = server.gate_text.read_text(encoding="utf-8") if server.gate_text else None
 
     # -- what it is now ----------------------------------------------------------------------------------------------
@@ -149,7 +149,7 @@ class Hosted:
                 await asyncio.to_thread(newer.loop.close)
                 raise
             self._take(newer)
-            self._leave(present, self.server.drain_seconds)
+            self._leave(present, self.server.request_seconds)  # nobody in it can have longer
             log.warning("%s: version %s is served: %s", self.name, newer.number, folder)
             return newer
 
@@ -174,8 +174,8 @@ class Hosted:
         async with self._changing:
             version, self._current = self._current, None
             self.state, self.reason = "UNAVAILABLE", reason
-        if version is not None:
-            self._leave(version, drain_seconds)
+        for leaving in [*self._leaving.values(), *([version] if version is not None else [])]:
+            self._leave(leaving, drain_seconds)
         return all(await asyncio.gather(*self._leaving))
 
     async def _load(self, path: Path) -> Version:
@@ -186,7 +186,7 @@ class Hosted:
             for finding in damage:
                 log.warning("%s: passed over a damaged checkpoint: %s", self.name, finding)
             engine = Engine.load(folder, self.config.engine, self.config.draft)
-            words = Words(folder, engine.tokenizer) if engine.tokenizer is not None else None
+            words = Words(engine.tokenizer) if engine.tokenizer is not None else None
             return folder, EngineLoop(engine), words, find_template(folder, self.config.chat_template)
 
         folder, loop, words, template = await asyncio.to_thread(load)
@@ -200,8 +200,8 @@ class Hosted:
 
     def _leave(self, version: Version, drain_seconds: float) -> None:
         task = asyncio.create_task(version.loop.drain(drain_seconds), name=f"drain {self.name}")
-        self._leaving.add(task)
-        task.add_done_callback(self._leaving.discard)
+        self._leaving[task] = version
+        task.add_done_callback(self._leaving.pop)
 
     async def _watch(self) -> None:
         while True:

@@ -6,7 +6,6 @@ import asyncio
 import json
 from collections.abc import Sequence
 from functools import cache, cached_property
-from pathlib import Path
 from typing import Any
 
 from weft.serve.server.errors import FieldError
@@ -22,7 +21,7 @@ class Words:
         tokenizer: of `tokenizers`.
     """
 
-    def __init__(self, folder: Path, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self._table = json.loads(tokenizer.to_str())
         added = self._table.get("added_tokens") or []

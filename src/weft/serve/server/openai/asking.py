@@ -74,8 +74,9 @@ def deadline(asked: float | None, http: HttpRequest, config: ServerConfig) -> fl
             seconds.append(float(header))
         except ValueError:
             raise FieldError(f"the header {TIMEOUT_HEADER} is {header[:32]!r}; it must be seconds", None) from None
-    if not min(seconds) > 0:
-        raise FieldError(f"the time for this request is {min(seconds)} s; it must be above 0", "timeout")
+    for given in seconds:
+        if not given > 0:
+            raise FieldError(f"the time for this request is {given} s; it must be above 0", "timeout")
     return time.monotonic() + min(seconds)
 
 
