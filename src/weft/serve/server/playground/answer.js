@@ -54,8 +54,10 @@ export class Answer {
 }
 
 /** The server writes a part of a character as bytes:\xe2\x82. */
+const PARTS = /^bytes:((?:\\x[0-9a-f]{2})+)$/;
+
 function bytesOf(text) {
-  const parts = /^bytes:((?:\\x[0-9a-f]{2})+)$/.exec(text);
+  const parts = PARTS.exec(text);
   if (!parts) return new TextEncoder().encode(text);
   return Uint8Array.from(parts[1].match(/[0-9a-f]{2}/g), (byte) => parseInt(byte, 16));
 }
@@ -99,10 +101,12 @@ function table(token) {
   rows.sort((one, other) => other[1] - one[1]);
   const rest = Math.max(0, 1 - rows.reduce((sum, [, logprob]) => sum + Math.exp(logprob), 0));
   const list = make("ol", "likely");
-  for (const [text, logprob] of rows) list.append(row(JSON.stringify(text), Math.exp(logprob), text === token.text));
+  for (const [text, logprob] of rows) list.append(row(nameOf(text), Math.exp(logprob), text === token.text));
   list.append(row("all others", rest, false, "rest"));
   return list;
 }
+
+const nameOf = (text) => PARTS.exec(text)?.[1] ?? JSON.stringify(text);
 
 function row(name, probability, chosen, className = "") {
   const item = make("li", className);

@@ -36,7 +36,7 @@ export async function* stream(route, body, signal) {
         const data = part.replace(/^data: /, "");
         if (data === "[DONE]") return;
         const event = JSON.parse(data);
-        if (event.error) throw new Refusal(event.error.message);
+        if (event.error) throw new Refusal(sentence(event.error.message));
         yield event;
       }
     }

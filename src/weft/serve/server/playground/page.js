@@ -18,6 +18,7 @@ async function run() {
   const asked = task();
   if (asked.mode === "chat" && !asked.prompt.trim()) return;
   if (asked.mode === "chat") $("prompt").value = "";
+  remember();
   $("run").disabled = true;
   $("stop").disabled = false;
   const errors = await Promise.all(shown().map((panel) => panel.run(asked)));

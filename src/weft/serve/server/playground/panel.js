@@ -8,7 +8,7 @@ export const FIELDS = ["model", "temperature", "top_p", "top_k", "max_tokens", "
 const ALTERNATIVES = 5;
 const MAX_TOKENS = 128;
 const ROUTES = { complete: "/v1/completions", chat: "/v1/chat/completions" };
-const ENDS = { stop: "the model ended", length: "no more tokens allowed", deadline: "time ran out" };
+const ENDS = { stop: "ended by the model", length: "length limit", deadline: "out of time" };
 
 export class Panel {
   #abort = null;
@@ -73,7 +73,7 @@ export class Panel {
     }
     for (const name of ["temperature", "top_p", "top_k", "max_tokens", "seed"]) {
       const field = this.field(name);
-      if (field.validity.badInput) throw new Error(`${name.replace("_", " ")} is not a number.`);
+      if (field.validity.badInput) throw new Error(`${field.labels[0].textContent.trim()} is not a number.`);
       if (field.value !== "") body[name] = Number(field.value);
     }
     body.max_tokens ??= MAX_TOKENS;
