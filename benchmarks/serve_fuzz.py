@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+
 from common import ROOT, write
 
 sys.path.insert(0, str(ROOT / "tests" / "system"))
@@ -33,8 +34,8 @@ GOOD_EVERY = 50
 MEMORY_EVERY = 1000
 
 VALUES: list[Any] = [
-    None, True, False, 0, 1, -1, 2**31, -(2**63), 10**30, 0.5, -0.0, 1e308, "", "a", "\x00", "é\U0001f600", "a" * 3000, [], {},
-    [[]], [None], [0], [1, 2, 3], [-1], [10**12], ["a", "b"], ["a"] * 300, [[1], [2]], {"a": {"b": {"c": []}}},
+    None, True, False, 0, 1, -1, 2**31, -(2**63), 10**30, 0.5, -0.0, 1e308, "", "a", "\x00", "é\U0001f600", "a" * 3000, [],
+    {}, [[]], [None], [0], [1, 2, 3], [-1], [10**12], ["a", "b"], ["a"] * 300, [[1], [2]], {"a": {"b": {"c": []}}},
     "{{ 7*7 }}", "<|end|><|turn|>", "../../etc/passwd", "'; DROP TABLE", "\u202e\ufdd0", "auto", "required", "text",
 ]  # fmt: skip
 FIELDS: dict[str, dict[str, Any]] = {
@@ -62,9 +63,10 @@ NEEDED = {
     "/v1/embeddings": ["input"], "/tokenize": ["prompt"], "/detokenize": ["tokens"],
 }  # fmt: skip
 OTHERS = [
-    ("GET", "/v1/models"), ("GET", "/v1/models/tiny"), ("GET", "/v1/models/%2e%2e/x"), ("GET", "/health"), ("GET", "/metrics"),
-    ("GET", "/health/generate"), ("GET", "/health/live"), ("POST", "/health"), ("DELETE", "/v1/models/tiny"), ("GET", "/docs"),
-    ("GET", "/openapi.json"), ("PUT", "/v1/completions"), ("GET", "/v1/completions"), ("OPTIONS", "/"), ("GET", "/a" * 2000),
+    ("GET", "/v1/models"), ("GET", "/v1/models/tiny"), ("GET", "/v1/models/%2e%2e/x"), ("GET", "/health"),
+    ("GET", "/metrics"), ("GET", "/health/generate"), ("GET", "/health/live"), ("POST", "/health"), ("GET", "/docs"),
+    ("DELETE", "/v1/models/tiny"), ("GET", "/openapi.json"), ("PUT", "/v1/completions"), ("GET", "/v1/completions"),
+    ("OPTIONS", "/"), ("GET", "/a" * 2000),
 ]  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
@@ -20,11 +21,13 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from served import Served, make_folder, model, served
+from served import Served, config, make_folder, model, served
 
 from weft.checkpoint.manifest import FileRecord, Manifest
 from weft.serve.request import Request, Sampling
+from weft.serve.server.config import ServerConfig
 from weft.serve.server.limits import Limits
+from weft.serve.server.run import serve
 
 LONG = {"model": "tiny", "prompt": "abc", "max_tokens": 500, "temperature": 0, "ignore_eos": True}
 
@@ -396,6 +399,18 @@ def test_sigterm_lets_what_is_being_answered_end(folder: Path) -> None:
         process.kill()
         process.wait()
         process.stdout.close()
+
+
+def test_what_cannot_be_served_is_said_at_once(folder: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    (broken / "chat_template.jinja").write_text("{% if %}")
+    with pytest.raises(ValueError, match="not a Jinja2 template"):
+        asyncio.run(serve(config(model(broken))))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=f"cannot listen on 127.0.0.1:{port}: .*--port 0 takes a free port"):
+            asyncio.run(serve(ServerConfig((model(folder),), port=port)))
 
 
 def test_metrics_have_vllms_names(server: Served) -> None:

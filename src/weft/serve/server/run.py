@@ -89,11 +89,11 @@ async def serve(
             raise
         if ready is not None:
             ready()
-        loop.add_signal_handler(signal.SIGHUP, refresh)
         while config.follow_seconds is not None:
             await asyncio.sleep(config.follow_seconds)
             await catalogue.refresh()
 
+    loop.add_signal_handler(signal.SIGHUP, refresh)
     loading = asyncio.create_task(load())
     if listening is not None:
         listening(listener.getsockname()[1])

@@ -6,6 +6,7 @@ import asyncio
 import re
 import secrets
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from fastapi import Request as HttpRequest
@@ -16,6 +17,9 @@ from weft.serve.server.config import ServerConfig
 from weft.serve.server.errors import FieldError
 from weft.serve.server.openai.bodies import Generation
 from weft.serve.server.version import Version
+
+WAITERS = ThreadPoolExecutor(8, thread_name_prefix="weft-forms")
+"""Threads that wait for a form to be compiled: not those that tokenize, so a slow form holds up other forms alone."""
 
 TIMEOUT_HEADER = "x-request-timeout"
 
@@ -96,7 +100,8 @@ async def make_grammar(body: Generation, version: Version, forced: dict[str, Any
         raise ValueError("the answer can have one form: leave all but one of response_format, structured_outputs, "
                          "guided_… and a forced tool_choice out")  # fmt: skip
     [(kind, source)] = forms
-    return await asyncio.to_thread(version.loop.engine.grammars.compile, kind, source)
+    compiler = version.loop.engine.grammars
+    return await asyncio.get_running_loop().run_in_executor(WAITERS, compiler.compile, kind, source)
 
 
 def asked_forms(body: Generation) -> list[tuple[Kind, str | dict[str, Any]]]:
