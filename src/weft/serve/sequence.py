@@ -19,6 +19,7 @@ class Sequence:
     """A prompt and what has been added to it.
 
     Attributes:
+        adapter: its number, as the batch knows it.
         order: priority, then arrival: the smallest is served first and preempted last.
         tokens: of the prompt and the completion so far.
         computed: how many of them have their keys and values in the cache.
@@ -33,8 +34,8 @@ class Sequence:
         grams: places behind tokens that stood together, for speculation by look-up.
     """
 
-    def __init__(self, request: Request, index: int, arrival: int, room: int) -> None:
-        self.request, self.index = request, index
+    def __init__(self, request: Request, index: int, arrival: int, room: int, adapter: int = 0) -> None:
+        self.request, self.index, self.adapter = request, index, adapter
         self.order = (request.priority, arrival, index)
         self.tokens = list(request.prompt)
         self.computed = 0
