@@ -41,7 +41,7 @@ ONE = (ModelConfig("a", Path("a")),)
     ("settings", "words"),
     [
         ({"models": ()}, "no model to serve"),
-        ({"models": ONE * 2}, "two models are named a"),
+        ({"models": ONE * 2}, "two models or adapters are named a: give each its own name"),
         ({"models": (ModelConfig("a\n", Path("a")),)}, "cannot be a model's name"),
         ({"host": "0.0.0.0"}, "can be reached from other machines, and there is no API key"),
         ({"host": "somewhere"}, "say --open where a proxy"),

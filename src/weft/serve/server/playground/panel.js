@@ -52,7 +52,7 @@ export class Panel {
   }
 
   set models(cards) {
-    for (const card of cards) this.#offer(card.id);
+    for (const { id, parent } of cards) this.#offer(id, parent ? `${id} (adapter of ${parent})` : id);
   }
 
   /** The settings in words, for when they are folded away. */
@@ -158,7 +158,7 @@ export class Panel {
 
   /** Take over another column's settings and chat. */
   adopt(other) {
-    this.models = [...other.select.options].map((option) => ({ id: option.value }));
+    for (const option of other.select.options) this.#offer(option.value, option.textContent);
     this.settings = other.settings;
     this.#messages = [...other.#messages];
     this.log.replaceChildren(...other.log.cloneNode(true).childNodes);
