@@ -106,13 +106,20 @@ class EngineLoop:
             self._check_open()
             if request.id in self._live:
                 raise ValueError(f"request id {request.id!r} is in use")
-            waiting = self._queued + len(self.engine.scheduler.waiting)
-            if waiting + request.n > self.engine.config.max_waiting + self.engine.free_places:
-                raise RefusedError(f"{waiting} completions are waiting already", self._retry_after(waiting))
+            self.check_room(request.n)
             self._live[request.id] = (deliver, set(range(request.n)))
             self._inbox.append(request)
             self._queued += request.n
             self._changed.notify()
+
+    def check_room(self, n: int = 1) -> None:
+        """
+        Raises:
+            RefusedError: so many more completions would be too many just now.
+        """
+        waiting = self._queued + len(self.engine.scheduler.waiting)
+        if waiting + n > self.engine.config.max_waiting + self.engine.free_places:
+            raise RefusedError(f"{waiting} completions are waiting already", self._retry_after(waiting))
 
     def cancel(self, id: str) -> None:
         """End a request; its last outputs say "cancelled". One that has ended, or never was, is nothing."""

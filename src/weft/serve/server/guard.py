@@ -31,6 +31,12 @@ log = logging.getLogger("weft.serve")
 OPEN = {"/health", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", *FILES}
 """Routes that need no key: probes have none, and a page asks for one. They say yes or no, and of nothing else."""
 
+GENERATING = {"/v1/completions", "/v1/chat/completions"}
+"""Routes that are refused right here where the only model's queue is full."""
+
+KNOWN = 256
+"""Places that are remembered: there are fewer, but some name something."""
+
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
 
@@ -45,6 +51,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, catalogue: Catalogue, config: ServerConfig, routes: Sequence[BaseRoute]) -> None:
         self.app, self.catalogue, self.config, self.routes = app, catalogue, config, routes
+        self._known: set[tuple[str, str]] = set()  # methods and paths that were found
         self._keys = [hashlib.sha256(key.encode()).digest() for key in config.api_keys]
         self._live = 0
 
@@ -75,8 +82,13 @@ class Guard:
             self._live -= 1
 
     def _find(self, scope: Scope) -> None:
+        place = scope["method"], scope["path"]
+        if place in self._known:
+            return
         matches = [route.matches(scope)[0] for route in self.routes]
         if Match.FULL in matches:
+            if len(self._known) < KNOWN:
+                self._known.add(place)
             return
         if Match.PARTIAL in matches:
             raise HttpError(405, f"{scope['method']} is not possible here", "method_not_allowed")
@@ -103,6 +115,10 @@ class Guard:
             raise HttpError(503, "the server is shutting down", "draining", {"retry-after": "5", "connection": "close"})
         if self._live > self.config.max_connections:
             raise HttpError(503, "too many requests at once", "too_many_requests", {"retry-after": "1"})
+        if path in GENERATING and len(self.catalogue.models) == 1:
+            self.catalogue.get(
+                None
+            ).check_room()  # before a byte of the body is read: in a rush, refusals must be cheap
 
     async def _body(self, headers: dict[str, str], receive: Receive) -> bytes:
         limits = self.config.limits

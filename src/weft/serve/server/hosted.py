@@ -13,7 +13,7 @@ from typing import Literal
 from weft.serve.engine import Engine
 from weft.serve.folder import find_model
 from weft.serve.loop import DeadError, EngineLoop
-from weft.serve.request import Request
+from weft.serve.request import RefusedError, Request
 from weft.serve.server.chat import ChatTemplate, find_template
 from weft.serve.server.config import ModelConfig, ServerConfig
 from weft.serve.server.gate import compare
@@ -87,6 +87,18 @@ class Hosted:
     def healthy(self) -> bool:
         """Whether its engine lives and moves."""
         return self.ready and self._current is not None and self._current.loop.error is None and not self.hung
+
+    def check_room(self) -> None:
+        """
+        Raises:
+            RefusedError: it takes no request now.
+        """
+        if self._current is not None:
+            try:
+                self._current.loop.check_room()
+            except RefusedError:
+                self.meter.refuse("refused")
+                raise
 
     # -- requests ----------------------------------------------------------------------------------------------------
 

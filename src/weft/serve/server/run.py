@@ -117,6 +117,7 @@ def make_server(catalogue: Catalogue) -> Server:
         make_app(catalogue, config),
         http=partial(Connection, limits=config.limits, most=config.max_connections),  # type: ignore[arg-type]
         ws="none", lifespan="off", log_config=None, log_level="error", access_log=False, server_header=False,
+        proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=int(config.drain_seconds) + 10,
     )  # fmt: skip
     return Server(settings, catalogue)
