@@ -167,6 +167,7 @@ def routes(config: ServerConfig, port: int) -> str:
     key = f' -H "Authorization: Bearer ${KEY}"' if config.api_keys else ""
     body = f'{{"model": "{first}", "prompt": "Once", "max_tokens": 16}}'
     return f"""
+page     {base}/             to try the models in a browser
 OpenAI   {base}/v1           completions, chat/completions, embeddings, models
 tokens   {base}/tokenize     and /detokenize
 health   {base}/health/live  and /health/ready, /health/generate
