@@ -16,6 +16,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from served import Served, make_folder, model, served
+from test_serve_adapters import make_adapter
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 LONG = 400
@@ -30,7 +31,10 @@ expect.set_options(timeout=20_000)
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("playground")
-    with served(model(make_folder(folder / "one"), "tiny"), model(make_folder(folder / "two", seed=1), "other")) as one:
+    base = make_folder(folder / "base")
+    make_adapter(base, folder / "tuned", folder / "merged", seed=10)
+    other = model(make_folder(folder / "other", seed=1), "other")
+    with served(model(base, "tiny", adapters={"tuned": str(folder / "tuned")}), other) as one:
         yield one
 
 
@@ -62,7 +66,7 @@ def page(browser: Browser, server: Served) -> Iterator[Page]:
 def visit(page: Page, **link: str) -> None:
     page.goto("about:blank")
     page.goto("/#" + str(httpx.QueryParams({name.replace("__", "."): value for name, value in link.items()})))
-    expect(column(page).get_by_label("Model").locator("option")).to_have_count(2 if "nope" not in link.values() else 3)
+    expect(column(page).get_by_label("Model").locator("option")).to_have_count(3 if "nope" not in link.values() else 4)
 
 
 def column(page: Page, name: str = "A") -> Any:
@@ -138,7 +142,14 @@ def test_two_settings_and_two_models_side_by_side(page: Page, server: Served) ->
         expect(figure(page, "tokens", name)).to_have_text(f"4 + {len(alone['logprobs']['tokens'])}")
         shown = column(page, name).locator(".answer").inner_text()
         assert normal(shown).startswith(normal(alone["text"]))
-    column(page, "B").get_by_label("Model").select_option("other")
+    select = column(page, "B").get_by_label("Model")
+    expect(select.locator("option")).to_have_text(["tiny", "tuned (adapter of tiny)", "other"])
+    for name in ("tuned", "other"):
+        select.select_option(name)
+        page.get_by_role("button", name="Run").click()
+        alone = ask(server, model=name, prompt="Once", max_tokens=24, temperature=1.5, seed=7, logprobs=0)
+        expect(figure(page, "tokens", "B")).to_have_text(f"4 + {len(alone['logprobs']['tokens'])}")
+        assert normal(column(page, "B").locator(".answer").inner_text()).startswith(normal(alone["text"]))
     page.wait_for_timeout(400)
     link = page.url
     assert "b.seed=7" in link
@@ -270,6 +281,9 @@ def test_a_key_is_asked_for_and_stays_in_the_tab(browser: Browser, tmp_path: Pat
         server.call(server.catalogue.unload, "tiny")
         page.reload()
         expect(column(page).get_by_role("alert")).to_have_text("No model is ready yet. Waiting for one.")
+        page.get_by_role("button", name="Run").click()
+        words = "The model is not being served at the moment; it is coming back. Try again in 1 s."
+        expect(column(page).get_by_role("alert")).to_have_text(words)
         server.call(server.catalogue.load, "tiny")
         expect(column(page).get_by_label("Model").locator("option")).to_have_text(["tiny"])
         other = context.new_page()

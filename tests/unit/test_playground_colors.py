@@ -16,7 +16,9 @@ STRONGEST = 0.5
 
 def palettes() -> dict[str, dict[str, Color]]:
     style = (FOLDER / "page.css").read_text(encoding="utf-8")
-    day, night = (dict(re.findall(r"--([\w-]+): ([^;]+);", block)) for block in re.findall(r":root \{(.*?)\}", style, re.S))
+    day, night = (
+        dict(re.findall(r"--([\w-]+): ([^;]+);", block)) for block in re.findall(r":root \{(.*?)\}", style, re.S)
+    )
     assert f"calc(var(--unlikely) * {STRONGEST:g}".replace("0.", ".") in style
     return {"day": colors(day), "night": colors({**day, **night})}
 

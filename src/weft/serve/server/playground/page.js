@@ -127,15 +127,24 @@ addEventListener("hashchange", restore);
 
 // -- models, and the key that they may need -----------------------------------------------------------------------------
 
+let told = null;
+
+/** What a question brought is not written over. */
+function tell(error) {
+  if (panels.a.failure && panels.a.failure !== told) return;
+  panels.a.fail(error);
+  told = error;
+}
+
 async function findModels() {
   try {
     const cards = await listModels();
     $("change-key").hidden = !key.get();
     Object.values(panels).forEach((panel) => { panel.models = cards; });
-    panels.a.fail(cards.length ? null : new Error("No model is ready yet. Waiting for one."));
+    tell(cards.length ? null : new Error("No model is ready yet. Waiting for one."));
     if (!cards.length) setTimeout(findModels, 1000);
   } catch (error) {
-    panels.a.fail(error);
+    tell(error);
     if (error.status === 401) askForKey();
   }
 }

@@ -13,6 +13,7 @@ const ENDS = { stop: "ended by the model", length: "length limit", deadline: "ou
 export class Panel {
   #abort = null;
   #messages = [];
+  failure = null;
 
   constructor(name, changed) {
     this.element = document.getElementById("panel").content.firstElementChild.cloneNode(true);
@@ -130,6 +131,7 @@ export class Panel {
   }
 
   fail(error) {
+    this.failure = error;
     this.error.hidden = !error;
     this.error.textContent = error?.message ?? "";
   }
