@@ -9,6 +9,7 @@ export class Refusal extends Error {
 }
 
 const KEY = "weft-api-key";
+const BROKEN = "The connection ended before the answer did.";
 
 export const key = {
   get: () => sessionStorage.getItem(KEY) ?? "",
@@ -29,7 +30,7 @@ export async function* stream(route, body, signal) {
   try {
     for (let rest = ""; ;) {
       const { done, value } = await reader.read();
-      if (done) throw new Refusal("The connection ended before the answer did.");
+      if (done) throw new Refusal(BROKEN);
       const parts = (rest + value).split("\n\n");
       rest = parts.pop();
       for (const part of parts) {
@@ -41,7 +42,7 @@ export async function* stream(route, body, signal) {
       }
     }
   } catch (error) {
-    throw error instanceof TypeError ? new Refusal("The connection broke before the answer ended.") : error;
+    throw error instanceof TypeError ? new Refusal(BROKEN) : error;
   } finally {
     reader.cancel().catch(() => {});
   }

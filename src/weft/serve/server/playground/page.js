@@ -118,7 +118,7 @@ function restore() {
   $("system").value = found.get("system") ?? "";
   $("prompt").value = found.get("prompt") ?? "";
   for (const [letter, panel] of Object.entries(panels)) {
-    panel.settings = Object.fromEntries(FIELDS.map((name) => [name, found.get(`${letter}.${name}`) ?? undefined]));
+    panel.settings = Object.fromEntries(FIELDS.map((name) => [name, found.get(`${letter}.${name}`) ?? ""]));
   }
   arrange();
 }

@@ -41,7 +41,7 @@ export class Panel {
 
   set settings(values) {
     if (values.model) this.#offer(values.model);
-    for (const name of FIELDS) if (values[name] !== undefined) this.field(name).value = values[name];
+    for (const name of FIELDS) if (values[name] || name !== "model") this.field(name).value = values[name];
     this.#sum();
   }
 
@@ -134,6 +134,7 @@ export class Panel {
     this.failure = error;
     this.error.hidden = !error;
     this.error.textContent = error?.message ?? "";
+    if (error) this.error.scrollIntoView({ block: "nearest" });
   }
 
   /** Where the answer goes: behind the prompt, or under the chat so far. */
