@@ -21,13 +21,19 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from served import Served, config, make_folder, model, served
 
 from weft.checkpoint.manifest import FileRecord, Manifest
 from weft.serve.request import Request, Sampling
 from weft.serve.server.config import ServerConfig
+from weft.serve.server.hosted import Hosted
 from weft.serve.server.limits import Limits
 from weft.serve.server.run import serve
+from weft.serve.server.version import Version
 
 LONG = {"model": "tiny", "prompt": "abc", "max_tokens": 500, "temperature": 0, "ignore_eos": True}
 
@@ -292,6 +298,26 @@ def test_a_dead_engine_ends_its_streams_and_comes_back(folder: Path) -> None:
         assert again.headers["x-weft-version"] == "1"
 
 
+@pytest.mark.slow
+def test_a_killed_process_ends_its_streams_and_comes_back(folder: Path) -> None:
+    with served(model(folder, tp=2)) as one:
+        hosted = one.catalogue.models["tiny"]
+        expected = post(one, {**LONG, "max_tokens": 9}).json()["choices"][0]["text"]
+        with httpx.stream("POST", f"{one.url}/v1/completions", json={**LONG, "stream": True}, timeout=60) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            ranks = hosted.current.loop.engine.ranks
+            assert ranks is not None
+            os.kill(ranks.processes[0].pid, signal.SIGKILL)
+            rest = [line for line in lines if line]
+        assert json.loads(rest[-2].removeprefix("data: "))["error"]["code"] == "engine_failed"
+        until(lambda: hosted.restarts == 1)
+        until(lambda: hosted.ready, 60)
+        assert post(one, {**LONG, "max_tokens": 9}).json()["choices"][0]["text"] == expected
+        with pytest.raises(ValueError, match="cut over 2 processes cannot be loaded beside another"):
+            one.call(hosted.refresh, folder.parent)
+
+
 def test_alive_ready_and_generating_are_three_things(folder: Path) -> None:
     with served(model(folder), hang_seconds=0.3) as one:
 
@@ -330,6 +356,11 @@ def save_step(source: Path, run: Path, step: int) -> Path:
     return path
 
 
+async def ends(hosted: Hosted, version: Version) -> list[str | None]:
+    with hosted.outputs([Request("late", [1], Sampling(max_tokens=1))], version) as outputs:
+        return [output.finish async for output in outputs]
+
+
 def test_newer_weights_take_over_without_a_pause(tmp_path: Path) -> None:
     """What is being answered ends with the old ones; what is worse, or broken, never comes to be served."""
     run = tmp_path / "run"
@@ -337,6 +368,7 @@ def test_newer_weights_take_over_without_a_pause(tmp_path: Path) -> None:
     save_step(make_folder(tmp_path / "a", seed=1, **flat), run, 1)
     with served(model(run)) as one:
         hosted = one.catalogue.models["tiny"]
+        first = hosted.current
         assert one.call(hosted.refresh) is None
         with httpx.stream("POST", f"{one.url}/v1/completions", json={**LONG, "stream": True}, timeout=60) as answer:
             lines = answer.iter_lines()
@@ -349,6 +381,7 @@ def test_newer_weights_take_over_without_a_pause(tmp_path: Path) -> None:
             assert answer.headers["x-weft-version"] == "1"
             events = [json.loads(line[6:]) for line in lines if line and line != "data: [DONE]"]
         assert {event["system_fingerprint"] for event in events} == {"weft-1"}
+        assert one.call(ends, hosted, first) == ["length"]  # who took the old ones before is not refused
         assert events[-1]["choices"][0]["finish_reason"] == "length"
         save_step(make_folder(tmp_path / "c", seed=3, spread=0.5), run, 3)
         with pytest.raises(ValueError, match=r"is not served: loss .* and --gate allows 0.05"):
@@ -426,6 +459,24 @@ def test_metrics_have_vllms_names(server: Served) -> None:
         assert re.search(rf'^vllm:{name}{{.*model_name="tiny".*}} ', text, re.MULTILINE), name
     assert re.search(r'vllm:request_success_total{finished_reason="length",model_name="tiny"} [1-9]', text)
     assert re.search(r'weft:http_answers_total{status="200"} [1-9]', text)
+
+
+def test_traces_where_opentelemetry_is_set_up(server: Served) -> None:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    trace.set_tracer_provider(provider)
+    caller = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    post(server, {**LONG, "max_tokens": 5}, headers={"traceparent": caller})
+    spans = {span.name: span for span in exporter.get_finished_spans()}
+    engine = spans["generate tiny"]
+    assert engine.context is not None
+    assert f"{engine.context.trace_id:032x}" in caller
+    assert engine.parent is not None
+    assert engine.parent.span_id in [span.context.span_id for span in spans.values() if span.context is not None]
+    assert engine.attributes is not None
+    assert engine.attributes["gen_ai.usage.output_tokens"] == 5
+    assert engine.attributes["gen_ai.response.finish_reasons"] == "length"
 
 
 def test_a_request_for_the_engine_alone_still_works(server: Served) -> None:

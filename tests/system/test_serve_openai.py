@@ -108,6 +108,14 @@ def test_a_stream_says_what_the_whole_says(client: openai.OpenAI) -> None:
     assert whole.usage is not None
     assert usage.total_tokens == whole.usage.total_tokens == 2 * 2 + 4 * 9
     assert texts[0] != texts[1]
+    more = {"stream_options": {"continuous_usage_stats": True}, "ignore_eos": True}
+    counts = [
+        event.usage.completion_tokens
+        for event in client.completions.create(model="tiny", prompt="ab", max_tokens=4, stream=True, extra_body=more)
+        if event.usage is not None
+    ]
+    assert counts == sorted(counts)
+    assert counts[-1] == 4
 
 
 def test_lm_evals_calls(server: Served, folder: Path) -> None:

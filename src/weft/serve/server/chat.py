@@ -26,7 +26,7 @@ class ChatTemplate:
 
     Attributes:
         source: what it says, in Jinja2.
-        stops: ids' texts that end a turn, as the template writes them; the model's own ends hold besides.
+        names: bos_token, eos_token and the like.
     """
 
     def __init__(self, source: str, names: Mapping[str, str]) -> None:

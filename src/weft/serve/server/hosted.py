@@ -31,6 +31,9 @@ PAUSES = (0.2, 1.0, 5.0, 15.0, 30.0)
 
 WATCH_SECONDS = 0.1
 
+GRACE_SECONDS = 15.0
+"""How long replaced weights take requests still: of those that came before, and are being tokenized or given a form."""
+
 
 class Hosted:
     """A model that is served. To be used in one event loop.
@@ -161,7 +164,7 @@ class Hosted:
                 await asyncio.to_thread(newer.loop.close)
                 raise
             self._take(newer)
-            self._leave(present, self.server.request_seconds)  # nobody in it can have longer
+            self._leave(present, self.server.request_seconds, GRACE_SECONDS)  # nobody in it can have longer
             log.warning("%s: version %s is served: %s", self.name, newer.number, folder)
             return newer
 
@@ -186,9 +189,10 @@ class Hosted:
         async with self._changing:
             version, self._current = self._current, None
             self.state, self.reason = "UNAVAILABLE", reason
-        for leaving in [*self._leaving.values(), *([version] if version is not None else [])]:
-            self._leave(leaving, drain_seconds)
-        return all(await asyncio.gather(*self._leaving))
+        versions = [*self._leaving.values(), *([version] if version is not None else [])]
+        for task in list(self._leaving):
+            task.cancel()
+        return all(await asyncio.gather(*(self._leave(version, drain_seconds) for version in versions)))
 
     async def _load(self, path: Path) -> Version:
         """A new version, whose engine runs; nobody knows it yet."""
@@ -210,10 +214,17 @@ class Hosted:
         self._count = int(version.number)
         self._current, self.state, self.reason = version, "READY", ""
 
-    def _leave(self, version: Version, drain_seconds: float) -> None:
-        task = asyncio.create_task(version.loop.drain(drain_seconds), name=f"drain {self.name}")
+    def _leave(self, version: Version, drain_seconds: float, grace: float = 0.0) -> asyncio.Task[bool]:
+        """Let a version's requests end, and then itself; whether all ended in time."""
+
+        async def leave() -> bool:
+            await asyncio.sleep(grace)
+            return await version.loop.drain(drain_seconds)
+
+        task = asyncio.create_task(leave(), name=f"drain {self.name}")
         self._leaving[task] = version
         task.add_done_callback(self._leaving.pop)
+        return task
 
     async def _watch(self) -> None:
         while True:

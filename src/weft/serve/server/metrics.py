@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 from starlette.responses import Response
 
 from weft.serve.request import Output, Request
+from weft.serve.server.tracing import engine_span
 from weft.serve.stats import Stats
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600)
@@ -151,6 +152,7 @@ class Meter:
         if len(timing.ended) < request.n:
             return
         now = time.monotonic()
+        engine_span(self.name, timing, finish)
         self.requests += 1
         metrics.whole.labels(**one).observe(now - timing.arrived)
         metrics.n.labels(**one).observe(request.n)

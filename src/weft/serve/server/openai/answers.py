@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from weft.serve.request import Output
 from weft.serve.server.errors import problem
+from weft.serve.server.openai.bodies import StreamOptions
 from weft.serve.server.outputs import Outputs
 from weft.serve.server.version import Version
 
@@ -30,6 +31,12 @@ class Usage:
         self.completion += len(output.tokens)
         if first and output.index == 0:
             self.cached += output.cached
+
+    def event(self, options: StreamOptions) -> dict[str, Any]:
+        """What an event says of it that is not the last."""
+        if options.continuous_usage_stats:
+            return {"usage": self.table()}
+        return {"usage": None} if options.include_usage else {}
 
     def table(self) -> dict[str, Any]:
         return {

@@ -33,6 +33,7 @@ class StreamOptions(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     include_usage: bool = False
+    continuous_usage_stats: bool = False  # vLLM's: what there is so far, in every event
     include_obfuscation: bool = False
 
 

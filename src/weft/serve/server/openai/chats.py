@@ -150,13 +150,12 @@ class ChatJob:
         return choice, said, calls, told
 
     async def events(self, outputs: Outputs) -> Events:
-        wants_usage = self.body.stream_options.include_usage
-        usage = {"usage": None} if wants_usage else {}
+        options = self.body.stream_options
         head = self._head("chat.completion.chunk")
 
         def event(index: int, delta: dict[str, Any], finish: str | None = None, told: Any = None) -> dict[str, Any]:
             choice = {"index": index, "delta": delta, "logprobs": told, "finish_reason": finish}
-            return {**head, "choices": [choice], **usage}
+            return {**head, "choices": [choice], **self.usage.event(options)}
 
         async for output in outputs:
             choice, said, calls, told = self.take(output)
@@ -173,7 +172,7 @@ class ChatJob:
                 yield event(output.index, delta, None, told)
             if choice.finish is not None:
                 yield event(output.index, {}, choice.finish)
-        if wants_usage:
+        if options.include_usage:
             yield {**head, "choices": [], "usage": self.usage.table()}
 
     async def whole(self, outputs: Outputs) -> dict[str, Any]:

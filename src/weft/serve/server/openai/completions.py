@@ -171,13 +171,12 @@ class Job:
         return choice, table
 
     async def events(self, outputs: Outputs) -> Events:
-        wants_usage = self.body.stream_options.include_usage
-        usage = {"usage": None} if wants_usage else {}
+        options = self.body.stream_options
         async for output in outputs:
             _, table = self.take(output)
             if table["text"] or table["finish_reason"] or table["logprobs"] or self.body.return_token_ids:
-                yield {**self.head, "choices": [table], **usage}
-        if wants_usage:
+                yield {**self.head, "choices": [table], **self.usage.event(options)}
+        if options.include_usage:
             yield {**self.head, "choices": [], "usage": self.usage.table()}
 
     async def whole(self, outputs: Outputs) -> dict[str, Any]:
