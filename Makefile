@@ -34,6 +34,7 @@ parallel: install
 	$(PYTEST) tests/parallel
 
 system: install
+	./scripts/browser.sh
 	$(PYTEST) tests/system
 
 docs: install

@@ -166,7 +166,7 @@ def test_attacks_are_cut_off_while_others_are_served(server: Served) -> None:
         (lambda: raw(server, request_bytes(b"FFFFFFFFFFFFFFFFF\r\n", "Transfer-Encoding: chunked")), b"400"),
         (lambda: raw(server, b"\x16\x03\x01\x02\x00nonsense\r\n\r\n"), b"400"),
         (lambda: raw(server, b"GET http://[ HTTP/1.1\r\n\r\n"), b"400"),
-        (lambda: raw(server, b"GET / HTTP/1.1\r\nUpgrade: websocket\r\nConnection: Upgrade, close\r\n\r\n"), b"404"),
+        (lambda: raw(server, b"GET /chat HTTP/1.1\r\nUpgrade: websocket\r\nConnection: Upgrade, close\r\n\r\n"), b"404"),
     ]  # fmt: skip
     expected = post(server, {**LONG, "max_tokens": 20}).json()["choices"][0]["text"]
     answers: dict[int, bytes] = {}

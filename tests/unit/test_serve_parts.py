@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from weft.cli.serve import address, read_keys, routes, split_name
+from weft.cli.serve import address, read_keys, routes, split_adapters, split_name
 from weft.serve.loop import DeadError
 from weft.serve.request import Output, RefusedError
 from weft.serve.server.chat import ChatTemplate, find_template, hide, split_forged
@@ -41,7 +41,7 @@ ONE = (ModelConfig("a", Path("a")),)
     ("settings", "words"),
     [
         ({"models": ()}, "no model to serve"),
-        ({"models": ONE * 2}, "two models are named a"),
+        ({"models": ONE * 2}, "two models or adapters are named a: give each its own name"),
         ({"models": (ModelConfig("a\n", Path("a")),)}, "cannot be a model's name"),
         ({"host": "0.0.0.0"}, "can be reached from other machines, and there is no API key"),
         ({"host": "somewhere"}, "say --open where a proxy"),
@@ -74,6 +74,11 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     (run / "checkpoints" / "step-00000002").mkdir(parents=True)
     assert split_name(f"x={run}") == ("x", run)
     assert split_name(str(run))[0] == split_name(str(run / "checkpoints" / "step-00000002"))[0] == "run"
+    assert split_adapters([f"x={run}", str(run)]) == {"x": str(run), "run": str(run)}
+    with pytest.raises(ValueError, match=r"--adapter: two are named run: give each its own name"):
+        split_adapters([str(run), str(run)])
+    with pytest.raises(ValueError, match=r"--adapter: there is no directory nowhere"):
+        split_adapters(["x=nowhere"])
     with pytest.raises(ValueError, match="there is no file"):
         read_keys(tmp_path / "keys")
     (tmp_path / "keys").write_text("\n")

@@ -31,6 +31,9 @@ def serve(
     device: str = typer.Option("auto", help="As in `weft generate`."),
     dtype: str = typer.Option("auto", help="As in `weft generate`."),
     tp: int = typer.Option(1, help="Processes that each model is cut over."),
+    adapter: list[str] = typer.Option(
+        [], metavar="[NAME=]DIR", help="A LoRA adapter of the first model, as peft wrote it: served by its own name."
+    ),
     draft: Path | None = typer.Option(None, help="A smaller model that speculates; see --draft-tokens."),
     draft_tokens: int = typer.Option(0, help="Tokens that speculation guesses at each step."),
     max_sequences: int = typer.Option(64, help="Completions of a model that run at once."),
@@ -39,6 +42,7 @@ def serve(
     ),
     max_context: int | None = typer.Option(None, help="Tokens of a prompt and its completion; by default the model's."),
     cache_tokens: int | None = typer.Option(None, help="Tokens whose keys and values are kept, of all sequences."),
+    cache_dtype: str = typer.Option("auto", help="Of keys and values; int8: about twice as many tokens have room."),
     chat_template: Path | None = typer.Option(None, help="A file with a chat template, in place of the models' own."),
     timeout: float = typer.Option(600.0, help="Seconds after which a request ends, if it names no earlier time."),
     drain: float = typer.Option(30.0, help="Seconds that requests have to end when the server stops."),
@@ -55,21 +59,28 @@ def serve(
     weft serve runs/small                         one model, by the name of small
 
     weft serve chat=exports/chat base=runs/base   two, by these names
+
+    weft serve base=runs/base --adapter tuned=adapters/tuned   a model, and the same with an adapter
     """
     import asyncio
     import logging
+    from dataclasses import replace
 
     from weft.serve.config import EngineConfig
     from weft.serve.server.config import ModelConfig, ServerConfig
 
     engine = EngineConfig(
         max_sequences=max_sequences, max_waiting=max_waiting, max_context=max_context, cache_tokens=cache_tokens,
-        draft_tokens=draft_tokens, tp=tp, device=device, dtype=dtype,
+        cache_dtype=cache_dtype, draft_tokens=draft_tokens, tp=tp, device=device, dtype=dtype,
         step_tokens=max(EngineConfig.step_tokens, max_sequences * (1 + draft_tokens)),
     )  # fmt: skip
     named = [split_name(model) for model in models]
+    adapted = replace(engine, adapters=split_adapters(adapter))
     config = ServerConfig(
-        tuple(ModelConfig(name, path, engine, draft, chat_template) for name, path in named),
+        tuple(
+            ModelConfig(name, path, engine if number else adapted, draft, chat_template)
+            for number, (name, path) in enumerate(named)
+        ),
         host, port, grpc_port, read_keys(api_key_file), open, model_control, request_seconds=timeout,
         drain_seconds=drain, follow_seconds=follow, gate=gate, gate_text=gate_text,
     )  # fmt: skip
@@ -105,6 +116,21 @@ def split_name(model: str) -> tuple[str, Path]:
     parent = whole.resolve().parent
     inside = whole.name.startswith("step-") and parent.name == "checkpoints"
     return (parent.parent.name if inside else whole.resolve().name), whole
+
+
+def split_adapters(adapters: list[str]) -> dict[str, str]:
+    """
+    Raises:
+        ValueError: two have one name, or a directory is not there.
+    """
+    found: dict[str, str] = {}
+    for name, path in map(split_name, adapters):
+        if name in found:
+            raise ValueError(f"--adapter: two are named {name}: give each its own name, as in NAME=DIR")
+        if not path.is_dir():
+            raise ValueError(f"--adapter: there is no directory {path}")
+        found[name] = str(path)
+    return found
 
 
 def read_keys(file: Path | None) -> tuple[str, ...]:
@@ -147,6 +173,7 @@ def routes(config: ServerConfig, ports: list[int]) -> str:
     key = f' -H "Authorization: Bearer ${KEY}"' if config.api_keys else ""
     body = f'{{"model": "{first}", "prompt": "Once", "max_tokens": 16}}'
     return f"""
+page     {base}/             to try the models in a browser
 OpenAI   {base}/v1           completions, chat/completions, embeddings, models
 KServe   {base}/v2           infer, generate, generate_stream of each model{rpc}
 tokens   {base}/tokenize     and /detokenize

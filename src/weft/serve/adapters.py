@@ -75,7 +75,13 @@ class Adapters:
 
     def begin(self, batch: Batch) -> None:
         """Make ready for a step."""
-        rows = self._rows(batch.adapters, batch.counts)
+        self._set(self._rows(batch.adapters, batch.counts))
+
+    def use(self, number: int) -> None:
+        """From now on, all tokens have this one."""
+        self._set([(number, None)])
+
+    def _set(self, rows: list[tuple[int, Tensor | None]]) -> None:
         for site in self.sites.values():
             site.rows = rows
 

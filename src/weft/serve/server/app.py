@@ -14,6 +14,7 @@ from weft.serve.server.openai.chats import chats_router
 from weft.serve.server.openai.completions import completions_router
 from weft.serve.server.openai.embeddings import embeddings_router
 from weft.serve.server.openai.models import models_router
+from weft.serve.server.playground.router import playground_router
 
 
 def make_app(catalogue: Catalogue, config: ServerConfig) -> FastAPI:
@@ -27,5 +28,6 @@ def make_app(catalogue: Catalogue, config: ServerConfig) -> FastAPI:
     app.include_router(kserve_router(catalogue))
     catalogue.metrics.registry.register(TritonMetrics(catalogue))
     app.include_router(catalogue.metrics.router())
+    app.include_router(playground_router())
     app.add_middleware(Guard, catalogue=catalogue, config=config, routes=app.routes)
     return app

@@ -11,6 +11,7 @@ from weft.serve.server.config import ServerConfig
 from weft.serve.server.errors import UnknownModelError
 from weft.serve.server.hosted import Hosted, State
 from weft.serve.server.metrics import Metrics
+from weft.serve.server.version import Version
 
 log = logging.getLogger("weft.serve")
 
@@ -29,6 +30,7 @@ class Catalogue:
 
     Attributes:
         models: by name, the first one first; those that are unloaded too.
+        adapters: the model that each is of, by its name.
         started: all of them have been loaded once.
         draining: the server is stopping, and takes no more requests.
     """
@@ -37,6 +39,7 @@ class Catalogue:
         self.config = config
         self.metrics = Metrics()
         self.models = {model.name: Hosted(model, config, self.metrics) for model in config.models}
+        self.adapters = {name: hosted for hosted in self.models.values() for name in hosted.config.engine.adapters}
         self.started = self.draining = False
 
     async def start(self, loaded: Callable[[Hosted], None] | None = None) -> None:
@@ -69,6 +72,19 @@ class Catalogue:
         if name not in self.models:
             raise UnknownModelError(f"the model {name[:256]!r} does not exist; GET /v1/models lists those that do")
         return self.models[name]
+
+    def find(self, name: str | None) -> tuple[Hosted, Version]:
+        """The model of this name, or that has an adapter of this name, and what answers its requests now.
+
+        Raises:
+            UnknownModelError: there is neither.
+            DeadError: nothing answers, at the moment.
+        """
+        if name in self.adapters:
+            hosted = self.adapters[name]
+            return hosted, hosted.current.under(name)
+        hosted = self.get(name)
+        return hosted, hosted.current
 
     @property
     def ready(self) -> bool:

@@ -70,13 +70,14 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         names = [model.name for model in self.models]
+        names += [adapter for model in self.models for adapter in model.engine.adapters]
         if not names:
             raise ValueError("no model to serve: name at least one checkpoint, run or Hugging Face directory")
         for name in names:
             if not name or len(name) > 256 or not name.isprintable():
                 raise ValueError(f"{name!r} cannot be a model's name: it must be 1 to 256 printable characters")
             if names.count(name) > 1:
-                raise ValueError(f"two models are named {name}: give each its own --name")
+                raise ValueError(f"two models or adapters are named {name}: give each its own name, as in NAME=PATH")
         if "" in self.api_keys:
             raise ValueError("an API key is empty")
         if not (self.open or self.api_keys or is_loopback(self.host)):

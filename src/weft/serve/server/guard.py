@@ -23,11 +23,12 @@ from weft.serve.server.config import ServerConfig
 from weft.serve.server.errors import HttpError, Problem, problem
 from weft.serve.server.keys import Keys
 from weft.serve.server.metrics import Metrics
+from weft.serve.server.playground.router import FILES
 
 log = logging.getLogger("weft.serve")
 
-OPEN = {"/health", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"}
-"""Routes that need no key: probes have none. They say yes or no, and of nothing else."""
+OPEN = {"/health", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", *FILES}
+"""Routes that need no key: probes have none, and a page asks for one. They say yes or no, and of nothing else."""
 
 GENERATING = {"/v1/completions", "/v1/chat/completions"}
 """Routes that are refused right here where the only model's queue is full."""

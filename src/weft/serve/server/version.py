@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Self
 
 from weft.models.shape import Shape
 from weft.serve.loop import EngineLoop
@@ -17,10 +18,12 @@ class Version:
     """One set of weights as it is served. What a request began with, it ends with: take `Hosted.current` once.
 
     Attributes:
+        model: the name that it is asked for by: the model's, or an adapter's.
         number: "1", "2", …: counts up with every set of weights that was taken.
         folder: the Hugging Face directory that they came from.
         words: its tokenizer; None: prompts are token ids, and there are no texts.
         template: of its chats; None: it has none.
+        adapter: of the engine's, which all its requests have; None: the model as it is.
     """
 
     model: str
@@ -29,6 +32,7 @@ class Version:
     loop: EngineLoop
     words: Words | None
     template: ChatTemplate | None
+    adapter: str | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -52,6 +56,10 @@ class Version:
     def headers(self) -> dict[str, str]:
         """That every answer of a model has."""
         return {"x-weft-version": self.number}
+
+    def under(self, adapter: str) -> Self:
+        """The same, with this adapter and by its name."""
+        return replace(self, model=adapter, adapter=adapter)
 
     def need_words(self) -> Words:
         """

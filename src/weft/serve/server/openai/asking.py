@@ -53,8 +53,8 @@ def make_requests(
     until = deadline(body.timeout, http, config)
     return [
         Request(
-            f"{http.state.request_id}-{secrets.token_hex(6)}", prompt, sampling, n, body.priority, until, salt, logprobs,
-            prompt_logprobs, grammar,
+            f"{http.state.request_id}-{secrets.token_hex(6)}", prompt, sampling, n, body.priority, until, salt,
+            version.adapter, logprobs, prompt_logprobs, grammar,
         )
         for prompt in prompts
     ]  # fmt: skip

@@ -30,8 +30,7 @@ def chats_router(catalogue: Catalogue, config: ServerConfig) -> APIRouter:
     @router.post("/v1/chat/completions")
     async def chat(http: HttpRequest) -> Response:
         body = await read(ChatBody, http)
-        hosted = catalogue.get(body.model)
-        version = hosted.current
+        hosted, version = catalogue.find(body.model)
         prompt = await tokenize_chat(body, version, config)
         forced = None
         if body.tool_choice.mode in ("required", "named"):

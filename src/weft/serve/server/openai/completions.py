@@ -34,8 +34,7 @@ def completions_router(catalogue: Catalogue, config: ServerConfig) -> APIRouter:
     async def completions(http: HttpRequest) -> Response:
         body = await read(CompletionBody, http)
         check(body)
-        hosted = catalogue.get(body.model)
-        version = hosted.current
+        hosted, version = catalogue.find(body.model)
         prompts = await tokenize(body.prompt, version, body.add_special_tokens)
         max_tokens = MAX_TOKENS if body.max_tokens is None else body.max_tokens
         logprobs = body.logprobs

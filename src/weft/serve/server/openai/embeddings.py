@@ -30,7 +30,7 @@ def embeddings_router(catalogue: Catalogue, config: ServerConfig) -> APIRouter:
     @router.post("/v1/embeddings")
     async def embeddings(http: HttpRequest) -> Response:
         body = await read(EmbeddingBody, http)
-        version = catalogue.get(body.model).current
+        _, version = catalogue.find(body.model)
         if body.dimensions not in (None, version.shape.hidden):
             raise FieldError(f"dimensions: this model's embeddings have {version.shape.hidden} numbers", "dimensions")
         config.limits.check_count("inputs", len(body.input), config.limits.prompts)
@@ -39,7 +39,7 @@ def embeddings_router(catalogue: Catalogue, config: ServerConfig) -> APIRouter:
             check_ids(prompt, version)
             if not prompt:
                 raise FieldError("an input is empty; give it at least one token", "input")
-        futures = [version.loop.call(partial(embed, prompt=prompt)) for prompt in prompts]
+        futures = [version.loop.call(partial(embed, prompt=prompt, adapter=version.adapter)) for prompt in prompts]
         try:
             async with asyncio.timeout(deadline(body.timeout, http, config) - time.monotonic()):
                 vectors = [await asyncio.wrap_future(future) for future in futures]

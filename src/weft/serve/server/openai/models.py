@@ -23,17 +23,19 @@ def models_router(catalogue: Catalogue, config: ServerConfig) -> APIRouter:
 
     @router.get("/v1/models")
     async def models() -> Response:
-        return JsonAnswer({"object": "list", "data": [card(one) for one in catalogue.models.values() if one.ready]})
+        ready = [hosted for hosted in catalogue.models.values() if hosted.ready]
+        names = [name for hosted in ready for name in (hosted.name, *hosted.config.engine.adapters)]
+        return JsonAnswer({"object": "list", "data": [card(*catalogue.find(name)) for name in names]})
 
     @router.get("/v1/models/{name:path}")
     async def model(name: str) -> Response:
-        hosted = catalogue.get(name)
-        return JsonAnswer(card(hosted), hosted.current)
+        hosted, version = catalogue.find(name)
+        return JsonAnswer(card(hosted, version), version)
 
     @router.post("/tokenize")
     async def tokenize(http: HttpRequest) -> Response:
         body = await read(TokenizeBody, http)
-        version = catalogue.get(body.model).current
+        _, version = catalogue.find(body.model)
         if (body.prompt is None) == (body.messages is None):
             raise FieldError("give either prompt or messages", "prompt")
         if body.prompt is not None:
@@ -48,22 +50,19 @@ def models_router(catalogue: Catalogue, config: ServerConfig) -> APIRouter:
     @router.post("/detokenize")
     async def detokenize(http: HttpRequest) -> Response:
         body = await read(DetokenizeBody, http)
-        version = catalogue.get(body.model).current
+        _, version = catalogue.find(body.model)
         check_ids(body.tokens, version)
         return JsonAnswer({"prompt": version.need_words().decode(body.tokens, skip_special=False)}, version)
 
     return router
 
 
-def card(hosted: Hosted) -> dict[str, Any]:
-    """
-    Raises:
-        DeadError: the model is not served at the moment.
-    """
-    version = hosted.current
+def card(hosted: Hosted, version: Version) -> dict[str, Any]:
+    """An adapter's has the model that it is of as `parent`, as vLLM's."""
     return {
-        "id": hosted.name, "object": "model", "created": version.created, "owned_by": "weft", "root": hosted.name,
-        "version": version.number, "max_model_len": version.max_context,
+        "id": version.model, "object": "model", "created": version.created, "owned_by": "weft", "root": hosted.name,
+        "parent": hosted.name if version.adapter else None, "version": version.number,
+        "max_model_len": version.max_context,
     }  # fmt: skip
 
 
