@@ -157,7 +157,7 @@ def read_rows(path: Path) -> list[Row]:
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: not JSON: {error}") from None
         if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number}: a row is an object of fields, as in {{\"question\": …}}")
+            raise ValueError(f'{path}, line {number}: a row is an object of fields, as in {{"question": …}}')
         rows.append(row)
     if not rows:
         raise ValueError(f"{path} has no rows")

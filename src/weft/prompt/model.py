@@ -25,7 +25,7 @@ class Ask:
     """A text to continue, or a conversation to answer, `n` times."""
 
     prompt: str | tuple[Message, ...]
-    sampling: PromptSampling = PromptSampling()
+    sampling: PromptSampling
     n: int = 1
     form: Form | None = None
 
