@@ -58,7 +58,9 @@ def evaluate(
     if not text and (window or stride or max_tokens):
         raise ValueError("--window, --stride and --max-tokens are about a --text, and there is none")
     if not (task or lm_eval) and limit:
-        raise ValueError("--limit is about a --task or an --lm-eval task, and there is none; for a --text: --max-tokens")
+        raise ValueError(
+            "--limit is about a --task or an --lm-eval task, and there is none; for a --text: --max-tokens"
+        )
     if not lm_eval and (tokenizer or include or shots is not None):
         raise ValueError("--tokenizer, --include and --shots are about an --lm-eval task, and there is none")
     tasks = [read_task(path) for path in task or []]

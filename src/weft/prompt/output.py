@@ -28,7 +28,7 @@ def form_of(output: OutputCheck) -> Form | None:
 
 def literal(text: str) -> str:
     """A regular expression that only this text matches."""
-    return re.sub(r"([^\w\s])", r"\\\1", text)
+    return re.sub(r"([\\.+*?()|\[\]{}^$])", r"\\\1", text)
 
 
 def problem(output: OutputCheck, text: str) -> str | None:
