@@ -100,8 +100,14 @@ def search(
         raise ValueError(
             f"--budget {budget}: at least {needed} questions are needed to hold two prompts against each other"
         )
+    most = most_candidates(free)
+    if 1 + len(instructions) + proposals > most:
+        raise ValueError(
+            f"--budget {budget}: {most} instructions can compete, and there are {1 + len(instructions) + proposals}: "
+            "raise it, or try fewer"
+        )
     written = propose(prompt, parts.pool, model, proposals, seed) if proposals else []
-    tried = variants(prompt, [*instructions, *written], parts.pool, shots, most_candidates(free), seed)
+    tried = variants(prompt, [*instructions, *written], parts.pool, shots, most, seed)
     if len(tried) == 1:
         raise ValueError("there is nothing to try: give instructions (--rewrites, --propose) or numbers of --shots")
     ranking, asked = halve(tried, parts.choosing, model, free, progress)
