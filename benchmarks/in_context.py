@@ -32,7 +32,7 @@ WORDS = ("dax", "wug", "zup", "fep", "kiv", "mib", "tol", "gor")
 COLOURS = ("red", "green", "blue", "white")
 EXAMPLES = 32
 SHOTS = (0, 1, 2, 4, 8, 16, 32)
-LAYERS = (1, 2)
+LAYERS = (2, 1)
 PICTURE = ROOT / "docs" / "in_context.svg"
 
 SETTINGS = """
@@ -42,7 +42,7 @@ hidden = 64
 num_heads = 4
 ffn = 160
 vocab = {vocab}
-max_seq = 144
+max_seq = 112
 [data]
 paths = ["{folder}/tokens"]
 tokenizer = "{folder}/tokenizer"
@@ -50,7 +50,7 @@ document_mask = true
 [train]
 steps = {steps}
 global_batch = 16
-seq = 128
+seq = 96
 [optimizer]
 lr = 4e-3
 [schedule]
@@ -79,7 +79,7 @@ def make_data(folder: Path, count: int) -> int:
     """Tokenizer and token files, by `weft data`; the size of the vocabulary."""
     with (folder / "texts.jsonl").open("w", encoding="utf-8") as stream:
         for pairs in documents(count, seed=0):
-            text = "".join(f"{word}: {colour}\n" for word, colour in pairs[:EXAMPLES])
+            text = "".join(f"{word} {colour}\n" for word, colour in pairs[:EXAMPLES])
             stream.write(json.dumps({"text": text}) + "\n")
     weft("data", "tokenizer", folder / "texts.jsonl", "--vocab", 300, "--out", folder / "tokenizer")
     weft("data", "prepare", folder / "texts.jsonl", "--tokenizer", folder / "tokenizer", "--out", folder / "tokens")
@@ -90,7 +90,7 @@ def make_data(folder: Path, count: int) -> int:
 def train(folder: Path, layers: int, vocab: int, steps: int) -> list[Path]:
     """Its checkpoints, oldest first."""
     settings = folder / "settings.toml"
-    text = SETTINGS.format(folder=folder, vocab=vocab, steps=steps, every=max(1, steps // 10))
+    text = SETTINGS.format(folder=folder, vocab=vocab, steps=steps, every=max(1, steps // 8))
     settings.write_text(text, encoding="utf-8")
     run = folder / f"layers-{layers}"
     weft("train", settings, "--run", run, "--set", f"model.num_layers={layers}")
@@ -114,8 +114,8 @@ def prompt(shots: int) -> Prompt:
     """The last so many examples of a row, and its question."""
     return Prompt(
         name=f"{shots}-shot",
-        question="{% for it in shown[-" + str(shots) + ":] %}{{ it.word }}: {{ it.colour }}\n{% endfor %}{{ word }}:"
-        if shots else "{{ word }}:",
+        question="{% for it in shown[-" + str(shots) + ":] %}{{ it.word }} {{ it.colour }}\n{% endfor %}{{ word }}"
+        if shots else "{{ word }}",
         answer=" {{ label }}",
         sampling=PromptSampling(max_tokens=4, stop=("\n",)),
     )  # fmt: skip
@@ -162,7 +162,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
         linestyle=":",
         label="the best that is possible",
     )
-    for layers, colour in zip(LAYERS, ("#c8553d", "#3b6fb6"), strict=True):
+    for layers, colour in zip(LAYERS, ("#3b6fb6", "#c8553d"), strict=True):
         last = results["layers"][str(layers)][-1]["shots"]
         shares = [last[str(it)]["right"] / rows for it in SHOTS]
         errors = [
@@ -191,8 +191,8 @@ def draw(results: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--rows", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--rows", type=int, default=200)
     parser.add_argument("--folder", type=Path, help="keep runs here")
     parser.add_argument("--picture", type=Path, default=PICTURE)
     options = parser.parse_args()

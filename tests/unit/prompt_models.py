@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from weft.models.huggingface import config_from_shape
+from weft.checkpoint.region import Region
+from weft.checkpoint.weights import create_weights_folder
+from weft.models.parameters import stored_sizes
 from weft.models.shape import Shape
 from weft.prompt.model import Ask, Likelihood, Reply
 
@@ -19,14 +20,10 @@ SHAPE = Shape(family="llama", num_layers=2, hidden=32, num_heads=2, ffn=64, voca
 
 def save_tiny(path: Path) -> Path:
     """A Hugging Face directory: random weights, large enough that no two tokens are nearly tied; a token for each byte."""
-    torch.manual_seed(0)
-    reference = transformers.AutoModelForCausalLM.from_config(
-        transformers.AutoConfig.for_model(**config_from_shape(SHAPE))
-    )
-    with torch.no_grad():
-        for weight in reference.parameters():
-            weight.add_(torch.randn_like(weight), alpha=0.3)
-    reference.save_pretrained(path)
+    numbers = torch.Generator().manual_seed(0)
+    with create_weights_folder(path, SHAPE, torch.float32) as weights:
+        for name, dims in stored_sizes(SHAPE).items():
+            weights.write(Region.whole(name, dims), 0.3 * torch.randn(dims, generator=numbers) + ("norm" in name))
     alphabet = {piece: index for index, piece in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -119,15 +119,20 @@ class RemoteModel:
         context, whole = texts[0], texts[0] + texts[1]
         found = self._echo(whole)
         starts, logprobs, tops = (found[key] for key in ("text_offset", "token_logprobs", "top_logprobs"))
-        ends = [*starts[1:], len(whole)]
-        asked = [
-            index for index, (start, end) in enumerate(zip(starts, ends, strict=True))
-            if start < len(whole) and end > len(context)
-        ]  # fmt: skip
-        if not asked or logprobs[asked[0]] is None:
+        last = len(logprobs) - 1  # a new token, which nobody asked about
+        if starts[last] == len(whole):
+            first = next(index for index in range(last) if starts[index + 1] > len(context))
+        else:  # characters in parts: the texts of their tokens do not add up
+            first = self._first_other(context, whole)
+        if first == 0:
             raise ValueError("there must be at least one token before what is judged")
-        greedy = all(logprobs[index] >= max(tops[index].values()) for index in asked)
-        return Likelihood(sum(logprobs[index] for index in asked), len(asked), greedy)
+        greedy = all(logprobs[index] >= max(tops[index].values()) for index in range(first, last))
+        return Likelihood(sum(logprobs[first:last]), last - first, greedy)
+
+    def _first_other(self, context: str, whole: str) -> int:
+        """The first token of a text that is not its beginning's."""
+        mine, all_of_it = self.encode(context), self.encode(whole)
+        return next((at for at, (a, b) in enumerate(zip(mine, all_of_it, strict=False)) if a != b), len(mine))
 
     def _echo(self, prompt: str | list[int]) -> dict[str, Any]:
         body = {
