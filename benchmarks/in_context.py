@@ -3,10 +3,11 @@
     python benchmarks/in_context.py                          # some minutes on two cores; draws docs/in_context.svg
     python benchmarks/in_context.py --steps 200 --rows 50    # a glance
 
-Every document gives eight words that mean nothing a colour each, drawn anew: no document tells anything about the next, so
-nothing can be known of a word before its first example, and everything after. Models of one and of two layers are trained
-on such documents; what they make of 0 to 32 examples is asked of each checkpoint through `weft prompt`'s own scoring.
-Nobody can do better than to name a word's colour where it was shown, and to guess where it was not: that is the ceiling.
+Every document takes four words that mean nothing and gives each a colour, drawn anew: no document tells anything about
+the next, so nothing can be known of a word before its first example, and everything after. Models of one and of two
+layers are trained on such documents; what they make of 0 to 16 examples is asked of each checkpoint through `weft
+prompt`'s own scoring. Nobody can do better than to name a word's colour where it was shown, and to guess where it was not:
+that is the ceiling.
 """
 
 from __future__ import annotations
@@ -28,10 +29,14 @@ from weft.prompt.local import LocalModel
 from weft.prompt.score import score
 from weft.prompt.statistics import wilson
 
-WORDS = ("dax", "wug", "zup", "fep", "kiv", "mib", "tol", "gor")
-COLOURS = ("red", "green", "blue", "white")
-EXAMPLES = 32
-SHOTS = (0, 1, 2, 4, 8, 16, 32)
+WORDS = (
+    "dax", "wug", "zup", "fep", "kiv", "mib", "tol", "gor", "bik", "lum", "nef", "pim", "rax", "sef", "tiv", "vob",
+    "wem", "yat", "zil", "cag", "dof", "fub", "hef", "jop", "kel", "lod", "mur", "nad", "pob", "quz", "riv", "sul",
+)  # fmt: skip
+COLOURS = ("red", "green", "blue", "white", "black", "grey", "pink", "brown")
+NAMED = 4
+EXAMPLES = 16
+SHOTS = (0, 1, 2, 4, 8, 16)
 LAYERS = (2, 1)
 PICTURE = ROOT / "docs" / "in_context.svg"
 
@@ -39,10 +44,11 @@ SETTINGS = """
 [model]
 family = "llama"
 hidden = 64
-num_heads = 4
+num_heads = 2
 ffn = 160
 vocab = {vocab}
-max_seq = 112
+max_seq = 72
+init_std = 0.12
 [data]
 paths = ["{folder}/tokens"]
 tokenizer = "{folder}/tokenizer"
@@ -50,10 +56,11 @@ document_mask = true
 [train]
 steps = {steps}
 global_batch = 16
-seq = 96
+seq = 66
 [optimizer]
-lr = 4e-3
+lr = 3e-3
 [schedule]
+kind = "constant"
 warmup = 50
 [checkpoint]
 every = {every}
@@ -66,8 +73,8 @@ tensorboard = false
 
 def document(numbers: random.Random) -> list[tuple[str, str]]:
     """Words and their colours, in this document."""
-    colours = {word: numbers.choice(COLOURS) for word in WORDS}
-    return [(word, colours[word]) for word in numbers.choices(WORDS, k=EXAMPLES + 1)]
+    colours = {word: numbers.choice(COLOURS) for word in numbers.sample(WORDS, NAMED)}
+    return [(word, colours[word]) for word in numbers.choices(list(colours), k=EXAMPLES + 1)]
 
 
 def documents(count: int, seed: int) -> Iterator[list[tuple[str, str]]]:
@@ -79,9 +86,9 @@ def make_data(folder: Path, count: int) -> int:
     """Tokenizer and token files, by `weft data`; the size of the vocabulary."""
     with (folder / "texts.jsonl").open("w", encoding="utf-8") as stream:
         for pairs in documents(count, seed=0):
-            text = "".join(f"{word} {colour}\n" for word, colour in pairs[:EXAMPLES])
+            text = "".join(f" {word} {colour}" for word, colour in pairs[:EXAMPLES])
             stream.write(json.dumps({"text": text}) + "\n")
-    weft("data", "tokenizer", folder / "texts.jsonl", "--vocab", 300, "--out", folder / "tokenizer")
+    weft("data", "tokenizer", folder / "texts.jsonl", "--vocab", 600, "--out", folder / "tokenizer")
     weft("data", "prepare", folder / "texts.jsonl", "--tokenizer", folder / "tokenizer", "--out", folder / "tokens")
     known = json.loads((folder / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
     return len(known)
@@ -114,10 +121,10 @@ def prompt(shots: int) -> Prompt:
     """The last so many examples of a row, and its question."""
     return Prompt(
         name=f"{shots}-shot",
-        question="{% for it in shown[-" + str(shots) + ":] %}{{ it.word }} {{ it.colour }}\n{% endfor %}{{ word }}"
-        if shots else "{{ word }}",
+        question="{% for it in shown[-" + str(shots) + ":] %} {{ it.word }} {{ it.colour }}{% endfor %} {{ word }}"
+        if shots else " {{ word }}",
         answer=" {{ label }}",
-        sampling=PromptSampling(max_tokens=4, stop=("\n",)),
+        sampling=PromptSampling(max_tokens=1),
     )  # fmt: skip
 
 
@@ -191,7 +198,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=640)
     parser.add_argument("--rows", type=int, default=200)
     parser.add_argument("--folder", type=Path, help="keep runs here")
     parser.add_argument("--picture", type=Path, default=PICTURE)
@@ -204,7 +211,7 @@ def main() -> None:
 
 def run(folder: Path, steps: int, count: int) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
-    vocab = make_data(folder, count=steps * 16)
+    vocab = make_data(folder, count=steps * 32)
     rows = cases(count)
     results: dict[str, Any] = {
         "steps": steps, "rows": count, "ceiling": {str(it): round(ceiling(it, rows), 4) for it in SHOTS}, "layers": {},
