@@ -280,7 +280,7 @@ class Engine:
             logprobs=tuple(found.logprobs[: len(tokens)]) if asked.logprobs is not None else None,
             prompt_logprobs=tuple(completion.prompt_logprobs)
             if begins and asked.prompt_logprobs is not None and completion.index == 0 else None,
-            cached=completion.cached or 0,
+            cached=completion.cached or 0, started=completion.started if begins else None,
         )  # fmt: skip
         if finish is None:
             return [output]

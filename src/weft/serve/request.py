@@ -151,6 +151,7 @@ class Output:
         stopped_by: the stop text or id that ended it, where `finish` is "stop"; None: its form is complete.
         error: what happened, where `finish` is "error".
         cached: tokens of the prompt whose keys and values were found in the cache.
+        started: when the prompt's turn came, on `time.monotonic`'s clock; in a completion's first output with tokens.
     """
 
     id: str
@@ -163,6 +164,7 @@ class Output:
     stopped_by: str | int | None = None
     error: str | None = None
     cached: int = 0
+    started: float | None = None
 
 
 class RefusedError(RuntimeError):

@@ -8,6 +8,7 @@ preempted, and has room to finish: so every step brings it nearer to its end, an
 
 from __future__ import annotations
 
+import time
 from bisect import insort
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -142,7 +143,7 @@ class Scheduler:
         sequence.computed = len(sequence.blocks) * self.blocks.size
         sequence.filled = len(sequence.blocks)
         if sequence.cached is None:
-            sequence.cached = sequence.computed
+            sequence.cached, sequence.started = sequence.computed, time.monotonic()
         self.waiting.remove(sequence)
         insort(self.running, sequence, key=_order)
         return True

@@ -27,6 +27,7 @@ class Sequence:
         after: another completion of the same request, that computes the prompt first.
         room: how many tokens the whole may have.
         cached: tokens of the prompt that were found in the cache at first.
+        started: when it was let in at first, on `time.monotonic`'s clock.
         text: what its tokens say; None without a tokenizer.
         matcher: how far it has come in the form that it must have.
         grams: places behind tokens that stood together, for speculation by look-up.
@@ -43,6 +44,7 @@ class Sequence:
         self.after: Sequence | None = None
         self.room = room
         self.cached: int | None = None
+        self.started: float | None = None
         self.text: TextStream | None = None
         self.matcher: Matcher | None = request.grammar.matcher() if request.grammar else None
         self.grams: dict[tuple[int, ...], int] = {}
