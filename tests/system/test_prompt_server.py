@@ -1,20 +1,17 @@
-"""A model behind a server says what it says in this process; and what a server may answer instead."""
+"""A model behind weft's server says what it says in this process."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from openai_shaped import Handler, served
+from served import Served, make_folder, model, served
 from typer.testing import CliRunner
 
-sys.path.append(str(Path(__file__).parents[1] / "unit"))
-from prompt_models import save_tiny
-
+import weft.prompt.remote
 from weft.cli.app import app
 from weft.prompt.file import PromptSampling
 from weft.prompt.local import LocalModel
@@ -23,25 +20,30 @@ from weft.prompt.perplexity import perplexity
 from weft.prompt.remote import RemoteModel
 
 GREEDY = PromptSampling(max_tokens=6)
-TURNS = ({"role": "user", "content": "hi"},)
+TURNS = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"})
 
 
 @pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> LocalModel:
-    return LocalModel(save_tiny(tmp_path_factory.mktemp("weights") / "tiny"))
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("weights") / "tiny")
 
 
-@pytest.fixture
-def server(local: LocalModel) -> Iterator[tuple[str, type[Handler]]]:
-    with served(local) as found:
+@pytest.fixture(scope="module")
+def local(folder: Path) -> LocalModel:
+    return LocalModel(folder)
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[Served]:
+    with served(model(folder)) as found:
         yield found
 
 
-@pytest.fixture
-def remote(server: tuple[str, type[Handler]]) -> Iterator[RemoteModel]:
-    model = RemoteModel(server[0], at_once=4)
-    yield model
-    model.close()
+@pytest.fixture(scope="module")
+def remote(server: Served) -> Iterator[RemoteModel]:
+    found = RemoteModel(f"{server.url}/v1", at_once=4)
+    yield found
+    found.close()
 
 
 def test_answers_are_those_of_this_process(local: LocalModel, remote: RemoteModel) -> None:
@@ -50,12 +52,14 @@ def test_answers_are_those_of_this_process(local: LocalModel, remote: RemoteMode
         *(Ask(f"number {number}", GREEDY) for number in range(12)), Ask(TURNS, GREEDY), Ask("a", sampled, n=3),
         Ask("a", GREEDY, form=Form("regex", "yes|no")),
         Ask(TURNS, GREEDY, form=Form("json_schema", json.dumps({"type": "integer"}))),
+        Ask("b", PromptSampling(max_tokens=40, stop=("e",))),
     ]  # fmt: skip
-    here = {index: reply.texts for index, reply in local.complete(asks)}
-    there = dict(remote.complete(asks))
-    assert {index: reply.texts for index, reply in there.items()} == here
-    assert there[0].prompt_tokens == len("number 0")
-    assert here[14][0] in ("yes", "no")
+    here, there = dict(local.complete(asks)), dict(remote.complete(asks))
+    for index in here:
+        assert there[index].texts == here[index].texts
+        assert (there[index].cut, there[index].prompt_tokens) == (here[index].cut, here[index].prompt_tokens)
+        assert there[index].new_tokens == here[index].new_tokens
+    assert here[14].texts[0] in ("yes", "no")
     assert remote.name == "tiny"
 
 
@@ -64,56 +68,61 @@ def test_streams_are_those_of_this_process(local: LocalModel, remote: RemoteMode
         assert "".join(remote.stream(Ask(prompt, GREEDY))) == "".join(local.stream(Ask(prompt, GREEDY)))
 
 
-def test_likelihoods_perplexity_and_embeddings_are_those_of_this_process(
-    local: LocalModel, remote: RemoteModel
-) -> None:
-    texts = [("one two", " three"), ("ab", "c"), ("one ", "é")]
+def test_what_is_judged_is_judged_as_in_this_process(local: LocalModel, remote: RemoteModel) -> None:
+    texts = [("one two", " three"), ("ab", "c"), ("one ", "é"), ("é", "è!")]
     here, there = dict(local.likelihoods(texts)), dict(remote.likelihoods(texts))
     for index in here:
         assert there[index].logprob == pytest.approx(here[index].logprob, abs=1e-4)
         assert (there[index].tokens, there[index].greedy) == (here[index].tokens, here[index].greedy)
-    ids = remote.encode("some text " * 40)
-    assert ids == local.encode("some text " * 40)
+    ids = remote.encode("some text " * 80)
+    assert ids == local.encode("some text " * 80)
     assert remote.longest == local.longest
-    assert perplexity("t", ids, 400, remote).nats == pytest.approx(perplexity("t", ids, 400, local).nats, abs=1e-5)
+    assert perplexity("t", ids, 800, remote).nats == pytest.approx(perplexity("t", ids, 800, local).nats, abs=1e-5)
     assert np.allclose(remote.embed(["a", "bc"]), local.embed(["a", "bc"]), atol=1e-5)
     with pytest.raises(ValueError, match="at least one token before"):
         list(remote.likelihoods([("", "a")]))
 
 
-def test_a_busy_server_is_asked_again(server: tuple[str, type[Handler]], remote: RemoteModel) -> None:
-    server[1].busy += [429, 503, 429]
-    assert len(dict(remote.complete([Ask("a", GREEDY), Ask("b", GREEDY)]))) == 2
-    assert len(server[1].bodies) == 5
+def test_a_busy_server_is_asked_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with served(model(folder, max_sequences=1, max_waiting=0)) as busy:
+        eager = RemoteModel(f"{busy.url}/v1", at_once=3)
+        asks = [Ask("a", PromptSampling(max_tokens=60)) for _ in range(3)]
+        assert len({reply.texts for _, reply in eager.complete(asks)}) == 1
+        monkeypatch.setattr(weft.prompt.remote, "TRIES", 1)
+        with pytest.raises(ValueError, match=r"refused \(429\)"):
+            list(eager.complete(asks * 4))
+        eager.close()
 
 
-def test_what_a_server_refuses_is_told(server: tuple[str, type[Handler]], remote: RemoteModel) -> None:
-    with pytest.raises(ValueError, match=r"/v1/completions refused \(400\): .*256"):
-        list(remote.complete([Ask("a" * 300, GREEDY)]))
-    server[1].busy += [401]
-    with pytest.raises(ValueError, match=r"refused \(401\): come back"):
-        next(remote.stream(Ask("a", GREEDY)))
-    server[1].busy += [503] * 6
-    with pytest.raises(ValueError, match=r"refused \(503\)"):
-        list(remote.complete([Ask("a", GREEDY)]))
+def test_what_a_server_refuses_is_told(remote: RemoteModel) -> None:
+    with pytest.raises(ValueError, match=r"/v1/completions refused \(400\): .*512"):
+        list(remote.complete([Ask("a" * 600, GREEDY)]))
+    with pytest.raises(ValueError, match=r"/v1/completions refused \(400\)"):
+        next(remote.stream(Ask("a" * 600, GREEDY)))
 
 
-def test_the_key_goes_with_every_request(server: tuple[str, type[Handler]]) -> None:
-    model = RemoteModel(server[0], "tiny", "secret")
-    list(model.complete([Ask("a", GREEDY)]))
-    model.close()
-    assert server[1].bodies[-1]["key"] == "Bearer secret"
-    assert server[1].bodies[-1]["model"] == "tiny"
+def test_keys_and_names_go_with_every_request(folder: Path) -> None:
+    with served(model(folder, "a"), model(folder, "b"), api_keys=("secret",)) as guarded:
+        url = f"{guarded.url}/v1"
+        with pytest.raises(ValueError, match=r"refused \(401\)"):
+            RemoteModel(url)
+        with pytest.raises(ValueError, match=r"has 2 models \(a, b\): name one with --model"):
+            RemoteModel(url, key="secret")
+        known = RemoteModel(url, "b", "secret")
+        assert len(dict(known.complete([Ask("a", GREEDY)]))) == 1
+        known.close()
 
 
-def test_commands_take_a_url(server: tuple[str, type[Handler]], tmp_path: Path) -> None:
+def test_commands_take_a_url(server: Served, local: LocalModel, tmp_path: Path) -> None:
     (tmp_path / "p.toml").write_text(
         'name = "p"\nquestion = "{{ text }}"\n[sampling]\nmax_tokens = 4\n', encoding="utf-8"
     )
-    words = ["prompt", "run", str(tmp_path / "p.toml"), "--set", "text=abc", "--url", server[0]]
-    asked = CliRunner().invoke(app, words)
+    url = ("--url", f"{server.url}/v1")
+    asked = CliRunner().invoke(app, ["prompt", "run", str(tmp_path / "p.toml"), "--set", "text=abc", *url])
     assert asked.exit_code == 0, asked.output
-    assert server[1].bodies[-1]["prompt"] == "abc"
+    assert asked.stdout.strip() == "".join(local.stream(Ask("abc", PromptSampling(max_tokens=4)))).strip()
     (tmp_path / "t.txt").write_text("a text", encoding="utf-8")
-    scored = CliRunner().invoke(app, ["eval", "--text", str(tmp_path / "t.txt"), "--url", server[0]])
+    scored = CliRunner().invoke(app, ["eval", "--text", str(tmp_path / "t.txt"), *url])
     assert "perplexity" in scored.stdout
+    talked = CliRunner().invoke(app, ["prompt", "chat", "--max-tokens", "3", *url], input="hello\n/quit\n")
+    assert talked.exit_code == 0, talked.output

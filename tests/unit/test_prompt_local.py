@@ -17,13 +17,14 @@ from weft.cli.app import app
 from weft.prompt.chat import Chat
 from weft.prompt.examples import Examples
 from weft.prompt.file import OutputCheck, Prompt, PromptSampling, Shots, write_prompt
-from weft.prompt.local import LocalModel, chat_template, written_out
+from weft.prompt.local import LocalModel, written_out
 from weft.prompt.model import Ask, Form
 from weft.prompt.open import open_model
 from weft.prompt.perplexity import perplexity
 from weft.prompt.score import ask
 from weft.serve.generate import complete
 from weft.serve.request import Sampling
+from weft.serve.server.chat import find_template
 
 
 @pytest.fixture(scope="module")
@@ -138,8 +139,11 @@ def test_embeddings_choose_examples(model: LocalModel) -> None:
         shots=Shots(count=1, select="similar", by="embeddings"),
     )  # fmt: skip
     assert Examples(prompt, model.embed).choose("zzzz 8") == [pool[1]]
-    hidden = model.decoder.body(torch.tensor([model.encode("aaaa")]))[0].mean(dim=0)
-    assert torch.allclose(torch.tensor(model.embed(["aaaa"])[0]), hidden.detach(), atol=1e-5)
+    ids = torch.tensor([model.encode("aaaa")])
+    with torch.inference_mode():
+        assert model.decoder.norm is not None
+        hidden = model.decoder.norm(model.decoder.body(ids))[0].mean(dim=0)
+    assert torch.allclose(torch.tensor(model.embed(["aaaa"])[0]).float(), hidden / hidden.norm(), atol=1e-5)
 
 
 # -- conversations ----------------------------------------------------------------------------------------------------
@@ -154,12 +158,12 @@ TURNS = ({"role": "user", "content": "hi"},)
 def test_turns_are_written_as_the_models_template_wants_them(tmp_path: Path) -> None:
     settings = {"chat_template": TEMPLATE, "bos_token": {"content": "<s>"}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
-    assert written_out(chat_template(tmp_path), TURNS, tmp_path) == "<s>[user]hi[assistant]"
-    with pytest.raises(ValueError, match="does not take this conversation: no tools"):
-        written_out(chat_template(tmp_path), ({"role": "tool", "content": ""},), tmp_path)
+    assert written_out(find_template(tmp_path), TURNS) == "<s>[user]hi[assistant]"
+    with pytest.raises(ValueError, match="refuses these messages: no tools"):
+        written_out(find_template(tmp_path), ({"role": "tool", "content": ""},))
     (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}!", encoding="utf-8")
-    assert written_out(chat_template(tmp_path), TURNS, tmp_path) == "hi!"
-    assert written_out(None, TURNS, tmp_path) == "user: hi\nassistant:"
+    assert written_out(find_template(tmp_path), TURNS) == "hi!"
+    assert written_out(None, TURNS) == "user: hi\nassistant:"
 
 
 def test_a_conversation_remembers_and_obeys(tmp_path: Path) -> None:

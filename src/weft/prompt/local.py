@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -11,18 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from weft.checkpoint.weights import load_decoder
 from weft.prompt.model import Ask, Likelihood, Reply
 from weft.prompt.render import Message
 from weft.serve.config import EngineConfig
 from weft.serve.device import pick_device, pick_dtype
+from weft.serve.embed import embed
 from weft.serve.engine import Engine
 from weft.serve.folder import end_tokens, find_model, load_tokenizer
 from weft.serve.request import Output, Request, Sampling, TokenLogprob
+from weft.serve.server.chat import ChatTemplate, find_template
 
 PLAIN_STOPS = ("\nuser:", "\nsystem:")
 """Where an answer ends for a model without a chat template."""
@@ -38,8 +36,7 @@ class LocalModel:
     def __init__(self, path: Path, device: str = "auto", dtype: str = "auto") -> None:
         folder, _ = find_model(path)
         self.name = str(path)
-        self.template = chat_template(folder)
-        self.folder = folder
+        self.template = find_template(folder)
         self.tokenizer: Any = load_tokenizer(folder)
         where = pick_device(device)
         _, self.decoder = load_decoder(folder, where, pick_dtype(dtype, where))
@@ -96,18 +93,9 @@ class LocalModel:
         for index, found in self._told(texts):
             yield index, [one.logprob for one in found if one is not None]
 
-    @torch.inference_mode()
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """The mean of the last hidden states, of each text alone; the first tokens of one too long."""
-        vectors = []
-        for text in texts:
-            ids = self.encode(text)[: self.engine.max_context]
-            if not ids:
-                raise ValueError("a text without a token has no embedding")
-            where = next(self.decoder.parameters()).device
-            hidden = self.decoder.body(torch.tensor([ids], device=where))
-            vectors.append(hidden[0].float().mean(dim=0).cpu().numpy())
-        return np.stack(vectors)
+        """As the server's: the mean of the last hidden states; of a text too long, of its first tokens."""
+        return np.array([embed(self.engine, self.encode(text)[: self.engine.max_context]) for text in texts])
 
     def close(self) -> None:
         self.engine.close()
@@ -157,7 +145,7 @@ class LocalModel:
             ids = self.encode(ask.prompt)
         else:
             stop = stop if self.template else (*stop, *PLAIN_STOPS)
-            text = written_out(self.template, ask.prompt, self.folder)
+            text = written_out(self.template, ask.prompt)
             ids = list(self.tokenizer.encode(text, add_special_tokens=not self.template).ids)
         form = self.engine.grammars.compile(ask.form.kind, ask.form.source) if ask.form else None
         room = self.engine.max_context - len(ids)
@@ -168,23 +156,7 @@ class LocalModel:
         return Request(str(next(self._ids)), ids, sampling, n=ask.n, grammar=form)
 
 
-def chat_template(folder: Path) -> str | None:
-    """The template of a Hugging Face directory: chat_template.jinja, or tokenizer_config.json's."""
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    found = tokenizer_settings(folder).get("chat_template")
-    if isinstance(found, list):  # several, by name
-        return next((one["template"] for one in found if one["name"] == "default"), None)
-    return found
-
-
-def tokenizer_settings(folder: Path) -> dict[str, Any]:
-    file = folder / "tokenizer_config.json"
-    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
-
-
-def written_out(template: str | None, messages: Sequence[Message], folder: Path) -> str:
+def written_out(template: ChatTemplate | None, messages: Sequence[Message]) -> str:
     """A conversation as the text that the model continues.
 
     Raises:
@@ -192,20 +164,4 @@ def written_out(template: str | None, messages: Sequence[Message], folder: Path)
     """
     if template is None:
         return "".join(f"{turn['role']}: {turn['content']}\n" for turn in messages) + "assistant:"
-
-    def refuse(why: str) -> None:
-        raise TemplateError(why)
-
-    settings = tokenizer_settings(folder)
-    special = {
-        name: value["content"] if isinstance(value, dict) else value
-        for name in ("bos_token", "eos_token")
-        if (value := settings.get(name)) is not None
-    }
-    world = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-    world.globals["raise_exception"] = refuse
-    world.globals["strftime_now"] = time.strftime
-    try:
-        return world.from_string(template).render(messages=list(messages), add_generation_prompt=True, **special)
-    except TemplateError as error:
-        raise ValueError(f"{folder}: the chat template does not take this conversation: {error}") from None
+    return template.render(messages)

@@ -39,7 +39,11 @@ class RemoteModel:
         limits = httpx.Limits(max_connections=at_once)
         self.http = httpx.Client(headers=headers, timeout=httpx.Timeout(timeout, connect=10.0), limits=limits)
         self._longest = 0
-        self.name = name or self._only_model()
+        try:
+            self.name = name or self._only_model()
+        except ValueError:
+            self.close()
+            raise
 
     def complete(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Reply]]:
         return self._each(asks, self._complete)
