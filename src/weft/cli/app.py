@@ -7,7 +7,7 @@ import sys
 import typer
 
 from weft import __version__
-from weft.cli import data, export, generate, models, plan, profile, train, tune, verify
+from weft.cli import data, export, generate, models, plan, profile, train, triton, tune, verify
 
 app = typer.Typer(
     help="Train a neural network too large for one GPU or one server, prove the run right, and put it into production.",
@@ -26,6 +26,7 @@ app.add_typer(profile.app, name="profile")
 app.add_typer(verify.app, name="verify")
 app.command("export")(export.export)
 app.command("generate")(generate.generate)
+app.command("serve-triton")(triton.serve_triton)
 
 
 @app.callback(invoke_without_command=True)
