@@ -24,7 +24,7 @@ app.command("tune")(tune.tune)
 app.command("train")(train.train)
 app.add_typer(profile.app, name="profile")
 app.add_typer(verify.app, name="verify")
-app.command("export")(export.export)
+app.add_typer(export.app, name="export")
 app.command("generate")(generate.generate)
 app.command("serve-triton")(triton.serve_triton)
 

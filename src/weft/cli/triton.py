@@ -38,7 +38,8 @@ def serve_triton(
     def tell(addresses: Addresses) -> None:
         print(f"ready: HTTP {addresses.url}, gRPC {addresses.host}:{addresses.grpc}, ", end="")
         print(f"metrics http://{addresses.host}:{addresses.metrics}/metrics; models: {', '.join(names)}")
-        print(f"""try: curl {addresses.url}/v2/models/{names[0]}/generate -d '{{"text_input": "Once", "max_tokens": 20}}'""")
+        body = """'{"text_input": "Once", "max_tokens": 20}'"""
+        print(f"try: curl {addresses.url}/v2/models/{names[0]}/generate -d {body}")
         print("Ctrl-C ends it", flush=True)
 
     serve(

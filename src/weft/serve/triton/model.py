@@ -84,7 +84,7 @@ class TritonPythonModel:
             raise ValueError("give the prompt as text_input, or as input_ids")
         if "input_ids" in values:
             return values["input_ids"]
-        tokenizer = self.keeper.first.tokenizer
+        tokenizer: Any = self.keeper.first.tokenizer
         if tokenizer is None:
             raise ValueError("text_input needs a tokenizer, and the model's folder has none: give input_ids")
         return tokenizer.encode(values["text_input"]).ids

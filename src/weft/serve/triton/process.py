@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,19 +115,15 @@ class TritonProcess:
         """Let what is running finish, for `drain_seconds` at most."""
         self._ended.set()
         self.process.send_signal(signal.SIGTERM)
-        try:
+        with suppress(subprocess.TimeoutExpired):
             self.process.wait(self.drain_seconds + 15)
-        except subprocess.TimeoutExpired:
-            pass
         self.kill()
 
     def kill(self) -> None:
         """End it and all that it began, now. Connections close, which ends streams that a dead model would leave open."""
         self._ended.set()
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.process.wait()
         for left in Path("/dev/shm").glob(f"{self.memory}*"):
             left.unlink(missing_ok=True)
