@@ -30,7 +30,7 @@ class Logits(nn.Module):
         super().__init__()
         self.model = model
         # an exported graph has one way for every length, where the model asks whether a text has more than one token
-        model.attention_mask = causal_mask  # type: ignore[method-assign]
+        model.attention_mask = causal_mask
 
     def forward(self, input_ids: Tensor) -> Tensor:
         return self.model(input_ids).float()

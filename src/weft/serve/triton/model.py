@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
+import triton_python_backend_utils as pb_utils
 
 from weft.serve.engine import Engine
 from weft.serve.request import Output, RefusedError, Request
 from weft.serve.triton.keeper import EngineKeeper
 from weft.serve.triton.replies import Replies, Reply, values_of
+from weft.serve.triton.repository import LOADED
 from weft.serve.triton.settings import read_settings
 from weft.serve.triton.tensors import AGAIN, INPUTS, OUTPUTS, read_values, sampling_of
 
@@ -39,6 +40,8 @@ class TritonPythonModel:
         self.keeper = EngineKeeper(lambda: Engine.load(weights, config))
         self.replies = Replies(self.keeper.cancel)
         self.ids = itertools.count()
+        if folder := os.environ.get(LOADED):
+            (Path(folder) / args["model_name"]).touch()
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:

@@ -6,10 +6,12 @@ import http.client
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -18,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from weft.serve.triton.home import STUB, Home
-from weft.serve.triton.repository import Model
+from weft.serve.triton.repository import LOADED, Model
 from weft.serve.triton.tensors import AGAIN
 
 LOOK_SECONDS, ASK_SECONDS = 0.1, 2.0
@@ -27,11 +29,22 @@ LOOK_SECONDS, ASK_SECONDS = 0.1, 2.0
 HANG_SECONDS = 60.0
 """A model that has not answered for so long is taken for dead. A full queue is an answer."""
 
+LOST_SECONDS = 20.0
+"""How long after its models are loaded Triton may take to say so."""
+
 FIRST = -(2**31)
 """The priority of what is asked: before all that wait."""
 
 FOLLOW = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.argv[1], sys.argv[1:])"
 """Become Triton, and be told to end (signal 15) should the process that began it be gone."""
+
+
+class LostError(ValueError):
+    """Triton lost touch with a model while it loaded, and now waits for ever; the next time it may go well.
+
+    It asks the stub for a sign of life every second. On a machine that is very busy the sign can be late; then Triton
+    wants the stub to end, does not tell it so, and waits for that.
+    """
 
 
 @dataclass(frozen=True)
@@ -60,6 +73,7 @@ class TritonProcess:
     ) -> None:
         self.models, self.addresses, self.drain_seconds = models, addresses, drain_seconds
         self.memory = f"weft-{secrets.token_hex(4)}-"  # names of its shared memory begin so
+        self.loaded = Path(tempfile.mkdtemp(prefix="weft-triton-"))  # where models say that they are
         gpu = Path("/dev/nvidiactl").exists()
         command = [
             str(home.binary), f"--model-repository={repository}", f"--backend-directory={home.backends}",
@@ -72,8 +86,8 @@ class TritonProcess:
             *([] if gpu else ["--allow-gpu-metrics=false", "--pinned-memory-pool-byte-size=0"]),
         ]  # fmt: skip
         self.process = subprocess.Popen(
-            [sys.executable, "-c", FOLLOW, *command], env={**os.environ, **home.env}, stdin=subprocess.DEVNULL,
-            start_new_session=True,
+            [sys.executable, "-c", FOLLOW, *command], env={**os.environ, **home.env, LOADED: str(self.loaded)},
+            stdin=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         self._stubs: dict[int, str] = {}
         self._answered, self._wrong = time.monotonic(), ""
@@ -83,9 +97,11 @@ class TritonProcess:
         """Until Triton says so, and each of weft's models has given a token: Triton says so of dead ones too.
 
         Raises:
+            LostError: all models are loaded, and Triton does not know.
             ValueError: it ended, or took longer than `seconds`.
         """
-        end = time.monotonic() + seconds
+        end, names = time.monotonic() + seconds, {model.name for model in self.models if model.ours}
+        lost = float("inf")
         while not stop.is_set():
             if (code := self.process.poll()) is not None:
                 raise ValueError(f"Triton ended with exit code {code} before it was ready: its own words are above")
@@ -94,6 +110,12 @@ class TritonProcess:
                 self._answered = time.monotonic()
                 self._stubs = self._find_stubs()
                 return
+            if names <= {file.name for file in self.loaded.iterdir()} and len(names) == len(self.models):
+                lost = min(lost, time.monotonic() + LOST_SECONDS)
+            if time.monotonic() > lost:
+                raise LostError(
+                    "Triton lost touch with its models while they loaded, as it does where a machine is too busy"
+                )
             if time.monotonic() > end:
                 raise ValueError(f"Triton is not ready after {seconds:.0f} s: {wrong}")
             stop.wait(LOOK_SECONDS)
@@ -127,6 +149,7 @@ class TritonProcess:
         self.process.wait()
         for left in Path("/dev/shm").glob(f"{self.memory}*"):
             left.unlink(missing_ok=True)
+        shutil.rmtree(self.loaded, ignore_errors=True)
 
     def _keep_asking(self) -> None:
         while not self._ended.wait(ASK_SECONDS):

@@ -13,6 +13,10 @@ IMPORT = "from weft.serve.triton.model import TritonPythonModel"
 """What makes a Python model one of weft's."""
 
 
+LOADED = "WEFT_TRITON_LOADED"
+"""An environment variable: the folder in which a model of weft's makes a file of its name when it is loaded."""
+
+
 @dataclass(frozen=True)
 class Model:
     """

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from weft.serve.triton.home import find_home
-from weft.serve.triton.process import Addresses, TritonProcess
+from weft.serve.triton.process import Addresses, LostError, TritonProcess
 from weft.serve.triton.repository import Model, read_repository
 
 PAUSES = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0)
@@ -65,7 +65,11 @@ def serve_triton(
         return process
 
     with stop_signal() as stop:
-        process = begin()
+        try:
+            process = begin()
+        except LostError as error:
+            print(f"weft: {error}", file=sys.stderr, flush=True)
+            process = begin_again(begin, stop)
         if not stop.is_set():
             ready(addresses)
         while wrong := process.watch(stop):
