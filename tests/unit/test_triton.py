@@ -354,7 +354,9 @@ def test_nothing_is_overwritten_and_nothing_left(folder: Path, tmp_path: Path) -
     (tmp_path / "other.tmp").mkdir()
     with pytest.raises(ValueError, match=r"other\.tmp exists, perhaps of an export that was killed"):
         export_triton(folder, tmp_path, "other")
-    gpt2 = model_in(tmp_path / "gpt2", Shape(family="gpt2", num_layers=1, hidden=8, num_heads=2, ffn=8, vocab=9))
+    gpt2 = model_in(
+        tmp_path / "gpt2", Shape(family="gpt2", num_layers=1, hidden=8, num_heads=2, ffn=8, vocab=9, max_seq=8)
+    )
     with pytest.raises(ValueError, match="TensorRT-LLM has no GPT-2"):
         export_triton(gpt2, tmp_path, "third", "tensorrtllm")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gpt2", "other.tmp", "small"]

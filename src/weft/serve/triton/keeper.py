@@ -10,6 +10,7 @@ from collections.abc import Callable
 from weft.serve.engine import Engine
 from weft.serve.loop import DeadError, Deliver, EngineLoop
 from weft.serve.request import RefusedError, Request
+from weft.serve.stats import Stats
 
 LOOK_SECONDS = 0.1
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0
@@ -53,6 +54,11 @@ class EngineKeeper:
     def cancel(self, id: str) -> None:
         if (loop := self._loop) is not None:
             loop.cancel(id)
+
+    def stats(self) -> Stats | None:
+        """Of the engine that is there; None while there is none."""
+        loop = self._loop
+        return loop.stats() if loop is not None else None
 
     def close(self) -> None:
         """End every request, and the engine."""

@@ -22,6 +22,7 @@ import triton_python_backend_utils as pb_utils
 from weft.serve.engine import Engine
 from weft.serve.request import Output, RefusedError, Request
 from weft.serve.triton.keeper import EngineKeeper
+from weft.serve.triton.metrics import Metrics
 from weft.serve.triton.replies import Replies, Reply, values_of
 from weft.serve.triton.repository import LOADED
 from weft.serve.triton.settings import read_settings
@@ -38,7 +39,8 @@ class TritonPythonModel:
         check_numpy()
         weights, config = read_settings(Path(args["model_repository"]) / args["model_version"])
         self.keeper = EngineKeeper(lambda: Engine.load(weights, config))
-        self.replies = Replies(self.keeper.cancel)
+        metrics = Metrics(pb_utils, {"model": args["model_name"], "version": args["model_version"]})
+        self.replies = Replies(self.keeper.cancel, lambda: metrics.tell(self.keeper.stats))
         self.ids = itertools.count()
         if folder := os.environ.get(LOADED):
             (Path(folder) / args["model_name"]).touch()

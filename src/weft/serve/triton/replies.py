@@ -71,10 +71,11 @@ class Replies:
 
     Args:
         cancel: ends the request of an id.
+        also: what else is to be said to Triton from time to time, and by no other thread.
     """
 
-    def __init__(self, cancel: Callable[[str], None]) -> None:
-        self.cancel = cancel
+    def __init__(self, cancel: Callable[[str], None], also: Callable[[], None] = lambda: None) -> None:
+        self.cancel, self.also = cancel, also
         self.queue: queue.Queue[Reply | None] = queue.Queue()
         self._live: dict[str, Reply] = {}
         self._thread = threading.Thread(target=self._work, name="weft-replies", daemon=True)
@@ -106,6 +107,7 @@ class Replies:
                 for id, live in list(self._live.items()):
                     if live.sender.cancelled():
                         self.cancel(id)
+                self.also()
                 asked = time.monotonic()
 
     def _say(self, reply: Reply) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,16 +131,13 @@ def _typed(tensor: Tensor, value: Any) -> Any:
 def _one(tensor: Tensor, value: Any) -> Any:
     """A number may also come as text, as vLLM's clients send it."""
     python = PYTHON[tensor.kind]
-    if python in (str, bool) or isinstance(value, bool):
-        right = isinstance(value, python)
-    else:
-        try:
+    if python in (str, bool):
+        if isinstance(value, python):
+            return value
+    elif not isinstance(value, bool):
+        with suppress(TypeError, ValueError, OverflowError):
             number = python(value)
-            right = isinstance(value, str) or number == value
-        except (TypeError, ValueError, OverflowError):
-            right = False
-        value = number if right else value
-    if not right:
-        word = {str: "a text", bool: "true or false", int: "a whole number", float: "a number"}[python]
-        raise ValueError(f"{tensor.name} is {value!r}; it must be {word}")
-    return value
+            if isinstance(value, str) or number == value:
+                return number
+    word = {str: "a text", bool: "true or false", int: "a whole number", float: "a number"}[python]
+    raise ValueError(f"{tensor.name} is {value!r}; it must be {word}")
