@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,7 +35,6 @@ class TritonPythonModel:
     """The names and arguments of all methods are Triton's."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        check_numpy()
         weights, config = read_settings(Path(args["model_repository"]) / args["model_version"])
         self.keeper = EngineKeeper(lambda: Engine.load(weights, config))
         metrics = Metrics(pb_utils, {"model": args["model_name"], "version": args["model_version"]})
@@ -150,21 +148,3 @@ def tensor_of(name: str, elements: list[Any]) -> Any:
     kind = KINDS[name]
     plain = [one.encode() for one in elements] if kind == "STRING" else elements
     return pb_utils.Tensor(name, np.array(plain, dtype=DTYPES[kind]))
-
-
-def check_numpy() -> None:
-    """The stub of the Triton that pip brings reads numpy 1 alone: with numpy 2 it is ready, and every tensor is wrong.
-
-    Raises:
-        ValueError: a tensor does not survive the way through the stub.
-    """
-    numbers = np.arange(3, dtype=np.float32)
-    try:
-        right = pb_utils.Tensor("x", numbers).as_numpy().tolist() == [0, 1, 2]
-    except Exception:  # noqa: BLE001 (it raises one thing or another)
-        right = False
-    if not right:
-        raise ValueError(
-            f"this Triton's Python backend does not work with numpy {np.__version__} in {os.path.dirname(np.__file__)}: "
-            f"put numpy < 2 before it on PYTHONPATH, as weft serve-triton does (Python is {sys.executable})"
-        )

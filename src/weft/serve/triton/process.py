@@ -39,6 +39,10 @@ FOLLOW = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.a
 """Become Triton, and be told to end (signal 15) should the process that began it be gone."""
 
 
+SILENT = "does not answer"
+NUMPY = "; this Triton's Python backend reads numpy 1 alone: give it numpy < 2, or leave --triton out"
+
+
 class LostError(ValueError):
     """Triton lost touch with a model while it loaded, and now waits for ever; the next time it may go well.
 
@@ -113,9 +117,10 @@ class TritonProcess:
             if names <= {file.name for file in self.loaded.iterdir()} and len(names) == len(self.models):
                 lost = min(lost, time.monotonic() + LOST_SECONDS)
             if time.monotonic() > lost:
-                raise LostError(
-                    "Triton lost touch with its models while they loaded, as it does where a machine is too busy"
-                )
+                if SILENT in wrong:
+                    raise LostError("Triton lost touch with its models while they loaded: the machine is too busy")
+                hint = NUMPY if "tensor shape does not match" in wrong else ""
+                raise ValueError(f"the models are loaded, but do not answer as they should: {wrong}{hint}")
             if time.monotonic() > end:
                 raise ValueError(f"Triton is not ready after {seconds:.0f} s: {wrong}")
             stop.wait(LOOK_SECONDS)
@@ -171,7 +176,7 @@ class TritonProcess:
                 if status != 200 and AGAIN not in answer:  # it lives, but is full, or is coming back by itself
                     return f"{model.name} says {status} {answer}"
         except OSError as error:
-            return f"{self.addresses.url} does not answer: {error}"
+            return f"{self.addresses.url} {SILENT}: {error}"
         return ""
 
     def _ask(self, method: str, path: str, body: object = None) -> tuple[int, str]:
