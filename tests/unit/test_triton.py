@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
+import sys
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +35,11 @@ from weft.models.shape import Shape
 from weft.serve.config import EngineConfig
 from weft.serve.engine import Engine
 from weft.serve.request import Output, RefusedError, Request, Sampling
-from weft.serve.triton import home, keeper, replies
+from weft.serve.stats import Stats
+from weft.serve.triton import home, keeper, metrics, process, replies, serve
 from weft.serve.triton.keeper import EngineKeeper
 from weft.serve.triton.replies import FAILED, Replies, values_of
-from weft.serve.triton.repository import Model, read_repository
+from weft.serve.triton.repository import LOADED, Model, read_repository
 from weft.serve.triton.serve import TritonOptions, begin_again, serve_triton
 from weft.serve.triton.settings import read_settings, settings_table
 from weft.serve.triton.tensors import INPUTS, read_values, sampling_of
@@ -266,8 +270,9 @@ def test_a_repository_is_what_triton_reads(backend: str, folder: Path, tmp_path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", GRAPHS)
-def test_a_graph_is_the_model(backend: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = export_triton(folder, tmp_path, "small", backend)
+def test_a_graph_is_the_model(backend: str, tmp_path: Path) -> None:
+    folder = model_in(tmp_path / "one-layer", SHAPE.model_copy(update={"num_layers": 1}))
+    made = export_triton(folder, tmp_path / "models", "small", backend)
     config = parsed(made / "config.pbtxt")
     assert list(config.output[0].dims)[-1] == 67
     assert (made / "1" / ("model.onnx" if backend == "onnxruntime" else "model.pt2")).exists()
@@ -426,22 +431,115 @@ def test_repositories_that_cannot_be_served(folder: Path, tmp_path: Path) -> Non
 
 
 def test_triton_that_does_not_come_up(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "backends").mkdir()
-    server = tmp_path / "bin/tritonserver"
-    server.write_text("#!/bin/sh\nexit 3\n")
-    server.chmod(0o755)
+    made = fake_triton(tmp_path / "triton", "exit 3")
     export_triton(folder, tmp_path / "models", "small", link=True)
-    options = TritonOptions(http=0, grpc=0, metrics=0, triton=tmp_path, start_seconds=2)
+    options = TritonOptions(http=0, grpc=0, metrics=0, triton=made, start_seconds=2)
     with pytest.raises(ValueError, match="Triton ended with exit code 3 before it was ready: its own words are above"):
         serve_triton(tmp_path / "models", options)
-    server.write_text("#!/bin/sh\nexec sleep 100\n")
+    (made / "bin/tritonserver").write_text("#!/bin/sh\nexec sleep 100\n")
     with pytest.raises(ValueError, match=r"Triton is not ready after 2 s: http://127\.0\.0\.1:\d+ does not answer"):
         serve_triton(tmp_path / "models", options)
 
 
+def fake_triton(folder: Path, script: str) -> Path:
+    """A Triton that is a shell script."""
+    (folder / "bin").mkdir(parents=True)
+    (folder / "backends").mkdir()
+    server = folder / "bin/tritonserver"
+    server.write_text(f"#!/bin/sh\n{script}\n")
+    server.chmod(0o755)
+    return folder
+
+
+def test_a_triton_that_lost_its_models_is_begun_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(process, "LOST_SECONDS", 0.2)
+    monkeypatch.setattr(serve, "PAUSES", (0.0, 0.0))
+    made = fake_triton(tmp_path / "triton", f'touch "${LOADED}/small"; exec sleep 100')
+    export_triton(folder, tmp_path / "models", "small", link=True)
+    options = TritonOptions(http=0, grpc=0, metrics=0, triton=made)
+    with pytest.raises(
+        ValueError, match="does not come up again after 2 tries; last: Triton lost touch with its models"
+    ):
+        serve_triton(tmp_path / "models", options)
+    assert capsys.readouterr().err.count("Triton lost touch with its models while they loaded") == 3
+
+    def answer(self: object, method: str, path: str, body: object = None) -> tuple[int, str]:
+        return (200, "") if "health" in path else (400, "output tensor shape does not match")
+
+    monkeypatch.setattr(process.TritonProcess, "_ask", answer)
+    with pytest.raises(ValueError, match=r"do not answer as they should: small says 400 .* reads numpy 1 alone"):
+        serve_triton(tmp_path / "models", options)
+
+
+def test_triton_ends_with_its_starter(folder: Path, tmp_path: Path) -> None:
+    made = fake_triton(
+        tmp_path / "triton", f"echo $$ > {tmp_path}/new; mv {tmp_path}/new {tmp_path}/pid; exec sleep 100"
+    )
+    export_triton(folder, tmp_path / "models", "small", link=True)
+    command = [sys.executable, "-m", "weft", "serve-triton", str(tmp_path / "models"), "--triton", str(made)]
+    starter = subprocess.Popen([*command, "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"])
+    limit = time.monotonic() + 60
+    while not (tmp_path / "pid").exists():
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+    starter.kill()
+    starter.wait()
+    pid = (tmp_path / "pid").read_text().strip()
+    while Path("/proc", pid).exists():
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+
+
+def test_metrics_tell_what_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "TELL_SECONDS", 0.0)
+    said: list[tuple[str, str, str, float]] = []
+
+    class Metric:
+        def __init__(self, name: str, labels: dict[str, str]) -> None:
+            self.name, self.reason = name, labels.get("finished_reason", "")
+            assert labels["model"] == "small"
+
+        def set(self, value: float) -> None:
+            said.append((self.name, self.reason, "set", value))
+
+        def increment(self, value: float) -> None:
+            said.append((self.name, self.reason, "add", value))
+
+    class MetricFamily:
+        GAUGE, COUNTER = "gauge", "counter"
+
+        def __init__(self, name: str, description: str, kind: str) -> None:
+            self.name = name
+            assert kind == ("counter" if name.endswith("_total") else "gauge")
+            assert description
+
+        def Metric(self, labels: dict[str, str]) -> Metric:  # noqa: N802 (Triton's name)
+            return Metric(self.name, labels)
+
+    class Utils:
+        pass
+
+    Utils.MetricFamily = MetricFamily  # type: ignore[attr-defined]
+    told = metrics.Metrics(Utils, {"model": "small"})
+    stats = Stats(
+        running=2, waiting=0, cache_tokens=64, cache_used=0.5, steps=3, prompt_tokens=10, cached_tokens=4, new_tokens=7,
+        preemptions=0, drafted=0, accepted=0, finished={"stop": 1},
+    )  # fmt: skip
+    told.tell(lambda: None)
+    told.tell(lambda: stats)
+    assert ("vllm:num_requests_running", "", "set", 2.0) in said
+    assert ("vllm:generation_tokens_total", "", "add", 7.0) in said
+    assert ("vllm:request_success_total", "stop", "add", 1.0) in said
+    said.clear()
+    told.tell(lambda: replace(stats, new_tokens=9))
+    told.tell(lambda: replace(stats, new_tokens=1))  # an engine that was built anew
+    assert said == [("vllm:generation_tokens_total", "", "add", value) for value in (2.0, 1.0)]
+
+
 def test_it_is_tried_several_times_again(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setattr("weft.serve.triton.serve.PAUSES", (0.0, 0.01, 0.01))
+    monkeypatch.setattr(serve, "PAUSES", (0.0, 0.01, 0.01))
     tries: list[int] = []
 
     def begin() -> Any:
