@@ -186,7 +186,7 @@ def test_whoever_has_gone_is_cancelled() -> None:
 def test_values_of_outputs() -> None:
     outputs = [Output("a", tokens=(1, 2), text="x"), Output("a", tokens=(3,), text="y", finish="stop")]
     assert values_of(outputs, False) == {"text_output": ["xy"], "output_ids": [1, 2, 3], "finish_reason": ["stop"]}
-    assert values_of(outputs[:1], True)["finish_reason"] == [""]
+    assert values_of(outputs[:1], True) == {"text_output": ["x"], "output_ids": [1, 2], "logprobs": []}
 
 
 # -- the engine -------------------------------------------------------------------------------------------------------

@@ -135,8 +135,9 @@ def values_of(outputs: list[Output], logprobs: bool) -> dict[str, list[Any]]:
     values: dict[str, list[Any]] = {
         "text_output": ["".join(output.text for output in outputs)],
         "output_ids": [token for output in outputs for token in output.tokens],
-        "finish_reason": [outputs[-1].finish or ""],
     }
+    if outputs[-1].finish is not None:
+        values["finish_reason"] = [outputs[-1].finish]
     if logprobs:
         values["logprobs"] = [one.logprob for output in outputs for one in output.logprobs or ()]
     return values

@@ -62,7 +62,7 @@ INPUTS = (
 OUTPUTS = (
     Tensor("text_output", "STRING", "new text", many=True),
     Tensor("output_ids", "INT64", "new token ids", many=True),
-    Tensor("finish_reason", "STRING", "stop, length or deadline in the last response; empty before", many=True),
+    Tensor("finish_reason", "STRING", "stop, length or deadline; in the last response alone", many=True),
     Tensor("logprobs", "FP32", "of each new token, where asked for", many=True),
 )
 
