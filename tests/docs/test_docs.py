@@ -183,6 +183,7 @@ def verbs() -> dict[str, set[str]]:
             walk(inside, f"{name} {child}".strip())
 
     walk(typer.main.get_command(app), "")
+    found["export"] |= found["export huggingface"]  # which may be left out
     return found
 
 

@@ -295,7 +295,6 @@ def test_only_checkpoints_have_a_manifest(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--to", "onnx"), "--to onnx: weft writes huggingface"),
         (("--dtype", "int4"), "--dtype int4: choose fp32, bf16 or fp16"),
         (("--shard-size", "big"), "'big' is not a size"),
     ],

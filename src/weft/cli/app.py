@@ -7,7 +7,7 @@ import sys
 import typer
 
 from weft import __version__
-from weft.cli import data, eval, export, generate, models, plan, profile, prompt, serve, train, tune, verify
+from weft.cli import data, eval, export, generate, models, plan, profile, prompt, serve, train, triton, tune, verify
 
 app = typer.Typer(
     help="Train a neural network too large for one GPU or one server, prove the run right, and put it into production.",
@@ -24,11 +24,12 @@ app.command("tune")(tune.tune)
 app.command("train")(train.train)
 app.add_typer(profile.app, name="profile")
 app.add_typer(verify.app, name="verify")
-app.command("export")(export.export)
+app.add_typer(export.app, name="export")
 app.command("generate")(generate.generate)
 app.command("serve")(serve.serve)
 app.command("eval")(eval.evaluate)
 app.add_typer(prompt.app, name="prompt")
+app.command("serve-triton")(triton.serve_triton)
 
 
 @app.callback(invoke_without_command=True)

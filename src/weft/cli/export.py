@@ -4,17 +4,43 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
+from typer.core import TyperGroup
+
+from weft.cli.export_triton import triton
+
+if TYPE_CHECKING:
+    import torch
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
+class Forms(TyperGroup):
+    """`weft export SOURCE TARGET` is short for `weft export huggingface SOURCE TARGET`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] != "--help":
+            args = ["huggingface", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=Forms,
+    help="Write a model for other programs: a Hugging Face directory (the default), or a repository for Triton.",
+    no_args_is_help=True,
+)
+app.command("triton")(triton)
+
+
+@app.command("huggingface")
 def export(
     source: Path = typer.Argument(help="A checkpoint (step-…), a run (its newest), or a Hugging Face directory."),
     target: Path = typer.Argument(help="Folder to make; it must not exist."),
-    to: str = typer.Option("huggingface", help="What to write: huggingface."),
     dtype: str | None = typer.Option(None, help="fp32, bf16 or fp16.", show_default="as stored"),
     shard_size: str = typer.Option("5GB", help="Largest file, as 500MB or 2GiB."),
     verify: bool = typer.Option(
@@ -22,20 +48,32 @@ def export(
     ),
 ) -> None:
     """Write a model's weights, config and tokenizer for other programs, and prove the copy before it gets its name."""
-    if to != "huggingface":
-        raise ValueError(f"--to {to}: weft writes huggingface")
-    shard_bytes = parse_size(shard_size)
+    shard_bytes, chosen = parse_size(shard_size), choose_dtype(dtype)
 
+    from weft.export.huggingface import export_huggingface
+
+    folder = sound_source(source, verify)
+    with progress_bar() as show:
+        result = export_huggingface(folder, target, chosen, shard_bytes, verify=verify, progress=show)
+    kinds = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in result.dtypes))
+    plural = "s" if result.num_files > 1 else ""
+    print(f"{result.path}: {result.num_params:,} parameters, {kinds}, {result.num_bytes:,} bytes in", end=" ")
+    print(f"{result.num_files} file{plural}; tokenizer: {', '.join(result.tokenizer) or 'none beside the weights'}")
+    how = "bit for bit" if dtype is None else f"bit for bit what the source rounds to in {dtype}"
+    print(f"proved: read back by the safetensors library, {how}" if result.proved else "not proved (--no-verify)")
+
+
+def choose_dtype(name: str | None) -> torch.dtype | None:
     import torch
 
     dtypes = {None: None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    if dtype not in dtypes:
-        raise ValueError(f"--dtype {dtype}: choose fp32, bf16 or fp16, or leave it out to keep what is stored")
+    if name not in dtypes:
+        raise ValueError(f"--dtype {name}: choose fp32, bf16 or fp16, or leave it out to keep what is stored")
+    return dtypes[name]
 
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-    from weft.export.huggingface import export_huggingface
+def sound_source(source: Path, verify: bool) -> Path:
+    """The Hugging Face directory that is meant, held against its checkpoint's manifest."""
     from weft.export.source import check_source
     from weft.serve.folder import find_model
 
@@ -44,6 +82,15 @@ def export(
         print(f"weft: warning: passed over a damaged checkpoint: {finding}", file=sys.stderr)
     if verify:
         check_source(folder)
+    return folder
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each thing that is done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -58,13 +105,7 @@ def export(
                 tasks[what] = bar.add_task(what, total=total)
             bar.update(tasks[what], completed=done)
 
-        result = export_huggingface(folder, target, dtypes[dtype], shard_bytes, verify=verify, progress=show)
-    kinds = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in result.dtypes))
-    plural = "s" if result.num_files > 1 else ""
-    print(f"{result.path}: {result.num_params:,} parameters, {kinds}, {result.num_bytes:,} bytes in", end=" ")
-    print(f"{result.num_files} file{plural}; tokenizer: {', '.join(result.tokenizer) or 'none beside the weights'}")
-    how = "bit for bit" if dtype is None else f"bit for bit what the source rounds to in {dtype}"
-    print(f"proved: read back by the safetensors library, {how}" if result.proved else "not proved (--no-verify)")
+        yield show
 
 
 def parse_size(text: str) -> int:

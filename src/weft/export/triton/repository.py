@@ -1,0 +1,87 @@
+"""Write a model into a repository of Triton's: config, code or settings, weights, and a page that says how to start it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import torch
+
+from weft.checkpoint.sidecars import read_json
+from weft.export.huggingface import Progress, export_huggingface
+from weft.export.triton.backends import BACKENDS, GRAPHS, Wanted
+from weft.export.triton.pbtxt import pbtxt
+from weft.export.triton.readme import readme
+from weft.models.huggingface import shape_from_config
+from weft.serve.share import check_cut
+from weft.serve.triton.repository import CONFIG
+from weft.serve.triton.settings import WEIGHTS, read_settings
+
+
+def export_triton(
+    source: Path,
+    repository: Path,
+    name: str,
+    backend: str = "weft",
+    *,
+    tp: int = 1,
+    dtype: torch.dtype | None = None,
+    link: bool = False,
+    progress: Progress = lambda what, done, total: None,
+) -> Path:
+    """Make the folder `name` in a repository, which may hold other models, from a Hugging Face directory.
+
+    It is written beside its name and renamed; the copy of the weights is proved bit for bit, as any export.
+
+    Args:
+        backend: weft, vllm, tensorrtllm, onnxruntime or aoti.
+        tp: GPUs, or processes, that the model is cut over.
+        dtype: of the weights; None: as they are stored.
+        link: point at the weights where they are, instead of copying them.
+
+    Raises:
+        ValueError: the folder is there already, the name or the backend cannot be, the heads cannot be dealt out over
+            `tp`, `link` with `dtype`, or what was written is not what its source is.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"--backend {backend}: choose {', '.join(BACKENDS)}")
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+        raise ValueError(f"--name {name!r} cannot be a model's name in Triton: letters, digits, _, . and - can")
+    if backend in GRAPHS and (tp > 1 or link):
+        raise ValueError(f"--backend {backend} has the weights in its graph, whole: leave --tp and --link out")
+    if link and dtype is not None:
+        raise ValueError("--link leaves the weights as they are: leave --dtype out, or copy them")
+    repository = Path(repository).resolve()
+    folder, unfinished = repository / name, repository / f"{name}.tmp"
+    if folder.exists():
+        raise ValueError(f"{folder} exists: choose another --name, or another repository")
+    if unfinished.exists():
+        raise ValueError(f"{unfinished} exists, perhaps of an export that was killed: remove it")
+    shape = shape_from_config(read_json(source / "config.json"))
+    check_cut(shape, tp)
+    wanted = Wanted(name, folder, shape, tp)
+    written = BACKENDS[backend](wanted)
+    version = unfinished / "1"
+    try:
+        version.mkdir(parents=True)
+        if backend in GRAPHS:
+            from weft.export.triton.graph import write_graph
+
+            write_graph(source, version, backend, dtype)
+        elif link:
+            (version / WEIGHTS).symlink_to(source.resolve(), target_is_directory=True)
+        else:
+            export_huggingface(source, version / WEIGHTS, dtype, progress=progress)
+        for file, text in written.files.items():
+            (version / file).write_text(text, encoding="utf-8")
+        if backend == "weft":
+            read_settings(version)
+        (unfinished / CONFIG).write_text(pbtxt(written.config), encoding="utf-8")
+        (unfinished / "README.md").write_text(readme(wanted, backend), encoding="utf-8")
+        os.rename(unfinished, folder)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    return folder

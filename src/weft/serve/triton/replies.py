@@ -1,0 +1,143 @@
+"""The way back: what the engine gives, as Triton's responses.
+
+The engine's thread puts outputs down and goes on. One thread says them to Triton, and asks it who has gone away: a
+response is a round trip between processes, in which the next step can already run. What piles up meanwhile for one request
+goes out as one response.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from weft.serve.request import Output
+
+ASK_SECONDS = 0.1
+"""How often Triton is asked whether a request was cancelled."""
+
+
+FAILED = "the engine failed, and is started again"
+
+
+class Sender(Protocol):
+    """One request's way into Triton."""
+
+    def send(self, outputs: list[Output], last: bool) -> None:
+        """A response with all of these."""
+
+    def fail(self, kind: str, why: str) -> None:
+        """An error, and the end. `kind` is one of Triton's: INVALID_ARG, UNAVAILABLE, INTERNAL, CANCELLED."""
+
+    def cancelled(self) -> bool:
+        """Whether nobody wants it any more. Not to be asked after the end."""
+
+
+class Reply:
+    """Outputs of one request that Triton has not been told.
+
+    Args:
+        stream: tell them as they come; otherwise all at the end.
+        queue: of the thread that does.
+    """
+
+    def __init__(self, id: str, sender: Sender, stream: bool, queue: queue.Queue[Reply | None]) -> None:
+        self.id, self.sender, self.stream, self.queue = id, sender, stream, queue
+        self.ended = False
+        self._outputs: deque[Output] = deque()
+        self._queued = False
+
+    def deliver(self, output: Output) -> None:
+        """On the engine's thread."""
+        self._outputs.append(output)
+        if (self.stream or output.finish is not None) and not self._queued:
+            self._queued = True
+            self.queue.put(self)
+
+    def take(self) -> list[Output]:
+        """What is to be told now; what comes from here on is queued again."""
+        self._queued = False
+        count = len(self._outputs)
+        if not count or not (self.stream or self._outputs[-1].finish is not None):
+            return []
+        return [self._outputs.popleft() for _ in range(count)]
+
+
+class Replies:
+    """The thread.
+
+    Args:
+        cancel: ends the request of an id.
+        also: what else is to be said to Triton from time to time, and by no other thread.
+    """
+
+    def __init__(self, cancel: Callable[[str], None], also: Callable[[], None] = lambda: None) -> None:
+        self.cancel, self.also = cancel, also
+        self.queue: queue.Queue[Reply | None] = queue.Queue()
+        self._live: dict[str, Reply] = {}
+        self._thread = threading.Thread(target=self._work, name="weft-replies", daemon=True)
+        self._thread.start()
+
+    def make(self, id: str, sender: Sender, stream: bool) -> Reply:
+        return Reply(id, sender, stream, self.queue)
+
+    def watch(self, reply: Reply) -> None:
+        """The engine took it in: from now on its sender is this thread's alone."""
+        self.queue.put(reply)
+
+    def close(self) -> None:
+        """Say what is queued, and stop."""
+        self.queue.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        asked = time.monotonic()
+        while True:
+            try:
+                reply = self.queue.get(timeout=ASK_SECONDS)
+                if reply is None:
+                    return
+                self._say(reply)
+            except queue.Empty:
+                pass
+            if time.monotonic() - asked >= ASK_SECONDS:
+                for id, live in list(self._live.items()):
+                    if live.sender.cancelled():
+                        self.cancel(id)
+                self.also()
+                asked = time.monotonic()
+
+    def _say(self, reply: Reply) -> None:
+        if reply.ended:
+            return
+        self._live[reply.id] = reply
+        outputs = reply.take()
+        if not outputs:
+            return
+        last = outputs[-1]
+        if last.finish is not None:
+            reply.ended = True
+            del self._live[reply.id]
+        if last.finish == "error":
+            why = last.error or ""  # an engine's last words are for the log, not for whoever asks
+            reply.sender.fail("INTERNAL", FAILED if why.startswith("the engine failed") else why)
+        elif last.finish == "cancelled":
+            reply.sender.fail("CANCELLED", "the request was cancelled")
+        else:
+            reply.sender.send(outputs, last.finish is not None)
+
+
+def values_of(outputs: list[Output], logprobs: bool) -> dict[str, list[Any]]:
+    """What a response holds: output tensor → its elements."""
+    values: dict[str, list[Any]] = {
+        "text_output": ["".join(output.text for output in outputs)],
+        "output_ids": [token for output in outputs for token in output.tokens],
+    }
+    if outputs[-1].finish is not None:
+        values["finish_reason"] = [outputs[-1].finish]
+    if logprobs:
+        values["logprobs"] = [one.logprob for output in outputs for one in output.logprobs or ()]
+    return values
