@@ -25,20 +25,21 @@ from weft.plan.work import Software, Work
 
 GIB = 2**30
 
-MEGATRON_21 = Software(flash=0, overlap_dp=0, dropout=1, gradients=4, reduced=2)
+MEGATRON_21 = Software(flash=0, overlap_dp=0, blocking=1, dropout=1, gradients=4, reduced=2)
 MEGATRON_CORE = Software(flash=2, overlap_tp=1, overlap_pp=1, gradients=2, reduced=2)
 NEMO_24 = replace(MEGATRON_CORE, master=2)  # Apex keeps the 16 bits that bf16 weights lack
 TORCH = Software(fused=0, weights=4, gradients=4, master=0, reduced=4)
 NANOTRON = Software(
     fused=0, fused_norm=1, fused_loss=0, overlap_dp=0, balanced=1, keeps_gathered=1, gradients=6, adds=1, tp_host=2.2e-3,
-    stages_host=0.6, stall=0.65,
+    stages_host=2.7e-3,
 )  # fmt: skip
+NANOTRON_LATER = replace(NANOTRON, keeps_gathered=0, stall=0.65)
 SOFTWARE: tuple[tuple[str, Software], ...] = (
     ("nanotron", NANOTRON),
     ("llm-foundry", replace(TORCH, fused_loss=2)),
     ("fms-fsdp", replace(TORCH, fused=1, reduced=2)),
     ("torchtitan", replace(TORCH, fused=1)),
-    ("InternEvo", Software(fused=0, overlap_dp=0.5, reduced=2, gradients=2, adds=1)),
+    ("InternEvo", Software(blocking=1, fused=0, overlap_dp=0.5, reduced=2, gradients=2, adds=1)),
     ("vTrain", replace(MEGATRON_21, fused=0, whole_pp=1, adds=1, gradients=2)),
     ("Megatron-DeepSpeed", replace(MEGATRON_21, reduced=2, whole_pp=1)),
     ("DeepSpeed", replace(MEGATRON_21, reduced=2, overlap_dp=0.5)),
@@ -325,8 +326,8 @@ def _software(row: dict[str, Any]) -> Software:
     found = next((software for word, software in SOFTWARE if word.lower() in told.lower()), default)
     if found is MEGATRON_21 and not ampere:
         found = MEGATRON_CORE
-    if found is NANOTRON and (row.get("pp") or 1) > 1:  # its stages gather again, as their memory shows
-        found = replace(found, keeps_gathered=0.5 if (row.get("tp") or 1) <= 8 else 0)
+    if found is NANOTRON and (row.get("pp") or 1) > 1 and (row["gpus"] >= 512 or (row.get("tp") or 1) >= 32):
+        found = NANOTRON_LATER  # its stages gather again and wait for each other, as memory and time show
     extras = " ".join(row.get("extras", [])).lower()
     if "flash" in extras:
         found = replace(found, flash=max(1, found.flash))

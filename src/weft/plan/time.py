@@ -16,10 +16,6 @@ from weft.plan.constants import CONSTANTS as C
 from weft.plan.footprint import block_activations
 from weft.plan.work import Num, Work
 
-CROWD = 48.0
-"""Nodes from which on a pipeline that stalls does."""
-
-
 @dataclass(frozen=True)
 class Time:
     """Seconds of a step, by what takes them; they add up.
@@ -103,16 +99,16 @@ def step_time(work: Work, passes: Passes | None = None) -> Time:
     fsdp = np.where(zero3, shown3[0] + shown3[1], 0.0)
 
     host = C.host * np.where(soft.graphs, 0.3, 1.0)
-    launched = host * (of("kernels", 0) * (1 + again) + of("kernels", 1)) + soft.tp_host * (c.tp > 1)
-    nodes = np.ceil(c.gpus / chip.domain)
-    launched = launched * np.where((c.pp > 1) & (nodes > 1), 1 + soft.stages_host * c.tp, 1.0)
-    gpu = busy[0] + busy[1] + fsdp
-    launch = np.maximum(0.0, launched - gpu)
+    launched = host * (of("kernels", 0) * (1 + again) + of("kernels", 1))
+    far = (c.pp > 1) & (c.gpus > chip.domain) & (soft.stages_host > 0)
+    launched = launched + (c.tp > 1) * np.where(far, c.tp * soft.stages_host, soft.tp_host)
 
     # what a block keeps goes to the CPU while it computes forward, and comes back while it computes backward
     moved = c.offload * block_activations(work) * (1 - c.full) / chip.host
     away = np.maximum(0.0, moved - busy[0]) + np.maximum(0.0, moved - busy[1])
-    per_block = gpu + launch
+    gpu = busy[0] + busy[1] + fsdp
+    late = np.maximum(0.0, launched - gpu)
+    per_block = gpu + soft.blocking * late
     # the last process has the head too; where stages cannot be cut finer, it is the slowest
     spare = np.where(c.pp > 1, blocks - s.layers / c.pp, 0.0) * per_block
     slowest_head = np.where(c.pp > 1, np.maximum(0.0, head - spare), head)
@@ -125,8 +121,12 @@ def step_time(work: Work, passes: Passes | None = None) -> Time:
     )
     pp_shown = np.where(soft.overlap_pp, C.pp_exposed * 0.4, C.pp_exposed)
     pp = np.where(c.pp > 1, 2 * flow * (count * c.vp * pp_shown + (c.pp - 1)), 0.0)
-    pp = pp + count * soft.stall * np.minimum(2, c.pp - 1) / (1 + (CROWD / nodes) ** 12)
     bubble = np.where(c.pp > 1, (c.pp - 1) * mean / c.vp * c.bubble, 0.0)
+    # a CPU that does not wait for messages of stages goes on launching: it is late where all of its work takes longer
+    most = np.where((soft.balanced > 0) & (c.pp > 1), np.minimum(s.layers, even / per_block), blocks)
+    ahead = np.maximum(0.0, count * (most * launched - blocks * gpu) - pp - bubble)
+    launch = np.where(soft.blocking, count * blocks * late, ahead)
+    pp = pp + count * soft.stall * np.minimum(2, c.pp - 1)
 
     # gradients: reduced once a step, beside the last backward pass; weights gathered beside the first forward pass
     tables = table * np.where(c.pp > 1, 1, 2 - s.tied)
@@ -169,7 +169,7 @@ def step_time(work: Work, passes: Passes | None = None) -> Time:
     ]
     parts = Time(
         matmul=plain[0], attention=plain[1], elementwise=plain[2],
-        head=count * slowest_head, recompute=count * blocks * redo, launch=count * blocks * launch,
+        head=count * slowest_head, recompute=count * blocks * redo, launch=launch,
         tp=count * blocks * (of("tp", 0) + of("tp", 1)), cp=count * blocks * (of("cp", 0) + of("cp", 1)),
         ep=count * blocks * (of("ep", 0) + of("ep", 1)), dp=dp, pp=pp, bubble=bubble, optimizer=optimizer + added, rest=0.0,
         offload=count * blocks * away,

@@ -128,6 +128,7 @@ class Software:
             ZeRO-3's half.
         overlap_tp: tp's messages go beside the matrix products.
         overlap_pp: stages' messages go beside the computation.
+        blocking: the CPU waits for each of them.
         whole_pp: every process of tp sends the whole of a stage's message, not its part.
         overlap_ep: experts' messages go beside the computation.
         dedup: a node is sent one copy of a token, however many of its experts it goes to.
@@ -136,8 +137,8 @@ class Software:
         balanced: the last stage has fewer blocks, for the head is work too; 2: as near to equal work as can be.
         adds: each micro-batch's gradients are added up by kernels of their own, not by the products that make them.
         tp_host: s that the CPU takes more for a block cut by tp, both ways.
-        stages_host: times more that it takes for a block, for each process of tp, with a pipeline over nodes.
-        stall: s that a micro-batch waits at a boundary of stages, with more than some 40 nodes.
+        stages_host: with a pipeline over nodes, for each process of tp.
+        stall: s that a micro-batch waits at a boundary of stages.
         keeps_gathered: under sp, what part of the matrices' inputs is kept whole for backward, not gathered again.
         weights, gradients, master, moments: bytes of each parameter.
         reduced: bytes in which a gradient travels.
@@ -150,6 +151,7 @@ class Software:
     overlap_dp: Num = 1
     overlap_tp: Num = 0
     overlap_pp: Num = 0
+    blocking: Num = 0
     whole_pp: Num = 0
     overlap_ep: Num = 0
     dedup: Num = 0
