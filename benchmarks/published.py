@@ -328,6 +328,8 @@ def _software(row: dict[str, Any]) -> Software:
         found = MEGATRON_CORE
     if found is NANOTRON and (row.get("pp") or 1) > 1 and (row["gpus"] >= 512 or (row.get("tp") or 1) >= 32):
         found = NANOTRON_LATER  # its stages gather again and wait for each other, as memory and time show
+    elif found is NANOTRON and (row.get("pp") or 1) > 1:  # of the micro-batches in flight, the last are gathered again
+        found = replace(found, keeps_gathered=1 - (2 if (row.get("tp") or 1) >= 16 else 1) / row["pp"])
     extras = " ".join(row.get("extras", [])).lower()
     if "flash" in extras:
         found = replace(found, flash=max(1, found.flash))
