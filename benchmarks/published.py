@@ -30,10 +30,8 @@ MEGATRON_CORE = Software(flash=2, overlap_tp=1, overlap_pp=1, gradients=2, reduc
 NEMO_24 = replace(MEGATRON_CORE, master=2)  # Apex keeps the 16 bits that bf16 weights lack
 TORCH = Software(fused=0, weights=4, gradients=4, master=0, reduced=4)
 NANOTRON = Software(
-    fused=0, fused_norm=1, fused_loss=0, overlap_dp=0, balanced=1, keeps_gathered=1, gradients=6, adds=1, tp_host=2.2e-3,
-    stages_host=2.7e-3,
+    fused=0, fused_norm=1, fused_loss=0, overlap_dp=0, balanced=1, keeps_gathered=1, gradients=6, adds=1, tp_host=2.2e-3
 )  # fmt: skip
-NANOTRON_LATER = replace(NANOTRON, keeps_gathered=0, stall=0.65)
 SOFTWARE: tuple[tuple[str, Software], ...] = (
     ("nanotron", NANOTRON),
     ("llm-foundry", replace(TORCH, fused_loss=2)),
@@ -326,10 +324,8 @@ def _software(row: dict[str, Any]) -> Software:
     found = next((software for word, software in SOFTWARE if word.lower() in told.lower()), default)
     if found is MEGATRON_21 and not ampere:
         found = MEGATRON_CORE
-    if found is NANOTRON and (row.get("pp") or 1) > 1 and (row["gpus"] >= 512 or (row.get("tp") or 1) >= 32):
-        found = NANOTRON_LATER  # its stages gather again and wait for each other, as memory and time show
-    elif found is NANOTRON and (row.get("pp") or 1) > 1:  # of the micro-batches in flight, the last are gathered again
-        found = replace(found, keeps_gathered=1 - (2 if (row.get("tp") or 1) >= 16 else 1) / row["pp"])
+    if found is NANOTRON:
+        found = _nanotron(row["gpus"], row.get("tp") or 1, row.get("pp") or 1)
     extras = " ".join(row.get("extras", [])).lower()
     if "flash" in extras:
         found = replace(found, flash=max(1, found.flash))
@@ -346,6 +342,22 @@ def _software(row: dict[str, Any]) -> Software:
     if row.get("recipe", {}).get("cuda_graph_impl"):
         found = replace(found, graphs=1)
     return found
+
+
+def _nanotron(gpus: int, tp: int, pp: int) -> Software:
+    """Its sweep was run by two versions, which no row tells apart but by memory and time. As the fitted half shows it: the
+    later one, which gathers inputs again and whose stages wait for each other, ran what took more than 256 GPUs, or tp of
+    32, but not that of 32 without a pipeline. Its blocks, and those of any pipeline over nodes, take a CPU as much longer
+    as tp is wide; and in such a pipeline the last micro-batches in flight keep no gathered inputs.
+    """
+    if later := pp > 1 if tp >= 32 else gpus >= 512:
+        kept = 0.0
+    else:
+        kept = 1 - (pp > 1) * (2 if tp >= 16 else 1) / pp
+    wide = later or (pp > 1 and gpus > 8)
+    return replace(
+        NANOTRON, keeps_gathered=kept, tp_host=2.7e-3 * tp if wide else NANOTRON.tp_host, stall=0.65 * later
+    )
 
 
 def _seconds(row: dict[str, Any], shape: Shape, job: Job) -> float | None:

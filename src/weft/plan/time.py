@@ -99,9 +99,7 @@ def step_time(work: Work, passes: Passes | None = None) -> Time:
     fsdp = np.where(zero3, shown3[0] + shown3[1], 0.0)
 
     host = C.host * np.where(soft.graphs, 0.3, 1.0)
-    launched = host * (of("kernels", 0) * (1 + again) + of("kernels", 1))
-    far = (c.pp > 1) & (c.gpus > chip.domain) & (soft.stages_host > 0)
-    launched = launched + (c.tp > 1) * np.where(far, c.tp * soft.stages_host, soft.tp_host)
+    launched = host * (of("kernels", 0) * (1 + again) + of("kernels", 1)) + soft.tp_host * (c.tp > 1)
 
     # what a block keeps goes to the CPU while it computes forward, and comes back while it computes backward
     moved = c.offload * block_activations(work) * (1 - c.full) / chip.host

@@ -137,7 +137,6 @@ class Software:
         balanced: the last stage has fewer blocks, for the head is work too; 2: as near to equal work as can be.
         adds: each micro-batch's gradients are added up by kernels of their own, not by the products that make them.
         tp_host: s that the CPU takes more for a block cut by tp, both ways.
-        stages_host: with a pipeline over nodes, for each process of tp.
         stall: s that a micro-batch waits at a boundary of stages.
         keeps_gathered: under sp, what part of the matrices' inputs is kept whole for backward, not gathered again.
         weights, gradients, master, moments: bytes of each parameter.
@@ -160,7 +159,6 @@ class Software:
     balanced: Num = 0
     adds: Num = 0
     tp_host: Num = 0
-    stages_host: Num = 0
     stall: Num = 0
     keeps_gathered: Num = 0
     weights: Num = 2
