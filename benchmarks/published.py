@@ -355,9 +355,7 @@ def _nanotron(gpus: int, tp: int, pp: int) -> Software:
     else:
         kept = 1 - (pp > 1) * (2 if tp >= 16 else 1) / pp
     wide = later or (pp > 1 and gpus > 8)
-    return replace(
-        NANOTRON, keeps_gathered=kept, tp_host=2.7e-3 * tp if wide else NANOTRON.tp_host, stall=0.65 * later
-    )
+    return replace(NANOTRON, keeps_gathered=kept, tp_host=2.7e-3 * tp if wide else NANOTRON.tp_host, stall=0.65 * later)
 
 
 def _seconds(row: dict[str, Any], shape: Shape, job: Job) -> float | None:

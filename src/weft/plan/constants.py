@@ -34,7 +34,7 @@ class Constants:
     wait_network: float = 0.000353  # s a node, of a collective over nodes that the computation waits for
     falloff: float = 0.0321  # of the network's rate, as a power of the number of nodes
     start: float = 6.01e-05  # of a collective
-    half: float = 3.22e+05  # bytes at which a collective has half its rate
+    half: float = 3.22e05  # bytes at which a collective has half its rate
     tp_hidden: float = 0.614  # of tp's messages, where they overlap
     dp_hidden: float = 0.769  # of the computation, that can hide dp's messages
     fsdp_hidden: float = 0.93  # of it, where the next block's weights are gathered ahead

@@ -16,6 +16,7 @@ from weft.plan.constants import CONSTANTS as C
 from weft.plan.footprint import block_activations
 from weft.plan.work import Num, Work
 
+
 @dataclass(frozen=True)
 class Time:
     """Seconds of a step, by what takes them; they add up.
