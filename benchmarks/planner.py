@@ -82,7 +82,7 @@ class Predicted:
 def predict(runs: list[Run]) -> Predicted:
     work = stack([run.work for run in runs])
     held, first = footprint(work), footprint(work, first=True)
-    time, fits = step_time(work), held.fits(work.machine.memory)
+    time, fits = step_time(work), held.fits(work.machine)
     return Predicted(*map(np.asarray, (time.total, time.spread, first.allocated, first.spread, fits)))
 
 

@@ -157,7 +157,7 @@ def _largest(shape: Shape, layout: Layout, job: Job, cluster: Cluster, software:
 def _that_fits(shape: Shape, layout: Layout, job: Job, cluster: Cluster, software: Software) -> tuple[Layout, Software]:
     """What a run that did not tell must have saved memory with, since it ran."""
     held = footprint(numbers(shape, layout, job, cluster, software))
-    if held.fits(cluster.memory):
+    if held.fits(cluster.machine()):
         return layout, software
     if software.keeps_gathered == 1:
         return layout, replace(software, keeps_gathered=0)

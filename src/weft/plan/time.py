@@ -16,6 +16,9 @@ from weft.plan.constants import CONSTANTS as C
 from weft.plan.footprint import block_activations
 from weft.plan.work import Num, Work
 
+ADAM = 28
+"""Bytes that an update moves for each parameter: gradient, weight and moments read, all but the gradient written."""
+
 
 @dataclass(frozen=True)
 class Time:
@@ -30,7 +33,7 @@ class Time:
         bubble: the pipeline fills and drains.
         optimizer: the update, and where gradients are added up apart, that.
         rest: data, logging, stragglers.
-        offload: activations on their way to the CPU and back.
+        offload: activations, or weights and gradients, on their way to the CPU and back.
     """
 
     matmul: Num
@@ -105,6 +108,11 @@ def step_time(work: Work, passes: Passes | None = None) -> Time:
     # what a block keeps goes to the CPU while it computes forward, and comes back while it computes backward
     moved = c.offload * block_activations(work) * (1 - c.full) / chip.host
     away = np.maximum(0.0, moved - busy[0]) + np.maximum(0.0, moved - busy[1])
+    # each share travels up to be gathered, and down once its gradients are reduced: in every micro-batch, as ZeRO has it
+    trip = c.away * 4 * (common + experts) / shards / chip.host
+    gathers, reductions = np.where(c.zero == 3, count, 1), np.where(c.zero >= 2, count, 1)
+    carried = gathers * np.maximum(0.0, trip - busy[0])
+    carried = carried + reductions * np.maximum(0.0, trip * np.where(c.zero == 3, 2, 1) - busy[1])
     gpu = busy[0] + busy[1] + fsdp
     late = np.maximum(0.0, launched - gpu)
     per_block = gpu + soft.blocking * late
@@ -155,6 +163,8 @@ def step_time(work: Work, passes: Passes | None = None) -> Time:
 
     state = held / np.where(c.zero > 0, shards, 1)
     optimizer = (C.adam * state + 12 * held / np.where(zero3, shards, 1)) / (chip.hbm * C.hbm)
+    # a GPU's part of the CPU's memory is about as fast as its bus: Ren et al. 2021, table 4 has 107 GB/s of a node
+    optimizer = np.where(c.away, ADAM * state / chip.host, optimizer)
 
     added = soft.adds * (c.zero < 3) * count * held * (c.item + 2 * soft.gradients) / (chip.hbm * C.hbm)
 
@@ -171,7 +181,7 @@ def step_time(work: Work, passes: Passes | None = None) -> Time:
         head=count * slowest_head, recompute=count * blocks * redo, launch=launch,
         tp=count * blocks * (of("tp", 0) + of("tp", 1)), cp=count * blocks * (of("cp", 0) + of("cp", 1)),
         ep=count * blocks * (of("ep", 0) + of("ep", 1)), dp=dp, pp=pp, bubble=bubble, optimizer=optimizer + added, rest=0.0,
-        offload=count * blocks * away,
+        offload=count * blocks * away + blocks * carried,
     )  # fmt: skip
     slow = C.straggle * np.log2(np.maximum(1.0, c.gpus / 8))
     return Time(**{**{f.name: getattr(parts, f.name) for f in fields(parts)}, "rest": C.step + slow * parts.total})

@@ -86,6 +86,7 @@ class Cut:
     flying: Num  # micro-batches that the first stage's process keeps at a time, where there are so many
     ulysses: Num = 0  # cp_kind
     offload: Num = 0  # of activations
+    away: Num = 0  # weights, reduced gradients and moments lie in the CPU's memory, and it updates them
 
     @property
     def gpus(self) -> Num:
@@ -113,6 +114,7 @@ class Machine:
     network: Num  # of one GPU
     generation: Num  # 0 Volta, 1 Ampere, 2 Hopper, 3 Blackwell
     host: Num = 25e9  # bytes/s between a GPU and its CPU's memory
+    host_memory: Num = 256e9  # of the CPU, for each GPU
 
 
 @dataclass(frozen=True)
