@@ -163,7 +163,7 @@ def step_time(work: Work, passes: Passes | None = None) -> Time:
 
     state = held / np.where(c.zero > 0, shards, 1)
     optimizer = (C.adam * state + 12 * held / np.where(zero3, shards, 1)) / (chip.hbm * C.hbm)
-    # a GPU's part of the CPU's memory is about as fast as its bus: Ren et al. 2021, table 4 has 107 GB/s of a node
+    # the part of the CPU's memory that is one GPU's is taken to be as fast as its bus
     optimizer = np.where(c.away, ADAM * state / chip.host, optimizer)
 
     added = soft.adds * (c.zero < 3) * count * held * (c.item + 2 * soft.gradients) / (chip.hbm * C.hbm)
