@@ -71,7 +71,9 @@ NEAR = {
     ("fsdp2.pp2.zero1.mb1.bf16", "llama", 0): 0.03,
     ("pp2.zbh1.mb1", "llama", 0): 0.01,
     ("pp4.zbh1.mb1", "llama", 0): 0.01,
-    ("fsdp2.pp2.zbh1.zero2.mb1.bf16", "llama", 0): 0.02,
+    ("pp2.zbh1.mb1.bf16", "llama", 0): 0.01,
+    ("pp2.zbv.mb1.bf16", "llama", 1): 0.02,
+    ("fsdp2.pp2.zbh1.zero2.mb1.bf16", "llama", 0): 0.01,
 }
 
 

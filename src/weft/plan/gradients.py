@@ -75,9 +75,10 @@ class Gradients:
         self.end_temporary = unreduced_root + root_result
         self.made = item * sum(stage.blocks)
         alone = layout.fsdp == 1 and layout.weight_ways[0] == 1
-        groups = ((stage.block, stage.block_shard), (stage.root, stage.root_shard))
+        ends = 1 + (stage.first and stage.last and len(stage.stages) > 1)  # of the model, each in a chunk of its own
+        groups = ((stage.block, stage.block_shard), (stage.root // ends, stage.root_shard // ends))
         self.reduced = max(wide * whole + (not alone) * result * share for whole, share in groups)
-        self.reduced += 0 if unreduced else wide * stage.params
+        self.reduced += 0 if unreduced else wide * (sum(stage.blocks) + stage.root // ends)
         if unreduced and reduces:  # the last pass: what was added up goes, block by block
             gone = wide * sum(stage.blocks[1:])
             self.before_last_block = accumulated + kept * sum(stage.block_shards[1:]) - gone
