@@ -28,7 +28,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import grpc
-import httpx
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -43,7 +42,6 @@ from weft.serve.server.kserve.schema import MESSAGES, SERVICE
 LETTERS = string.ascii_letters + string.digits + "Ġ"
 SHAPE = Shape(family="llama", num_layers=2, hidden=64, num_heads=4, num_kv_heads=2, ffn=96, vocab=63, max_seq=1024)
 PROMPT = "Whatever is asked has to be read first"
-CONNECTIONS = httpx.Limits(max_connections=256, max_keepalive_connections=256)
 
 Ask = Callable[[], Awaitable[object]]
 
@@ -101,19 +99,46 @@ def tensors(stream: bool, tokens: int) -> list[dict[str, Any]]:
     return found + [{"name": "stream", "datatype": "BOOL", "shape": [1], "raw": b"\x01"}] * stream
 
 
-def askers(client: httpx.AsyncClient, channel: grpc.aio.Channel, stream: bool, tokens: int) -> dict[str, Ask]:
-    """One call of each protocol, that reads the whole answer."""
+class Http:
+    """Just enough of a client: connections that are kept, one request at a time on each."""
 
-    def post(route: str, body: bytes, **headers: str) -> Ask:
+    def __init__(self, address: str) -> None:
+        self.host, _, self.port = address.partition(":")
+        self.idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+
+    def post(self, route: str, body: bytes, **headers: str) -> Ask:
+        """A call that sends this and reads the whole answer."""
+        lines = [f"POST {route} HTTP/1.1", "host: x", f"content-length: {len(body)}"]
+        lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+        sent = "\r\n".join([*lines, "", ""]).encode() + body
+
         async def ask() -> None:
-            (await client.post(route, content=body, headers=headers)).raise_for_status()
+            reader, writer = self.idle.pop() if self.idle else await asyncio.open_connection(self.host, int(self.port))
+            writer.write(sent)
+            head = await reader.readuntil(b"\r\n\r\n")
+            if not head.startswith(b"HTTP/1.1 200"):
+                raise RuntimeError(f"{route}: {head!r}")
+            if length := re.search(rb"\ncontent-length: (\d+)", head):
+                await reader.readexactly(int(length[1]))
+            else:
+                await reader.readuntil(b"\r\n0\r\n\r\n")
+            self.idle.append((reader, writer))
 
         return ask
 
+    async def close(self) -> None:
+        for _, writer in self.idle:
+            writer.close()
+            await writer.wait_closed()
+
+
+def askers(http: Http, channel: grpc.aio.Channel, stream: bool, tokens: int) -> dict[str, Ask]:
+    """One call of each protocol, that reads the whole answer."""
+
     openai = {"model": "small", "prompt": PROMPT, "max_tokens": tokens, "stream": stream, "temperature": 0}
     found = {
-        "openai": post("/v1/completions", json.dumps(openai).encode(), **{"content-type": "application/json"}),
-        "kserve generate": post(
+        "openai": http.post("/v1/completions", json.dumps(openai).encode(), content_type="application/json"),
+        "kserve generate": http.post(
             f"/v2/models/small/generate{'_stream' * stream}",
             json.dumps({"text_input": PROMPT, "max_tokens": tokens}).encode(),
         ),
@@ -135,8 +160,8 @@ def askers(client: httpx.AsyncClient, channel: grpc.aio.Channel, stream: bool, t
         return found | {"kserve grpc": ask_stream}
     binary = [head | {"parameters": {"binary_data_size": len(one)}} for head, one in zip(heads, raw, strict=True)]
     text = json.dumps({"inputs": binary, "parameters": {"binary_data_output": True}}).encode()
-    found["kserve infer, binary"] = post(
-        "/v2/models/small/infer", text + b"".join(raw), **{"inference-header-content-length": str(len(text))}
+    found["kserve infer, binary"] = http.post(
+        "/v2/models/small/infer", text + b"".join(raw), inference_header_content_length=str(len(text))
     )
     unary = channel.unary_unary(f"/{SERVICE}/ModelInfer")
 
@@ -171,20 +196,20 @@ async def rate(ask: Ask, count: int, concurrency: int) -> float:
 
 async def measure(process: subprocess.Popen[str], http: str, rpc: str, options: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, dict[str, list[float]]] = {}
-    async with httpx.AsyncClient(base_url=f"http://{http}", limits=CONNECTIONS, timeout=60) as client:
-        async with grpc.aio.insecure_channel(rpc) as channel:
-            asks = askers(client, channel, options.stream, options.tokens)
-            for turn in range(options.rounds + 1):  # the first round warms up
-                for name in list(asks) if turn % 2 == 0 else list(asks)[::-1]:
-                    ask = asks[name]
-                    alone = await latency(ask, options.requests // 4)
-                    before = processor_seconds(process)
-                    together = await rate(ask, options.requests, options.concurrency)
-                    spent = 1000 * (processor_seconds(process) - before) / options.requests
-                    if turn:
-                        row = found.setdefault(name, {"latency_ms": [], "requests_per_s": [], "cpu_ms": []})
-                        for key, value in zip(row, (alone, together, spent), strict=True):
-                            row[key].append(value)
+    client = Http(http)
+    async with grpc.aio.insecure_channel(rpc) as channel:
+        asks = askers(client, channel, options.stream, options.tokens)
+        for turn in range(options.rounds + 1):  # the first round warms up
+            for name in list(asks) if turn % 2 == 0 else list(asks)[::-1]:
+                alone = await latency(asks[name], options.requests // 4)
+                before = processor_seconds(process)
+                together = await rate(asks[name], options.requests, options.concurrency)
+                spent = 1000 * (processor_seconds(process) - before) / options.requests
+                if turn:
+                    row = found.setdefault(name, {"latency_ms": [], "requests_per_s": [], "cpu_ms": []})
+                    for key, value in zip(row, (alone, together, spent), strict=True):
+                        row[key].append(value)
+    await client.close()
     return {name: {key: spread(values, 2) for key, values in row.items()} for name, row in found.items()}
 
 
