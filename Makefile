@@ -34,6 +34,7 @@ parallel: install
 	$(PYTEST) tests/parallel
 
 system: install
+	./scripts/browser.sh
 	$(PYTEST) tests/system
 
 docs: install
@@ -41,7 +42,7 @@ docs: install
 
 benchmarks: install  ## Half an hour; results go to benchmarks/results.
 	for file in startup tokenization train_speed cutting context memory savings moe schedules plan_search checkpoint_stall \
-			serve_engine serve_triton profile_overhead gpu; do \
+			serve_engine serve_triton serve_overload serve_fuzz profile_overhead gpu; do \
 		$(BIN)/python benchmarks/$$file.py || exit 1; \
 	done
 

@@ -1,24 +1,27 @@
 """Claim: which way of cutting a sequence is fastest depends on its length, the heads and the network; here is what it is.
 
     python benchmarks/context.py
-    python benchmarks/context.py --seqs 4096 8192 --ways 2 --rounds 3
+    python benchmarks/context.py --seqs 65536 --ways 4    # a quarter of an hour, and beside the rows that are there already
 
 The three kinds of context parallelism, on the same model, sequence and number of processes, one thread each. All three
 are alive at once and take turns; who waits sleeps. `ratio` is the step time of all-gather over that of the other, of
 steps that were neighbours in time: above 1, the other one is faster. One sequence a step, one block, whole steps.
 
-With more processes than cores the figures tell of the work and not of the waiting: look at `cpu_ratio`, the same of CPU
-seconds over all processes. Messages go through memory here; over a network their share is larger.
+Rows of the same input that were measured before are kept; `load` tells how many processes wanted the machine when a row
+was begun. With more of them than cores the times tell little: look at `cpu_ratio`, the same of CPU seconds over all
+processes, which is the work and not the waiting. Messages go through memory here; over a network their share is larger.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import alternate, shown, spread, write
+from common import RESULTS, alternate, shown, spread, write
 from cutting import Processes
 from weft.models.shape import Shape
 
@@ -60,11 +63,13 @@ def main() -> None:
     parser.set_defaults(shape=SHAPE, batch=1)
     options = parser.parse_args()
     given = {"threads": options.threads, "rounds": options.rounds, "parameters": SHAPE.num_params}
-    rows: dict[str, Any] = {}
+    before = json.loads(file.read_text()) if (file := RESULTS / "context.json").is_file() else {}
+    rows: dict[str, Any] = before["runs"] if before.get("input") == given else {}
     for seq in options.seqs:
         for ways in options.ways:
+            load = os.getloadavg()[0]
             found = compare(ways, argparse.Namespace(**{**vars(options), "seq": seq}))
-            rows[f"{seq} tokens, {ways} processes"] = found
+            rows[f"{seq} tokens, {ways} processes"] = found | {"load": round(load, 1)}
             others = (f"{kind} {found[kind]['ratio']['median']:.2f}" for kind in KINDS[1:])
             print(f"{seq:6} tokens, {ways} processes: speed over all-gather's: {', '.join(others)}", flush=True)
             path = write("context", {"input": given, "runs": rows})  # so far: the long ones take minutes each

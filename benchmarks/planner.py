@@ -82,7 +82,7 @@ class Predicted:
 def predict(runs: list[Run]) -> Predicted:
     work = stack([run.work for run in runs])
     held, first = footprint(work), footprint(work, first=True)
-    time, fits = step_time(work), held.fits(work.machine.memory)
+    time, fits = step_time(work), held.fits(work.machine)
     return Predicted(*map(np.asarray, (time.total, time.spread, first.allocated, first.spread, fits)))
 
 
@@ -145,7 +145,8 @@ def figures(runs: list[Run], predicted: Predicted) -> dict[str, Any]:
         }
         within = np.exp(np.abs(np.log(ratio))) <= 1 + predicted.within[timed]
         found["inside"] = pct(within.mean())
-        found["skill"] = round(float(1 - np.abs(ratio - 1).mean() / max(1e-9, np.abs(null - 1).mean())), 2)
+        if np.abs(null - 1).mean() > 0:  # a set of one run is its own median
+            found["skill"] = round(float(1 - np.abs(ratio - 1).mean() / np.abs(null - 1).mean()), 2)
     weighed = [i for i, run in enumerate(runs) if run.memory]
     if weighed:
         off = np.array([memory[i] / runs[i].memory for i in weighed])

@@ -35,6 +35,8 @@ SHARES = (
     "fsdp_hidden",
     "flash2",
 )
+LEAST = {"imbalance": 1.0, "adam": 20.0}
+"""What the unluckiest expert has at least; gradient, weight and moments, read, and all but the gradient written."""
 CHIP = ("gemm", "gemm8", "attention")
 BEST = {"V100": 0.80, "A100": 0.87, "Hopper": 0.80, "B200": 0.78, "GB200": 0.73}
 """Share of the peak of the best products that others have measured: no fit goes beyond (stas00/ml-engineering)."""
@@ -99,6 +101,7 @@ class Fit:
             for factor in (1 + step, 1 / (1 + step)):
                 old = getattr(CONSTANTS, field.name)
                 value = old * factor
+                value = max(value, LEAST.get(field.name, 0.0))
                 setattr(CONSTANTS, field.name, min(value, 0.93) if field.name in SHARES else value)
                 if (error := self.error()) < best:
                     best = error

@@ -25,20 +25,19 @@ from weft.plan.work import Software, Work
 
 GIB = 2**30
 
-MEGATRON_21 = Software(flash=0, overlap_dp=0, dropout=1, gradients=4, reduced=2)
+MEGATRON_21 = Software(flash=0, overlap_dp=0, blocking=1, dropout=1, gradients=4, reduced=2)
 MEGATRON_CORE = Software(flash=2, overlap_tp=1, overlap_pp=1, gradients=2, reduced=2)
 NEMO_24 = replace(MEGATRON_CORE, master=2)  # Apex keeps the 16 bits that bf16 weights lack
 TORCH = Software(fused=0, weights=4, gradients=4, master=0, reduced=4)
 NANOTRON = Software(
-    fused=0, fused_norm=1, fused_loss=0, overlap_dp=0, balanced=1, keeps_gathered=1, gradients=6, adds=1, tp_host=2.2e-3,
-    stages_host=0.6, stall=0.65,
+    fused=0, fused_norm=1, fused_loss=0, overlap_dp=0, balanced=1, keeps_gathered=1, gradients=6, adds=1, tp_host=2.2e-3
 )  # fmt: skip
 SOFTWARE: tuple[tuple[str, Software], ...] = (
     ("nanotron", NANOTRON),
     ("llm-foundry", replace(TORCH, fused_loss=2)),
     ("fms-fsdp", replace(TORCH, fused=1, reduced=2)),
     ("torchtitan", replace(TORCH, fused=1)),
-    ("InternEvo", Software(fused=0, overlap_dp=0.5, reduced=2, gradients=2, adds=1)),
+    ("InternEvo", Software(blocking=1, fused=0, overlap_dp=0.5, reduced=2, gradients=2, adds=1)),
     ("vTrain", replace(MEGATRON_21, fused=0, whole_pp=1, adds=1, gradients=2)),
     ("Megatron-DeepSpeed", replace(MEGATRON_21, reduced=2, whole_pp=1)),
     ("DeepSpeed", replace(MEGATRON_21, reduced=2, overlap_dp=0.5)),
@@ -158,7 +157,7 @@ def _largest(shape: Shape, layout: Layout, job: Job, cluster: Cluster, software:
 def _that_fits(shape: Shape, layout: Layout, job: Job, cluster: Cluster, software: Software) -> tuple[Layout, Software]:
     """What a run that did not tell must have saved memory with, since it ran."""
     held = footprint(numbers(shape, layout, job, cluster, software))
-    if held.fits(cluster.memory):
+    if held.fits(cluster.machine()):
         return layout, software
     if software.keeps_gathered == 1:
         return layout, replace(software, keeps_gathered=0)
@@ -325,8 +324,8 @@ def _software(row: dict[str, Any]) -> Software:
     found = next((software for word, software in SOFTWARE if word.lower() in told.lower()), default)
     if found is MEGATRON_21 and not ampere:
         found = MEGATRON_CORE
-    if found is NANOTRON and (row.get("pp") or 1) > 1:  # its stages gather again, as their memory shows
-        found = replace(found, keeps_gathered=0.5 if (row.get("tp") or 1) <= 8 else 0)
+    if found is NANOTRON:
+        found = _nanotron(row["gpus"], row.get("tp") or 1, row.get("pp") or 1)
     extras = " ".join(row.get("extras", [])).lower()
     if "flash" in extras:
         found = replace(found, flash=max(1, found.flash))
@@ -343,6 +342,20 @@ def _software(row: dict[str, Any]) -> Software:
     if row.get("recipe", {}).get("cuda_graph_impl"):
         found = replace(found, graphs=1)
     return found
+
+
+def _nanotron(gpus: int, tp: int, pp: int) -> Software:
+    """Its sweep was run by two versions, which no row tells apart but by memory and time. As the fitted half shows it: the
+    later one, which gathers inputs again and whose stages wait for each other, ran what took more than 256 GPUs, or tp of
+    32, but not that of 32 without a pipeline. Its blocks, and those of any pipeline over nodes, take a CPU as much longer
+    as tp is wide; and in such a pipeline the last micro-batches in flight keep no gathered inputs.
+    """
+    if later := pp > 1 if tp >= 32 else gpus >= 512:
+        kept = 0.0
+    else:
+        kept = 1 - (pp > 1) * (2 if tp >= 16 else 1) / pp
+    wide = later or (pp > 1 and gpus > 8)
+    return replace(NANOTRON, keeps_gathered=kept, tp_host=2.7e-3 * tp if wide else NANOTRON.tp_host, stall=0.65 * later)
 
 
 def _seconds(row: dict[str, Any], shape: Shape, job: Job) -> float | None:

@@ -1,12 +1,13 @@
 """What each way to save memory saves and costs: peak memory and seconds a step, beside none of them and beside the plan.
 
     python benchmarks/savings.py                 # every case; some minutes on a CPU
-    python benchmarks/savings.py --only full     # cases whose name has this in it
+    python benchmarks/savings.py --only full     # cases whose name has this in it, anew; the others stay as measured before
     python benchmarks/savings.py --model qwen2.5-0.5b --seq 2048 --batch 8    # on a GPU, say
 
 Each case is one process of its own that trains some steps on random tokens. Measured is, on a CPU, the peak of the resident
 memory (VmHWM of Linux), on a GPU the peak of what torch has allocated; the seconds are the median of the steps after
-the first two. `memory` and `time` are over those of the case `none`. The load of the machine is in the file.
+the first two: on a CPU those of the process's own work (`time.process_time`, one thread), so that what else the machine
+does hardly counts, on a GPU the clock's. `memory` and `time` are over those of the case `none`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from common import shown, write
+from common import RESULTS, shown, write
 from memory import GIVE_BACK, LLAMA, fullest, peak_resident
 from weft.config.load import load_config, make_config
 from weft.config.toml import config_toml
@@ -51,7 +52,7 @@ CASES: dict[str, tuple[str, dict]] = {  # layout, optimizer
     "fp8row": ("fp8row", {}),
     "bf16, chunked loss, full": ("chunked.full.bf16", {}),
 }
-STEPS = 6
+STEPS = 5
 
 
 def one(file: str) -> None:
@@ -66,14 +67,15 @@ def one(file: str) -> None:
     config = load_config([file])
     process = start_process(config.train.device, layout=config.layout)
     training, seconds = build(config, process.device), []
+    cuda = process.device.type == "cuda"
+    clock = time.perf_counter if cuda else time.process_time
     for step in range(1, config.train.steps + 1):
         rows = step_rows(training, None, step)
-        begin = time.perf_counter()
+        begin = clock()
         train_step(
             training.woven, training.optimizer, training.scaler, rows, lr=1e-4, clip_norm=1.0
         )  # waits for its loss
-        seconds.append(time.perf_counter() - begin)
-    cuda = process.device.type == "cuda"
+        seconds.append(clock() - begin)
     peak = torch.cuda.max_memory_allocated() if cuda else peak_resident()
     stop_process()
     print(json.dumps({"peak": peak, "seconds": seconds, "device": process.device.type}))
@@ -125,13 +127,12 @@ def main() -> None:
             told = f"{found['measured_mib']:>7} MiB  planned {found['planned_mib']:>7} ({found['error']:+.1%})"
             print(f"{name:30}{told}  {found['seconds']:.3f} s  memory × {found['memory']:.2f}  time × {found['time']:.2f}",
                   flush=True)  # fmt: skip
-    if not options.only:
-        sizes = {
-            "model": options.model or "12 blocks of 768, 32,000 tokens",
-            "batch": options.batch,
-            "seq": options.seq,
-        }
-        print(f"written: {shown(write('savings', sizes | {'cases': cases}))}")
+    model = options.model or "12 blocks of 768, 32,000 tokens"
+    sizes: dict[str, Any] = {"model": model, "batch": options.batch, "seq": options.seq}
+    before = json.loads(file.read_text()) if options.only and (file := RESULTS / "savings.json").is_file() else {}
+    if all(before.get(key) == value for key, value in sizes.items()):
+        cases = {name: cases.get(name) or before["cases"][name] for name in CASES if name in cases | before["cases"]}
+    print(f"written: {shown(write('savings', sizes | {'cases': cases}))}")
 
 
 if __name__ == "__main__":

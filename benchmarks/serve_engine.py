@@ -4,7 +4,10 @@
     python benchmarks/serve_engine.py --device cuda
 
 A ratio is transformers' seconds over weft's of one pair of neighbouring runs: above 1, weft is faster. Prefill is the time
-to the first new token of all prompts, decode that of the others. The peer is `generate` with its default cache.
+to the first new token of all prompts, decode that of the others. The peers are `generate` with its default cache, and for
+several prompts `generate_batch`, transformers' continuous batching: of that, what all tokens take less what the first
+ones take in a run of their own, so that setting it up does not count. So it is of llama.cpp too, where it is installed
+(benchmarks/llamacpp.py says how).
 
 On a CPU, seconds are those of one thread's own work (`time.process_time`), which on a machine that others use too are what
 it would take alone, but for what they push out of its caches; on a GPU they are the clock's.
@@ -29,9 +32,15 @@ from weft.models.huggingface import config_from_shape
 from weft.models.shape import Shape
 from weft.serve.config import EngineConfig
 from weft.serve.engine import Engine
+from weft.serve.generate import complete
 from weft.serve.request import Request, Sampling
 
 GPT2 = Shape(family="gpt2", num_layers=12, hidden=768, num_heads=12, ffn=3072, vocab=50257, max_seq=1024)
+try:
+    import llamacpp
+except ImportError:
+    llamacpp = None  # type: ignore[assignment]
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 Clock = Callable[[], float]
@@ -76,6 +85,31 @@ def by_generate(model: Any, prompts: list[list[int]], num_tokens: int, clock: Cl
     return streamer.puts[1] - start, clock() - streamer.puts[1]
 
 
+def by_generate_batch(model: Any, prompts: list[list[int]], num_tokens: int, clock: Clock) -> Timing:
+    def run(tokens: int) -> float:
+        room = transformers.ContinuousBatchingConfig(num_blocks=2 * len(prompts), max_batch_tokens=512)  # pages of 256
+        settings = transformers.GenerationConfig(
+            max_new_tokens=tokens, do_sample=False, eos_token_id=-1, pad_token_id=0
+        )
+        start = clock()
+        found = model.generate_batch(prompts, generation_config=settings, continuous_batching_config=room, warmup=False)
+        assert all(len(one.generated_tokens) == tokens for one in found.values())
+        return clock() - start
+
+    first = run(1)
+    return first, run(num_tokens) - first
+
+
+def by_llamacpp(server: Any, prompts: list[list[int]], num_tokens: int, clock: Clock) -> Timing:
+    def run(tokens: int) -> float:
+        start = clock()
+        assert all(len(text) == tokens for text in server.run(prompts, tokens))
+        return clock() - start
+
+    first = run(1)
+    return first, run(num_tokens) - first
+
+
 def compare(folder: Path, dtype: str, batch: int, options: argparse.Namespace, clock: Clock) -> dict[str, Any]:
     """One row of the table."""
     device = torch.device(options.device)
@@ -84,7 +118,7 @@ def compare(folder: Path, dtype: str, batch: int, options: argparse.Namespace, c
     numbers = torch.Generator().manual_seed(batch)
     prompts = torch.randint(GPT2.vocab, (batch, options.prompt), generator=numbers).tolist()
     config = EngineConfig(max_sequences=max(64, batch), step_tokens=max(512, batch), prefix_cache=False)
-    timings: dict[str, list[Timing]] = {"weft": [], "generate": []}
+    timings: dict[str, list[Timing]] = {"weft": [], "generate": [], "generate_batch": [], "llama_cpp": []}
 
     def timed(name: str, run: Callable[..., Timing], *arguments: Any) -> Callable[[], float]:
         def once() -> float:
@@ -98,6 +132,18 @@ def compare(folder: Path, dtype: str, batch: int, options: argparse.Namespace, c
         "weft": timed("weft", by_weft, model, *work, config),
         "generate": timed("generate", by_generate, reference, *work),
     }
+    if llamacpp is not None and device.type == "cpu":
+        file = folder / f"{dtype}.gguf"
+        llamacpp.write_gguf(folder, file, dtype)
+        server = llamacpp.LlamaCpp(file, batch, options.prompt + options.tokens + 8)
+        sides["llama_cpp"] = timed("llama_cpp", by_llamacpp, server, *work)
+        first = [text[:1] for text in server.run(prompts, 1)]
+        assert dtype != "float32" or first == complete(model, prompts, Sampling(max_tokens=1), config), "other weights?"
+    if batch > 1:
+        paged = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=DTYPES[dtype], attn_implementation="sdpa"
+        )
+        sides["generate_batch"] = timed("generate_batch", by_generate_batch, paged.eval().to(device), *work)
     alternate(sides, options.rounds + 1)  # the first round warms up
     kept = {name: found[1:] for name, found in timings.items() if found}
     row: dict[str, Any] = {"dtype": dtype, "batch": batch}
@@ -106,6 +152,10 @@ def compare(folder: Path, dtype: str, batch: int, options: argparse.Namespace, c
         row[f"{name}_tokens_per_s"] = spread([counts[part] / one[part] for one in kept["weft"]], 1)
         pairs = zip(kept["weft"], kept["generate"], strict=True)
         row[f"{name}_over_generate"] = spread([theirs[part] / ours[part] for ours, theirs in pairs])
+    for peer in ("generate_batch", "llama_cpp"):
+        if peer in kept:
+            pairs = zip(kept["weft"], kept[peer], strict=True)
+            row[f"decode_over_{peer}"] = spread([theirs[1] / ours[1] for ours, theirs in pairs])
     weights = sum(p.numel() * p.element_size() for p in model.parameters() if p.dim() == 2)
     row["decode_weights_gb_per_s"] = spread([weights * (options.tokens - 1) / one[1] / 1e9 for one in kept["weft"]], 2)
     return row

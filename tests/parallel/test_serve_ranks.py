@@ -9,10 +9,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from harness import MODELS, run_forked
+from safetensors.torch import save_file
 
 from weft.checkpoint.region import Region
 from weft.checkpoint.weights import create_weights_folder, load_decoder
 from weft.models.parameters import stored_sizes
+from weft.models.places import places
 from weft.models.shape import Shape
 from weft.serve.config import EngineConfig
 from weft.serve.engine import Engine
@@ -41,9 +43,9 @@ def save(model: str, folder: Path) -> Shape:
     return shape
 
 
-@pytest.mark.parametrize("tp", [2, 4])
+@pytest.mark.parametrize(("tp", "pp"), [(2, 1), (4, 1), (1, 2), (2, 2)])
 @pytest.mark.parametrize("model", MODELS)
-def test_processes_give_what_one_gives(model: str, tp: int, tmp_path: Path) -> None:
+def test_processes_give_what_one_gives(model: str, tp: int, pp: int, tmp_path: Path) -> None:
     save(model, tmp_path / "model")
     _, whole = load_decoder(tmp_path / "model")
     expected = complete(whole, PROMPTS, Sampling(max_tokens=18))
@@ -52,13 +54,14 @@ def test_processes_give_what_one_gives(model: str, tp: int, tmp_path: Path) -> N
     def work(rank: int) -> None:
         group = dist.group.WORLD
         assert group is not None
-        share, ranks = load_share(tmp_path / "model", group), Ranks(group)
+        ranks = Ranks(group, pp=pp)
+        share, config = load_share(tmp_path / "model", ranks), EngineConfig(**{**CONFIG.__dict__, "tp": tp, "pp": pp})
         if rank:
-            config = EngineConfig(**{**CONFIG.__dict__, "tp": tp})
             blocks = ranks.least(num_blocks(share, config, share.shape.max_seq))
-            return follow(Runner(share, blocks, config.block_tokens, ranks), ranks)
-        engine = Engine(share, None, EngineConfig(**{**CONFIG.__dict__, "tp": tp}), ranks=ranks)
-        assert engine.runner.cache.layers[0].keys.shape[2] == 4 // tp
+            return follow(Runner(share, blocks, config, ranks), ranks)
+        engine = Engine(share, None, config, ranks=ranks)
+        assert len(engine.runner.cache.layers) == (whole.shape.num_layers + pp - 1) // pp
+        assert engine.runner.cache.layers[0].keys.rows.shape[2] == 4 // tp
         texts: list[list[int]] = [[] for _ in PROMPTS]
         for index, prompt in enumerate(PROMPTS):
             engine.add(Request(str(index), prompt, Sampling(max_tokens=18), prompt_logprobs=1))
@@ -70,7 +73,56 @@ def test_processes_give_what_one_gives(model: str, tp: int, tmp_path: Path) -> N
         engine.close()
         return None
 
-    run_forked(tp, work)
+    run_forked(tp * pp, work)
+    assert json.loads((tmp_path / "texts.json").read_text()) == expected
+
+
+def write_adapter(folder: Path, shape: Shape) -> None:
+    """Random pairs, for a matrix of every kind of cut, as peft would write them."""
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 3, "lora_alpha": 6}))
+    numbers = torch.Generator().manual_seed(1)
+    tensors = {}
+    for name, place in places(shape).items():
+        if "blocks" in name and name.endswith(("q.weight", "v.weight", "out.weight", "up.weight", "down.weight")):
+            module = f"base_model.model.{place.tensor.removesuffix('.weight')}"
+            out, inner = place.weft_sizes
+            tensors[f"{module}.lora_A.weight"] = 0.3 * torch.randn(3, inner, generator=numbers)
+            tensors[f"{module}.lora_B.weight"] = 0.3 * torch.randn(out, 3, generator=numbers)
+    save_file(tensors, folder / "adapter_model.safetensors")
+
+
+def test_shares_of_adapters_add_up(tmp_path: Path) -> None:
+    write_adapter(tmp_path / "adapter", save("llama", tmp_path / "model"))
+    settings = {**CONFIG.__dict__, "adapters": {"one": str(tmp_path / "adapter")}}
+    asked = [(str(index), prompt, name) for index, prompt in enumerate(PROMPTS) for name in (None, "one")]
+
+    def texts(engine: Engine) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {}
+        for index, prompt, name in asked:
+            engine.add(Request(f"{index} {name}", prompt, Sampling(max_tokens=12), adapter=name))
+        while engine.busy:
+            for output in engine.step():
+                found.setdefault(output.id, []).extend(output.tokens)
+        return found
+
+    expected = texts(Engine(load_decoder(tmp_path / "model")[1], None, EngineConfig(**settings)))
+    assert all(expected[f"{index} None"] != expected[f"{index} one"] for index in range(len(PROMPTS)))
+
+    def work(rank: int) -> None:
+        group = dist.group.WORLD
+        assert group is not None
+        config, ranks = EngineConfig(**{**settings, "tp": 2, "pp": 2}), Ranks(group, pp=2)
+        share = load_share(tmp_path / "model", ranks)
+        if rank:
+            blocks = ranks.least(num_blocks(share, config, share.shape.max_seq))
+            return follow(Runner(share, blocks, config, ranks), ranks)
+        engine = Engine(share, None, config, ranks=ranks)
+        (tmp_path / "texts.json").write_text(json.dumps(texts(engine)))
+        engine.close()
+        return None
+
+    run_forked(4, work)
     assert json.loads((tmp_path / "texts.json").read_text()) == expected
 
 
@@ -78,5 +130,7 @@ def test_heads_that_cannot_be_dealt_out_are_refused(tmp_path: Path) -> None:
     shape = save("llama", tmp_path / "model")
     with pytest.raises(ValueError, match=r"tp is 3, which does not divide the model's num_heads \(8\)"):
         check_cut(shape, 3)
+    with pytest.raises(ValueError, match=r"pp is 9, but the model has \d blocks"):
+        check_cut(shape, 1, 9)
     with pytest.raises(ValueError, match=r"tp is 8, which does not divide the model's num_kv_heads \(4\)"):
         Engine.load(tmp_path / "model", EngineConfig(tp=8))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import faulthandler
+import gc
 import os
 import signal
 import sys
@@ -27,6 +29,8 @@ SHAPE = {
     "family": "llama", "num_layers": 2, "hidden": 32, "num_heads": 4, "num_kv_heads": 2, "ffn": 48, "vocab": 67,
     "max_seq": 32, "init_std": 0.1,
 }  # fmt: skip
+OUTPUTS: dict[int, Path] = {}
+"""Process → the file of what it prints."""
 
 
 def settings(run: Path, layout: str = "single", **over: object) -> Config:
@@ -57,12 +61,13 @@ def start(config: Config, *, resume: bool = False, work: Callable[[Config], None
     Run(Path(config.run)).claim(config, resume)
     torch.set_num_threads(1)  # a child of a parent with threads would hang
     peak_flops(torch.device("cpu"), config.layout.precision)  # measured once, for all children
+    gc.collect()  # a child that cleared away a process group of ours would wait for threads that it does not have
     store = tempfile.mktemp(prefix="store-", dir=config.run)
     return [_fork(config, rank, store, work) for rank in range(config.layout.world)]
 
 
 def end(pids: list[int], seconds: float = 60) -> list[int]:
-    """Exit codes of processes, of all of them."""
+    """Exit codes of processes, of all of them. What keeps one that does not end is told."""
     codes: dict[int, int] = {}
     limit = time.monotonic() + seconds
     while len(codes) < len(pids):
@@ -70,16 +75,18 @@ def end(pids: list[int], seconds: float = 60) -> list[int]:
             if pid not in codes and os.waitpid(pid, os.WNOHANG)[0]:
                 codes[pid] = 0
         if time.monotonic() > limit:
-            kill([pid for pid in pids if pid not in codes])
-            raise AssertionError(f"{len(pids) - len(codes)} processes did not end")
+            left = [pid for pid in pids if pid not in codes]
+            kill(left, signal.SIGABRT)  # of which each writes where it stands
+            told = "\n".join(OUTPUTS[pid].read_text() for pid in left)
+            raise AssertionError(f"{len(left)} processes did not end:\n{told}")
         time.sleep(0.005)
     return list(codes.values())
 
 
-def kill(pids: list[int]) -> None:
-    """SIGKILL to all of them; returns when they are gone."""
+def kill(pids: list[int], by: signal.Signals = signal.SIGKILL) -> None:
+    """A signal to all of them; returns when they are gone."""
     for pid in pids:
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, by)
     for pid in pids:
         os.waitpid(pid, 0)
 
@@ -112,15 +119,17 @@ def _fork(config: Config, rank: int, store: str, work: Callable[[Config], None])
     sys.stdout.flush()
     sys.stderr.flush()
     run = Path(config.run)
-    error, world = run / f"error-{rank}.txt", config.layout.world
+    error, output, world = run / f"error-{rank}.txt", run / f"output-{rank}.txt", config.layout.world
     error.unlink(missing_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         pid = os.fork()
     if pid:
+        OUTPUTS[pid] = output
         return pid
     try:
-        sys.stdout = sys.stderr = open(run / f"output-{rank}.txt", "a", buffering=1)  # noqa: SIM115 (closed by the end)
+        sys.stdout = sys.stderr = open(output, "a", buffering=1)  # noqa: SIM115 (closed by the end)
+        faulthandler.enable(sys.stderr)
         names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
         os.environ |= dict(zip(names, map(str, (rank, rank, world, world)), strict=True))
         os.environ.pop("MASTER_ADDR", None)

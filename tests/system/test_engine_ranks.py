@@ -34,9 +34,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_an_engine_of_two_processes_comes_and_goes(folder: Path) -> None:
+@pytest.mark.parametrize(("tp", "pp"), [(2, 1), (1, 2)])
+def test_an_engine_of_two_processes_comes_and_goes(folder: Path, tp: int, pp: int) -> None:
     _, whole = load_decoder(folder)
-    engine = Engine.load(folder, EngineConfig(tp=2, device="cpu"))
+    engine = Engine.load(folder, EngineConfig(tp=tp, pp=pp, device="cpu"))
     assert engine.ranks is not None
     processes = engine.ranks.processes
     with pytest.raises(ValueError, match="this process serves a cut model already"):

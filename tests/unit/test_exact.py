@@ -65,7 +65,15 @@ NEAR = {
     ("fsdp2.pp2.mb1.bf16", "llama", 2): 0.01,
     ("pp2.zbv.mb1", "llama", 0): 0.02,
     ("single", "mixtral", 0): 0.002,
-    ("dp2.ep2", "mixtral", 0): 0.06,  # the plan counts buckets for experts that have none
+    ("dp2.ep2", "mixtral", 0): 0.002,
+    ("dp4.ep2", "mixtral", 0): 0.002,
+    ("fsdp2.zero1.mb1.bf16", "llama", 0): 0.01,
+    ("fsdp2.pp2.zero1.mb1.bf16", "llama", 0): 0.03,
+    ("pp2.zbh1.mb1", "llama", 0): 0.01,
+    ("pp4.zbh1.mb1", "llama", 0): 0.01,
+    ("pp2.zbh1.mb1.bf16", "llama", 0): 0.01,
+    ("pp2.zbv.mb1.bf16", "llama", 1): 0.02,
+    ("fsdp2.pp2.zbh1.zero2.mb1.bf16", "llama", 0): 0.01,
 }
 
 

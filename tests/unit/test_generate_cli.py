@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers
 import typer
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from typer.testing import CliRunner, Result
 
@@ -115,6 +116,17 @@ def test_a_stop_text_and_a_dtype(folder: Path) -> None:
     assert weft_generate(folder, "Hi", "--dtype", "bfloat16", "--device", "cpu", "--max-tokens", 5).exit_code == 0
 
 
+def test_an_adapter_changes_the_text(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2}))
+    module = "base_model.model.model.layers.1.mlp.down_proj"
+    tensors = {"A": torch.randn(2, SHAPE.ffn), "B": torch.randn(SHAPE.hidden, 2)}
+    for size in (0, 1):
+        parts = {f"{module}.lora_{matrix}.weight": size * tensor for matrix, tensor in tensors.items()}
+        save_file(parts, tmp_path / "adapter_model.safetensors")
+        text = weft_generate(folder, "Hi", "--max-tokens", 20, "--adapter", tmp_path).stdout
+        assert (text.rstrip("\n") == completion(folder, "Hi", 20)) == (size == 0)
+
+
 def test_a_run_gives_its_newest_whole_checkpoint(folder: Path, tmp_path: Path) -> None:
     older, newer = (save_step(folder, tmp_path, step) for step in (10, 20))
     assert find_model(tmp_path) == (newer / "model", [])
@@ -164,6 +176,7 @@ def test_mistakes_are_answered_with_a_sentence(folder: Path, tmp_path: Path) -> 
         (folder, "Hi", "--temperature", -1): "temperature is -1.0",
         (folder, "Hi", "--dtype", "int4"): "--dtype is int4; it must be auto, float32, bfloat16, float16",
         (folder, "Hi", "--device", "warp9"): "--device warp9 cannot be used",
+        (folder, "Hi", "--adapter", bare): f"{bare} has no adapter_config.json",
         (folder, "x" * 96): "prompt 1: the prompt has 96 tokens; the context holds 96",
     }.items():
         error = weft_generate(*arguments).exception

@@ -24,6 +24,7 @@ FORBIDDEN = {
     "exact": "cli verify serve data export tune profile",
     "profile": "parallel train cli launch verify serve data checkpoint export exact tune",
     "tune": "cli serve export exact",
+    "prompt": "parallel train cli launch verify plan export exact tune profile",
     "verify": "cli exact tune profile",
 }
 """Arrows point down only. Room → rooms that it never imports."""

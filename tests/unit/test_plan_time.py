@@ -213,15 +213,27 @@ def test_ulysses_sends_less_than_an_all_gather() -> None:
 
 
 def test_software_that_waits() -> None:
-    """Its properties cost what they say: nothing without a pipeline over nodes, and seconds a micro-batch on many."""
-    soft = Software(tp_host=2.2e-3, stages_host=0.6, stall=0.65)
+    """Its properties cost what they say: milliseconds a block under tp, and seconds a micro-batch in a pipeline."""
+    soft = Software(tp_host=2.2e-3, stall=0.65)
     tiny = Shape(num_layers=8, hidden=1024, num_heads=16, ffn=4096, vocab=32000, max_seq=2048)
     assert step_time(work(tiny, "tp8.sp.mb1.bf16", 4, soft)).launch > 4 * 8 * 1e-3
     assert step_time(work(tiny, "tp8.sp.mb1.bf16", 4, Software())).launch < 4 * 8 * 1e-3
-    few, many = (step_time(work(GPT3, f"dp{dp}.tp8.sp.pp4.mb1.bf16", 64 * dp, soft)).pp for dp in (1, 16))
-    assert many - few == pytest.approx(64 * 2 * 0.65, rel=0.05)
+    waits, goes = (step_time(work(GPT3, "tp8.sp.pp4.mb1.bf16", 64, one)).pp for one in (soft, Software()))
+    assert waits - goes == pytest.approx(64 * 2 * 0.65)
     whole, parts = (step_time(work(GPT3, "tp8.pp8.mb1.bf16", 64, Software(whole_pp=flag))).pp for flag in (1, 0))
     assert 4 < whole / parts < 8
+
+
+def test_a_cpu_that_does_not_wait_launches_ahead() -> None:
+    """While the pipeline fills: only one that waits for messages of stages is late for each block by itself."""
+    tiny = Shape(num_layers=8, hidden=1024, num_heads=16, ffn=4096, vocab=32000, max_seq=2048)
+    ahead, waits = (
+        step_time(work(tiny, "tp2.pp8.mb1.bf16", 8, Software(tp_host=2.2e-3, blocking=flag))) for flag in (0, 1)
+    )
+    assert ahead.launch < waits.launch
+    assert ahead.total < waits.total
+    many = step_time(work(tiny, "tp2.pp8.mb1.bf16", 1024, Software(tp_host=2.2e-3)))
+    assert many.total > 1024 * 2.2e-3, "and no step is shorter than what the CPU has to do for it"
 
 
 def test_rank_0_has_the_first_stage() -> None:

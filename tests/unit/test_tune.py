@@ -53,6 +53,11 @@ def test_candidates_are_the_fastest_that_fit_in_the_runs_own_precision() -> None
     assert {(one.layout.precision, one.layout.loss) for one in low} == {("bf16", "chunked")}
 
 
+def test_weights_stay_on_the_cpu_where_the_run_has_them() -> None:
+    found = candidates(settings("fsdp2.offloadweights"), MEASURED, 3, "cpu")
+    assert all(one.layout.offload_weights for one in found)
+
+
 def test_the_runs_own_layout_is_tried_too_and_none_twice() -> None:
     slow = "fsdp2.mb1.full"
     found = candidates(settings(slow), MEASURED, 2, "cpu")

@@ -270,6 +270,12 @@ def test_server_and_trainer_agree_and_a_certificate_says_so(
     assert call(monkeypatch, "serve", copied) == 0
     again = json.loads((step / "parity.json").read_text())["proofs"]
     assert [proof["dtype"] for proof in again] == ["bfloat16", "float32"], "one for each kind"
+    capsys.readouterr()
+    assert call(monkeypatch, "serve", copied, "--cache-dtype", "int8") == 0
+    assert "keys and values in 8 bits" in " ".join(capsys.readouterr().out.split())
+    *others, small = json.loads((step / "parity.json").read_text())["proofs"]
+    assert (len(others), small["dtype"], small["cache"]) == (2, "float32", "int8")
+    assert 1e-5 < small["mean"] < small["largest"] < 0.2
 
 
 def test_a_server_of_other_weights_is_found_out(

@@ -7,11 +7,11 @@ import sys
 import typer
 
 from weft import __version__
-from weft.cli import data, export, generate, models, plan, profile, train, triton, tune, verify
+from weft.cli import data, eval, export, generate, models, plan, profile, prompt, serve, train, triton, tune, verify
 
 app = typer.Typer(
     help="Train a neural network too large for one GPU or one server, prove the run right, and put it into production.",
-    epilog="The journey: weft data → weft train → weft verify → weft export → weft generate. Start with `make demo`.",
+    epilog="The journey: weft data → weft train → weft verify → weft export → weft serve. Start with `make demo`.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
@@ -26,6 +26,9 @@ app.add_typer(profile.app, name="profile")
 app.add_typer(verify.app, name="verify")
 app.add_typer(export.app, name="export")
 app.command("generate")(generate.generate)
+app.command("serve")(serve.serve)
+app.command("eval")(eval.evaluate)
+app.add_typer(prompt.app, name="prompt")
 app.command("serve-triton")(triton.serve_triton)
 
 

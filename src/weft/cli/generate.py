@@ -26,6 +26,7 @@ def generate(
     seed: int | None = typer.Option(None, help="Makes sampling repeatable."),
     stop: list[str] = typer.Option([], help="A text that ends a completion; may be repeated."),
     num_samples: int = typer.Option(1, help="Completions of each prompt; wants a temperature."),
+    adapter: Path | None = typer.Option(None, help="A LoRA adapter of the model's: a directory that peft wrote."),
     device: str = typer.Option("auto", help="cpu, cuda, cuda:1, …; auto: a GPU where there is one."),
     dtype: str = typer.Option("auto", help="float32, bfloat16 or float16; auto: bfloat16 on a GPU, float32 on a CPU."),
 ) -> None:
@@ -57,9 +58,11 @@ def generate(
 
     where = pick_device(device)
     _, model = load_decoder(folder, where, pick_dtype(dtype, where))
-    engine = Engine(model, tokenizer, EngineConfig(max_waiting=len(texts) * num_samples), sampling.eos)
+    adapters = {"adapter": str(adapter)} if adapter else {}
+    config = EngineConfig(max_waiting=len(texts) * num_samples, adapters=adapters)
+    engine = Engine(model, tokenizer, config, sampling.eos)
     start = time.perf_counter()
-    outputs = run(engine, [tokenizer.encode(text).ids for text in texts], sampling, num_samples)
+    outputs = run(engine, [tokenizer.encode(text).ids for text in texts], sampling, num_samples, *adapters)
     alone = len(texts) * num_samples == 1
     num_tokens = show_one(outputs) if alone else show_several(outputs, texts, num_samples)
     seconds = time.perf_counter() - start

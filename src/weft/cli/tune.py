@@ -29,8 +29,8 @@ def tune(
 ) -> None:
     """Run the layouts that the plan thinks best for a few steps each, and write the fastest as a config.
 
-    The layout of the settings is tried too, where it takes the whole cluster; its precision, loss, offload and compile are
-    kept. A trial that runs out of memory, crashes or hangs is a row of the table. Ctrl-C leaves what was measured, and
+    The layout of the settings is tried too, where it takes the whole cluster; its precision, loss, offloading and compile
+    are kept. A trial that runs out of memory, crashes or hangs is a row of the table. Ctrl-C leaves what was measured, and
     the same command goes on from there. Without data: random tokens.
     """
     from rich.console import Console

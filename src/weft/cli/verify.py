@@ -131,11 +131,13 @@ def serve(
     path: Annotated[Path, typer.Argument(help="A checkpoint (step-…), a run (its newest), or a Hugging Face folder.")],
     dtype: Annotated[str, typer.Option(help="That the server computes in: float32, bfloat16, float16.")] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda, …; auto: a GPU where there is one.")] = "auto",
-    tp: Annotated[int, typer.Option(help="Processes that the server cuts the model over.", min=1)] = 1,
+    tp: Annotated[int, typer.Option(help="Processes that the server cuts every matrix over.", min=1)] = 1,
+    pp: Annotated[int, typer.Option(help="Stages that it deals the blocks out to.", min=1)] = 1,
+    cache_dtype: Annotated[str, typer.Option(help="Of keys and values: int8, or auto, as the model's.")] = "auto",
 ) -> None:
     """Compare the log-probabilities that the server tells with those that the trainer computes, and certify it.
 
-    The certificate, parity.json, is laid beside the weights: one entry for each dtype, device and tp.
+    The certificate, parity.json, is laid beside the weights: one entry for each dtype, device, tp, pp and kind of cache.
     """
     from rich.console import Console
 
@@ -143,8 +145,9 @@ def serve(
     from weft.verify.report import show_serve
     from weft.verify.serve import verify_serve, write_certificate
 
+    config = EngineConfig(dtype=dtype, device=device, tp=tp, pp=pp, cache_dtype=cache_dtype)
     with progress_bar() as progress:
-        report = verify_serve(path, EngineConfig(dtype=dtype, device=device, tp=tp), progress)
+        report = verify_serve(path, config, progress)
     show_serve(report, write_certificate(report), Console())
     raise typer.Exit(0 if report.right else 1)
 

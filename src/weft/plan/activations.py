@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from weft.config.layout import Layout
 from weft.config.precision import FP8
@@ -28,6 +29,9 @@ LOSS_ROWS, LOSS_CPU_LOGITS = 1024, 2**19
 """Positions, or on a CPU logits, whose loss is worked out at once: parallel/loss.py."""
 HEAD_ROWS, HEAD_COLUMNS = 1024, 8192
 """Where logits are never whole: positions that have them at once; tokens whose gradient of the head exists at once."""
+
+
+When = Literal["ever", "first", "later", "last", "put off"]
 
 
 @dataclass(frozen=True)
@@ -261,16 +265,23 @@ class Pass:
         return copy + item * min(HEAD_ROWS, self.tokens) * columns + self.whole + total
 
 
-def in_flight(schedule: Schedule, stage: Stage, one: Pass, logits: int, *, before_backward: bool | None = None) -> Held:
+def in_flight(schedule: Schedule, stage: Stage, one: Pass, logits: int, when: When = "ever") -> Held:
     """Micro-batches whose activations a process holds, at the moment of a step when they take most.
 
-    `before_backward`: of the moments before its first backward pass, or of those after; by default of all.
+    Args:
+        when: the moments that are looked at: before the first backward pass, after it, before the last one, or before
+            gradients that were put off are worked out.
     """
-    states = list(held(schedule, stage.index))
-    first = next(place for place, op in enumerate(schedule.orders[stage.index]) if op.kind == "B")
-    if before_backward is not None:
-        states = states[:first] if before_backward else states[first:]
-    return max(states, key=lambda now: kept_bytes(now, schedule, stage, one, logits))
+    states, order = list(held(schedule, stage.index)), schedule.orders[stage.index]
+    backward = [place for place, op in enumerate(order) if op.kind == "B"]
+    looked_at = {
+        "ever": states,
+        "first": states[: backward[0]],
+        "later": states[backward[0] :],
+        "last": states[backward[-1] - 1 : backward[-1]],
+        "put off": [states[place - 1] for place, op in enumerate(order) if op.kind == "W"],
+    }
+    return max(looked_at[when], key=lambda now: kept_bytes(now, schedule, stage, one, logits))
 
 
 def kept_bytes(now: Held, schedule: Schedule, stage: Stage, one: Pass, logits: int) -> int:

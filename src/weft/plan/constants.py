@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 @dataclass
 class Constants:
-    wave: float = 0.745  # of the last wave's idle SMs, how much stays idle
+    wave: float = 0.911  # of the last wave's idle SMs, how much stays idle
     depth: float = 298  # of k, that filling a tile's buffers costs
-    kernel: float = 9.91e-06  # s between two kernels that follow each other
+    kernel: float = 7.48e-06  # s between two kernels that follow each other
     hbm: float = 0.93  # of the memory bandwidth that large kernels reach
-    traffic: float = 1.2  # times what a block's element-wise kernels move, for what is not counted
+    traffic: float = 1.11  # times what a block's element-wise kernels move, for what is not counted
     flash2: float = (
         0.496  # of the rate of Hopper's own attention kernels, that FlashAttention-2 has (Shah et al. 2024, fig. 5)
     )
@@ -23,42 +23,42 @@ class Constants:
     host: float = 7.2e-06  # s that the CPU takes to launch one kernel
     kernels: float = 22  # of one block's forward pass, fused
     eager_kernels: float = 94.4
-    tp_kernels: float = 6.17  # more of them under tp
+    tp_kernels: float = 8.88  # more of them under tp
     expert_kernels: float = 100  # more of them where there are experts
     each_expert: float = 8  # and for each that a process has
-    backward_kernels: float = 2.25
+    backward_kernels: float = 2.44
     nvlink: float = 0.809  # of NVLink's rate, that a collective reaches
     network: float = 0.647  # of the network's
-    hop_nvlink: float = 7.95e-07
-    hop_network: float = 1.92e-05
+    hop_nvlink: float = 1.23e-06
+    hop_network: float = 1.93e-05
     wait_network: float = 0.000353  # s a node, of a collective over nodes that the computation waits for
-    falloff: float = 0.0257  # of the network's rate, as a power of the number of nodes
-    start: float = 5.84e-05  # of a collective
-    half: float = 4.91e05  # bytes at which a collective has half its rate
-    tp_hidden: float = 0.596  # of tp's messages, where they overlap
-    dp_hidden: float = 0.747  # of the computation, that can hide dp's messages
+    falloff: float = 0.0321  # of the network's rate, as a power of the number of nodes
+    start: float = 6.01e-05  # of a collective
+    half: float = 3.22e05  # bytes at which a collective has half its rate
+    tp_hidden: float = 0.614  # of tp's messages, where they overlap
+    dp_hidden: float = 0.769  # of the computation, that can hide dp's messages
     fsdp_hidden: float = 0.93  # of it, where the next block's weights are gathered ahead
     ep_hidden: float = 0.65  # of experts' messages, where they overlap
-    pp_exposed: float = 0.88  # of the stages' messages
+    pp_exposed: float = 0.926  # of the stages' messages
     contention: float = (
-        0.96  # of the time that a hidden message would take on NVLink, in which it takes SMs and memory from others
+        0.909  # of the time that a hidden message would take on NVLink, in which it takes SMs and memory from others
     )
     attention_backward: float = 0.593  # of the forward's efficiency
     short_head: float = 0.72  # of attention's efficiency at a head_dim of 64
-    loss: float = 37.5  # bytes moved for each logit
-    adam: float = 22.9  # bytes moved for each parameter of the optimizer
-    step: float = 0.0126  # s that a step takes beside all that
-    straggle: float = 0.00136  # by which a doubling of the GPUs above 8 slows a step
+    loss: float = 39.4  # bytes moved for each logit
+    adam: float = 20  # bytes moved for each parameter of the optimizer
+    step: float = 0.0107  # s that a step takes beside all that
+    straggle: float = 0.00229  # by which a doubling of the GPUs above 8 slows a step
     imbalance: float = 1  # of experts' tokens
     attention_length: float = 600  # tokens of which half attention's efficiency is reached
-    traffic_backward: float = 0.881  # element-wise traffic of backward, of the forward's
+    traffic_backward: float = 0.954  # element-wise traffic of backward, of the forward's
     logits: float = 8  # bytes kept for each logit
     outside: float = 7e08  # bytes of context and workspaces
     communicator: float = 1e08  # bytes of each axis's communicator
     usable: float = 0.92  # of a GPU's memory: the rest is the driver's, and holes
-    scores: float = 7.07  # bytes moved for each score, where attention writes them
-    quantize: float = 2.36  # bytes moved for each number brought to 8 bits, both ways
-    routing: float = 21  # times the hidden state is moved for each expert of a token
+    scores: float = 7.65  # bytes moved for each score, where attention writes them
+    quantize: float = 2.44  # bytes moved for each number brought to 8 bits, both ways
+    routing: float = 24.1  # times the hidden state is moved for each expert of a token
 
 
 CONSTANTS = Constants()

@@ -67,9 +67,11 @@ def _rivals(rivals: Iterable[tuple[str, Plan]], winner: Plan) -> Table:
 def show_plan(plan: Plan, console: Console) -> None:
     """One plan part by part: memory against what a GPU has, time of a step."""
     verdict = "[green]fits[/]" if plan.fits else "[red]does not fit[/]"
+    memory = f"{gibibytes(plan.bytes)} ± {percent(plan.memory.spread)} of {gibibytes(plan.cluster.memory)}"
+    if plan.memory.host:
+        memory += f" and {gibibytes(plan.memory.host)} of its CPU's {gibibytes(plan.cluster.host_memory_gib * 2**30)}"
     console.print(
-        f"\n[bold]{plan.layout}[/] {verdict}: {gibibytes(plan.bytes)} ± {percent(plan.memory.spread)} of "
-        f"{gibibytes(plan.cluster.memory)}, {duration(plan.seconds)} ± {percent(plan.time.spread)} a step, "
+        f"\n[bold]{plan.layout}[/] {verdict}: {memory}, {duration(plan.seconds)} ± {percent(plan.time.spread)} a step, "
         f"bound by {plan.bound}"
     )
     console.print(_bars("memory of the fullest GPU", memory_parts(plan), gibibytes))

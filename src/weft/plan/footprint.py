@@ -11,7 +11,7 @@ import numpy as np
 
 from weft.plan.block import parameters
 from weft.plan.constants import CONSTANTS as C
-from weft.plan.work import Num, Work
+from weft.plan.work import Machine, Num, Work
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Footprint:
         working: what one block needs while it is computed, or computed again.
         logits: with their gradient and the loss's workspace.
         outside: context, communicators, workspaces.
+        host: in the CPU's memory; no part of `total`.
     """
 
     weights: Num
@@ -35,10 +36,11 @@ class Footprint:
     working: Num
     logits: Num
     outside: Num
+    host: Num = 0.0
 
-    def fits(self, memory: Num) -> Num:
-        """Whether a GPU of so many bytes holds it, with what the allocator cannot use."""
-        return self.total <= C.usable * memory
+    def fits(self, machine: Machine) -> Num:
+        """Whether a GPU holds it, with what the allocator cannot use, and its part of the CPU's memory the rest."""
+        return (self.total <= C.usable * machine.memory) & (self.host <= C.usable * machine.host_memory)
 
     @property
     def allocated(self) -> Num:
@@ -52,7 +54,7 @@ class Footprint:
 
     @property
     def total(self) -> Num:
-        return sum(getattr(self, field.name) for field in fields(self))
+        return sum(getattr(self, field.name) for field in fields(self) if field.name != "host")
 
 
 def block_activations(work: Work) -> Num:
@@ -97,19 +99,25 @@ def footprint(work: Work, *, first: bool = False) -> Footprint:
     expert_shards = np.maximum(1, shards * c.tp / np.maximum(1, c.ep * c.etp))
     shared = (blocks * common + tables) / shards + blocks * experts / expert_shards
     apart = (c.zero == 3) | ((c.zero > 0) & (soft.weights > c.item))  # ZeRO 1 and 2 shard what is not computed with
-    weights = soft.weights * np.where(apart, shared, held)
-    gradients = soft.gradients * np.where(c.zero >= 2, shared, held)
-    optimizer = (soft.master + soft.moments) * np.where(c.zero >= 1, shared, held)
+    here = 1 - c.away
+    weights = here * soft.weights * np.where(apart, shared, held)
+    gradients = soft.gradients * np.where(c.zero >= 2, here * shared, held)
+    optimizer = here * (soft.master + soft.moments) * np.where(c.zero >= 1, shared, held)
     copies = np.where(soft.weights > c.item, c.item, 0.0)
     gathered = np.where(
         c.zero == 3, 2 * (common + experts) * np.minimum(c.item, soft.weights) + tables * c.item, copies * held
     )
+    gathered = gathered + (c.zero == 3) * table * c.item  # the head's gradient waits whole until all others are reduced
+
+    gathered = gathered + c.away * soft.weights * (common + experts) / shards  # a share that has come up to be gathered
 
     kept = block_activations(work)
     one = work.tokens * s.hidden * c.item / np.where(c.sp, c.tp, 1)
     per_block = c.full * one + (1 - c.full) * kept
     flying = np.minimum(work.micro_batches, c.flying)
     activations = np.where(c.offload > 0, np.minimum(2, flying * blocks), flying * blocks) * per_block
+    host = c.offload * flying * blocks * per_block
+    host = host + c.away * shared * (soft.weights + soft.gradients + soft.master + soft.moments)
     # gradients inside of a block's MLP, while all else is still kept; where the logits are, these are larger and gone
     share = work.mixed
     inner = (1 - share) * s.ffn / c.tp + share * (s.expert_ffn * s.per_token / c.etp / c.tp + s.shared_ffn / c.tp)
@@ -129,5 +137,5 @@ def footprint(work: Work, *, first: bool = False) -> Footprint:
     axes = 1.0 * (c.tp > 1) + (c.pp > 1) + (c.cp > 1) + (c.replicas > 1)
     return Footprint(
         weights=weights, gradients=gradients, optimizer=optimizer, gathered=gathered, activations=shown, working=working,
-        logits=top - shown, outside=C.outside + C.communicator * axes,
+        logits=top - shown, outside=C.outside + C.communicator * axes, host=host,
     )  # fmt: skip

@@ -21,14 +21,16 @@ class Gradients:
             reduced from: the gradients of what lies outside of the blocks.
         end: with everything reduced; `after`: until the next step.
         head_temporary, block_temporary, end_temporary: what is there for a moment beside them.
+        made: what a stage's products give that were put off; `reduced`: with which a moment later they are reduced.
         copies_outside, copies_inside: gathered or low-precision weights, outside of a block and inside of one.
     """
 
     def __init__(
-        self, shape: Shape, layout: Layout, stage: Stage, item: int, num_micro_batches: int, *, first: bool, away: bool
-    ) -> None:
-        """`first`: in the first backward pass of the step. `away`: what is reduced goes to the CPU's memory, and is not
-        counted here."""
+        self, shape: Shape, layout: Layout, stage: Stage, item: int, num_micro_batches: int, *, first: bool,
+        reduces: bool, away: bool,
+    ) -> None:  # fmt: skip
+        """`first`: in the first backward pass of the step. `reduces`: each block's gradients are reduced inside of this
+        pass. `away`: what is reduced goes to the CPU's memory, and is not counted here."""
         tied = shape.tied and layout.pp == 1
         table = stage.table if stage.last else 0
         kept = 0 if away else FLOAT  # of a number of this process's share, once it is reduced
@@ -36,16 +38,22 @@ class Gradients:
         self.held_root = 0
         if not layout.sharded:
             exist = layout.weight_ways[0] > 1 or not first
-            self.before = self.after if exist else 0
+            there = layout.expert_ways[0] > 1 or not first  # the gradients of experts, which may have no other copy
+            dealt, plain = sum(stage.experts), sum(stage.blocks[1:]) - sum(stage.experts[1:])
+            self.before = FLOAT * (exist * (stage.shard - dealt) + there * dealt)
             # what there is already takes the new gradient in: that one is a temporary then
             self.held_head = FLOAT * table if not exist or tied else 0
             self.head_temporary = 0 if not exist or tied else FLOAT * table
-            self.block_temporary = FLOAT * stage.block // 4 if exist else 0
-            self.before_last_block = self.after if exist else FLOAT * sum(stage.blocks[1:])
+            own = max(stage.experts)
+            self.block_temporary = FLOAT * (exist * (stage.block - own) + there * own) // 4
+            come = (not exist) * plain + (not there) * sum(stage.experts[1:])
+            self.before_last_block = self.before + FLOAT * come
             self.end = self.after
             # the embedding's gradient is as large as the table; a tied one's two halves make a third, their sum
             self.end_temporary = FLOAT * stage.table * (exist + 2 * tied) if stage.first else 0
             self.copies_outside = self.copies_inside = 0
+            self.made = self.after - self.before
+            self.reduced = 0
             return
         divided = layout.fsdp == 1 and layout.weight_ways[0] > 1  # by one: what FSDP2 makes of adding up over dp alone
         unreduced = layout.zero == 1 and num_micro_batches > 1
@@ -65,6 +73,21 @@ class Gradients:
         root_result = result * stage.root_shard if num_micro_batches > 1 else 0
         unreduced_root = max(item * (stage.root + tied * stage.table), wide * stage.root + root_division)
         self.end_temporary = unreduced_root + root_result
+        self.made = item * sum(stage.blocks)
+        alone = layout.fsdp == 1 and layout.weight_ways[0] == 1
+        ends = 1 + (stage.first and stage.last and len(stage.stages) > 1)  # of the model, each in a chunk of its own
+        groups = ((stage.block, stage.block_shard), (stage.root // ends, stage.root_shard // ends))
+        self.reduced = max(wide * whole + (not alone) * result * share for whole, share in groups)
+        self.reduced += 0 if unreduced else wide * (sum(stage.blocks) + stage.root // ends)
+        if unreduced and reduces:  # the last pass: what was added up goes, block by block
+            gone = wide * sum(stage.blocks[1:])
+            self.before_last_block = accumulated + kept * sum(stage.block_shards[1:]) - gone
+            self.end_temporary = wide * stage.root + root_division
+        if not reduces:
+            self.block_temporary = item * stage.block if item < wide else FLOAT * stage.block // 4
+            self.before_last_block = self.before if self.before or not unreduced else wide * sum(stage.blocks[1:])
+            self.end = accumulated or self.before + wide * stage.root
+            self.end_temporary = item * (stage.root + tied * stage.table)
         gathered = item * stage.params
         if layout.fsdp > 1 and layout.zero == 3:
             gathered = item * (stage.root + min(2, stage.num_blocks) * stage.block)

@@ -19,6 +19,7 @@ SCHEDULES = ("1f1b", "interleaved", "zbh1", "zbv", "dualpipev", "bfs")
 RECOMPUTES = ("none", "selective", "full/4", "full/2", "full")
 CP_KINDS = ("ring", "allgather", "ulysses")
 LOSSES = ("whole", "chunked")
+OFFLOADS = ("off", "activations", "weights")
 AXES = (
     "tp", "sp", "cp", "cp_kind", "pp", "vp", "schedule", "ep", "etp", "kind", "micro_batch", "recompute", "offload",
     "loss",
@@ -74,13 +75,13 @@ def settled(columns: dict[str, Num], fixed: dict[str, int]) -> dict[str, Num]:
 
 
 def with_savings(columns: dict[str, Num], full: Num) -> dict[str, Num]:
-    """With finer ways to save memory, where it does not suffice: some blocks computed again, activations on the CPU, the
-    loss in chunks."""
+    """With finer ways to save memory, where it does not suffice: some blocks computed again, activations or weights on
+    the CPU, the loss in chunks."""
     plain = np.flatnonzero(full & (columns["recompute"] == 0))
     parts = [columns]
     for index, changes in [
         (plain, {"recompute": 2}), (plain, {"recompute": 3}), (plain, {"offload": 1}), (np.flatnonzero(full), {"loss": 1}),
-        (plain, {"recompute": 3, "loss": 1}),
+        (plain, {"recompute": 3, "loss": 1}), (np.flatnonzero(full & (columns["kind"] >= 3)), {"offload": 2}),
     ]:  # fmt: skip
         some = {axis: column[index] for axis, column in columns.items()}
         parts.append(some | {axis: np.full(len(index), value) for axis, value in changes.items()})
@@ -125,5 +126,6 @@ def cut_of(shape: Shape, columns: dict[str, Num], job: Job, cluster: Cluster) ->
         sp=columns["sp"], cp=cp, gathers=(columns["cp_kind"] == 1) * 1.0, pp=pp, vp=vp, ep=columns["ep"],
         etp=columns["etp"], micro_batch=columns["micro_batch"], full=full, selective=(redone == 1) * 1.0,
         chunked=columns["loss"] * 1.0, item=2, fp8=float(job.matmul == "fp8"), bubble=bubbles[schedule], flying=kept,
-        ulysses=(columns["cp_kind"] == 2) * 1.0, offload=columns["offload"] * 1.0,
+        ulysses=(columns["cp_kind"] == 2) * 1.0, offload=(columns["offload"] == 1) * 1.0,
+        away=(columns["offload"] == 2) * 1.0,
     )  # fmt: skip

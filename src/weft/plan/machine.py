@@ -35,6 +35,7 @@ class Cluster(BaseModel):
     network_gb_per_s: float = Field(gt=0)
     per_node: int = Field(8, ge=1)
     host_gb_per_s: float = Field(25, gt=0, description="between a GPU and its CPU's memory")
+    host_memory_gib: float = Field(256, gt=0, description="of the CPU, for each GPU")
     generation: int = Field(2, ge=0, le=3, description="0 Volta, 1 Ampere, 2 Hopper, 3 Blackwell")
     curves: Curves | None = Field(None, description="measured here, by `weft plan calibrate`")
 
@@ -59,6 +60,7 @@ class Cluster(BaseModel):
             network=self.network_gb_per_s * 1e9,
             generation=self.generation,
             host=self.host_gb_per_s * 1e9,
+            host_memory=self.host_memory_gib * 2**30,
         )
 
 

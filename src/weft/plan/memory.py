@@ -7,7 +7,7 @@ from typing import Literal
 
 from weft.config.recompute import Recompute
 from weft.config.tree import Config
-from weft.plan.activations import FLOAT, ITEM, LONG, Pass, in_flight, kept_bytes, stage_bytes
+from weft.plan.activations import FLOAT, ITEM, LONG, Pass, When, in_flight, kept_bytes, stage_bytes
 from weft.plan.gradients import Gradients
 from weft.plan.stage import Stage, stages
 from weft.schedules.table import Held, Schedule
@@ -170,17 +170,28 @@ def _moments(config: Config, stage: Stage, one: Pass, num_micro_batches: int, de
     tokens = 2 * LONG * one.tokens * num_micro_batches  # and their targets
     away = layout.offload_weights and device == "cuda"
     fixed = Memory("", 0, 0) if away else Memory("", FLOAT * stage.shard, optimizer_bytes(config, stage, device))
-    # until a backward pass has ended there are no gradients beside the activations
-    early = in_flight(schedule, stage, one, logits, before_backward=True)
-    late = in_flight(schedule, stage, one, logits, before_backward=False)
+    # until a backward pass has ended there are no gradients beside the activations; ZeRO-1 reduces in the last alone
+    whens: tuple[When, ...] = ("later", "first", "last") if num_micro_batches > 1 else ("first",)
     found = []
-    for flying in (late, early) if num_micro_batches > 1 else (early,):
+    for when in whens:
+        flying = in_flight(schedule, stage, one, logits, when)
+        reduces = not schedule.splits and (layout.zero > 1 or when == "last" or num_micro_batches == 1)
         gradients = Gradients(
-            config.model, layout, stage, ITEM[layout.compute], num_micro_batches, first=flying is early, away=away
-        )
+            config.model, layout, stage, ITEM[layout.compute], num_micro_batches, first=when == "first", reduces=reduces,
+            away=away,
+        )  # fmt: skip
         found += _pass(
             replace(fixed, activations=tokens), config, stage, one, schedule, flying, gradients, logits, device
         )
+    if schedule.splits:
+        flying = in_flight(schedule, stage, one, logits, "put off")
+        kept = tokens + kept_bytes(flying, schedule, stage, one, logits) + 3 * one.hidden
+        done = len(stage.stages[max(flying.put_off, key=lambda number: flying.put_off[number])]) * one.put_off
+        late = replace(fixed, gradients=gradients.before, copies=gradients.copies_outside)
+        found += [
+            replace(late, moment="gradients that were put off", activations=kept, temporary=gradients.made),
+            replace(late, moment="their reduction", activations=kept - done, temporary=gradients.reduced),
+        ]
     update = FLOAT * muon_numbers(stage, layout.world // layout.pp) if config.optimizer.kind == "muon" else 0
     if config.optimizer.states == "8bit":
         update = max(update, 6 * FLOAT * min(EIGHT_BIT_AT_ONCE, stage.shard))
@@ -203,6 +214,9 @@ def _pass(
     others = max(0, kept - logits - other_logits) + messages + fixed.activations
     num_blocks = len(stage.stages[current])
     edge = 0 if stage.last else one.hidden
+    # products that wait for their own time keep what they are made of, and their gradients are not there yet
+    always = all((current, index) in schedule.put_off for index in range(schedule.num_micro_batches))
+    put_off = always * one.put_off
 
     found = []
     if stage.last:
@@ -231,14 +245,15 @@ def _pass(
         done = (num_blocks - 1 - index) / max(1, num_blocks - 1)
         accumulated = gradients.before + int(done * (gradients.before_last_block - gradients.before))
         # the first to be reduced takes the place of what FSDP2 has kept
-        own = max(gradients.block_temporary, gradients.held_root if index == num_blocks - 1 else 0)
+        own = 0 if put_off else gradients.block_temporary
+        own = max(own, gradients.held_root if index == num_blocks - 1 else 0)
         found.append(
             replace(
                 fixed,
                 moment=f"backward of {_ordinal(index, num_blocks)} block",
                 gradients=accumulated + gradients.held_head,
                 copies=gradients.copies_inside,
-                activations=others + one.blocks(num_blocks, index + 1) + edge,
+                activations=others + one.blocks(num_blocks, index + 1) + edge + (num_blocks - 1 - index) * put_off,
                 logits=other_logits,
                 temporary=one.recomputed * (index in again) + one.backward + one.moving + own,
             )
@@ -249,7 +264,7 @@ def _pass(
             moment="end of the backward pass",
             gradients=gradients.end,
             copies=gradients.copies_outside,
-            activations=others + edge + one.hidden,
+            activations=others + edge + one.hidden + num_blocks * put_off,
             logits=other_logits,
             temporary=gradients.end_temporary,
         )

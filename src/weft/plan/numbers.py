@@ -116,4 +116,5 @@ def cut(shape: Shape, layout: Layout, job: Job) -> Cut:
         flying=float(flying(layout.schedule, layout.pp, layout.num_chunks)),
         ulysses=float(layout.cp_kind == "ulysses"),
         offload=float(layout.offload),
+        away=float(layout.offload_weights),
     )

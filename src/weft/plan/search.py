@@ -12,6 +12,7 @@ import numpy as np
 from weft.config.layout import Layout
 from weft.models.shape import Shape
 from weft.plan.block import Passes
+from weft.plan.constants import CONSTANTS
 from weft.plan.counted import counted_time
 from weft.plan.footprint import Footprint, footprint
 from weft.plan.grid import (
@@ -20,6 +21,7 @@ from weft.plan.grid import (
     KINDS,
     LOOPED,
     LOSSES,
+    OFFLOADS,
     RECOMPUTES,
     SCHEDULES,
     cut_of,
@@ -58,11 +60,6 @@ class Plan:
         if layout.world != cluster.gpus:
             raise ValueError(f"layout {layout} takes {layout.world:,} GPUs and the cluster has {cluster.gpus:,}")
         layout.check(shape, job.global_batch, job.seq)
-        if layout.offload_weights:
-            raise ValueError(
-                f"layout {layout}: how long weights take to travel from the CPU and back is not modelled. Leave "
-                "offloadweights out; weft train --dry-run has its memory"
-            )
         work = numbers(shape, layout, job, cluster, software)
         curves = cluster.curves if software is WEFT else None
         time = counted_time(shape, layout, job, curves) if curves else plain(step_time(work))
@@ -82,7 +79,7 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        return bool(self.memory.fits(self.cluster.memory))
+        return bool(self.memory.fits(self.cluster.machine()))
 
     @property
     def headroom(self) -> float:
@@ -166,8 +163,8 @@ class Search:
             sp=bool(one["sp"]), cp=cp, cp_kind=CP_KINDS[int(one["cp_kind"])] if cp > 1 else "allgather", pp=pp,
             vp=int(one["vp"]) if schedule in LOOPED else 1, schedule=schedule, ep=int(one["ep"]),
             etp=int(one["etp"]) if self.shape.experts and tp > 1 else None, micro_batch=int(one["micro_batch"]),
-            precision="bf16", recompute=RECOMPUTES[int(one["recompute"])], offload=bool(one["offload"]),
-            loss=LOSSES[int(one["loss"])],
+            precision="bf16", recompute=RECOMPUTES[int(one["recompute"])], offload=one["offload"] == 1,
+            offload_weights=one["offload"] == 2, loss=LOSSES[int(one["loss"])],
         )  # fmt: skip
         layout.check(self.shape, self.job.global_batch, self.job.seq)
         return layout
@@ -236,7 +233,7 @@ def _word(axis: str, value: int) -> str:
     switch = ("off", "on")
     names = {
         "kind": KINDS, "recompute": RECOMPUTES, "schedule": SCHEDULES, "cp_kind": CP_KINDS, "loss": LOSSES, "sp": switch,
-        "offload": switch,
+        "offload": OFFLOADS,
     }.get(axis)  # fmt: skip
     return names[value] if names else str(value)
 
@@ -250,11 +247,14 @@ def search(shape: Shape, job: Job, cluster: Cluster, software: Software = WEFT, 
     columns = grid(shape, job, cluster, fixed)
     machine, model = cluster.machine(), sizes(shape, job)
     held = footprint(Work(model, cut_of(shape, columns, job, cluster), machine, software))
-    columns = settled(with_savings(columns, ~held.fits(cluster.memory)), fixed)
+    columns = settled(with_savings(columns, ~held.fits(machine)), fixed)
     work = Work(model, cut_of(shape, columns, job, cluster), machine, software)
     held = footprint(work)
+    there = np.flatnonzero(held.host <= CONSTANTS.usable * machine.host_memory + 0 * work.cut.tp)
+    columns = {axis: column[there] for axis, column in columns.items()}
+    work, held = replace(work, cut=_rows(work.cut, there)), _rows(held, there)
     total = np.asarray(held.total)
-    fits = np.asarray(held.fits(cluster.memory))
+    fits = np.asarray(held.fits(machine))
     near = np.flatnonzero(fits | (total < 1.6 * cluster.memory))  # the rest is far from fitting: not worth its time
     seconds = np.full(len(total), np.inf)
     cut = _rows(work.cut, near)
@@ -272,6 +272,9 @@ def _passes(work: Work, cut: Cut) -> Passes:
     return Passes.of(replace(work, cut=_rows(cut, first))).rows(back)
 
 
-def _rows(cut: Cut, index: Num) -> Cut:
-    values = {field.name: getattr(cut, field.name) for field in fields(cut)}
-    return Cut(**{name: value[index] if np.ndim(value) else value for name, value in values.items()})
+Columns = TypeVar("Columns", Cut, Footprint)
+
+
+def _rows(columns: Columns, index: Num) -> Columns:
+    values = {field.name: getattr(columns, field.name) for field in fields(columns)}
+    return type(columns)(**{name: value[index] if np.ndim(value) else value for name, value in values.items()})

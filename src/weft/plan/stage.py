@@ -24,6 +24,7 @@ class Stage:
         stages: number of each of its stages in the model → the blocks there. Most schedules give a process one.
         first, last: whether it has the embedding, and the head with the loss.
         blocks: parameters of each block, cut over tp alone.
+        experts: of them, those of experts, which are dealt out over ep.
         root: parameters outside of the blocks, cut over tp alone.
         table: of them, one matrix of V·D: the token embedding or the head.
         block_shards, root_shard: the same, cut over fsdp too.
@@ -36,6 +37,7 @@ class Stage:
     first: bool
     last: bool
     blocks: tuple[int, ...]
+    experts: tuple[int, ...]
     root: int
     table: int
     block_shards: tuple[int, ...]
@@ -82,6 +84,7 @@ def stages(shape: Shape, layout: Layout) -> list[Stage]:
         for kind, block in kinds.items()
     }
     whole = {kind: _block(block, layout, 1, 1) for kind, block in sizes.items()}
+    experts = {kind: _experts(block, layout, 1) for kind, block in sizes.items()}
     ways = layout.weight_ways[1], layout.expert_ways[1]
     shards = {kind: _block(block, layout, *ways) for kind, block in sizes.items()}
     matrices = {
@@ -106,6 +109,7 @@ def stages(shape: Shape, layout: Layout) -> list[Stage]:
                 first=first,
                 last=last,
                 blocks=tuple(whole[kind] for kind in kinds_here),
+                experts=tuple(experts[kind] for kind in kinds_here),
                 root=held(root, layout.tp),
                 table=held(table, layout.tp),
                 block_shards=tuple(shards[kind] for kind in kinds_here),
@@ -120,14 +124,18 @@ def stages(shape: Shape, layout: Layout) -> list[Stage]:
 
 def _block(sizes: Sizes, layout: Layout, shards: int, expert_shards: int) -> int:
     """Numbers of one block: its experts are dealt out and sharded in their own ways, each matrix stacked over them."""
-    rest = {name: dims for name, dims in sizes.items() if ".mlp.experts." not in name}
-    experts = [dims for name, dims in sizes.items() if name not in rest]
+    rest = {name: dims for name, dims in sizes.items() if EXPERTS not in name}
+    return held(rest, layout.tp, shards) + _experts(sizes, layout, expert_shards)
+
+
+def _experts(sizes: Sizes, layout: Layout, shards: int) -> int:
+    """Numbers of one block's experts."""
+    experts = [dims for name, dims in sizes.items() if EXPERTS in name]
     rows = sum(rows for rows, _ in experts) // EXPERT_MATRICES // (layout.ep * layout.expert_tp)
-    return held(rest, layout.tp, shards) + EXPERT_MATRICES * -(-rows // expert_shards) * (
-        experts[0][1] if experts else 0
-    )
+    return EXPERT_MATRICES * -(-rows // shards) * (experts[0][1] if experts else 0)
 
 
+EXPERTS = ".mlp.experts."
 EXPERT_MATRICES = 3
 """Of each expert: gate, up, down."""
 

@@ -16,8 +16,8 @@ from weft.plan.constants import CONSTANTS as C
 from weft.plan.footprint import block_activations
 from weft.plan.work import Num, Work
 
-CROWD = 48.0
-"""Nodes from which on a pipeline that stalls does."""
+ADAM = 28
+"""Bytes that an update moves for each parameter: gradient, weight and moments read, all but the gradient written."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Time:
         bubble: the pipeline fills and drains.
         optimizer: the update, and where gradients are added up apart, that.
         rest: data, logging, stragglers.
-        offload: activations on their way to the CPU and back.
+        offload: activations, or weights and gradients, on their way to the CPU and back.
     """
 
     matmul: Num
@@ -104,15 +104,18 @@ def step_time(work: Work, passes: Passes | None = None) -> Time:
 
     host = C.host * np.where(soft.graphs, 0.3, 1.0)
     launched = host * (of("kernels", 0) * (1 + again) + of("kernels", 1)) + soft.tp_host * (c.tp > 1)
-    nodes = np.ceil(c.gpus / chip.domain)
-    launched = launched * np.where((c.pp > 1) & (nodes > 1), 1 + soft.stages_host * c.tp, 1.0)
-    gpu = busy[0] + busy[1] + fsdp
-    launch = np.maximum(0.0, launched - gpu)
 
     # what a block keeps goes to the CPU while it computes forward, and comes back while it computes backward
     moved = c.offload * block_activations(work) * (1 - c.full) / chip.host
     away = np.maximum(0.0, moved - busy[0]) + np.maximum(0.0, moved - busy[1])
-    per_block = gpu + launch
+    # each share travels up to be gathered, and down once its gradients are reduced: in every micro-batch, as ZeRO has it
+    trip = c.away * 4 * (common + experts) / shards / chip.host
+    gathers, reductions = np.where(c.zero == 3, count, 1), np.where(c.zero >= 2, count, 1)
+    carried = gathers * np.maximum(0.0, trip - busy[0])
+    carried = carried + reductions * np.maximum(0.0, trip * np.where(c.zero == 3, 2, 1) - busy[1])
+    gpu = busy[0] + busy[1] + fsdp
+    late = np.maximum(0.0, launched - gpu)
+    per_block = gpu + soft.blocking * late
     # the last process has the head too; where stages cannot be cut finer, it is the slowest
     spare = np.where(c.pp > 1, blocks - s.layers / c.pp, 0.0) * per_block
     slowest_head = np.where(c.pp > 1, np.maximum(0.0, head - spare), head)
@@ -125,8 +128,12 @@ def step_time(work: Work, passes: Passes | None = None) -> Time:
     )
     pp_shown = np.where(soft.overlap_pp, C.pp_exposed * 0.4, C.pp_exposed)
     pp = np.where(c.pp > 1, 2 * flow * (count * c.vp * pp_shown + (c.pp - 1)), 0.0)
-    pp = pp + count * soft.stall * np.minimum(2, c.pp - 1) / (1 + (CROWD / nodes) ** 12)
     bubble = np.where(c.pp > 1, (c.pp - 1) * mean / c.vp * c.bubble, 0.0)
+    # a CPU that does not wait for messages of stages goes on launching: it is late where all of its work takes longer
+    most = np.where((soft.balanced > 0) & (c.pp > 1), np.minimum(s.layers, even / per_block), blocks)
+    ahead = np.maximum(0.0, count * (most * launched - blocks * gpu) - pp - bubble)
+    launch = np.where(soft.blocking, count * blocks * late, ahead)
+    pp = pp + count * soft.stall * np.minimum(2, c.pp - 1)
 
     # gradients: reduced once a step, beside the last backward pass; weights gathered beside the first forward pass
     tables = table * np.where(c.pp > 1, 1, 2 - s.tied)
@@ -156,6 +163,8 @@ def step_time(work: Work, passes: Passes | None = None) -> Time:
 
     state = held / np.where(c.zero > 0, shards, 1)
     optimizer = (C.adam * state + 12 * held / np.where(zero3, shards, 1)) / (chip.hbm * C.hbm)
+    # the part of the CPU's memory that is one GPU's is taken to be as fast as its bus
+    optimizer = np.where(c.away, ADAM * state / chip.host, optimizer)
 
     added = soft.adds * (c.zero < 3) * count * held * (c.item + 2 * soft.gradients) / (chip.hbm * C.hbm)
 
@@ -169,10 +178,10 @@ def step_time(work: Work, passes: Passes | None = None) -> Time:
     ]
     parts = Time(
         matmul=plain[0], attention=plain[1], elementwise=plain[2],
-        head=count * slowest_head, recompute=count * blocks * redo, launch=count * blocks * launch,
+        head=count * slowest_head, recompute=count * blocks * redo, launch=launch,
         tp=count * blocks * (of("tp", 0) + of("tp", 1)), cp=count * blocks * (of("cp", 0) + of("cp", 1)),
         ep=count * blocks * (of("ep", 0) + of("ep", 1)), dp=dp, pp=pp, bubble=bubble, optimizer=optimizer + added, rest=0.0,
-        offload=count * blocks * away,
+        offload=count * blocks * away + blocks * carried,
     )  # fmt: skip
     slow = C.straggle * np.log2(np.maximum(1.0, c.gpus / 8))
     return Time(**{**{f.name: getattr(parts, f.name) for f in fields(parts)}, "rest": C.step + slow * parts.total})

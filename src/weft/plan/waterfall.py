@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import NamedTuple
 
 from weft.plan.footprint import Footprint
@@ -23,7 +22,7 @@ TIME_WORDS = {
     "pp": "messages between stages",
     "bubble": "the pipeline fills and drains",
     "optimizer": "the update",
-    "offload": "activations on their way to the CPU and back, what is not hidden",
+    "offload": "activations or weights on their way to the CPU and back, what is not hidden",
     "rest": "data, logs, the slowest of many GPUs",
 }
 MEMORY_WORDS = {
@@ -57,10 +56,10 @@ def memory_parts(plan: Plan) -> list[Part]:
 
 def _parts(of: Time | Footprint, words: dict[str, str]) -> list[Part]:
     found, start = [], 0.0
-    for field in fields(of):
-        size = float(getattr(of, field.name))
+    for name, what in words.items():
+        size = float(getattr(of, name))
         if size > 0:
-            found.append(Part(field.name, size, start, words[field.name]))
+            found.append(Part(name, size, start, what))
             start += size
     return found
 

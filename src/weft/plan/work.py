@@ -86,6 +86,7 @@ class Cut:
     flying: Num  # micro-batches that the first stage's process keeps at a time, where there are so many
     ulysses: Num = 0  # cp_kind
     offload: Num = 0  # of activations
+    away: Num = 0  # weights, reduced gradients and moments lie in the CPU's memory, and it updates them
 
     @property
     def gpus(self) -> Num:
@@ -113,6 +114,7 @@ class Machine:
     network: Num  # of one GPU
     generation: Num  # 0 Volta, 1 Ampere, 2 Hopper, 3 Blackwell
     host: Num = 25e9  # bytes/s between a GPU and its CPU's memory
+    host_memory: Num = 256e9  # of the CPU, for each GPU
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,7 @@ class Software:
             ZeRO-3's half.
         overlap_tp: tp's messages go beside the matrix products.
         overlap_pp: stages' messages go beside the computation.
+        blocking: the CPU waits for each of them.
         whole_pp: every process of tp sends the whole of a stage's message, not its part.
         overlap_ep: experts' messages go beside the computation.
         dedup: a node is sent one copy of a token, however many of its experts it goes to.
@@ -136,8 +139,7 @@ class Software:
         balanced: the last stage has fewer blocks, for the head is work too; 2: as near to equal work as can be.
         adds: each micro-batch's gradients are added up by kernels of their own, not by the products that make them.
         tp_host: s that the CPU takes more for a block cut by tp, both ways.
-        stages_host: times more that it takes for a block, for each process of tp, with a pipeline over nodes.
-        stall: s that a micro-batch waits at a boundary of stages, with more than some 40 nodes.
+        stall: s that a micro-batch waits at a boundary of stages.
         keeps_gathered: under sp, what part of the matrices' inputs is kept whole for backward, not gathered again.
         weights, gradients, master, moments: bytes of each parameter.
         reduced: bytes in which a gradient travels.
@@ -150,6 +152,7 @@ class Software:
     overlap_dp: Num = 1
     overlap_tp: Num = 0
     overlap_pp: Num = 0
+    blocking: Num = 0
     whole_pp: Num = 0
     overlap_ep: Num = 0
     dedup: Num = 0
@@ -158,7 +161,6 @@ class Software:
     balanced: Num = 0
     adds: Num = 0
     tp_host: Num = 0
-    stages_host: Num = 0
     stall: Num = 0
     keeps_gathered: Num = 0
     weights: Num = 2

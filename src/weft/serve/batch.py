@@ -22,6 +22,7 @@ class Batch:
         counts: tokens of each sequence, R of them; they add up to N.
         ends: tokens of each sequence up to the last one here, R.
         tables: blocks of each sequence, R lists.
+        adapters: number of each sequence's adapter, R; 0: none.
         rows: places among the N of the tokens whose logits are wanted, [W].
     """
 
@@ -31,6 +32,7 @@ class Batch:
     counts: list[int]
     ends: list[int]
     tables: list[list[int]]
+    adapters: list[int]
     rows: Tensor
 
     @classmethod
@@ -52,23 +54,25 @@ class Batch:
         counts = [work.stop - work.start for work in works]
         return cls(
             torch.tensor(tokens), torch.tensor(positions), torch.tensor(slots), counts,
-            [work.stop for work in works], tables, torch.tensor(rows, dtype=torch.long),
+            [work.stop for work in works], tables, [work.sequence.adapter for work in works],
+            torch.tensor(rows, dtype=torch.long),
         )  # fmt: skip
 
     def pack(self) -> Tensor:
         """All of it as one row of integers, for the other processes of a tp axis."""
         sizes = [len(self.tokens), len(self.counts), len(self.rows)]
-        lists = [*sizes, *self.counts, *self.ends, *map(len, self.tables), *(b for table in self.tables for b in table)]
-        return torch.cat((torch.tensor(lists), self.tokens, self.positions, self.slots, self.rows))
+        lists = [*sizes, *self.counts, *self.ends, *self.adapters, *map(len, self.tables)]
+        blocks = [block for table in self.tables for block in table]
+        return torch.cat((torch.tensor(lists + blocks), self.tokens, self.positions, self.slots, self.rows))
 
     @classmethod
     def unpack(cls, packed: Tensor) -> Batch:
         num_tokens, num_sequences, num_rows = packed[:3].tolist()
-        counts, ends, lengths = packed[3 : 3 + 3 * num_sequences].view(3, -1).tolist()
-        rest = packed[3 + 3 * num_sequences :]
+        counts, ends, adapters, lengths = packed[3 : 3 + 4 * num_sequences].view(4, -1).tolist()
+        rest = packed[3 + 4 * num_sequences :]
         blocks, tokens, positions, slots, rows = rest.split([sum(lengths), *3 * [num_tokens], num_rows])
         tables = [table.tolist() for table in blocks.split(lengths)]
-        return cls(tokens, positions, slots, counts, ends, tables, rows)
+        return cls(tokens, positions, slots, counts, ends, tables, adapters, rows)
 
     def without_logits(self) -> Batch:
         """The same, of which nothing but keys and values is wanted."""

@@ -15,6 +15,8 @@ from torch import Tensor
 from weft.models.attention import attend
 from weft.models.shape import Shape
 from weft.serve.batch import Batch
+from weft.serve.config import EngineConfig
+from weft.serve.store import STORES, Int8Store, Store
 
 PADDING = 1.5
 """Sequences of one token each are attended to together if the longest has at most so many times the shortest's keys."""
@@ -37,19 +39,17 @@ class Group:
 
 
 class PagedLayer:
-    """Keys and values of one layer: blocks of [block, K, E]. Implements models/attention.py's LayerCache."""
+    """Keys and values of one layer. Implements models/attention.py's LayerCache."""
 
-    def __init__(self, num_blocks: int, block: int, heads: int, key_dim: int, value_dim: int, like: Tensor) -> None:
-        # one more, which holds zeros for ever: what tables are padded with
-        self.keys = like.new_zeros(num_blocks + 1, block, heads, key_dim)
-        self.values = like.new_zeros(num_blocks + 1, block, heads, value_dim)
+    def __init__(self, keys: Store | Int8Store, values: Store | Int8Store) -> None:
+        self.keys, self.values = keys, values
         self.slots: Tensor
         self.groups: list[Group]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
         """Keep k and v [1, K, N, E], and let q [1, H, N, E] look at all that its sequences have: [1, H, N, E]."""
-        self.keys.flatten(0, 1).index_copy_(0, self.slots, k[0].transpose(0, 1))
-        self.values.flatten(0, 1).index_copy_(0, self.slots, v[0].transpose(0, 1))
+        self.keys.put(self.slots, k[0].transpose(0, 1))
+        self.values.put(self.slots, v[0].transpose(0, 1))
         if len(self.groups) == 1:
             return self._attend(self.groups[0], q, k, v, scale)
         y = q.new_empty(*q.shape[:-1], v.shape[-1])
@@ -62,7 +62,7 @@ class PagedLayer:
     def _attend(self, group: Group, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
         if group.mask is None:
             return attend(q, k, v, None, scale)
-        keys, values = (self._gather(store, group.blocks) for store in (self.keys, self.values))
+        keys, values = self.keys.take(group.blocks), self.values.take(group.blocks)
         if q.shape[2] > group.count:
             return attend(q, keys, values, group.mask, scale)
         # [1, H, R, E] → [R, K, H/K, E]: heads that share keys stand as tokens, so that no keys are repeated for them
@@ -70,27 +70,25 @@ class PagedLayer:
         y = attend(q, keys, values, group.mask, scale)
         return y.permute(1, 2, 0, 3).flatten(0, 1).unsqueeze(0)
 
-    def _gather(self, store: Tensor, blocks: Tensor | range) -> Tensor:
-        """Of tables [R, M]: [R, K, M·block, E]; a view where they lie in a row."""
-        if isinstance(blocks, range):
-            return store[blocks.start : blocks.stop].flatten(0, 1).transpose(0, 1).unsqueeze(0)
-        rows = store.index_select(0, blocks.flatten())
-        return rows.view(len(blocks), -1, *store.shape[2:]).transpose(1, 2)
-
 
 class PagedCache:
     """The stores of all layers that a process holds."""
 
-    def __init__(self, shape: Shape, num_layers: int, heads: int, num_blocks: int, block: int, like: Tensor) -> None:
+    def __init__(
+        self, shape: Shape, num_layers: int, heads: int, num_blocks: int, config: EngineConfig, like: Tensor
+    ) -> None:
         """
         Args:
             heads: kv heads of this process.
             like: a tensor of the dtype and device.
         """
+        store, block = STORES[config.cache_dtype], config.block_tokens
         self.num_blocks = num_blocks
         self.block, self.window, self.device, self.dtype = block, shape.sliding_window, like.device, like.dtype
-        sizes = (num_blocks, block, heads, shape.head_dim, shape.value_dim)
-        self.layers = [PagedLayer(*sizes, like) for _ in range(num_layers)]
+        self.layers = [
+            PagedLayer(*(store(num_blocks, block, heads, dim, like) for dim in (shape.head_dim, shape.value_dim)))
+            for _ in range(num_layers)
+        ]
 
     def begin(self, batch: Batch) -> None:
         """Make ready for a step: what all layers need to know, worked out once."""

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from weft.serve.request import MAX_LOGPROBS, Request
 
 
-def check_request(request: Request, vocab: int, max_context: int, queue: int, has_text: bool) -> None:
+def check_request(
+    request: Request, vocab: int, max_context: int, queue: int, has_text: bool, adapters: Collection[str] = ()
+) -> None:
     """
     Args:
         queue: completions that an engine takes in at most.
         has_text: whether there is a tokenizer.
+        adapters: their names.
 
     Raises:
         ValueError: says what cannot be done, and what to change.
@@ -34,6 +39,8 @@ def check_request(request: Request, vocab: int, max_context: int, queue: int, ha
         value = getattr(request, name)
         if value is not None and not 0 <= value <= MAX_LOGPROBS:
             raise ValueError(f"{name} is {value}; it must be from 0 to {MAX_LOGPROBS}")
+    if request.adapter is not None and request.adapter not in adapters:
+        raise ValueError(f"adapter is {request.adapter!r}; this engine has {', '.join(adapters) or 'none'}")
     if sampling.stop and not has_text:
         raise ValueError("stop texts need a tokenizer, and the model's folder has no tokenizer.json")
     if request.grammar is not None and sampling.min_tokens:

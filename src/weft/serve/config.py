@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+CACHE_DTYPES = ("auto", "int8")
 
 
 @dataclass(frozen=True)
@@ -19,13 +22,18 @@ class EngineConfig:
         cache_bytes: memory of the cache; None: on a GPU `gpu_share` of its memory less the weights, on a CPU 1 GiB; never
             more than `max_sequences` whole contexts need.
         gpu_share: see `cache_bytes`.
+        cache_dtype: "auto": keys and values as the model computes them; "int8": in 8 bits with a scale for each token and
+            head, so that about twice (of bf16) as many tokens have room. `weft verify serve` shows what that costs.
         max_context: tokens of a prompt and its completion together; None: the model's own.
         prefix_cache: keep the blocks of finished sequences, for prompts that begin alike.
         invariant: what a request gets does not depend, to the bit, on what else the engine does: see `stride`. A batch
             takes as long as its requests one after the other.
         draft_tokens: tokens that speculation guesses each step, by a draft model, or by looking the last few tokens up in
             the text itself; 0: none.
-        tp: processes that the model is cut over.
+        adapters: LoRA adapters by name, for `Request.adapter`: directories as peft writes them.
+        tp: processes that every matrix is cut over.
+        pp: stages that the blocks are dealt out to, each of `tp` processes, for a model that has no room otherwise: they
+            compute one after the other, so it is no faster.
         device: as `weft generate --device`.
         dtype: as `weft generate --dtype`.
     """
@@ -36,14 +44,22 @@ class EngineConfig:
     block_tokens: int = 16
     cache_tokens: int | None = None
     cache_bytes: int | None = None
+    cache_dtype: str = "auto"
     gpu_share: float = 0.9
     max_context: int | None = None
     prefix_cache: bool = True
     invariant: bool = False
     draft_tokens: int = 0
+    adapters: Mapping[str, str] = field(default_factory=dict)
     tp: int = 1
+    pp: int = 1
     device: str = "auto"
     dtype: str = "auto"
+
+    @property
+    def world(self) -> int:
+        """Processes."""
+        return self.tp * self.pp
 
     @property
     def stride(self) -> int:
@@ -56,7 +72,7 @@ class EngineConfig:
         return max(self.block_tokens, min(256, self.step_tokens // 2) // self.block_tokens * self.block_tokens)
 
     def __post_init__(self) -> None:
-        for name in ("max_sequences", "block_tokens", "tp"):
+        for name in ("max_sequences", "block_tokens", "tp", "pp"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("max_waiting", "draft_tokens"):
@@ -80,5 +96,9 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
+        if bad := [name for name in self.adapters if not name or "\0" in name]:
+            raise ValueError(f"adapters: {bad[0]!r} is no name")
+        if self.cache_dtype not in CACHE_DTYPES:
+            raise ValueError(f"cache_dtype is {self.cache_dtype}; it must be {' or '.join(CACHE_DTYPES)}")
         if not 0 < self.gpu_share <= 1:
             raise ValueError(f"gpu_share is {self.gpu_share}; it must be above 0 and at most 1")

@@ -74,7 +74,7 @@ class Engine:
         self.ranks = ranks
         if ranks is not None:
             blocks = ranks.least(blocks)
-        self.runner = Runner(model, blocks, config.block_tokens, ranks)
+        self.runner = Runner(model, blocks, config, ranks)
         self.drafter = make_drafter(model, draft, config, blocks)
         self.blocks = Blocks(blocks, config.block_tokens, keep=config.prefix_cache)
         self.max_context = min(self.max_context, blocks * config.block_tokens)
@@ -101,13 +101,13 @@ class Engine:
         dtype = pick_dtype(config.dtype, device)
         tokenizer = load_tokenizer(folder) if (folder / "tokenizer.json").is_file() else None
         small = load_decoder(find_model(draft)[0], device, dtype)[1] if draft is not None else None
-        if config.tp == 1:
+        if config.world == 1:
             _, model = load_decoder(folder, device, dtype)
             return cls(model, tokenizer, config, end_tokens(folder), draft=small)
-        check_cut(shape_from_config(read_json(folder / "config.json")), config.tp)
+        check_cut(shape_from_config(read_json(folder / "config.json")), config.tp, config.pp)
         ranks = start_ranks(folder, config)
         try:
-            model = load_share(folder, ranks.group, rank_device(config, 0), dtype)
+            model = load_share(folder, ranks, rank_device(config, 0), dtype)
             return cls(model, tokenizer, config, end_tokens(folder), ranks, small)
         except BaseException:
             ranks.kill()
@@ -120,7 +120,8 @@ class Engine:
             ValueError: says what cannot be done, and what to change.
         """
         queue = self.config.max_waiting + self.config.max_sequences
-        check_request(request, self.shape.vocab, self.max_context, queue, self.tokenizer is not None)
+        adapters = self.config.adapters
+        check_request(request, self.shape.vocab, self.max_context, queue, self.tokenizer is not None, adapters)
 
     def add(self, request: Request) -> None:
         """Take in a request; its first outputs come from one of the next steps.
@@ -139,7 +140,8 @@ class Engine:
     def take_in(self, request: Request) -> None:
         """As `add`, for a caller who has asked all that already."""
         room = min(self.max_context, len(request.prompt) + request.sampling.max_tokens)
-        completions = [Completion(request, index, self._arrivals, room) for index in range(request.n)]
+        adapter = 0 if request.adapter is None else 1 + list(self.config.adapters).index(request.adapter)
+        completions = [Completion(request, index, self._arrivals, room, adapter) for index in range(request.n)]
         self._arrivals += 1
         for completion in completions:
             completion.after = completions[0] if completion.index and self.config.prefix_cache else None
@@ -280,7 +282,7 @@ class Engine:
             logprobs=tuple(found.logprobs[: len(tokens)]) if asked.logprobs is not None else None,
             prompt_logprobs=tuple(completion.prompt_logprobs)
             if begins and asked.prompt_logprobs is not None and completion.index == 0 else None,
-            cached=completion.cached or 0,
+            cached=completion.cached or 0, started=completion.started if begins else None,
         )  # fmt: skip
         if finish is None:
             return [output]

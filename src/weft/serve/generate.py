@@ -26,14 +26,14 @@ def complete(
 
 
 def generate(
-    engine: Engine, prompts: Sequence[Sequence[int]], sampling: Sampling, n: int = 1
+    engine: Engine, prompts: Sequence[Sequence[int]], sampling: Sampling, n: int = 1, adapter: str | None = None
 ) -> Iterator[tuple[int, Output]]:
-    """(index of the prompt, output) as they come, of `n` completions of each prompt.
+    """(index of the prompt, output) as they come, of `n` completions of each prompt, with an adapter of the engine's.
 
     Raises:
         ValueError: as Engine.check, naming the prompt; before any begins.
     """
-    requests = [Request(str(index), prompt, sampling, n) for index, prompt in enumerate(prompts)]
+    requests = [Request(str(index), prompt, sampling, n, adapter=adapter) for index, prompt in enumerate(prompts)]
     for number, request in enumerate(requests, start=1):
         try:
             engine.check(request)

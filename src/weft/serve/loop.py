@@ -16,7 +16,10 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
 
 from weft.serve.engine import Engine
 from weft.serve.request import Output, RefusedError, Request
@@ -36,6 +39,22 @@ class DeadError(RuntimeError):
     """The engine has failed, or was closed; this loop will take no request again."""
 
 
+@dataclass(frozen=True)
+class Job:
+    """What the engine's thread is to do beside its steps."""
+
+    work: Callable[[Engine], Any]
+    future: Future[Any]
+
+    def run(self, engine: Engine) -> None:
+        if not self.future.set_running_or_notify_cancel():
+            return
+        try:
+            self.future.set_result(self.work(engine))
+        except Exception as error:  # noqa: BLE001 (whoever asked gets it)
+            self.future.set_exception(error)
+
+
 class EngineLoop:
     """One thread around one engine. Every method may be called from any thread.
 
@@ -50,7 +69,7 @@ class EngineLoop:
         self.error: BaseException | None = None
         self.last_step = time.monotonic()
         self._live: dict[str, tuple[Deliver, set[int]]] = {}  # and the indices that have not ended
-        self._inbox: deque[Request | str] = deque()  # requests, and ids to cancel
+        self._inbox: deque[Request | str | Job] = deque()  # requests, ids to cancel, and what else is to be done
         self._queued = 0  # completions of the requests in the inbox
         self._ends: deque[float] = deque(maxlen=RECENT)
         self._changed = threading.Condition()
@@ -84,19 +103,24 @@ class EngineLoop:
         """
         self.engine.check(request)
         with self._changed:
-            if self.error is not None or self._closing:
-                raise DeadError(f"the engine has ended: {self.error or 'it was closed'}")
-            if self._draining:
-                raise RefusedError("the server is shutting down", retry_after=5.0)
             if request.id in self._live:
                 raise ValueError(f"request id {request.id!r} is in use")
-            waiting = self._queued + len(self.engine.scheduler.waiting)
-            if waiting + request.n > self.engine.config.max_waiting + self.engine.free_places:
-                raise RefusedError(f"{waiting} completions are waiting already", self._retry_after(waiting))
+            self.check_room(request.n)
             self._live[request.id] = (deliver, set(range(request.n)))
             self._inbox.append(request)
             self._queued += request.n
             self._changed.notify()
+
+    def check_room(self, n: int = 1) -> None:
+        """
+        Raises:
+            RefusedError: so many more completions would be too many just now, or the engine is draining.
+            DeadError: it has failed, or was closed.
+        """
+        self._check_open()
+        waiting = self._queued + len(self.engine.scheduler.waiting)
+        if waiting + n > self.engine.config.max_waiting + self.engine.free_places:
+            raise RefusedError(f"{waiting} completions are waiting already", self._retry_after(waiting))
 
     def cancel(self, id: str) -> None:
         """End a request; its last outputs say "cancelled". One that has ended, or never was, is nothing."""
@@ -105,7 +129,28 @@ class EngineLoop:
                 self._inbox.append(id)
                 self._changed.notify()
 
-    async def stream(self, request: Request) -> AsyncIterator[Output]:
+    def call(self, work: Callable[[Engine], Any]) -> Future[Any]:
+        """Have the engine's thread do something else between two steps, while all others wait; what comes of it.
+
+        Raises:
+            RefusedError, DeadError: as `submit`.
+        """
+        job = Job(work, Future())
+        with self._changed:
+            self._check_open()
+            if len(self._inbox) > self.engine.config.max_waiting:
+                raise RefusedError(f"{len(self._inbox)} requests are waiting already", retry_after=1.0)
+            self._inbox.append(job)
+            self._changed.notify()
+        return job.future
+
+    def _check_open(self) -> None:
+        if self.error is not None or self._closing:
+            raise DeadError(f"the engine has ended: {self.error or 'it was closed'}")
+        if self._draining:
+            raise RefusedError("the server is shutting down", retry_after=5.0)
+
+    async def stream(self, request: Request) -> AsyncGenerator[Output, None]:
         """The outputs of a request, of all its completions as they come. To stop reading is to cancel it.
 
         Raises:
@@ -177,6 +222,8 @@ class EngineLoop:
                 if isinstance(item, Request):
                     self._queued -= item.n
                     self.engine.take_in(item)
+                elif isinstance(item, Job):
+                    item.run(self.engine)
                 else:
                     self.engine.cancel(item)
         return True
@@ -195,6 +242,10 @@ class EngineLoop:
             for index in left:
                 deliver(Output(id, index, finish="error" if error else "cancelled", error=error))
         self._live.clear()
+        for item in self._inbox:
+            if isinstance(item, Job):
+                item.future.set_exception(DeadError("the engine has ended"))
+        self._inbox.clear()
 
     def _retry_after(self, waiting: int) -> float:
         """Seconds in which the queue should be half as long, going by how fast requests ended of late."""

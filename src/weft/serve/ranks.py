@@ -1,7 +1,8 @@
 """Several processes serve one model: the first schedules and tells the others what to compute.
 
-Every process has its share of each matrix, and of the cache the keys of its heads. What a step computes is one short row
-of integers, sent before it; the only other messages are those of tensor parallelism, and the logits' way to the first.
+They stand in `pp` stages, each of a run of the model's blocks, of `tp` processes, each of a share of every matrix and of
+the keys of its heads. What a step computes is one short row of integers, sent before it; the only other messages are those
+of tensor parallelism, hidden states from stage to stage, and the logits' way to the first process.
 """
 
 from __future__ import annotations
@@ -38,15 +39,31 @@ class RankDiedError(RuntimeError):
 
 
 class Ranks:
-    """The processes of a tp axis, as each of them sees it.
+    """The processes of a model, stage by stage, as each of them sees them.
 
     Args:
+        group: all of them. Made in each at the same time.
         processes: those that the first began.
+
+    Attributes:
+        stage, tp_group: this process's.
     """
 
-    def __init__(self, group: dist.ProcessGroup, processes: Sequence[subprocess.Popen[bytes]] = ()) -> None:
-        self.group, self.processes = group, processes
+    def __init__(
+        self, group: dist.ProcessGroup, processes: Sequence[subprocess.Popen[bytes]] = (), pp: int = 1
+    ) -> None:
+        self.group, self.processes, self.pp = group, processes, pp
         self.index, self.size = group.rank(), group.size()
+        self.tp = self.size // pp
+        self.stage = self.index // self.tp
+        self.tp_group = group
+        if pp > 1:
+            stages = [list(range(first, first + self.tp)) for first in range(0, self.size, self.tp)]
+            self.tp_group = [dist.new_group(ranks, timeout=FOREVER) for ranks in stages][self.stage]
+
+    def blocks(self, num_layers: int) -> range:
+        """Of the model, those of this process's stage."""
+        return range(*even_split(num_layers, self.pp, self.stage))
 
     def send(self, batch: Batch) -> None:
         """Tell the others what comes next."""
@@ -65,15 +82,34 @@ class Ranks:
         dist.broadcast(packed, 0, self.group)
         return Batch.unpack(packed)
 
+    def take_over(self, like: Tensor) -> Tensor:
+        """What the stage before computed, of the size and dtype of `like`."""
+        dist.recv(like, self.index - self.tp, self.group)
+        return like
+
+    def hand_on(self, x: Tensor) -> None:
+        """To the next stage."""
+        dist.send(x.contiguous(), self.index + self.tp, self.group)
+
     def gather(self, logits: Tensor, vocab: int) -> Tensor:
-        """Shares of the vocabulary [W, V/n] → [W, V] on the first process; elsewhere the share comes back."""
-        sizes = [stop - start for start, stop in (even_split(vocab, self.size, index) for index in range(self.size))]
+        """In the last stage: shares of the vocabulary [W, V/n] → [W, V] on its first process, which tells them the first
+        of all; elsewhere the share comes back."""
+        sizes = [stop - start for start, stop in (even_split(vocab, self.tp, index) for index in range(self.tp))]
         padded = torch.nn.functional.pad(logits, (0, max(sizes) - logits.shape[1])).contiguous()
-        parts = [torch.empty_like(padded) for _ in sizes] if self.index == 0 else None
-        dist.gather(padded, parts, dst=0, group=self.group)
+        first = self.stage * self.tp
+        parts = [torch.empty_like(padded) for _ in sizes] if self.index == first else None
+        dist.gather(padded, parts, dst=first, group=self.tp_group)
         if parts is None:
             return logits
-        return torch.cat([part[:, :size] for part, size in zip(parts, sizes, strict=True)], dim=1)
+        whole = torch.cat([part[:, :size] for part, size in zip(parts, sizes, strict=True)], dim=1)
+        if first:
+            dist.send(whole, 0, self.group)
+        return whole
+
+    def gathered(self, like: Tensor) -> Tensor:
+        """The same, on the first process where it is not of the last stage."""
+        dist.recv(like, self.size - self.tp, self.group)
+        return like
 
     def least(self, number: int) -> int:
         """The smallest of all processes' numbers."""
@@ -110,22 +146,22 @@ class Ranks:
 
 
 def start_ranks(folder: Path, config: EngineConfig) -> Ranks:
-    """Begin `config.tp` - 1 processes that follow this one.
+    """Begin `config.tp` · `config.pp` - 1 processes that follow this one.
 
     Raises:
         ValueError: this process belongs to a group already: it can serve one model that is cut, or be of a training run.
     """
     if dist.is_initialized():
-        raise ValueError("tp: this process serves a cut model already; close that engine, or use another process")
+        raise ValueError("tp, pp: this process serves a cut model already; close that engine, or use another process")
     store = Path(tempfile.mkdtemp(prefix="weft-serve-")) / "store"
     processes = []
-    for index in range(1, config.tp):
+    for index in range(1, config.world):
         code = f"from weft.serve.ranks import main; main({str(folder)!r}, {str(store)!r}, {index}, {config!r})"
         code = f"from weft.serve.config import EngineConfig; {code}"
-        env = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // config.tp)), **os.environ}
+        env = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // config.world)), **os.environ}
         processes.append(subprocess.Popen([sys.executable, "-c", code], env=env, stdin=subprocess.DEVNULL))
     try:
-        return Ranks(join(store, 0, config), processes)
+        return Ranks(join(store, 0, config), processes, config.pp)
     except BaseException:
         for process in processes:
             process.kill()
@@ -136,9 +172,9 @@ def join(store: Path, index: int, config: EngineConfig) -> dist.ProcessGroup:
     """Become one of the processes."""
     device = rank_device(config, index)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    files = dist.FileStore(str(store), config.tp)  # type: ignore[attr-defined]
+    files = dist.FileStore(str(store), config.world)  # type: ignore[attr-defined]
     files.set_timeout(timedelta(seconds=START_SECONDS))
-    dist.init_process_group(backend, store=files, rank=index, world_size=config.tp, timeout=FOREVER)
+    dist.init_process_group(backend, store=files, rank=index, world_size=config.world, timeout=FOREVER)
     assert dist.group.WORLD is not None
     return dist.group.WORLD
 
@@ -154,12 +190,12 @@ def main(folder: str, store: str, index: int, config: EngineConfig) -> None:
     from weft.serve.runner import Runner, num_blocks
     from weft.serve.share import load_share
 
-    ranks = Ranks(join(Path(store), index, config))
+    ranks = Ranks(join(Path(store), index, config), pp=config.pp)
     device = rank_device(config, index)
-    model = load_share(Path(folder), ranks.group, device, pick_dtype(config.dtype, device))
+    model = load_share(Path(folder), ranks, device, pick_dtype(config.dtype, device))
     max_context = min(config.max_context or model.shape.max_seq, model.shape.max_seq)
-    runner = Runner(model, ranks.least(num_blocks(model, config, max_context)), config.block_tokens, ranks)
-    follow(runner, ranks)
+    blocks = ranks.least(num_blocks(model, config, max_context))
+    follow(Runner(model, blocks, config, ranks), ranks)
     dist.destroy_process_group()
 
 

@@ -107,6 +107,7 @@ class Request:
         deadline: on `time.monotonic`'s clock; whatever is unfinished then ends as "deadline". None: none.
         salt: prompts share cached blocks only with those of the same salt: a tenant's name, so that nobody can tell by
             the time it takes what others have asked.
+        adapter: of `EngineConfig.adapters`; None: the model as it is.
         logprobs: None: none; 0: of each chosen token; k: and of the k most probable ones (at most MAX_LOGPROBS).
         prompt_logprobs: the same for the prompt's tokens. None: none.
         grammar: the form that the text must have, by `Engine.grammars`.compile; None: any.
@@ -119,9 +120,15 @@ class Request:
     priority: int = 0
     deadline: float | None = None
     salt: str = ""
+    adapter: str | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     grammar: Grammar | None = None
+
+    @property
+    def shared_by(self) -> str:
+        """Requests of the same have the same keys and values for the same tokens, and may know of each other."""
+        return f"{self.adapter or ''}\0{self.salt}"
 
 
 @dataclass(frozen=True)
@@ -151,6 +158,7 @@ class Output:
         stopped_by: the stop text or id that ended it, where `finish` is "stop"; None: its form is complete.
         error: what happened, where `finish` is "error".
         cached: tokens of the prompt whose keys and values were found in the cache.
+        started: when the prompt's turn came, on `time.monotonic`'s clock; in a completion's first output with tokens.
     """
 
     id: str
@@ -163,6 +171,7 @@ class Output:
     stopped_by: str | int | None = None
     error: str | None = None
     cached: int = 0
+    started: float | None = None
 
 
 class RefusedError(RuntimeError):

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from weft.models.decoder import Decoder
 from weft.models.shape import Shape
+from weft.serve.adapters import Adapters
 from weft.serve.batch import Batch
 from weft.serve.cache import PagedCache
 from weft.serve.config import EngineConfig
 from weft.serve.products import quicken
 from weft.serve.ranks import Ranks
+from weft.serve.store import STORES
 
 PIECE = 64
 """Rows of logits that are there at once: with a vocabulary of 150,000, 38 MB."""
@@ -28,13 +31,16 @@ class Runner:
         ranks: the processes that the model is cut over; each runs every batch. None: it is whole.
     """
 
-    def __init__(self, model: Decoder, num_blocks: int, block: int, ranks: Ranks | None = None) -> None:
+    def __init__(self, model: Decoder, num_blocks: int, config: EngineConfig, ranks: Ranks | None = None) -> None:
         first = next(iter(model.parameters()))
         self.model, self.device, self.ranks = model, first.device, ranks
+        self.empty = first.detach().new_empty
         if self.device.type == "cpu":
             quicken(model)
-        heads = kv_heads(model.shape) // (ranks.size if ranks else 1)
-        self.cache = PagedCache(model.shape, len(model.blocks), heads, num_blocks, block, first.detach())
+        folders = {name: Path(folder) for name, folder in config.adapters.items()}
+        self.adapters = Adapters(model, folders, ranks.tp_group if ranks else None)
+        heads = kv_heads(model.shape) // (ranks.tp if ranks else 1)
+        self.cache = PagedCache(model.shape, len(model.blocks), heads, num_blocks, config, first.detach())
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> Iterator[Tensor]:
@@ -45,17 +51,25 @@ class Runner:
         if self.ranks is not None and self.ranks.index == 0:
             self.ranks.send(batch)
         self.cache.begin(batch)
-        tokens, positions = batch.tokens.to(self.device)[None], batch.positions.to(self.device)[None]
-        x = self.model.body(tokens, positions, caches=self.cache.layers)
-        x = x[:, batch.rows.to(self.device)]
-        for piece in x.split(PIECE, dim=1) if len(batch.rows) else ():
-            yield self._logits(piece)
+        self.adapters.begin(batch)
+        x, positions = batch.tokens.to(self.device)[None], batch.positions.to(self.device)[None]
+        if self.ranks is not None and self.model.embed is None:
+            x = self.ranks.take_over(self.empty(1, len(batch.tokens), self.model.shape.hidden))
+        x = self.model.body(x, positions, caches=self.cache.layers)
+        if self.ranks is not None and self.model.head is None:
+            self.ranks.hand_on(x)
+        for rows in batch.rows.to(self.device).split(PIECE) if len(batch.rows) else ():
+            yield self._logits(x, rows)
 
-    def _logits(self, x: Tensor) -> Tensor:
-        assert self.model.norm is not None
-        assert self.model.head is not None
-        logits = self.model.head(self.model.norm(x))[0]
-        return logits if self.ranks is None else self.ranks.gather(logits, self.model.shape.vocab)
+    def _logits(self, x: Tensor, rows: Tensor) -> Tensor:
+        """Of these rows of x [1, N, D]: [W, V]; on a process that neither computes nor gets them, nothing."""
+        vocab = self.model.shape.vocab
+        if self.model.norm is not None and self.model.head is not None:
+            logits: Tensor = self.model.head(self.model.norm(x[:, rows]))[0]
+            return logits if self.ranks is None else self.ranks.gather(logits, vocab)
+        assert self.ranks is not None
+        like = self.empty(len(rows) if self.ranks.index == 0 else 0, vocab)
+        return self.ranks.gathered(like) if self.ranks.index == 0 else like
 
 
 def kv_heads(shape: Shape) -> int:
@@ -70,8 +84,9 @@ def num_blocks(model: Decoder, config: EngineConfig, max_context: int) -> int:
         ValueError: not one.
     """
     shape, first = model.shape, next(iter(model.parameters()))
-    one = config.block_tokens * len(model.blocks) * (kv_heads(shape) // config.tp) * (shape.head_dim + shape.value_dim)
-    one *= first.element_size()
+    store = STORES[config.cache_dtype]
+    vectors = sum(store.vector_bytes(dim, first.dtype) for dim in (shape.head_dim, shape.value_dim))
+    one = config.block_tokens * len(model.blocks) * (kv_heads(shape) // config.tp) * vectors
     most = config.max_sequences * -(-max_context // config.block_tokens)
     if config.cache_tokens is not None:
         count = config.cache_tokens // config.block_tokens

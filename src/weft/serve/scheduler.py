@@ -8,6 +8,7 @@ preempted, and has room to finish: so every step brings it nearer to its end, an
 
 from __future__ import annotations
 
+import time
 from bisect import insort
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ class Scheduler:
         """The keys and values of this work are in the cache; of a draft's, those of tokens that were taken."""
         sequence = work.sequence
         sequence.computed = min(work.stop, len(sequence.tokens) - 1)
-        size, salt = self.blocks.size, sequence.request.salt
+        size, salt = self.blocks.size, sequence.request.shared_by
         full = self._shared(sequence, sequence.computed) // size
         for index in range(sequence.filled, full):
             before = sequence.blocks[index - 1] if index else None
@@ -125,7 +126,7 @@ class Scheduler:
             self._preempt(self.running[-1], works)
         if not sequence.wants_prompt:
             num_shared = self._shared(sequence, len(sequence.tokens))
-            sequence.blocks = self.blocks.match(sequence.tokens[: num_shared + 1], sequence.request.salt)
+            sequence.blocks = self.blocks.match(sequence.tokens[: num_shared + 1], sequence.request.shared_by)
             kept = self._shared(sequence, len(sequence.blocks) * self.blocks.size) // self.blocks.size
             self.blocks.release(sequence.blocks[kept:])
             del sequence.blocks[kept:]
@@ -142,7 +143,7 @@ class Scheduler:
         sequence.computed = len(sequence.blocks) * self.blocks.size
         sequence.filled = len(sequence.blocks)
         if sequence.cached is None:
-            sequence.cached = sequence.computed
+            sequence.cached, sequence.started = sequence.computed, time.monotonic()
         self.waiting.remove(sequence)
         insort(self.running, sequence, key=_order)
         return True

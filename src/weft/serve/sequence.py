@@ -19,6 +19,7 @@ class Sequence:
     """A prompt and what has been added to it.
 
     Attributes:
+        adapter: its number, as the batch knows it.
         order: priority, then arrival: the smallest is served first and preempted last.
         tokens: of the prompt and the completion so far.
         computed: how many of them have their keys and values in the cache.
@@ -27,13 +28,14 @@ class Sequence:
         after: another completion of the same request, that computes the prompt first.
         room: how many tokens the whole may have.
         cached: tokens of the prompt that were found in the cache at first.
+        started: when it was let in at first, on `time.monotonic`'s clock.
         text: what its tokens say; None without a tokenizer.
         matcher: how far it has come in the form that it must have.
         grams: places behind tokens that stood together, for speculation by look-up.
     """
 
-    def __init__(self, request: Request, index: int, arrival: int, room: int) -> None:
-        self.request, self.index = request, index
+    def __init__(self, request: Request, index: int, arrival: int, room: int, adapter: int = 0) -> None:
+        self.request, self.index, self.adapter = request, index, adapter
         self.order = (request.priority, arrival, index)
         self.tokens = list(request.prompt)
         self.computed = 0
@@ -43,6 +45,7 @@ class Sequence:
         self.after: Sequence | None = None
         self.room = room
         self.cached: int | None = None
+        self.started: float | None = None
         self.text: TextStream | None = None
         self.matcher: Matcher | None = request.grammar.matcher() if request.grammar else None
         self.grams: dict[tuple[int, ...], int] = {}

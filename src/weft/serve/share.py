@@ -17,6 +17,7 @@ from weft.models.moe import Experts, MoE
 from weft.models.parameters import buffer_sizes, is_stacked, parameter_sizes
 from weft.models.shape import Shape
 from weft.parallel.tensor import Axis, cut_tensors
+from weft.serve.ranks import Ranks
 
 
 class SummedMoE(MoE):
@@ -32,20 +33,21 @@ class SummedMoE(MoE):
 
 
 def load_share(
-    folder: Path, group: dist.ProcessGroup, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    folder: Path, ranks: Ranks, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> Decoder:
-    """This process's share of a model cut over the group, in `dtype` or as stored.
+    """This process's share of a model, in `dtype` or as stored.
 
     Raises:
-        ValueError: as WeightsFolder.open and .check, or the heads cannot be dealt out over so many processes.
+        ValueError: as WeightsFolder.open and .check, or as `check_cut`.
     """
+    group = ranks.tp_group
     ways, index = group.size(), group.rank()
     with WeightsFolder.open(folder) as weights:
         weights.check()
         shape = weights.shape
-        check_cut(shape, ways)
+        check_cut(shape, ways, ranks.pp)
         with torch.device("meta"):
-            model = Decoder(shape)
+            model = Decoder(shape, ranks.blocks(shape.num_layers))
         cut_tensors(model, group, sp=False)
         cut_experts(model, group)
         model.tie()
@@ -56,21 +58,29 @@ def load_share(
                 ffn = range(*even_split(shape.experts.ffn, ways, index))
                 regions = [region for region, _ in stacked_parts(shape, name, ffn=ffn)]
             else:
-                region, dim = Region.whole(name, sizes[name]), cut_dim(name)
+                stored = "embed.weight" if tied and name == "head.weight" else name
+                region, dim = Region.whole(stored, sizes[stored]), cut_dim(name)
                 cut = () if dim is None else (dim, *even_split(region.sizes[dim], ways, index))
                 regions = [region.narrow(*cut) if cut else region]
             share = torch.cat([weights.read(region, dtype) for region in regions]).contiguous().to(device)
             assert share.shape == parameter.shape, (name, share.shape, parameter.shape)
             _set(model, name, nn.Parameter(share))
+        held = dict(model.named_modules())
         for name, dims in buffer_sizes(shape).items():
+            if name.rpartition(".")[0] not in held:
+                continue  # another stage's
             _set(model, name, weights.read(Region.whole(name, dims), torch.float32).to(device))
         if tied:
             model.tie()
     return model
 
 
-def check_cut(shape: Shape, ways: int) -> None:
-    """Refuse to deal heads out unevenly."""
+def check_cut(shape: Shape, ways: int, stages: int = 1) -> None:
+    """Refuse to deal heads out unevenly, and stages without a block."""
+    if stages > shape.num_layers:
+        raise ValueError(
+            f"pp is {stages}, but the model has {shape.num_layers} blocks, one a stage at least: choose less"
+        )
     for name, count in (("num_heads", shape.num_heads), ("num_kv_heads", shape.num_kv_heads)):
         if count % ways:
             raise ValueError(f"tp is {ways}, which does not divide the model's {name} ({count}): choose another tp")

@@ -7,6 +7,7 @@ text is what it would be without speculation, sampled ones too; only the number 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from weft.models.decoder import Decoder
@@ -58,8 +59,8 @@ class ModelDrafter:
     keys and values of whatever the large model has, shared prefixes too.
     """
 
-    def __init__(self, model: Decoder, num_blocks: int, block: int) -> None:
-        self.runner, self.block = Runner(model, num_blocks, block), block
+    def __init__(self, model: Decoder, num_blocks: int, config: EngineConfig) -> None:
+        self.runner, self.block = Runner(model, num_blocks, replace(config, adapters={})), config.block_tokens
 
     def begin(self, completion: Completion, count: int) -> None:
         completion.draft = [0] * count
@@ -92,4 +93,4 @@ def make_drafter(model: Decoder, draft: Decoder | None, config: EngineConfig, bl
             f"the draft model's vocabulary is {draft.shape.vocab}, the model's {model.shape.vocab}: "
             "they must have the same tokenizer"
         )
-    return ModelDrafter(draft, blocks, config.block_tokens)
+    return ModelDrafter(draft, blocks, config)

@@ -130,7 +130,9 @@ def show_export(report: ExportReport, console: Console) -> None:
 def show_serve(report: ServeReport, certificate: Path, console: Console) -> None:
     """Three numbers, their bounds, and the verdict."""
     console.print(Text(f"{report.folder}: trainer in fp32  against  server in {report.dtype}", "bold"), soft_wrap=True)
-    where = f"{report.device}, tp {report.tp}"
+    where = f"{report.device}, tp {report.tp}, pp {report.pp}" + ", keys and values in 8 bits" * (
+        report.cache == "int8"
+    )
     console.print(Text(f"{report.tokens} log-probabilities; prompts in parts, shared prefixes, {where}", "dim"))
     table = _table(("log-probabilities", "left"), ("measured", "right"), ("bound", "right"), ("", "left"))
     numbers = (("largest difference", report.largest), ("mean difference", report.mean))

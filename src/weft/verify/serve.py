@@ -26,6 +26,9 @@ from weft.whole import write_whole
 BOUNDS = {"float32": (1e-3, 1e-4), "float16": (0.2, 0.02), "bfloat16": (1.0, 0.1)}
 """Largest and mean difference of a log-probability that the server's dtype explains."""
 
+CACHE_BOUNDS = (0.2, 0.02)
+"""The same, of keys and values in 8 bits."""
+
 TEXTS, TOKENS, NEW = 4, 192, 16
 """Texts, the tokens of each at most, and how many of them the server chooses itself."""
 
@@ -51,6 +54,8 @@ class ServeReport:
     dtype: str
     device: str
     tp: int
+    pp: int
+    cache: str
     tokens: int
     largest: float
     mean: float
@@ -60,7 +65,8 @@ class ServeReport:
 
     @property
     def bounds(self) -> tuple[float, float]:
-        return BOUNDS[self.dtype]
+        found = [BOUNDS[self.dtype], *([CACHE_BOUNDS] if self.cache == "int8" else [])]
+        return max(found)
 
     @property
     def right(self) -> bool:
@@ -72,7 +78,7 @@ def verify_serve(path: Path, config: EngineConfig | None = None, progress: Progr
 
     Args:
         path: a checkpoint, a run (its newest), or a Hugging Face directory.
-        config: dtype, device and tp count; the rest is set so that little fits into a step.
+        config: dtype, device, tp, pp and cache_dtype count; the rest is set so that little fits into a step.
 
     Raises:
         ValueError: there is no model there, or the config cannot be.
@@ -90,7 +96,7 @@ def verify_serve(path: Path, config: EngineConfig | None = None, progress: Progr
         told = serve(engine, prompts.tolist(), lambda done: progress("texts served", done, 2 * TEXTS))
     finally:
         engine.close()
-    differences, same, apart = [], 0, 0
+    differences, margins, same = [], [], 0
     dtype = str(pick_dtype(config.dtype, device)).removeprefix("torch.")
     for number, (text, logprobs) in enumerate(told, start=1):
         expected = trainer_logprobs(trainer, text)[-len(logprobs) :]
@@ -100,13 +106,14 @@ def verify_serve(path: Path, config: EngineConfig | None = None, progress: Progr
         differences.append((served - expected.gather(1, ids[:, None])[:, 0]).abs())
         margin = expected.amax(dim=1) - expected.gather(1, tops[:, None])[:, 0]
         same += int((margin == 0).sum())
-        apart += int((margin > 2 * BOUNDS[dtype][0]).sum())
+        margins.append(margin)
         progress("texts compared", number, len(told))
     found = torch.cat(differences)
-    return ServeReport(
-        folder, weights_digest(folder), dtype, device.type, config.tp, len(found), float(found.max()),
-        float(found.mean()), same / len(found), apart, passed_over,
+    report = ServeReport(
+        folder, weights_digest(folder), dtype, device.type, config.tp, config.pp, config.cache_dtype, len(found),
+        float(found.max()), float(found.mean()), same / len(found), 0, passed_over,
     )  # fmt: skip
+    return replace(report, apart=int((torch.cat(margins) > 2 * report.bounds[0]).sum()))
 
 
 def serve(
@@ -152,7 +159,7 @@ def weights_digest(folder: Path) -> str:
 
 
 def write_certificate(report: ServeReport) -> Path:
-    """Lay the proof beside the weights, with those for other dtypes and tp of the same weights; where it lies.
+    """Lay the proof beside the weights, with those for other dtypes and cuts of the same weights; where it lies.
 
     In a checkpoint it stands outside of what the manifest lists: it was not there when the checkpoint was written.
     """
@@ -162,9 +169,9 @@ def write_certificate(report: ServeReport) -> Path:
     if path.is_file():
         kept = json.loads(path.read_text(encoding="utf-8"))
         proofs = kept["proofs"] if kept.get("weights") == report.weights else []
-    kind = ("dtype", "device", "tp")
+    kind = ("dtype", "device", "tp", "pp", "cache")
     proof = {name: value for name, value in asdict(report).items() if name not in ("folder", "weights", "passed_over")}
     proof |= {"right": report.right, "weft": __version__, "torch": torch.__version__, "machine": platform.machine()}
-    proofs = [one for one in proofs if any(one[name] != proof[name] for name in kind)] + [proof]
+    proofs = [one for one in proofs if any(one.get(name) != proof[name] for name in kind)] + [proof]
     write_whole(path, json.dumps({"weights": report.weights, "proofs": proofs}, indent=2) + "\n")
     return path

@@ -1,0 +1,208 @@
+"""Claim: asked ten times as much as it can do, the server does about as much as ever, and refuses the rest at once.
+
+    python benchmarks/serve_overload.py
+    python benchmarks/serve_overload.py --seconds 20 --rounds 3
+
+In rounds, each: peak (as many clients as fit, each asking again when it is answered), overload (requests at ten times that
+rate, whatever comes back), and good clients (two, one request after the other) alone and beside each attack. The server is
+a process of its own, and so is nothing else: clients and server share the machine's cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+from common import ROOT, spread, write
+
+sys.path.insert(0, str(ROOT / "tests" / "system"))
+from served import SHAPE, make_folder
+
+SIZES = {"num_layers": 4, "hidden": 256, "num_heads": 8, "num_kv_heads": 4, "ffn": 512}
+SEQUENCES, WAITING = 8, 16
+BODY = json.dumps({"prompt": "a good request", "max_tokens": 24, "temperature": 0, "ignore_eos": True}).encode()
+
+
+class Answer(NamedTuple):
+    """A request's status (0: none), how long it took, and when it was over."""
+
+    status: int
+    took: float
+    end: float
+
+
+async def ask(port: int) -> Answer:
+    """One request on a connection of its own."""
+    start = time.monotonic()
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(post(BODY))
+        answer = await reader.read(-1)
+        writer.close()
+    except OSError:
+        answer = b""
+    end = time.monotonic()
+    return Answer(int(answer[9:12] or 0), end - start, end)
+
+
+async def closed(port: int, clients: int, seconds: float) -> list[Answer]:
+    """Clients that ask again when they are answered."""
+    end, found = time.monotonic() + seconds, list[Answer]()
+
+    async def client() -> None:
+        while time.monotonic() < end:
+            found.append(await ask(port))
+
+    await asyncio.gather(*(client() for _ in range(clients)))
+    return found
+
+
+async def flood(port: int, rate: float, seconds: float) -> list[Answer]:
+    """Requests at a rate, whatever comes back."""
+    start, tasks = time.monotonic(), list[asyncio.Task[Answer]]()
+    while time.monotonic() - start < seconds:
+        while len(tasks) < (time.monotonic() - start) * rate:
+            tasks.append(asyncio.create_task(ask(port)))
+        await asyncio.sleep(0.005)
+    return await asyncio.gather(*tasks)
+
+
+def rate(answers: list[Answer], start: float, seconds: float) -> float:
+    """Good answers a second, once it has got going: in the last three quarters of the time."""
+    from_, until = start + seconds / 4, start + seconds
+    return sum(one.status == 200 and from_ <= one.end < until for one in answers) / (until - from_)
+
+
+# -- attacks: each goes on until it is cancelled ------------------------------------------------------------------------
+
+
+async def slow_headers(port: int) -> None:
+    async def one() -> None:
+        while True:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+                for byte in b"GET /" + b"a" * 1000:
+                    writer.write(bytes([byte]))
+                    await writer.drain()
+                    await asyncio.sleep(5)
+            except OSError:
+                await asyncio.sleep(0.1)
+
+    await asyncio.gather(*(one() for _ in range(200)))
+
+
+async def send_often(port: int, data: bytes, pause: float) -> None:
+    while True:
+        try:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(data)
+            await reader.read(-1)
+            writer.close()
+        except OSError:
+            pass
+        await asyncio.sleep(pause)
+
+
+def post(body: bytes, *headers: str) -> bytes:
+    lines = [
+        "POST /v1/completions HTTP/1.1",
+        "Host: a",
+        "Content-Type: application/json",
+        "Connection: close",
+        *headers,
+    ]
+    return "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body
+
+
+async def hang_ups(port: int) -> None:
+    while True:
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(post(BODY.replace(b"24", b"400")))
+            await asyncio.sleep(0.1)
+            writer.transport.abort()
+        except OSError:
+            await asyncio.sleep(0.1)
+
+
+ATTACKS: dict[str, Callable[[int], Awaitable[None]]] = {
+    "slow headers, 200 connections": slow_headers,
+    "nonsense, deep JSON": lambda port: send_often(port, post(b"[" * 100_000), 0.05),
+    "8 MB of text": lambda port: send_often(port, post(json.dumps({"prompt": "a" * 8_000_000}).encode()), 0.2),
+    "hang-ups": hang_ups,
+}
+
+
+def p99(values: list[float]) -> float:
+    return sorted(values)[min(len(values) - 1, int(0.99 * len(values)))]
+
+
+async def measure(port: int, seconds: float) -> dict[str, Any]:
+    """One round."""
+    found: dict[str, Any] = {}
+    start = time.monotonic()
+    peak = rate(await closed(port, SEQUENCES, seconds), start, seconds)
+    start = time.monotonic()
+    answers = await flood(port, 10 * peak, seconds)
+    done = [one for one in answers if one.status == 200]
+    refused = [one.took for one in answers if one.status == 429]
+    found["peak, requests/s"] = peak
+    found["goodput / peak"] = rate(answers, start, seconds) / peak
+    found["asked"], found["refused"] = len(answers), len(refused)
+    found["others"] = len(answers) - len(done) - len(refused)
+    found["refusal ms, median"], found["refusal ms, p99"] = median(refused) * 1e3, p99(refused) * 1e3
+    alone = p99([one.took for one in await closed(port, 2, seconds)])
+    found["good clients' p99 s, alone"] = alone
+    for name, attack in ATTACKS.items():
+        task = asyncio.ensure_future(attack(port))
+        await asyncio.sleep(0.2)
+        beside = await closed(port, 2, seconds)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert all(one.status == 200 for one in beside), name
+        found[f"good clients' p99 beside {name}, over alone"] = p99([one.took for one in beside]) / alone
+        await asyncio.sleep(0.5)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        path = make_folder(Path(folder) / "model", spread=0.02, shape=SHAPE.model_copy(update=SIZES))
+        process = subprocess.Popen(
+            [sys.executable, "-m", "weft", "serve", str(path), "--port", "0", "--device", "cpu", "--max-sequences",
+             str(SEQUENCES), "--max-waiting", str(WAITING)],
+            stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        try:
+            assert process.stdout is not None
+            lines = []
+            while not (lines and lines[-1].startswith("curl")):
+                lines.append(process.stdout.readline())
+            port = int(re.search(r":(\d+)", lines[0].split("//")[1])[1])  # type: ignore[index]
+            asyncio.run(closed(port, 2, 1))  # warm
+            rounds = [asyncio.run(measure(port, arguments.seconds)) for _ in range(arguments.rounds)]
+        finally:
+            process.terminate()
+            process.wait(60)
+    result = {name: spread([one[name] for one in rounds]) for name in rounds[0]}
+    print(json.dumps(result, indent=2))
+    write("serve_overload", {"seconds": arguments.seconds, "results": result}, ("torch", "uvicorn", "fastapi"))
+
+
+if __name__ == "__main__":
+    main()

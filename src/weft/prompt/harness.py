@@ -1,0 +1,88 @@
+"""Tasks of lm-eval (EleutherAI's lm-evaluation-harness), through a server, by its own command."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from weft.prompt.task import Measure
+
+
+def run_lm_eval(
+    tasks: Sequence[str], url: str, model: str, tokenizer: str, key: str = "", limit: int | None = None,
+    include: Path | None = None, shots: int | None = None,
+) -> list[Measure]:  # fmt: skip
+    """Run lm-eval in a process of its own; its lines are shown on stderr.
+
+    Args:
+        tokenizer: folder of the model's own. With another one lm-eval would slice the log-probabilities at wrong
+            places, and give wrong scores in silence.
+        include: a folder of more tasks.
+
+    Raises:
+        ValueError: lm-eval is not installed, or failed; or it told log-likelihoods that are all 0.
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ValueError(
+            "--lm-eval needs EleutherAI's harness, which is not installed: pip install 'lm-eval[api]' transformers"
+        )
+    if not (Path(tokenizer) / "tokenizer.json").is_file():
+        raise ValueError(f"--tokenizer {tokenizer}: there is no tokenizer.json; give the folder of the served model")
+    settings = {
+        "model": model, "base_url": f"{url.rstrip('/')}/completions", "tokenizer": tokenizer,
+        "tokenizer_backend": "huggingface", "tokenized_requests": "False", "num_concurrent": "8", "max_retries": "3",
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="weft-lm-eval-") as folder:
+        command = [
+            sys.executable, "-m", "lm_eval", "run", "--model", "local-completions", "--tasks", *tasks,
+            "--model_args", ",".join(f"{name}={value}" for name, value in settings.items()), "--output_path", folder,
+            "--log_samples",
+        ]  # fmt: skip
+        command += ["--limit", str(limit)] if limit else []
+        command += ["--num_fewshot", str(shots)] if shots is not None else []
+        command += ["--include_path", str(include)] if include else []
+        environment = os.environ | {"OPENAI_API_KEY": key or "none"}
+        done = subprocess.run(command, env=environment, stdout=sys.stderr, check=False)
+        if done.returncode:
+            raise ValueError(f"lm-eval ended with exit code {done.returncode}; its own lines say why")
+        check_samples(Path(folder))
+        [results] = Path(folder).rglob("results_*.json")
+        return measures(json.loads(results.read_text(encoding="utf-8")))
+
+
+def check_samples(folder: Path) -> None:
+    """
+    Raises:
+        ValueError: every log-likelihood is 0: the tokenizer is not the server's.
+    """
+    found = []
+    for file in folder.rglob("samples_*.jsonl"):
+        for line in file.read_text(encoding="utf-8").splitlines():
+            sample = json.loads(line)
+            if sample.get("arguments") and len(sample.get("resps", [])) > 1:
+                found += [float(one[0][0]) for one in sample["resps"] if isinstance(one[0], list)]
+    if found and not any(found):
+        raise ValueError("every log-likelihood is 0: --tokenizer is not the one of the served model")
+
+
+def measures(results: dict[str, Any]) -> list[Measure]:
+    """The scores of lm-eval's results file, with the standard errors that it gives."""
+    found = []
+    for task, scores in results["results"].items():
+        count = results.get("n-samples", {}).get(task, {}).get("effective", 0)
+        for name, value in scores.items():
+            metric, _, kind = name.partition(",")
+            if not isinstance(value, int | float) or metric.endswith("_stderr") or not kind:
+                continue
+            error = scores.get(f"{metric}_stderr,{kind}")
+            known = isinstance(error, int | float)
+            found.append(Measure(f"lm-eval {task}", metric, float(value), float(error) if known else math.nan, count))
+    return found

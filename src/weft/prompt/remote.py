@@ -1,0 +1,215 @@
+"""A model behind an OpenAI-compatible server: weft's own, vLLM, SGLang, llama.cpp, OpenAI, …"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any, TypeVar
+
+import httpx
+import numpy as np
+
+from weft.prompt.model import Ask, Likelihood, Reply
+
+T = TypeVar("T")
+
+TRIES = 6
+"""Times that a request is sent, where the server has no room or the line breaks."""
+LONGEST_PAUSE = 60.0
+BUSY = (429, 503)
+
+
+class RemoteModel:
+    """Asks over HTTP, several requests at once. A server that refuses for now (429, 503) is asked again, when it says."""
+
+    def __init__(self, url: str, name: str = "", key: str = "", at_once: int = 16, timeout: float = 600.0) -> None:
+        """
+        Args:
+            url: up to and with /v1.
+            name: the model; "": the server's only one.
+            timeout: seconds without a byte after which a request has failed.
+
+        Raises:
+            ValueError: nobody answers there, or it has several models and none is named.
+        """
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self.url, self.at_once = url.rstrip("/"), at_once
+        limits = httpx.Limits(max_connections=at_once)
+        self.http = httpx.Client(headers=headers, timeout=httpx.Timeout(timeout, connect=10.0), limits=limits)
+        self._longest = 0
+        try:
+            self.name = name or self._only_model()
+        except ValueError:
+            self.close()
+            raise
+
+    def complete(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Reply]]:
+        return self._each(asks, self._complete)
+
+    def stream(self, ask: Ask) -> Iterator[str]:
+        route, body = self._body(ask)
+        try:
+            with self.http.stream("POST", f"{self.url}/{route}", json=body | {"stream": True}) as answer:
+                if answer.status_code != 200:
+                    answer.read()
+                    raise self._refused(answer)
+                for line in answer.iter_lines():
+                    data = line.removeprefix("data:").strip()
+                    if not line.startswith("data:") or data == "[DONE]":
+                        continue
+                    event = json.loads(data)
+                    if "error" in event:
+                        raise ValueError(f"{self.url}: {message_of(event)}")
+                    for choice in event["choices"]:
+                        yield choice.get("text") or (choice.get("delta") or {}).get("content") or ""
+        except httpx.TransportError as error:
+            raise ValueError(f"{self.url}: {type(error).__name__}: {error}") from error
+
+    def likelihoods(self, texts: Sequence[tuple[str, str]]) -> Iterator[tuple[int, Likelihood]]:
+        return self._each(texts, self._likelihood)
+
+    def logprobs(self, texts: Sequence[Sequence[int]]) -> Iterator[tuple[int, list[float]]]:
+        def told(ids: Sequence[int]) -> list[float]:
+            found = self._echo(list(ids))["token_logprobs"]
+            return [float(one) for one in found[1 : len(ids)]]
+
+        return self._each(texts, told)
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        found = self._post("embeddings", {"model": self.name, "input": list(texts)})["data"]
+        return np.array([one["embedding"] for one in sorted(found, key=lambda one: one["index"])], dtype=np.float32)
+
+    def encode(self, text: str) -> list[int]:
+        """By /tokenize, which stands beside /v1 (vLLM's and weft's servers have it)."""
+        root = self.url.removesuffix("/v1")
+        found = self._post("tokenize", {"model": self.name, "prompt": text}, root)
+        self._longest = int(found.get("max_model_len") or 0)
+        return [int(one) for one in found["tokens"]]
+
+    @property
+    def longest(self) -> int:
+        if not self._longest:
+            self.encode("a")
+        if not self._longest:
+            raise ValueError(f"{self.url} does not say how long its texts may be: set --window")
+        return self._longest - 1
+
+    def close(self) -> None:
+        self.http.close()
+
+    def _each(self, things: Sequence[Any], do: Callable[[Any], T]) -> Iterator[tuple[int, T]]:
+        with ThreadPoolExecutor(self.at_once) as pool:
+            waiting = {pool.submit(do, one): index for index, one in enumerate(things)}
+            try:
+                for done in as_completed(waiting):
+                    yield waiting[done], done.result()
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _complete(self, ask: Ask) -> Reply:
+        route, body = self._body(ask)
+        start = time.perf_counter()
+        found = self._post(route, body)
+        seconds = time.perf_counter() - start
+        choices = sorted(found["choices"], key=lambda one: one["index"])
+        texts = tuple(one["text"] if "text" in one else one["message"]["content"] or "" for one in choices)
+        cut = sum(one.get("finish_reason") == "length" for one in choices)
+        usage = found.get("usage") or {}
+        return Reply(texts, cut, usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0), seconds)
+
+    def _likelihood(self, texts: tuple[str, str]) -> Likelihood:
+        context, whole = texts[0], texts[0] + texts[1]
+        found = self._echo(whole)
+        starts, logprobs, tops = (found[key] for key in ("text_offset", "token_logprobs", "top_logprobs"))
+        last = len(logprobs) - 1  # a new token, which nobody asked about
+        if starts[last] == len(whole):
+            first = next(index for index in range(last) if starts[index + 1] > len(context))
+        else:  # characters in parts: the texts of their tokens do not add up
+            first = self._first_other(context, whole)
+        if first == 0:
+            raise ValueError("there must be at least one token before what is judged")
+        greedy = all(logprobs[index] >= max(tops[index].values()) for index in range(first, last))
+        return Likelihood(sum(logprobs[first:last]), last - first, greedy)
+
+    def _first_other(self, context: str, whole: str) -> int:
+        """The first token of a text that is not its beginning's."""
+        mine, all_of_it = self.encode(context), self.encode(whole)
+        return next((at for at, (a, b) in enumerate(zip(mine, all_of_it, strict=False)) if a != b), len(mine))
+
+    def _echo(self, prompt: str | list[int]) -> dict[str, Any]:
+        body = {
+            "model": self.name, "prompt": prompt, "max_tokens": 1, "temperature": 0, "logprobs": 1, "echo": True,
+        }  # fmt: skip
+        found = self._post("completions", body)["choices"][0].get("logprobs")
+        if not found or not found.get("token_logprobs"):
+            raise ValueError(f"{self.url} tells no log-probabilities of a prompt (echo with logprobs); this needs them")
+        return dict(found)
+
+    def _body(self, ask: Ask) -> tuple[str, dict[str, Any]]:
+        """Route and body of a request."""
+        wanted = ask.sampling
+        body: dict[str, Any] = {
+            "model": self.name, "temperature": wanted.temperature, "top_p": wanted.top_p,
+            "max_tokens": wanted.max_tokens, "n": ask.n,
+        }  # fmt: skip
+        if wanted.stop:
+            body["stop"] = list(wanted.stop)
+        if wanted.seed is not None:
+            body["seed"] = wanted.seed
+        if ask.form is not None and ask.form.kind == "json_schema":
+            schema = {"name": "answer", "schema": json.loads(ask.form.source), "strict": True}
+            body["response_format"] = {"type": "json_schema", "json_schema": schema}
+        elif ask.form is not None:
+            body["structured_outputs"] = {"regex": ask.form.source}
+        if isinstance(ask.prompt, str):
+            return "completions", body | {"prompt": ask.prompt}
+        return "chat/completions", body | {"messages": list(ask.prompt)}
+
+    def _only_model(self) -> str:
+        names = [one["id"] for one in self._send("GET", f"{self.url}/models", None)["data"]]
+        if len(names) != 1:
+            raise ValueError(f"{self.url} has {len(names)} models ({', '.join(names)}): name one with --model")
+        return str(names[0])
+
+    def _post(self, route: str, body: dict[str, Any], root: str = "") -> dict[str, Any]:
+        return self._send("POST", f"{root or self.url}/{route}", body)
+
+    def _send(self, method: str, url: str, body: dict[str, Any] | None) -> dict[str, Any]:
+        """
+        Raises:
+            ValueError: the server refuses it, or does not answer, after several tries where that may help.
+        """
+        for number in range(1, TRIES + 1):
+            pause = min(LONGEST_PAUSE, 0.5 * 2 ** (number - 1))
+            try:
+                answer = self.http.request(method, url, json=body)
+            except httpx.ReadTimeout as error:
+                raise ValueError(f"{url} did not answer in time") from error
+            except httpx.TransportError as error:
+                if number == TRIES or isinstance(error, httpx.UnsupportedProtocol):
+                    raise ValueError(f"nobody answers at {url}: {error}") from error
+                if isinstance(error, httpx.ConnectError) and number >= 2:
+                    raise ValueError(f"nobody answers at {url}: {error}") from error
+            else:
+                if answer.status_code == 200:
+                    return dict(answer.json())
+                if answer.status_code not in BUSY or number == TRIES:
+                    raise self._refused(answer)
+                pause = min(LONGEST_PAUSE, float(answer.headers.get("Retry-After") or pause))
+            time.sleep(pause)
+        raise AssertionError
+
+    def _refused(self, answer: httpx.Response) -> ValueError:
+        try:
+            what = message_of(answer.json())
+        except ValueError:
+            what = answer.text[:200]
+        return ValueError(f"{answer.request.url} refused ({answer.status_code}): {what}")
+
+
+def message_of(body: Any) -> str:
+    """What an error body says: OpenAI's, or FastAPI's own."""
+    error = body.get("error", body.get("detail", body)) if isinstance(body, dict) else body
+    return str(error.get("message", error)) if isinstance(error, dict) else str(error)

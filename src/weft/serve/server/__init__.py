@@ -1,0 +1,1 @@
+"""The server: OpenAI and KServe v2 around engines, in one process."""

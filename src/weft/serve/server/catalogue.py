@@ -1,0 +1,138 @@
+"""All models of a server, by name."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import NamedTuple
+
+from weft.serve.server.config import ServerConfig
+from weft.serve.server.errors import UnknownModelError
+from weft.serve.server.hosted import Hosted, State
+from weft.serve.server.metrics import Metrics
+from weft.serve.server.version import Version
+
+log = logging.getLogger("weft.serve")
+
+
+class Entry(NamedTuple):
+    """What the index says of a model."""
+
+    name: str
+    version: str
+    state: State
+    reason: str
+
+
+class Catalogue:
+    """The models that the server's settings name. Clients may come and go by these names; never by a path.
+
+    Attributes:
+        models: by name, the first one first; those that are unloaded too.
+        adapters: the model that each is of, by its name.
+        started: all of them have been loaded once.
+        draining: the server is stopping, and takes no more requests.
+    """
+
+    def __init__(self, config: ServerConfig) -> None:
+        self.config = config
+        self.metrics = Metrics()
+        self.models = {model.name: Hosted(model, config, self.metrics) for model in config.models}
+        self.adapters = {name: hosted for hosted in self.models.values() for name in hosted.config.engine.adapters}
+        self.started = self.draining = False
+
+    async def start(self, loaded: Callable[[Hosted], None] | None = None) -> None:
+        """Load all models, one after the other: each wants the whole disk.
+
+        Args:
+            loaded: called with each that is there.
+
+        Raises:
+            ValueError: as Hosted.start; those that are loaded are let go again.
+        """
+        try:
+            for hosted in self.models.values():
+                await hosted.start()
+                if loaded is not None:
+                    loaded(hosted)
+            self.started = True
+        except BaseException:
+            await self.close(0.0)
+            raise
+
+    def get(self, name: str | None) -> Hosted:
+        """The model of this name; the first one where there is no name.
+
+        Raises:
+            UnknownModelError: no model has it.
+        """
+        if not name:
+            return next(iter(self.models.values()))
+        if name not in self.models:
+            raise UnknownModelError(f"the model {name[:256]!r} does not exist; GET /v1/models lists those that do")
+        return self.models[name]
+
+    def find(self, name: str | None) -> tuple[Hosted, Version]:
+        """The model of this name, or that has an adapter of this name, and what answers its requests now.
+
+        Raises:
+            UnknownModelError: there is neither.
+            DeadError: nothing answers, at the moment.
+        """
+        if name in self.adapters:
+            hosted = self.adapters[name]
+            return hosted, hosted.current.under(name)
+        hosted = self.get(name)
+        return hosted, hosted.current
+
+    @property
+    def ready(self) -> bool:
+        """Whether every model that is not unloaded answers."""
+        return not self.draining and all(model.ready for model in self.models.values() if model.reason != "unloaded")
+
+    @property
+    def live(self) -> bool:
+        """Whether nothing hangs: False means that only a new process will help."""
+        return not any(model.hung for model in self.models.values())
+
+    def index(self) -> list[Entry]:
+        return [
+            Entry(name, model.current.number if model.ready else "", model.state, model.reason)
+            for name, model in self.models.items()
+        ]
+
+    async def load(self, name: str) -> None:
+        """Load a model that was unloaded; one that is loaded takes newer weights, if its path has any.
+
+        Raises:
+            UnknownModelError: no model has this name.
+            ValueError: as Hosted.start and Hosted.swap.
+        """
+        hosted = self.get(name or "?")
+        await (hosted.refresh() if hosted.ready else hosted.start())
+
+    async def refresh(self) -> None:
+        """Have every model take its newest checkpoint. One that cannot goes on with what it has, and the log says why."""
+        for hosted in self.models.values():
+            try:
+                if hosted.ready:
+                    await hosted.refresh()
+            except (ValueError, RuntimeError, OSError) as error:
+                log.error("%s: %s", hosted.name, error)
+
+    async def unload(self, name: str) -> None:
+        """Let a model's requests end, and its weights go.
+
+        Raises:
+            UnknownModelError: no model has this name.
+        """
+        await self.get(name or "?").close(self.config.drain_seconds)
+
+    async def close(self, drain_seconds: float) -> bool:
+        """Stop: what is unfinished after so many seconds is cancelled; whether nothing was."""
+        self.draining = True
+        done = await asyncio.gather(
+            *(model.close(drain_seconds, "the server is stopping") for model in self.models.values())
+        )
+        return all(done)

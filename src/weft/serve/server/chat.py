@@ -1,0 +1,157 @@
+"""A chat as one text: the model's own template, in a sandbox. Torch-free."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from weft.checkpoint.sidecars import read_json
+from weft.serve.server.errors import FieldError
+from weft.serve.server.words import Words
+
+OPEN, CLOSE = "\ufdd0", "\ufdd1"
+"""Around the number of a special token that a client wrote into a message, until the text around it is tokenized. Unicode
+keeps these two for a program's inside: no text has them."""
+
+
+class ChatTemplate:
+    """A template and the names that it may use.
+
+    Attributes:
+        source: what it says, in Jinja2.
+        names: bos_token, eos_token and the like.
+    """
+
+    def __init__(self, source: str, names: Mapping[str, str]) -> None:
+        """
+        Args:
+            names: bos_token, eos_token and the like.
+
+        Raises:
+            ValueError: it is not a template.
+        """
+        self.source, self.names = source, dict(names)
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        environment.filters["tojson"] = to_json
+        environment.globals.update(raise_exception=refuse, strftime_now=strftime_now)
+        source = source.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+        try:
+            self._template = environment.from_string(source)
+        except TemplateError as error:
+            raise ValueError(f"the chat template is not a Jinja2 template: {error}") from error
+
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True, more: Mapping[str, Any] | None = None,
+    ) -> str:  # fmt: skip
+        """The text of a chat.
+
+        Raises:
+            ValueError: the template does not take these messages.
+        """
+        names = {**(more or {}), **self.names}
+        try:
+            return self._template.render(
+                messages=messages, tools=tools or None, add_generation_prompt=add_generation_prompt, **names
+            )
+        except TemplateError as error:
+            raise FieldError(f"the model's chat template refuses these messages: {error}", "messages") from None
+        except (TypeError, ValueError, KeyError, AttributeError, OverflowError, RecursionError):
+            raise FieldError("the model's chat template cannot make a text of these messages", "messages") from None
+
+    async def encode(
+        self, words: Words, most: int, messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None, add_generation_prompt: bool = True,
+        more: Mapping[str, Any] | None = None,
+    ) -> list[int]:  # fmt: skip
+        """The tokens of a chat. A special token's text in a message is tokenized as text: nobody can forge a turn.
+
+        Raises:
+            ValueError: the template does not take these messages, or they do not fit into `most` tokens.
+        """
+        special = [token for token in words.special if token]
+        safe = [hide(message, special) for message in messages]
+        text = self.render(safe, hide(tools or (), special), add_generation_prompt, more)
+        tokens: list[int] = []
+        for number, piece in enumerate(split_forged(text)):
+            if number % 2:
+                tokens += words.plain.encode(special[int(piece)], add_special_tokens=False).ids
+            elif piece:
+                tokens += await words.encode(piece, most, special=False)
+        return tokens
+
+
+def hide(value: Any, special: Sequence[str]) -> Any:
+    """The same message, with special tokens' texts replaced."""
+    if isinstance(value, str):
+        value = value.replace(OPEN, "").replace(CLOSE, "")
+        for number, token in enumerate(special):
+            value = value.replace(token, f"{OPEN}{number}{CLOSE}")
+        return value
+    if isinstance(value, Mapping):
+        return {name: hide(one, special) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [hide(one, special) for one in value]
+    return value
+
+
+def split_forged(text: str) -> list[str]:
+    """Text, number of a special token, text, number, …, text."""
+    pieces: list[str] = []
+    for part in text.split(OPEN):
+        number, end, rest = part.partition(CLOSE)
+        pieces += [number, rest] if end and pieces else [part]
+    return pieces
+
+
+def find_template(folder: Path, file: Path | None = None) -> ChatTemplate | None:
+    """The chat template of a Hugging Face directory; or of `file`, in its place. None: there is none.
+
+    Raises:
+        ValueError: it cannot be read, or is not a template.
+    """
+    settings = folder / "tokenizer_config.json"
+    table = read_json(settings) if settings.is_file() else {}
+    if file is not None:
+        if not file.is_file():
+            raise ValueError(f"there is no chat template {file}")
+        source: Any = file.read_text(encoding="utf-8")
+    elif (folder / "chat_template.jinja").is_file():
+        source = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    elif (folder / "chat_template.json").is_file():
+        source = read_json(folder / "chat_template.json").get("chat_template")
+    else:
+        source = table.get("chat_template")
+    if isinstance(source, list):  # several, by name
+        named = {one["name"]: one["template"] for one in source}
+        source = named.get("default") or next(iter(named.values()), None)
+    if not source:
+        return None
+    tokens = {name: text_of(value) for name, value in table.items() if name.endswith("_token")}
+    return ChatTemplate(str(source), {name: text for name, text in tokens.items() if text is not None})
+
+
+def text_of(token: Any) -> str | None:
+    """tokenizer_config.json writes a token as its text, or as a table that has it."""
+    found = token.get("content") if isinstance(token, dict) else token
+    return found if isinstance(found, str) else None
+
+
+def to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **more: Any) -> str:
+    """transformers' filter: no escapes for HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **more)
+
+
+def refuse(message: str) -> None:
+    raise TemplateError(str(message)[:500])
+
+
+def strftime_now(form: str) -> str:
+    return datetime.now().strftime(form)

@@ -1,0 +1,190 @@
+"""The way in: what every request passes before any route sees it, and every answer on its way out.
+
+In this order: is there such a route; has it a key; is there room; has the body come in whole, in time, and not too large.
+Then the route runs, as long as its client is there: whoever hangs up has cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import secrets
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from starlette.routing import BaseRoute, Match
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from weft.serve.server.catalogue import Catalogue
+from weft.serve.server.config import ServerConfig
+from weft.serve.server.errors import HttpError, Problem, problem
+from weft.serve.server.keys import Keys
+from weft.serve.server.metrics import Metrics
+from weft.serve.server.playground.router import FILES
+
+log = logging.getLogger("weft.serve")
+
+OPEN = {"/health", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", *FILES}
+"""Routes that need no key: probes have none, and a page asks for one. They say yes or no, and of nothing else."""
+
+GENERATING = {"/v1/completions", "/v1/chat/completions"}
+"""Routes that are refused right here where the only model's queue is full."""
+
+KNOWN = 256
+"""Places that are remembered: there are fewer, but some name something."""
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+
+
+class Guard:
+    """ASGI middleware, the outermost.
+
+    `scope["state"]` gets `tenant` (which key came; "" where none is needed) and `request_id`.
+
+    Args:
+        routes: the allow-list: what is not in there is not there.
+    """
+
+    def __init__(self, app: ASGIApp, catalogue: Catalogue, config: ServerConfig, routes: Sequence[BaseRoute]) -> None:
+        self.app, self.catalogue, self.config, self.routes = app, catalogue, config, routes
+        self._known: set[tuple[str, str]] = set()  # methods and paths that were found
+        self._keys = Keys(config.api_keys)
+        self._live = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        given = headers.get("x-request-id", "")
+        request_id = given if REQUEST_ID.fullmatch(given) else f"req-{secrets.token_hex(8)}"
+        answer = Answer(send, request_id, self.catalogue.metrics)
+        self._live += 1
+        try:
+            self._find(scope)
+            tenant = "" if scope["path"] in OPEN else self._keys.tenant(headers.get("authorization", ""))
+            scope.setdefault("state", {}).update(tenant=tenant, request_id=request_id)
+            self._check_room(scope["path"])
+            body = await self._body(headers, receive)
+            await self._run(scope, body, receive, answer)
+        except Exception as error:
+            told = problem(error, self.catalogue.draining)
+            if told.status == 500:
+                log.exception("%s: %s %s failed", request_id, scope["method"], scope["path"])
+            if not answer.begun:
+                await answer.refuse(told, scope["path"])
+            elif told.status == 500:
+                raise  # the connection is cut: half an answer must not look whole
+        finally:
+            self._live -= 1
+
+    def _find(self, scope: Scope) -> None:
+        place = scope["method"], scope["path"]
+        if place in self._known:
+            return
+        matches = [route.matches(scope)[0] for route in self.routes]
+        if Match.FULL in matches:
+            if len(self._known) < KNOWN:
+                self._known.add(place)
+            return
+        if Match.PARTIAL in matches:
+            raise HttpError(405, f"{scope['method']} is not possible here", "method_not_allowed")
+        raise HttpError(404, "there is no such route", "unknown_route")
+
+    def _check_room(self, path: str) -> None:
+        if path in OPEN or path.startswith(("/health", "/metrics")):
+            return
+        if self.catalogue.draining:
+            raise HttpError(503, "the server is shutting down", "draining", {"retry-after": "5", "connection": "close"})
+        if self._live > self.config.max_connections:
+            raise HttpError(503, "too many requests at once", "too_many_requests", {"retry-after": "1"})
+        if path in GENERATING and len(self.catalogue.models) == 1:
+            self.catalogue.get(
+                None
+            ).check_room()  # before a byte of the body is read: in a rush, refusals must be cheap
+
+    async def _body(self, headers: dict[str, str], receive: Receive) -> bytes:
+        limits = self.config.limits
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length) > limits.body_bytes:
+            raise too_large(limits.body_bytes)
+        pieces, size, more = [], 0, True
+        try:
+            async with asyncio.timeout(limits.receive_seconds):
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise HttpError(408, "the client went away", "disconnected", {"connection": "close"})
+                    pieces.append(message.get("body", b""))
+                    size += len(pieces[-1])
+                    more = message.get("more_body", False)
+                    if size > limits.body_bytes:
+                        raise too_large(limits.body_bytes)
+        except TimeoutError:
+            raise HttpError(
+                408, f"the request took more than {limits.receive_seconds:g} s to come in", "slow_request",
+                {"connection": "close", "x-should-retry": "false"},
+            ) from None  # fmt: skip
+        return b"".join(pieces)
+
+    async def _run(self, scope: Scope, body: bytes, receive: Receive, answer: Answer) -> None:
+        """Run the route, until it ends or its client hangs up."""
+        read = False
+
+        async def replay() -> Message:
+            nonlocal read
+            if read:
+                await asyncio.Event().wait()  # a hang-up ends the route anyway
+            read = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        route = asyncio.ensure_future(self.app(scope, replay, answer.send))
+        watch = asyncio.ensure_future(hang_up(receive))
+        try:
+            await asyncio.wait((route, watch), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            watch.cancel()
+            if not route.done():
+                route.cancel()
+        with suppress(asyncio.CancelledError):
+            await route
+
+
+async def hang_up(receive: Receive) -> None:
+    """Returns when the client is gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def too_large(most: int) -> HttpError:
+    return HttpError(413, f"the body is larger than {most} bytes", "too_large", {"connection": "close"})
+
+
+class Answer:
+    """What goes back, with the headers that every answer has.
+
+    Attributes:
+        begun: whether a status has gone out.
+    """
+
+    def __init__(self, send: Send, request_id: str, metrics: Metrics) -> None:
+        self._send, self._metrics = send, metrics
+        self._headers = [(b"x-request-id", request_id.encode()), (b"x-content-type-options", b"nosniff")]
+        self.begun = False
+
+    async def send(self, message: Any) -> None:
+        if message["type"] == "http.response.start":
+            self.begun = True
+            self._metrics.answers.labels(str(message["status"])).inc()
+            message = {**message, "headers": [*message.get("headers", ()), *self._headers]}
+        await self._send(message)
+
+    async def refuse(self, told: Problem, path: str) -> None:
+        body = json.dumps(told.body(path)).encode()
+        headers = {"content-type": "application/json", "content-length": str(len(body)), **told.all_headers}
+        pairs = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+        await self.send({"type": "http.response.start", "status": told.status, "headers": pairs})
+        await self.send({"type": "http.response.body", "body": body})

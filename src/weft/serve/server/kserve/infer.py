@@ -1,0 +1,125 @@
+"""A call, run: from a client's words to the engine's request, and from its outputs to responses."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from weft.serve.grammar import Grammar, Kind
+from weft.serve.request import Output, Request, Sampling
+from weft.serve.server.config import ServerConfig
+from weft.serve.server.errors import UnknownModelError, cut_off
+from weft.serve.server.hosted import Hosted
+from weft.serve.server.kserve.call import Call, Response, answer
+from weft.serve.server.version import Version
+
+__all__ = ["infer", "version_of", "whole"]
+
+GRAMMARS: tuple[Kind, ...] = ("json_schema", "regex")
+
+
+def version_of(hosted: Hosted, asked: str) -> Version:
+    """
+    Args:
+        asked: a version's number; "": whichever there is.
+
+    Raises:
+        UnknownModelError: it is not the present one.
+        DeadError: there is none at the moment.
+    """
+    version = hosted.current
+    if asked not in ("", version.number):
+        raise UnknownModelError(f"{hosted.name} has no version {asked[:64]!r}; it has {version.number}")
+    return version
+
+
+async def infer(
+    call: Call, hosted: Hosted, asked: str, config: ServerConfig, tenant: str
+) -> AsyncGenerator[Response]:  # fmt: skip
+    """The responses of a call: one, or where it streams as many as the engine's outputs. Leaving early cancels it.
+
+    Args:
+        asked: the version that is asked for; "": the present one.
+
+    Raises:
+        ValueError, RefusedError, DeadError, UnknownModelError: before the first response.
+        HttpError: the engine failed, the server stops, or the time was up before the first token; if it is up later, what
+            there is by then is the answer, and the reason of its end is "deadline".
+    """
+    with hosted.statistics.request() as clock:
+        version = version_of(hosted, asked)
+        hosted.check_room()  # before the prompt is tokenized: in a rush, refusals must be cheap
+        request = await make_request(call, version, config, tenant)
+        clock.read = time.monotonic()
+        kept: list[Output] = []
+        begun = False
+        with hosted.outputs([request], version) as outputs:
+            async for output in outputs:
+                clock.began = clock.began or output.started
+                begun = begun or bool(output.tokens)
+                if error := cut_off(output, begun):
+                    raise error
+                kept.append(output)
+                if output.finish is not None or call.stream:
+                    start = time.monotonic()
+                    yield Response(version.number, answer(kept, call.wanted), output.finish is not None)
+                    clock.written += time.monotonic() - start
+                    kept.clear()
+
+
+async def whole(call: Call, hosted: Hosted, asked: str, config: ServerConfig, tenant: str) -> Response:
+    """The one response of a call that does not stream.
+
+    Raises:
+        ValueError: it does; else as `infer`.
+    """
+    if call.stream:
+        raise ValueError("stream: only generate_stream and ModelStreamInfer give more than one response; leave it out")
+    async with aclosing(infer(call, hosted, asked, config, tenant)) as responses:
+        [response] = [one async for one in responses]
+    return response
+
+
+async def make_request(call: Call, version: Version, config: ServerConfig, tenant: str) -> Request:
+    """What the engine is asked.
+
+    Raises:
+        ValueError: the call asks for what is not possible, or for more than the server's limits.
+    """
+    settings = call.settings
+    config.limits.check_stops(settings.get("stop", ()))
+    config.limits.check_count("stop_token_ids", len(settings.get("stop_token_ids", ())), config.limits.biases)
+    sampling = Sampling(**call.sampling(version.eos))
+    logprobs = settings.get("logprobs")
+    if logprobs is not None:
+        told = min(sampling.max_tokens, version.max_context) * (1 + logprobs)
+        config.limits.check_count("log-probabilities in one answer", told, config.limits.told)
+    latest = time.monotonic() + config.request_seconds
+    return Request(
+        f"kserve-{secrets.token_hex(8)}", await _prompt(call, version), sampling, priority=call.priority,
+        deadline=min(latest, call.deadline or latest), salt=f"{tenant}:", logprobs=logprobs,
+        grammar=await _grammar(call, version),
+    )  # fmt: skip
+
+
+async def _prompt(call: Call, version: Version) -> list[int]:
+    text = call.settings.get("text_input")
+    if (text is None) == ("input_ids" not in call.settings):
+        raise ValueError("give the prompt as text_input or as input_ids, one of the two")
+    if text is None:
+        return list(call.settings["input_ids"])
+    return await version.need_words().encode(text, version.max_context)
+
+
+async def _grammar(call: Call, version: Version) -> Grammar | None:
+    asked = [kind for kind in GRAMMARS if kind in call.settings]
+    if len(asked) > 1:
+        raise ValueError("json_schema and regex: a text has one form; leave one of them out")
+    if not asked:
+        return None
+    version.need_words()
+    compiler = version.loop.engine.grammars
+    return await asyncio.to_thread(compiler.compile, asked[0], call.settings[asked[0]])

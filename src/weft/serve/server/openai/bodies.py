@@ -1,0 +1,248 @@
+"""What clients of OpenAI's routes send: its fields, and those that vLLM's clients send besides.
+
+A field that nobody knows is refused, as OpenAI does: misspelt, it would be left out in silence.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from fastapi import Request as HttpRequest
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from weft.serve.request import MAX_LOGPROBS
+from weft.serve.server.errors import FieldError, HttpError
+from weft.serve.server.openai.messages import Message, read_messages
+from weft.serve.server.openai.tools import Choice, Tool, read_choice, read_tools
+
+INT64 = 2**63
+Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31)]
+Logprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
+
+Prompt = list[str] | list[list[int]]
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+    model: str | None = None
+    user: Any = None
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    include_usage: bool = False
+    continuous_usage_stats: bool = False  # vLLM's: what there is so far, in every event
+    include_obfuscation: bool = False
+
+
+class JsonSchema(BaseModel):
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    name: str = "answer"
+    description: str | None = None
+    form: dict[str, Any] = Field(default_factory=dict, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class StructuredOutputs(BaseModel):
+    """vLLM's: one of them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    form: dict[str, Any] | str | None = Field(None, alias="json")
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+
+
+class Generation(Body):
+    """What completions and chats have in common."""
+
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    n: Annotated[int, Field(ge=1)] = 1
+    stop: list[str] = []
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+    seed: Annotated[int, Field(ge=-INT64, lt=INT64)] | None = None
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: dict[Int32, float] = {}
+    response_format: ResponseFormat | None = None
+    # vLLM's
+    top_k: Int32 | None = None
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    stop_token_ids: list[Int32] = []
+    ignore_eos: bool = False
+    min_tokens: Annotated[int, Field(ge=0)] = 0
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: Literal[True] = True
+    spaces_between_special_tokens: bool = True
+    add_special_tokens: bool = True
+    prompt_logprobs: Logprobs | None = None
+    return_token_ids: bool = False
+    priority: Int32 = 0
+    cache_salt: Annotated[str, Field(max_length=256)] = ""
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    # weft's
+    timeout: Annotated[float, Field(gt=0, le=86400)] | None = None
+
+    @field_validator("stop", mode="plain")
+    @classmethod
+    def _stop(cls, value: Any) -> list[str]:
+        stops = [value] if isinstance(value, str) else value or []
+        if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
+            raise ValueError("stop must be a text or a list of texts")
+        return stops
+
+    @field_validator(
+        "temperature", "top_p", "n", "stream", "stream_options", "frequency_penalty", "presence_penalty", "logit_bias",
+        "min_p", "repetition_penalty", "stop_token_ids", "ignore_eos", "min_tokens", "add_special_tokens", "priority",
+        "cache_salt", mode="wrap",
+    )  # fmt: skip
+    @classmethod
+    def _null(cls, value: Any, check: Any, info: Any) -> Any:
+        """A field that is null is a field left out."""
+        return check(value) if value is not None else cls.model_fields[info.field_name].get_default()
+
+
+class CompletionBody(Generation):
+    prompt: Any  # Prompt, and whether it was one of several
+    suffix: str | None = None
+    echo: bool = False
+    logprobs: Logprobs | None = None
+    best_of: Annotated[int, Field(ge=1)] | None = None
+
+    @field_validator("prompt", mode="plain")
+    @classmethod
+    def _prompt(cls, value: Any) -> Prompt:
+        if isinstance(value, str):
+            return [value]
+        if isinstance(value, list) and value:
+            if all(isinstance(one, str) for one in value):
+                return value
+            if all(type(one) is int for one in value):
+                return [value]
+            if all(isinstance(one, list) and all(type(id) is int for id in one) for one in value):
+                return value
+        raise ValueError("prompt must be a text, a list of texts, a list of token ids, or a list of such lists")
+
+
+class ChatBody(Generation):
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool = False
+    top_logprobs: Logprobs | None = None
+    tools: list[Tool] = []
+    tool_choice: Choice = Choice("auto")
+    parallel_tool_calls: bool = True
+    add_generation_prompt: bool = True
+    chat_template_kwargs: dict[str, Any] = {}
+    # known to OpenAI, and nothing to a model of ours
+    metadata: Any = None
+    modalities: list[Literal["text"]] | None = None
+    prediction: Any = None
+    prompt_cache_key: Any = None
+    reasoning_effort: Any = None
+    safety_identifier: Any = None
+    service_tier: Any = None
+    store: Any = None
+    verbosity: Any = None
+
+    @field_validator("messages", mode="plain")
+    @classmethod
+    def _messages(cls, value: Any) -> list[Message]:
+        return read_messages(value)
+
+    @field_validator("tools", mode="plain")
+    @classmethod
+    def _tools(cls, value: Any) -> list[Tool]:
+        return read_tools(value)
+
+    @field_validator("tool_choice", mode="plain")
+    @classmethod
+    def _choice(cls, value: Any) -> Choice:
+        return read_choice(value)
+
+    @field_validator("logprobs", "parallel_tool_calls", "chat_template_kwargs", mode="wrap")
+    @classmethod
+    def _left_out(cls, value: Any, check: Any, info: Any) -> Any:
+        return check(value) if value is not None else cls.model_fields[info.field_name].get_default()
+
+
+class EmbeddingBody(Body):
+    input: Any
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+    priority: Int32 = 0
+    timeout: Annotated[float, Field(gt=0, le=86400)] | None = None
+
+    @field_validator("input", mode="plain")
+    @classmethod
+    def _input(cls, value: Any) -> Prompt:
+        return CompletionBody._prompt(value)
+
+
+class TokenizeBody(Body):
+    prompt: str | None = None
+    messages: list[Message] | None = None
+    add_special_tokens: bool = True
+    add_generation_prompt: bool = True
+    return_token_strs: bool = False
+
+    @field_validator("messages", mode="plain")
+    @classmethod
+    def _messages(cls, value: Any) -> list[Message]:
+        return read_messages(value)
+
+
+class DetokenizeBody(Body):
+    tokens: list[Int32]
+
+
+Kind = TypeVar("Kind", bound=Body)
+
+
+async def read(kind: type[Kind], http: HttpRequest) -> Kind:
+    """The body of a request.
+
+    Raises:
+        HttpError: it is no JSON by its own account: a page elsewhere cannot send one here without asking.
+        FieldError: it is not as it must be; the first thing that is not.
+    """
+    if http.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise HttpError(415, "send the body as Content-Type: application/json", "unsupported_media_type")
+    try:
+        return kind.model_validate_json(await http.body())
+    except ValidationError as error:
+        raise field_error(error) from None
+
+
+def field_error(error: ValidationError) -> FieldError:
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"])[:200]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, FieldError):
+        return FieldError(str(cause), cause.param)
+    if first["type"] == "extra_forbidden":
+        return FieldError(f"Unrecognized request argument supplied: {where}", where)
+    if first["type"] == "json_invalid":
+        return FieldError(f"the body is not JSON: {first['msg'].removeprefix('Invalid JSON: ')[:200]}", None)
+    words = str(cause) if cause is not None else first["msg"]
+    return FieldError(f"{where}: {words}" if where else words, where or None)

@@ -1,0 +1,199 @@
+"""/v1/chat/completions."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi import Request as HttpRequest
+from starlette.responses import Response
+
+from weft.serve.request import Output, Request
+from weft.serve.server.catalogue import Catalogue
+from weft.serve.server.chat import ChatTemplate
+from weft.serve.server.config import ServerConfig
+from weft.serve.server.errors import FieldError, cut_off
+from weft.serve.server.openai.answers import EventAnswer, Events, JsonAnswer, Usage
+from weft.serve.server.openai.asking import make_grammar, make_requests
+from weft.serve.server.openai.bodies import ChatBody, TokenizeBody, read
+from weft.serve.server.openai.logprobs import Namer, chat_logprobs, prompt_table
+from weft.serve.server.openai.tools import Call, forced_form, make_reader
+from weft.serve.server.outputs import Outputs
+from weft.serve.server.version import Version
+
+
+def chats_router(catalogue: Catalogue, config: ServerConfig) -> APIRouter:
+    router = APIRouter()
+
+    @router.post("/v1/chat/completions")
+    async def chat(http: HttpRequest) -> Response:
+        body = await read(ChatBody, http)
+        hosted, version = catalogue.find(body.model)
+        prompt = await tokenize_chat(body, version, config)
+        forced = None
+        if body.tool_choice.mode in ("required", "named"):
+            forced = forced_form(body.tools, body.tool_choice, body.parallel_tool_calls)
+        most = body.max_completion_tokens or body.max_tokens
+        if most == 0:
+            raise FieldError("max_tokens is 0; it must be at least 1", "max_tokens")
+        if body.top_logprobs and not body.logprobs:
+            raise FieldError("top_logprobs needs logprobs: true", "top_logprobs")
+        requests = make_requests(
+            body, [prompt], most or max(1, version.max_context - len(prompt)), version, config, http, n=body.n,
+            logprobs=body.top_logprobs or 0 if body.logprobs else None, prompt_logprobs=body.prompt_logprobs,
+            grammar=await make_grammar(body, version, forced),
+        )  # fmt: skip
+        outputs = hosted.outputs(requests, version)
+        job = ChatJob(body, version, requests[0])
+        if body.stream:
+            return EventAnswer(job.events(outputs), outputs, version)
+        with outputs:
+            return JsonAnswer(await job.whole(outputs), version)
+
+    return router
+
+
+def need_template(version: Version) -> ChatTemplate:
+    """
+    Raises:
+        FieldError: the model has none.
+    """
+    if version.template is None:
+        raise FieldError(
+            "this model has no chat template, as models that were not tuned for chats have none: use /v1/completions, or "
+            "start the server with --chat-template FILE",
+            "messages",
+        )
+    return version.template
+
+
+async def tokenize_chat(body: ChatBody | TokenizeBody, version: Version, config: ServerConfig) -> list[int]:
+    """
+    Raises:
+        ValueError: too many messages or tools, ones that the template refuses, or more than there is room for.
+    """
+    template, words = need_template(version), version.need_words()
+    messages = body.messages or []
+    config.limits.check_count("messages", len(messages), config.limits.messages)
+    tools, more = None, {}
+    if isinstance(body, ChatBody):
+        config.limits.check_count("tools", len(body.tools), config.limits.tools)
+        tools = [tool.whole for tool in body.tools] if body.tool_choice.mode != "none" else None
+        more = body.chat_template_kwargs
+    return await template.encode(words, version.max_context, messages, tools, body.add_generation_prompt, more)
+
+
+class ChatChoice:
+    """One answer as it comes."""
+
+    def __init__(self, body: ChatBody, template: str) -> None:
+        self.reader = make_reader(template, body.tools, body.tool_choice)
+        self.content = ""
+        self.calls: list[Call] = []
+        self.logprobs: list[Any] = []
+        self.begun = False
+        self.finish: str | None = None
+        self.stopped_by: str | int | None = None
+        self.tokens: list[int] = []
+
+
+class ChatJob:
+    """The answer to one chat."""
+
+    def __init__(self, body: ChatBody, version: Version, request: Request) -> None:
+        self.body, self.version, self.request = body, version, request
+        self.namer = Namer(version.words)
+        self.usage = Usage(len(request.prompt))
+        self.id, self.created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
+        self.choices = [ChatChoice(body, need_template(version).source) for _ in range(request.n)]
+        self.prompt_logprobs: list[Any] | None = None
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {
+            "id": self.id, "object": kind, "created": self.created, "model": self.version.model,
+            "system_fingerprint": self.version.fingerprint,
+        }  # fmt: skip
+
+    def take(self, output: Output) -> tuple[ChatChoice, str, list[Call], dict[str, Any] | None]:
+        """An answer's next part: what it says, what it calls, and its log-probabilities.
+
+        Raises:
+            HttpError: it was cut off.
+        """
+        choice = self.choices[output.index]
+        if error := cut_off(output, bool(choice.tokens or output.tokens)):
+            raise error
+        self.usage.count(output, not choice.tokens)
+        choice.tokens += output.tokens
+        text = output.text
+        if output.finish == "stop" and isinstance(output.stopped_by, str) and self.body.include_stop_str_in_output:
+            text += output.stopped_by
+        said, calls = choice.reader.push(text)
+        if output.finish is not None:
+            rest, more = choice.reader.close()
+            said, calls = said + rest, calls + more
+        if not self.body.parallel_tool_calls:
+            calls = calls[: max(0, 1 - len(choice.calls))]
+        choice.content += said
+        choice.calls += calls
+        if output.finish is not None:
+            choice.finish = "tool_calls" if choice.calls and output.finish == "stop" else output.finish
+            choice.stopped_by = output.stopped_by if output.stopped_by not in self.version.eos else None
+        told = None
+        if self.body.logprobs:
+            told = chat_logprobs(self.namer, output.logprobs or ())
+            choice.logprobs += told["content"]
+        if output.prompt_logprobs is not None:
+            self.prompt_logprobs = prompt_table(self.namer, output.prompt_logprobs)
+        return choice, said, calls, told
+
+    async def events(self, outputs: Outputs) -> Events:
+        options = self.body.stream_options
+        head = self._head("chat.completion.chunk")
+
+        def event(index: int, delta: dict[str, Any], finish: str | None = None, told: Any = None) -> dict[str, Any]:
+            choice = {"index": index, "delta": delta, "logprobs": told, "finish_reason": finish}
+            return {**head, "choices": [choice], **self.usage.event(options)}
+
+        async for output in outputs:
+            choice, said, calls, told = self.take(output)
+            delta: dict[str, Any] = {"content": said} if said else {}
+            if not choice.begun:
+                choice.begun = True
+                delta = {"role": "assistant", "content": said}
+            if calls:
+                start = len(choice.calls) - len(calls)
+                delta["tool_calls"] = [call.table(start + number) for number, call in enumerate(calls)]
+            if self.body.return_token_ids:
+                delta["token_ids"] = list(output.tokens)
+            if delta or told:
+                yield event(output.index, delta, None, told)
+            if choice.finish is not None:
+                yield event(output.index, {}, choice.finish)
+        if options.include_usage:
+            yield {**head, "choices": [], "usage": self.usage.table()}
+
+    async def whole(self, outputs: Outputs) -> dict[str, Any]:
+        async for output in outputs:
+            self.take(output)
+        choices = []
+        for index, choice in enumerate(self.choices):
+            message: dict[str, Any] = {"role": "assistant", "content": choice.content, "refusal": None}
+            if choice.calls:
+                message["tool_calls"] = [call.table() for call in choice.calls]
+                message["content"] = choice.content or None
+            table: dict[str, Any] = {
+                "index": index, "message": message, "finish_reason": choice.finish, "stop_reason": choice.stopped_by,
+                "logprobs": {"content": choice.logprobs, "refusal": None} if self.body.logprobs else None,
+            }  # fmt: skip
+            if self.body.return_token_ids:
+                table["token_ids"] = choice.tokens
+            choices.append(table)
+        whole = {**self._head("chat.completion"), "choices": choices, "usage": self.usage.table()}
+        if self.body.return_token_ids:
+            whole["prompt_token_ids"] = list(self.request.prompt)
+        if self.prompt_logprobs is not None:
+            whole["prompt_logprobs"] = self.prompt_logprobs
+        return whole

@@ -1,0 +1,92 @@
+"""Outputs on their way from an engine's thread to whoever asked, in an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import replace
+from typing import Self
+
+from weft.serve.loop import EngineLoop
+from weft.serve.request import Output, Request
+from weft.serve.server.errors import FAILED
+from weft.serve.server.metrics import Meter, Timing
+
+
+class Mailbox:
+    """Outputs on their way from an engine's thread to one reader in an event loop."""
+
+    def __init__(self, cancel: Callable[[str], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._cancel = cancel
+        self._items: deque[Output] = deque()
+        self._come = asyncio.Event()
+        self._told = False
+
+    def put(self, output: Output) -> None:
+        """By the engine's thread."""
+        self._items.append(output)
+        if not self._told:  # one knock for all that lies there
+            self._told = True
+            try:
+                self._loop.call_soon_threadsafe(self._come.set)
+            except RuntimeError:  # the reader's event loop is gone
+                self._cancel(output.id)
+
+    async def take(self) -> list[Output]:
+        """All that has come, at least one."""
+        while not self._items:
+            await self._come.wait()
+            self._come.clear()
+            self._told = False
+        outputs = []
+        while self._items:
+            outputs.append(self._items.popleft())
+        return outputs
+
+
+class Outputs:
+    """The outputs of requests that have begun."""
+
+    def __init__(self, loop: EngineLoop, requests: Sequence[Request], meter: Meter) -> None:
+        self._loop, self._meter = loop, meter
+        self._mailbox = Mailbox(loop.cancel)
+        self._left: dict[str, int] = {}  # completions that have not ended
+        self._timings = {request.id: Timing(request) for request in requests}
+        try:
+            for request in requests:
+                loop.submit(request, self._mailbox.put)
+                self._left[request.id] = request.n
+        except (ValueError, RuntimeError) as error:
+            meter.refuse(type(error).__name__.removesuffix("Error").lower())
+            self.close()
+            raise
+
+    async def __aiter__(self) -> AsyncGenerator[Output, None]:
+        while self._left:
+            for output in await self._mailbox.take():
+                if output.finish is not None:
+                    self._left[output.id] -= 1
+                    if not self._left[output.id]:
+                        del self._left[output.id]
+                self._meter.token(output, self._timings[output.id])
+                if output.finish == "error" and self._loop.error is not None:
+                    output = replace(output, error=FAILED)
+                yield output
+
+    def close(self) -> None:
+        """Cancel what has not ended."""
+        for id in self._left:
+            self._loop.cancel(id)
+            self._meter.cut(self._timings[id])
+        self._left.clear()
+
+    async def aclose(self) -> None:
+        self.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()

@@ -1,0 +1,1 @@
+"""The playground: a page on which people try the models that are served."""

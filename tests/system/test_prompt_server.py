@@ -1,0 +1,128 @@
+"""A model behind weft's server says what it says in this process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from served import Served, make_folder, model, served
+from typer.testing import CliRunner
+
+import weft.prompt.remote
+from weft.cli.app import app
+from weft.prompt.file import PromptSampling
+from weft.prompt.local import LocalModel
+from weft.prompt.model import Ask, Form
+from weft.prompt.perplexity import perplexity
+from weft.prompt.remote import RemoteModel
+
+GREEDY = PromptSampling(max_tokens=6)
+TURNS = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("weights") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def local(folder: Path) -> LocalModel:
+    return LocalModel(folder)
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[Served]:
+    with served(model(folder)) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def remote(server: Served) -> Iterator[RemoteModel]:
+    found = RemoteModel(f"{server.url}/v1", at_once=4)
+    yield found
+    found.close()
+
+
+def test_answers_are_those_of_this_process(local: LocalModel, remote: RemoteModel) -> None:
+    sampled = PromptSampling(temperature=1.0, seed=5, max_tokens=6)
+    asks = [
+        *(Ask(f"number {number}", GREEDY) for number in range(12)), Ask(TURNS, GREEDY), Ask("a", sampled, n=3),
+        Ask("a", GREEDY, form=Form("regex", "yes|no")),
+        Ask(TURNS, GREEDY, form=Form("json_schema", json.dumps({"type": "integer"}))),
+        Ask("b", PromptSampling(max_tokens=40, stop=("e",))),
+    ]  # fmt: skip
+    here, there = dict(local.complete(asks)), dict(remote.complete(asks))
+    for index in here:
+        assert there[index].texts == here[index].texts
+        assert (there[index].cut, there[index].prompt_tokens) == (here[index].cut, here[index].prompt_tokens)
+        assert there[index].new_tokens == here[index].new_tokens
+    assert here[14].texts[0] in ("yes", "no")
+    assert remote.name == "tiny"
+
+
+def test_streams_are_those_of_this_process(local: LocalModel, remote: RemoteModel) -> None:
+    for prompt in ("abc", TURNS):
+        assert "".join(remote.stream(Ask(prompt, GREEDY))) == "".join(local.stream(Ask(prompt, GREEDY)))
+
+
+def test_what_is_judged_is_judged_as_in_this_process(local: LocalModel, remote: RemoteModel) -> None:
+    texts = [("one two", " three"), ("ab", "c"), ("one ", "é"), ("é", "è!")]
+    here, there = dict(local.likelihoods(texts)), dict(remote.likelihoods(texts))
+    for index in here:
+        assert there[index].logprob == pytest.approx(here[index].logprob, abs=1e-4)
+        assert (there[index].tokens, there[index].greedy) == (here[index].tokens, here[index].greedy)
+    ids = remote.encode("some text " * 80)
+    assert ids == local.encode("some text " * 80)
+    assert remote.longest == local.longest
+    assert perplexity("t", ids, 800, remote).nats == pytest.approx(perplexity("t", ids, 800, local).nats, abs=1e-5)
+    assert np.allclose(remote.embed(["a", "bc"]), local.embed(["a", "bc"]), atol=1e-5)
+    with pytest.raises(ValueError, match="at least one token before"):
+        list(remote.likelihoods([("", "a")]))
+
+
+def test_a_busy_server_is_asked_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with served(model(folder, max_sequences=1, max_waiting=0)) as busy:
+        eager = RemoteModel(f"{busy.url}/v1", at_once=3)
+        asks = [Ask("a", PromptSampling(max_tokens=60)) for _ in range(3)]
+        assert len({reply.texts for _, reply in eager.complete(asks)}) == 1
+        monkeypatch.setattr(weft.prompt.remote, "TRIES", 1)
+        with pytest.raises(ValueError, match=r"refused \(429\)"):
+            list(eager.complete(asks * 4))
+        eager.close()
+
+
+def test_what_a_server_refuses_is_told(remote: RemoteModel) -> None:
+    with pytest.raises(ValueError, match=r"/v1/completions refused \(400\): .*512"):
+        list(remote.complete([Ask("a" * 600, GREEDY)]))
+    with pytest.raises(ValueError, match=r"/v1/completions refused \(400\)"):
+        next(remote.stream(Ask("a" * 600, GREEDY)))
+
+
+def test_keys_and_names_go_with_every_request(folder: Path) -> None:
+    with served(model(folder, "a"), model(folder, "b"), api_keys=("secret",)) as guarded:
+        url = f"{guarded.url}/v1"
+        with pytest.raises(ValueError, match=r"refused \(401\)"):
+            RemoteModel(url)
+        with pytest.raises(ValueError, match=r"has 2 models \(a, b\): name one with --model"):
+            RemoteModel(url, key="secret")
+        known = RemoteModel(url, "b", "secret")
+        assert len(dict(known.complete([Ask("a", GREEDY)]))) == 1
+        known.close()
+
+
+def test_commands_take_a_url(server: Served, local: LocalModel, tmp_path: Path) -> None:
+    (tmp_path / "p.toml").write_text(
+        'name = "p"\nquestion = "{{ text }}"\n[sampling]\nmax_tokens = 4\n', encoding="utf-8"
+    )
+    url = ("--url", f"{server.url}/v1")
+    asked = CliRunner().invoke(app, ["prompt", "run", str(tmp_path / "p.toml"), "--set", "text=abc", *url])
+    assert asked.exit_code == 0, asked.output
+    assert asked.stdout.strip() == "".join(local.stream(Ask("abc", PromptSampling(max_tokens=4)))).strip()
+    (tmp_path / "t.txt").write_text("a text", encoding="utf-8")
+    scored = CliRunner().invoke(app, ["eval", "--text", str(tmp_path / "t.txt"), *url])
+    assert "perplexity" in scored.stdout
+    talked = CliRunner().invoke(app, ["prompt", "chat", "--max-tokens", "3", *url], input="hello\n/quit\n")
+    assert talked.exit_code == 0, talked.output

@@ -1,0 +1,120 @@
+"""LoRA adapters, each under a name of its own: what they answer is what a model answers that they were merged into."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from served import Served, make_folder, model, served
+
+RANK, ALPHA = 3, 6.0
+TARGETS = ("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj")
+
+
+def make_adapter(base: Path, folder: Path, merged: Path, seed: int) -> None:
+    """An adapter as peft writes it, and the base's weights with it in them."""
+    numbers = torch.Generator().manual_seed(seed)
+    shutil.copytree(base, merged)
+    [file] = merged.glob("*.safetensors")
+    weights, pairs = load_file(file), {}
+    for name in weights:
+        if not name.endswith(tuple(f"{target}.weight" for target in TARGETS)):
+            continue
+        a = 0.3 * torch.randn(RANK, weights[name].shape[1], generator=numbers)
+        b = 0.3 * torch.randn(weights[name].shape[0], RANK, generator=numbers)
+        weights[name] += ALPHA / RANK * b @ a
+        module = f"base_model.model.{name.removesuffix('.weight')}"
+        pairs |= {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
+    save_file(weights, file, {"format": "pt"})
+    folder.mkdir(parents=True)
+    save_file(pairs, folder / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "target_modules": list(TARGETS)}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """base, with the adapters calm and wild; and both again as models of their own."""
+    folder = tmp_path_factory.mktemp("adapters")
+    base = make_folder(folder / "base")
+    names = ("calm", "wild")
+    for seed, name in enumerate(names, start=10):
+        make_adapter(base, folder / "lora" / name, folder / f"merged-{name}", seed)
+    adapters = {name: str(folder / "lora" / name) for name in names}
+    merged = [model(folder / f"merged-{name}", f"merged-{name}") for name in names]
+    with served(model(base, "base", adapters=adapters), *merged) as one:
+        yield one
+
+
+def post(server: Served, route: str, **body: Any) -> httpx.Response:
+    return httpx.post(f"{server.url}{route}", json=body, timeout=60)
+
+
+def completion(server: Served, name: str, prompt: str) -> tuple[list[str], list[float]]:
+    answer = post(server, "/v1/completions", model=name, prompt=prompt, max_tokens=16, temperature=0, logprobs=0)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["model"] == name
+    told = answer.json()["choices"][0]["logprobs"]
+    return told["tokens"], told["token_logprobs"]
+
+
+def test_an_adapter_answers_as_the_model_that_it_is_merged_into(server: Served) -> None:
+    texts = []
+    for _ in range(2):  # the second time, prompts come out of the cache, each name's its own
+        for name in ("calm", "wild"):
+            tokens, logprobs = completion(server, name, "Once upon a time there was")
+            expected, numbers = completion(server, f"merged-{name}", "Once upon a time there was")
+            assert tokens == expected
+            assert logprobs == pytest.approx(numbers, abs=1e-3)
+            texts.append(tokens)
+    texts.append(completion(server, "base", "Once upon a time there was")[0])
+    assert len({tuple(text) for text in texts}) == 3
+
+
+def test_chats_streams_and_embeddings_have_it_too(server: Served) -> None:
+    body: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}], "temperature": 0, "max_tokens": 8}
+    said = [
+        post(server, "/v1/chat/completions", model=name, **body).json()["choices"][0]["message"]["content"]
+        for name in ("base", "wild", "merged-wild")
+    ]
+    assert said[0] != said[1] == said[2]
+    streamed = post(server, "/v1/completions", model="wild", prompt="Hi", max_tokens=4, stream=True).text
+    events = [json.loads(line[6:]) for line in streamed.splitlines() if line.startswith("data: {")]
+    assert {event["model"] for event in events} == {"wild"}
+    vectors = [
+        post(server, "/v1/embeddings", model=name, input="Hi").json()["data"][0]["embedding"]
+        for name in ("wild", "base", "merged-wild")
+    ]
+    assert vectors[0] == pytest.approx(vectors[2], abs=1e-4)
+    assert vectors[0] != pytest.approx(vectors[1], abs=1e-2)
+
+
+def test_adapters_are_listed_behind_their_model(server: Served) -> None:
+    cards = httpx.get(f"{server.url}/v1/models").json()["data"]
+    assert [(card["id"], card["parent"], card["root"]) for card in cards] == [
+        ("base", None, "base"),
+        ("calm", "base", "base"),
+        ("wild", "base", "base"),
+        ("merged-calm", None, "merged-calm"),
+        ("merged-wild", None, "merged-wild"),
+    ]
+    assert httpx.get(f"{server.url}/v1/models/wild").json() == cards[2]
+    tokens = post(server, "/tokenize", model="wild", prompt="Hi").json()["tokens"]
+    assert post(server, "/detokenize", model="wild", tokens=tokens).json() == {"prompt": "Hi"}
+
+
+def test_a_model_that_is_gone_takes_its_adapters_with_it(server: Served) -> None:
+    server.call(server.catalogue.unload, "base")
+    cards = httpx.get(f"{server.url}/v1/models").json()["data"]
+    assert [card["id"] for card in cards] == ["merged-calm", "merged-wild"]
+    refused = post(server, "/v1/completions", model="wild", prompt="Hi")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
+    server.call(server.catalogue.load, "base")
+    completion(server, "wild", "Hi")

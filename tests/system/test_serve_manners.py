@@ -1,0 +1,489 @@
+"""A server among clients that hurry, hang up, attack, or ask for nonsense; and one whose engine dies or is replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from served import Served, config, make_folder, model, served
+
+from weft.checkpoint.manifest import FileRecord, Manifest
+from weft.serve.request import Request, Sampling
+from weft.serve.server.config import ServerConfig
+from weft.serve.server.hosted import Hosted
+from weft.serve.server.limits import Limits
+from weft.serve.server.run import serve
+from weft.serve.server.version import Version
+
+LONG = {"model": "tiny", "prompt": "abc", "max_tokens": 500, "temperature": 0, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("served") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[Served]:
+    limits = Limits(receive_seconds=1.0, stall_seconds=1.0)
+    with served(model(folder, max_sequences=4, max_waiting=4), limits=limits) as one:
+        yield one
+
+
+def post(server: Served, body: Any, route: str = "/v1/completions", **settings: Any) -> httpx.Response:
+    return httpx.post(f"{server.url}{route}", json=body, timeout=60, **settings)
+
+
+def until(true: Callable[[], bool], seconds: float = 20) -> float:
+    start = time.monotonic()
+    while not true():
+        assert time.monotonic() - start < seconds
+        time.sleep(0.01)
+    return time.monotonic() - start
+
+
+def idle(server: Served) -> bool:
+    loop = server.catalogue.models["tiny"].current.loop
+    return loop.num_live == 0 and loop.stats().cache_used == 0
+
+
+def raw(server: Served, *pieces: bytes, pause: float = 0.0) -> bytes:
+    """All that the server says to these bytes, until it closes the connection."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        answer = b""
+        try:
+            for piece in pieces:
+                connection.sendall(piece)
+                time.sleep(pause)
+            while more := connection.recv(65536):
+                answer += more
+        except ConnectionError:
+            pass
+        return answer
+
+
+def request_bytes(body: bytes, *headers: str) -> bytes:
+    lines = ["POST /v1/completions HTTP/1.1", "Host: a", "Content-Type: application/json", *headers]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+# -- clients that go, wait and hurry ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_whoever_hangs_up_has_cancelled(server: Served, stream: bool) -> None:
+    body = json.dumps({**LONG, "n": 4, "temperature": 1.0, "stream": stream}).encode()
+    for _ in range(3):
+        connection = socket.create_connection(("127.0.0.1", server.port))
+        connection.sendall(request_bytes(body, f"Content-Length: {len(body)}"))
+        until(lambda: server.catalogue.models["tiny"].current.loop.stats().running > 0)
+        connection.close()
+    until(lambda: idle(server))
+
+
+def test_a_reader_that_does_not_read_is_cut_off(server: Served) -> None:
+    body = json.dumps({**LONG, "stream": True, "logprobs": 20}).encode()
+    cancelled = server.catalogue.models["tiny"].meter.ends["cancelled"]
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        connection.connect(("127.0.0.1", server.port))
+        connection.sendall(request_bytes(body, f"Content-Length: {len(body)}"))
+        until(lambda: not idle(server))
+        until(lambda: server.catalogue.models["tiny"].meter.ends["cancelled"] > cancelled, 60)
+    until(lambda: idle(server))
+
+
+def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(server: Served) -> None:
+    outcomes: list[httpx.Response] = []
+    threads = [
+        threading.Thread(target=lambda: outcomes.append(post(server, {**LONG, "max_tokens": 60}))) for _ in range(16)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    statuses = [one.status_code for one in outcomes]
+    assert set(statuses) == {200, 429}
+    assert statuses.count(200) >= 8
+    refused = next(one for one in outcomes if one.status_code == 429)
+    assert int(refused.headers["retry-after"]) >= 1
+    assert refused.json()["error"]["code"] == "queue_full"
+    texts = {one.json()["choices"][0]["text"] for one in outcomes if one.status_code == 200}
+    assert len(texts) == 1
+    with (
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as client,
+        pytest.raises(openai.RateLimitError),
+    ):
+        client.completions.create(model="tiny", prompt=["a"] * 99, n=1, max_tokens=5)
+
+
+def test_deadlines(server: Served) -> None:
+    told = post(server, {**LONG, "timeout": 0.15}).json()["choices"][0]
+    assert told["finish_reason"] == "deadline"
+    late = httpx.post(
+        f"{server.url}/v1/completions", json={**LONG, "prompt": "a" * 400}, headers={"x-request-timeout": "0.000001"}
+    )
+    assert (late.status_code, late.json()["error"]["code"]) == (408, "deadline")
+    assert late.headers["x-should-retry"] == "false"
+    until(lambda: idle(server))
+    nonsense = httpx.post(f"{server.url}/v1/completions", json=LONG, headers={"x-request-timeout": "soon"})
+    assert "it must be seconds" in nonsense.json()["error"]["message"]
+
+
+# -- attacks ----------------------------------------------------------------------------------------------------------
+
+
+def test_attacks_are_cut_off_while_others_are_served(server: Served) -> None:
+    """Slow headers, a slow body, endless headers, a body in crumbs, one too large, one without an end, no HTTP."""
+    whole = json.dumps(LONG).encode()
+    crumbs = b"".join(b"1\r\n%c\r\n" % byte for byte in b"[" * 2000)
+    attacks: list[tuple[Callable[[], bytes], bytes]] = [
+        (lambda: raw(server, b"GET /", *[b"a"] * 30, pause=0.1), b""),
+        (lambda: raw(server, request_bytes(b"", "Content-Length: 500"), *[b" "] * 5, pause=0.1), b"408"),
+        (lambda: raw(server, request_bytes(b"", *[f"X-{number}: {'y' * 900}" for number in range(40)])), b"400"),
+        (lambda: raw(server, request_bytes(crumbs, "Transfer-Encoding: chunked")), b"400"),
+        (lambda: raw(server, request_bytes(b"", "Content-Length: 99999999999")), b"413"),
+        (lambda: raw(server, request_bytes(b"FFFFFFFFFFFFFFFFF\r\n", "Transfer-Encoding: chunked")), b"400"),
+        (lambda: raw(server, b"\x16\x03\x01\x02\x00nonsense\r\n\r\n"), b"400"),
+        (lambda: raw(server, b"GET http://[ HTTP/1.1\r\n\r\n"), b"400"),
+        (lambda: raw(server, b"GET /chat HTTP/1.1\r\nUpgrade: websocket\r\nConnection: Upgrade, close\r\n\r\n"), b"404"),
+    ]  # fmt: skip
+    expected = post(server, {**LONG, "max_tokens": 20}).json()["choices"][0]["text"]
+    answers: dict[int, bytes] = {}
+    threads = [
+        threading.Thread(target=lambda number=number, attack=attack: answers.update({number: attack()}))
+        for number, (attack, _) in enumerate(attacks)
+    ]
+    for thread in threads:
+        thread.start()
+    for _ in range(3):
+        assert post(server, {**LONG, "max_tokens": 20}).json()["choices"][0]["text"] == expected
+    for thread in threads:
+        thread.join()
+    for number, (_, status) in enumerate(attacks):
+        assert answers[number].startswith(b"HTTP/1.1 " + status if status else b""), (number, answers[number][:200])
+        assert b"500" not in answers[number][:15]
+    assert b"HTTP/1.1 200" in raw(server, request_bytes(whole, f"Content-Length: {len(whole)}", "Connection: close"))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"{", b"\xff\xfe", b"null", b"[]", b'{"prompt": "\\ud800"}', b"[" * 100_000, b'{"prompt":' * 50_000,
+        b'{"prompt": ' + b"[" * 5000 + b"]" * 5000 + b"}", b'{"prompt": "a", "max_tokens": 1e400}',
+        b'{"prompt": "a", "temperature": NaN}', b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}",
+        b'{"prompt": "a", "top_p": Infinity}', b'{"prompt": ["a", 1]}', b'{"prompt": [true]}', b'{"prompt": [[]]}',
+        b'{"prompt": "a", "logit_bias": {"x": 1}}', b'{"prompt": "a", "logit_bias": {"-4": 1}}',
+        b'{"prompt": "a", "guided_regex": "(a+)+("}', b'{"prompt": "a", "guided_grammar": "start: start start"}',
+        b'{"prompt": "a", "stop": ""}', b'{"prompt": "a", "stream_options": {"x": 1}}', b'{"prompt": "a", "n": 1.5}',
+    ],
+)  # fmt: skip
+def test_nonsense_is_the_clients_mistake(server: Served, body: bytes) -> None:
+    answer = httpx.post(
+        f"{server.url}/v1/completions", content=body, headers={"content-type": "application/json"}, timeout=30
+    )
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["message"]
+
+
+def test_a_message_is_no_template(server: Served) -> None:
+    for content in ("{{ 7 * 7 }}", "{% for a in range(10**9) %}{% endfor %}", "{{ ''.__class__ }}", "\ufdd07\ufdd1"):
+        body = {"messages": [{"role": "user", "content": content}], "max_tokens": 1}
+        assert post(server, body, "/v1/chat/completions").status_code == 200
+    told = post(server, {"messages": [{"role": "user", "content": "{{ 7 * 7 }}"}]}, "/tokenize").json()["tokens"]
+    assert "{{ 7 * 7 }}" in post(server, {"tokens": told}, "/detokenize").json()["prompt"]
+
+
+def test_what_is_no_json_by_its_own_account_is_refused(server: Served) -> None:
+    """So a page somewhere else cannot make a browser ask here."""
+    answer = httpx.post(
+        f"{server.url}/v1/completions", content=json.dumps(LONG), headers={"content-type": "text/plain"}
+    )
+    assert answer.status_code == 415
+
+
+# -- keys and names ---------------------------------------------------------------------------------------------------
+
+
+def test_every_route_wants_a_key(folder: Path) -> None:
+    with served(model(folder), api_keys=("first", "second")) as one:
+        from weft.serve.server.guard import OPEN
+
+        routes = [(path, method) for path, method in all_routes(one) if path not in OPEN]
+        assert len(routes) >= 8
+        for path, method in [*routes, ("/nothing", "GET")]:
+            status = httpx.request(method, f"{one.url}{path}").status_code
+            assert status == (404 if path == "/nothing" else 401), path
+        for wrong in ("Bearer third", "Basic first", "Bearer", "first", "Bearer first second"):
+            assert httpx.get(f"{one.url}/v1/models", headers={"authorization": wrong}).status_code == 401
+        for path in ("/health", "/health/live", "/health/ready"):
+            assert httpx.get(f"{one.url}{path}").status_code == 200
+        for key in ("first", "second"):
+            client = openai.OpenAI(base_url=f"{one.url}/v1", api_key=key)
+            usage = client.completions.create(model="tiny", prompt="q" * 64, max_tokens=1).usage
+            assert usage is not None
+            assert usage.prompt_tokens_details is not None
+            assert usage.prompt_tokens_details.cached_tokens == 0  # a tenant sees nothing of another's
+            client.close()
+
+
+def all_routes(one: Served) -> list[tuple[str, str]]:
+    """Paths and methods, as FastAPI keeps them: a router that was included holds its own."""
+    routes: list[Any] = []
+    for route in one.server.config.app.routes:  # type: ignore[union-attr]
+        routes += route.original_router.routes if hasattr(route, "original_router") else [route]
+    return [(route.path.replace("{name:path}", "tiny"), next(iter(route.methods))) for route in routes]
+
+
+def test_several_models(folder: Path, tmp_path: Path) -> None:
+    with served(model(folder, "one"), model(make_folder(tmp_path / "other", seed=1), "two/b")) as both:
+        client = openai.OpenAI(base_url=f"{both.url}/v1", api_key="x")
+        texts = {
+            name: client.completions.create(model=name, prompt="abc", max_tokens=20, temperature=0).choices[0].text
+            for name in ("one", "two/b")
+        }
+        assert len(set(texts.values())) == 2
+        assert client.models.retrieve("two/b").id == "two/b"
+        client.close()
+
+
+# -- an engine that dies, and weights that change ---------------------------------------------------------------------
+
+
+def test_a_dead_engine_ends_its_streams_and_comes_back(folder: Path) -> None:
+    with served(model(folder)) as one:
+        hosted = one.catalogue.models["tiny"]
+        engine = hosted.current.loop.engine
+        expected = post(one, {**LONG, "max_tokens": 9}).json()["choices"][0]["text"]
+        with httpx.stream("POST", f"{one.url}/v1/completions", json={**LONG, "stream": True}, timeout=30) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+
+            def fail() -> None:
+                raise MemoryError("a secret address: 0x7fffdeadbeef")
+
+            engine.step = fail  # type: ignore[method-assign]
+            died = time.monotonic()
+            rest = [line for line in lines if line]
+            assert time.monotonic() - died < 5  # on a machine that is busy with other tests
+        assert rest[-1] == "data: [DONE]"
+        error = json.loads(rest[-2].removeprefix("data: "))["error"]
+        assert error["code"] == "engine_failed"
+        assert "secret" not in "".join(rest)
+        until(lambda: hosted.restarts == 1)
+        until(lambda: hosted.ready)
+        assert httpx.get(f"{one.url}/health/ready").status_code == 200
+        again = post(one, {**LONG, "max_tokens": 9})
+        assert again.json()["choices"][0]["text"] == expected
+        assert again.headers["x-weft-version"] == "1"
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_its_streams_and_comes_back(folder: Path) -> None:
+    with served(model(folder, tp=2)) as one:
+        hosted = one.catalogue.models["tiny"]
+        expected = post(one, {**LONG, "max_tokens": 9}).json()["choices"][0]["text"]
+        with httpx.stream("POST", f"{one.url}/v1/completions", json={**LONG, "stream": True}, timeout=60) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            ranks = hosted.current.loop.engine.ranks
+            assert ranks is not None
+            os.kill(ranks.processes[0].pid, signal.SIGKILL)
+            rest = [line for line in lines if line]
+        assert json.loads(rest[-2].removeprefix("data: "))["error"]["code"] == "engine_failed"
+        until(lambda: hosted.restarts == 1)
+        until(lambda: hosted.ready, 60)
+        assert post(one, {**LONG, "max_tokens": 9}).json()["choices"][0]["text"] == expected
+        with pytest.raises(ValueError, match="cut over 2 processes cannot be loaded beside another"):
+            one.call(hosted.refresh, folder.parent)
+
+
+def test_alive_ready_and_generating_are_three_things(folder: Path) -> None:
+    with served(model(folder), hang_seconds=0.3) as one:
+
+        def ask(question: str) -> int:
+            return httpx.get(f"{one.url}/health/{question}", timeout=30).status_code
+
+        assert [ask(question) for question in ("live", "ready", "generate")] == [200, 200, 200]
+        release = threading.Event()
+        engine = one.catalogue.models["tiny"].current.loop.engine
+        step = engine.step
+        engine.step = lambda: (release.wait(30), step())[1]  # type: ignore[method-assign]
+        thread = threading.Thread(target=lambda: post(one, {**LONG, "max_tokens": 2}))
+        thread.start()
+        until(lambda: ask("live") == 503)
+        assert ask("ready") == 200
+        release.set()
+        thread.join()
+        until(lambda: ask("live") == 200)
+        one.call(one.catalogue.unload, "tiny")
+        assert [ask(question) for question in ("live", "generate")] == [200, 503]
+        late = post(one, LONG)
+        assert (late.status_code, late.json()["error"]["code"], late.headers["retry-after"]) == (503, "not_ready", "1")
+        one.call(one.catalogue.load, "tiny")
+        assert post(one, {**LONG, "max_tokens": 2}).status_code == 200
+
+
+def save_step(source: Path, run: Path, step: int) -> Path:
+    """A finished checkpoint of a run, of these weights."""
+    path = run / "checkpoints" / f"step-{step:08d}"
+    shutil.copytree(source, path / "model")
+    files = {}
+    for file in sorted((path / "model").iterdir()):
+        content = file.read_bytes()
+        files[f"model/{file.name}"] = FileRecord(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+    (path / "manifest.json").write_bytes(Manifest(step=step, layout="dp1", files=files).to_json())
+    return path
+
+
+async def ends(hosted: Hosted, version: Version) -> list[str | None]:
+    with hosted.outputs([Request("late", [1], Sampling(max_tokens=1))], version) as outputs:
+        return [output.finish async for output in outputs]
+
+
+def test_newer_weights_take_over_without_a_pause(tmp_path: Path) -> None:
+    """What is being answered ends with the old ones; what is worse, or broken, never comes to be served."""
+    run = tmp_path / "run"
+    flat = {"spread": 0.02}  # nearly even odds: a low loss, for random weights
+    save_step(make_folder(tmp_path / "a", seed=1, **flat), run, 1)
+    with served(model(run)) as one:
+        hosted = one.catalogue.models["tiny"]
+        first = hosted.current
+        assert one.call(hosted.refresh) is None
+        with httpx.stream("POST", f"{one.url}/v1/completions", json={**LONG, "stream": True}, timeout=60) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            save_step(make_folder(tmp_path / "b", seed=2, **flat), run, 2)
+            one.call(hosted.refresh)
+            told = post(one, {**LONG, "max_tokens": 3})
+            assert told.headers["x-weft-version"] == "2"
+            assert told.json()["system_fingerprint"] == "weft-2"
+            assert answer.headers["x-weft-version"] == "1"
+            events = [json.loads(line[6:]) for line in lines if line and line != "data: [DONE]"]
+        assert {event["system_fingerprint"] for event in events} == {"weft-1"}
+        assert one.call(ends, hosted, first) == ["length"]  # who took the old ones before is not refused
+        assert events[-1]["choices"][0]["finish_reason"] == "length"
+        save_step(make_folder(tmp_path / "c", seed=3, spread=0.5), run, 3)
+        with pytest.raises(ValueError, match=r"is not served: loss .* and --gate allows 0.05"):
+            one.call(hosted.refresh)
+        broken = save_step(make_folder(tmp_path / "d", seed=4, **flat), run, 4)
+        weights = next((broken / "model").glob("*.safetensors"))
+        weights.write_bytes(b"\xff" * weights.stat().st_size)
+        with pytest.raises(ValueError, match="safetensors"):
+            one.call(hosted.refresh)
+        one.call(one.catalogue.refresh)  # the same, told to the log
+        assert post(one, {**LONG, "max_tokens": 3}).headers["x-weft-version"] == "2"
+
+
+# -- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_sigterm_lets_what_is_being_answered_end(folder: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "weft", "serve", f"tiny={folder}", "--port", "0", "--device", "cpu"],
+        stdout=subprocess.PIPE, text=True, env={**os.environ, "WEFT_API_KEY": "key"},
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith("curl"):
+                break
+        found = re.search(r"http://127.0.0.1:(\d+)", lines[0])
+        assert found
+        url = f"http://127.0.0.1:{found[1]}"
+        curl = subprocess.run(["bash", "-c", lines[-1]], capture_output=True, env={**os.environ, "WEFT_API_KEY": "key"})
+        assert json.loads(curl.stdout)["usage"]["completion_tokens"] == 16
+        headers = {"authorization": "Bearer key"}
+        with httpx.stream(
+            "POST", f"{url}/v1/completions", json={**LONG, "stream": True}, headers=headers, timeout=60
+        ) as answer:
+            told = answer.iter_lines()
+            next(told)
+            process.send_signal(signal.SIGTERM)
+            events = [line for line in told if line]
+        assert events[-1] == "data: [DONE]"
+        assert json.loads(events[-2][6:])["choices"][0]["finish_reason"] == "length"
+        assert process.wait(30) == 0
+        assert process.stdout.read().strip() == "stopped"
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def test_what_cannot_be_served_is_said_at_once(folder: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    (broken / "chat_template.jinja").write_text("{% if %}")
+    with pytest.raises(ValueError, match="not a Jinja2 template"):
+        asyncio.run(serve(config(model(broken))))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=f"cannot listen on 127.0.0.1:{port}: .*--port 0 takes a free port"):
+            asyncio.run(serve(ServerConfig((model(folder),), port=port)))
+
+
+def test_metrics_have_vllms_names(server: Served) -> None:
+    post(server, {**LONG, "max_tokens": 5})
+    text = httpx.get(f"{server.url}/metrics").text
+    for name in (
+        "num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "prompt_tokens_total",
+        "generation_tokens_total", "prefix_cache_queries_total", "prefix_cache_hits_total", "num_preemptions_total",
+        "time_to_first_token_seconds_bucket", "inter_token_latency_seconds_bucket", "e2e_request_latency_seconds_sum",
+        "request_queue_time_seconds_count", "request_prefill_time_seconds_count", "request_decode_time_seconds_count",
+        "request_prompt_tokens_bucket", "request_generation_tokens_bucket", "request_params_n_bucket",
+    ):  # fmt: skip
+        assert re.search(rf'^vllm:{name}{{.*model_name="tiny".*}} ', text, re.MULTILINE), name
+    assert re.search(r'vllm:request_success_total{finished_reason="length",model_name="tiny"} [1-9]', text)
+    assert re.search(r'weft:http_answers_total{status="200"} [1-9]', text)
+
+
+def test_traces_where_opentelemetry_is_set_up(server: Served) -> None:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    trace.set_tracer_provider(provider)
+    caller = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    post(server, {**LONG, "max_tokens": 5}, headers={"traceparent": caller})
+    spans = {span.name: span for span in exporter.get_finished_spans()}
+    engine = spans["generate tiny"]
+    assert engine.context is not None
+    assert f"{engine.context.trace_id:032x}" in caller
+    assert engine.parent is not None
+    assert engine.parent.span_id in [span.context.span_id for span in spans.values() if span.context is not None]
+    assert engine.attributes is not None
+    assert engine.attributes["gen_ai.usage.output_tokens"] == 5
+    assert engine.attributes["gen_ai.response.finish_reasons"] == "length"
+
+
+def test_a_request_for_the_engine_alone_still_works(server: Served) -> None:
+    """Other protocols use the same way in."""
+
+    async def main() -> list[str | None]:
+        with server.catalogue.get("tiny").outputs([Request("x", [1, 2], Sampling(max_tokens=3))]) as outputs:
+            return [output.finish async for output in outputs]
+
+    assert server.call(main) == [None, None, "length"]

@@ -1,0 +1,271 @@
+"""Parts of the server that need no model: settings, templates, tools, words, errors, refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from weft.cli.serve import address, read_keys, routes, split_adapters, split_name
+from weft.serve.loop import DeadError
+from weft.serve.request import Output, RefusedError
+from weft.serve.server.chat import ChatTemplate, find_template, hide, split_forged
+from weft.serve.server.config import ModelConfig, ServerConfig, is_loopback
+from weft.serve.server.errors import FAILED, FieldError, HttpError, UnknownModelError, cut_off, problem
+from weft.serve.server.limits import Limits
+from weft.serve.server.openai.messages import read_messages
+from weft.serve.server.openai.tools import (
+    Bare,
+    Choice,
+    Marked,
+    Plain,
+    forced_form,
+    make_reader,
+    read_choice,
+    read_tools,
+)
+from weft.serve.server.words import Words
+
+ONE = (ModelConfig("a", Path("a")),)
+
+
+# -- settings ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"models": ()}, "no model to serve"),
+        ({"models": ONE * 2}, "two models or adapters are named a: give each its own name"),
+        ({"models": (ModelConfig("a\n", Path("a")),)}, "cannot be a model's name"),
+        ({"host": "0.0.0.0"}, "can be reached from other machines, and there is no API key"),
+        ({"host": "somewhere"}, "say --open where a proxy"),
+        ({"api_keys": ("",)}, "an API key is empty"),
+        ({"request_seconds": 0}, "request_seconds is 0"),
+        ({"drain_seconds": -1}, "drain_seconds is -1"),
+        ({"gate_text": Path("none")}, "there is no file none"),
+    ],
+)
+def test_settings_that_cannot_be(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        ServerConfig(**{"models": ONE, **settings})
+
+
+def test_other_machines_are_served_with_a_key_or_a_word() -> None:
+    assert ServerConfig(ONE, "0.0.0.0", api_keys=("k",)).host == ServerConfig(ONE, "0.0.0.0", open=True).host
+    assert [is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "10.0.0.1")] == [True, True, True, False]
+
+
+def test_limits() -> None:
+    with pytest.raises(ValueError, match="limits: stops is 0"):
+        Limits(stops=0)
+    with pytest.raises(ValueError, match="5000 bytes of stop texts; this server takes 4096"):
+        Limits().check_stops(["x" * 5000])
+
+
+def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WEFT_API_KEY", raising=False)
+    run = tmp_path / "run"
+    (run / "checkpoints" / "step-00000002").mkdir(parents=True)
+    assert split_name(f"x={run}") == ("x", run)
+    assert split_name(str(run))[0] == split_name(str(run / "checkpoints" / "step-00000002"))[0] == "run"
+    assert split_adapters([f"x={run}", str(run)]) == {"x": str(run), "run": str(run)}
+    with pytest.raises(ValueError, match=r"--adapter: two are named run: give each its own name"):
+        split_adapters([str(run), str(run)])
+    with pytest.raises(ValueError, match=r"--adapter: there is no directory nowhere"):
+        split_adapters(["x=nowhere"])
+    with pytest.raises(ValueError, match="there is no file"):
+        read_keys(tmp_path / "keys")
+    (tmp_path / "keys").write_text("\n")
+    with pytest.raises(ValueError, match="has no key"):
+        read_keys(tmp_path / "keys")
+    (tmp_path / "keys").write_text("one\n\ntwo\n")
+    monkeypatch.setenv("WEFT_API_KEY", "zero")
+    assert read_keys(tmp_path / "keys") == ("zero", "one", "two")
+    assert address(ServerConfig(ONE, "::1"), 5) == "http://[::1]:5"
+    assert "Authorization: Bearer $WEFT_API_KEY" in routes(ServerConfig(ONE, api_keys=("zero",)), 5)
+
+
+# -- chats ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_template_is_jinja_in_a_sandbox() -> None:
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    source = (
+        "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}{{ bos_token }}{{ m.content }}{% endfor %}"
+    )
+    assert ChatTemplate(source, {"bos_token": "<s>"}).render(messages) == "<s>a"
+    assert ChatTemplate("{{ tools | tojson }}", {}).render(messages, [{"a": "<ü>"}]) == '[{"a": "<ü>"}]'
+    assert ChatTemplate("{% generation %}{{ strftime_now('%Y') }}{% endgeneration %}", {}).render(messages).isdecimal()
+    for attack in ("{{ ''.__class__.__mro__ }}", "{{ messages.append(1) }}", "{% for a in range(10**9) %}{% endfor %}"):
+        with pytest.raises(FieldError):
+            ChatTemplate(attack, {}).render(messages)
+    with pytest.raises(FieldError, match="refuses these messages: no system"):
+        ChatTemplate("{{ raise_exception('no system') }}", {}).render(messages)
+    with pytest.raises(ValueError, match="not a Jinja2 template"):
+        ChatTemplate("{% if %}", {})
+
+
+def test_where_a_template_stands(tmp_path: Path) -> None:
+    assert find_template(tmp_path) is None
+    table: dict[str, Any] = {"chat_template": "one{{ eos_token }}", "eos_token": {"content": "</s>"}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(table))
+    found = find_template(tmp_path)
+    assert found is not None
+    assert found.render([]) == "one</s>"
+    table["chat_template"] = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": "two"}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(table))
+    found = find_template(tmp_path)
+    assert found is not None
+    assert found.source == "two"
+    (tmp_path / "chat_template.jinja").write_text("three")
+    found = find_template(tmp_path)
+    assert found is not None
+    assert found.source == "three"
+    with pytest.raises(ValueError, match="there is no chat template"):
+        find_template(tmp_path, tmp_path / "none")
+
+
+@given(st.lists(st.sampled_from(["<s>", "a", "\ufdd0", "\ufdd1", "0", "<s", ">"]), max_size=8).map("".join))
+def test_what_looks_like_a_special_token_comes_back_as_text(text: str) -> None:
+    hidden = hide({"content": [text]}, ["<s>"])["content"][0]
+    pieces = split_forged(f"<s>{hidden}</s>")
+    whole = "".join("<s>" if number % 2 else piece for number, piece in enumerate(pieces))
+    assert whole == f"<s>{text}</s>".replace("\ufdd0", "").replace("\ufdd1", "")
+    assert all(piece == "0" for piece in pieces[1::2])
+
+
+def test_messages_are_made_plain() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    found = read_messages(
+        [
+            {"role": "developer", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+        ]
+    )
+    assert found[0] == {"role": "system", "content": "ab"}
+    assert found[1]["tool_calls"][0]["function"]["arguments"] == {"x": 1}
+    for value, where in (
+        ("text", "messages"),
+        (["text"], "messages.0"),
+        ([{"role": "assistant", "tool_calls": 1}], "messages.0.tool_calls"),
+        ([{"role": "assistant", "tool_calls": [{}]}], "messages.0.tool_calls.0.function"),
+        ([{"role": "user", "content": 1}], "messages.0.content"),
+        ([{"role": "user", "content": "", "name": 1}], "messages.0.name"),
+    ):
+        with pytest.raises(FieldError) as caught:
+            read_messages(value)
+        assert caught.value.param == where
+
+
+# -- tools ------------------------------------------------------------------------------------------------------------
+
+TOOLS = read_tools([{"type": "function", "function": {"name": name}} for name in ("f", "g")])
+CALL = '<tool_call>{"name": "f", "arguments": {"x": "</b>"}}</tool_call>'
+
+
+@given(st.lists(st.integers(1, 9), max_size=80))
+def test_calls_are_found_however_the_text_comes(sizes: list[int]) -> None:
+    text = f"Well <tool {CALL} and {CALL}<tool_call>nonsense</tool_call>.<tool_c"
+    reader = make_reader("… <tool_call> …", TOOLS, Choice("auto"))
+    assert isinstance(reader, Marked)
+    said, calls = "", []
+    for size in [*sizes, len(text)]:
+        piece, text = text[:size], text[size:]
+        content, found = reader.push(piece)
+        said, calls = said + content, calls + found
+    rest, found = reader.close()
+    assert said + rest == "Well <tool  and <tool_call>nonsense</tool_call>.<tool_c"
+    assert [(call.name, json.loads(call.arguments)) for call in calls + found] == [("f", {"x": "</b>"})] * 2
+
+
+@pytest.mark.parametrize(
+    ("text", "content", "names"),
+    [
+        ('{"name": "f", "parameters": {"x": 1}}', "", ["f"]),
+        ('[{"name": "f", "arguments": {}}, {"name": "g", "arguments": "{}"}]', "", ["f", "g"]),
+        ('{"name": "h"}', '{"name": "h"}', []),
+        ('{"name": ', '{"name": ', []),
+        ("  so {", "  so {", []),
+    ],
+)
+def test_a_bare_call(text: str, content: str, names: list[str]) -> None:
+    reader = make_reader("", TOOLS, Choice("auto"))
+    assert isinstance(reader, Bare)
+    said, calls = "", []
+    for char in text:
+        more, found = reader.push(char)
+        said, calls = said + more, calls + found
+    rest, found = reader.close()
+    assert (said + rest, [call.name for call in calls + found]) == (content, names)
+
+
+def test_who_has_to_call_has_a_form() -> None:
+    assert isinstance(make_reader("<tool_call>", TOOLS, Choice("none")), Plain)
+    form = forced_form(TOOLS, read_choice("required"), parallel=True)
+    assert len(form["items"]["anyOf"]) == 2
+    assert form["maxItems"] > 1
+    named = forced_form(TOOLS, read_choice({"type": "function", "function": {"name": "g"}}), parallel=True)
+    assert [one["properties"]["name"]["const"] for one in named["items"]["anyOf"]] == ["g"]
+    assert named["maxItems"] == 1
+    with pytest.raises(FieldError, match="no tool is named 'h'"):
+        forced_form(TOOLS, Choice("named", "h"), True)
+    for wrong in ("always", {"type": "function"}, 1):
+        with pytest.raises(FieldError, match="tool_choice must be"):
+            read_choice(wrong)
+    for tools in ("f", [1], [{"type": "function", "function": {"name": "a b"}}]):
+        with pytest.raises(FieldError, match="tools"):
+            read_tools(tools)
+
+
+# -- words and errors -------------------------------------------------------------------------------------------------
+
+
+@given(st.text())
+def test_a_texts_tokens_are_its_bytes(text: str) -> None:
+    words = bytewise()
+    ids = words.tokenizer.encode(text).ids
+    assert b"".join(words.bytes_of(id) for id in ids) == text.encode()
+
+
+def bytewise(found: list[Words] = []) -> Words:  # noqa: B006 (made once)
+    if not found:
+        alphabet = {piece: index for index, piece in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+        tokenizer = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
+        tokenizer.add_special_tokens([AddedToken("<end>", special=True)])
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        found.append(Words(tokenizer))
+    return found[0]
+
+
+def test_what_a_client_is_told() -> None:
+    assert problem(RefusedError("full", 2.5)).all_headers == {"retry-after": "3"}
+    assert problem(RefusedError("full", 2.5)).status == 429
+    assert problem(RefusedError("bye", 5), draining=True).status == 503
+    assert problem(DeadError("/secret/path")).status == 503
+    assert "secret" not in problem(DeadError("/secret/path")).message
+    assert problem(UnknownModelError("no x")).openai["error"]["code"] == "model_not_found"
+    assert problem(FieldError("bad", "a.b")).openai["error"]["param"] == "a.b"
+    assert problem(ValueError("bad")).body("/v2/models") == {"error": "bad"}
+    assert "secret" not in str(problem(KeyError("secret")).body("/v1"))
+    assert problem(HttpError(401, "no", "k", {"a": "b"})).all_headers == {"a": "b"}
+
+
+def test_answers_that_were_cut_off() -> None:
+    def status(begun: bool = True, **ended: Any) -> int | None:
+        error = cut_off(Output("a", **ended), begun)
+        return error.status if error else None
+
+    assert status(finish="stop") is None
+    assert status(finish="deadline") is None
+    assert status(begun=False, finish="deadline") == 408
+    assert status(finish="cancelled") == 503
+    assert status(finish="error", error=FAILED) == 503
+    assert status(finish="error", error="the text could not follow its form: x") == 400
+    assert status(finish="error", error="the model's logits are not finite numbers") == 500
