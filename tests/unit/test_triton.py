@@ -398,6 +398,7 @@ def test_config_text() -> None:
         ({"tp": "2"}, "tp is '2'; it must be int"),
         ({"tp": True}, "tp is True; it must be int"),
         ({"tp": 0}, "model.json: tp is 0; it must be at least 1"),
+        ({"adapters": []}, "adapters is []; it must be dict"),
         ({"cache_tokens": "x"}, "cache_tokens is 'x'; it must be int or None"),
         ({"weights": "elsewhere"}, "elsewhere is not there: export the model again"),
     ],

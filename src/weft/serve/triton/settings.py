@@ -31,7 +31,7 @@ def read_settings(version: Path) -> tuple[Path, EngineConfig]:
     if unknown := sorted(table.keys() - fields.keys()):
         raise ValueError(f"{file}: {', '.join(unknown)}: unknown; settings are weights, {', '.join(fields)}")
     for name, value in table.items():
-        allowed = str(fields[name].type).split(" | ")
+        allowed = ["dict" if kind.startswith("Mapping") else kind for kind in str(fields[name].type).split(" | ")]
         if type(value).__name__.replace("NoneType", "None") not in [*allowed, *(["int"] if "float" in allowed else [])]:
             raise ValueError(f"{file}: {name} is {value!r}; it must be {' or '.join(allowed)}")
     try:
