@@ -4,10 +4,10 @@
     python benchmarks/in_context.py --steps 200 --rows 50    # a glance
 
 Every document takes four words that mean nothing and gives each a colour, drawn anew: no document tells anything about
-the next, so nothing can be known of a word before its first example, and everything after. Models of one and of two
-layers are trained on such documents; what they make of 0 to 16 examples is asked of each checkpoint through `weft
-prompt`'s own scoring. Nobody can do better than to name a word's colour where it was shown, and to guess where it was not:
-that is the ceiling.
+the next, so nothing can be known of a word before its first example, and everything after. A model of two layers is
+trained on such documents; what it makes of 0 to 16 examples is asked of each checkpoint through `weft prompt`'s own
+scoring. Nobody can do better than to name a word's colour where it was shown, and to guess where it was not: that is the
+ceiling.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from common import ROOT, shown, write
 from weft.checkpoint.folder import checkpoints, step_of
@@ -37,12 +39,12 @@ COLOURS = ("red", "green", "blue", "white", "black", "grey", "pink", "brown")
 NAMED = 4
 EXAMPLES = 16
 SHOTS = (0, 1, 2, 4, 8, 16)
-LAYERS = (2, 1)
 PICTURE = ROOT / "docs" / "in_context.svg"
 
 SETTINGS = """
 [model]
 family = "llama"
+num_layers = 2
 hidden = 64
 num_heads = 2
 ffn = 160
@@ -83,25 +85,29 @@ def documents(count: int, seed: int) -> Iterator[list[tuple[str, str]]]:
 
 
 def make_data(folder: Path, count: int) -> int:
-    """Tokenizer and token files, by `weft data`; the size of the vocabulary."""
+    """A tokenizer of whole words, and token files by `weft data`; the size of the vocabulary."""
     with (folder / "texts.jsonl").open("w", encoding="utf-8") as stream:
         for pairs in documents(count, seed=0):
             text = "".join(f" {word} {colour}" for word, colour in pairs[:EXAMPLES])
             stream.write(json.dumps({"text": text}) + "\n")
-    weft("data", "tokenizer", folder / "texts.jsonl", "--vocab", 600, "--out", folder / "tokenizer")
+    words = ["<|endoftext|>", *(f" {word}" for word in (*WORDS, *COLOURS))]
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token=words[0]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_next")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens(words[:1])
+    (folder / "tokenizer").mkdir(exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer" / "tokenizer.json"))
     weft("data", "prepare", folder / "texts.jsonl", "--tokenizer", folder / "tokenizer", "--out", folder / "tokens")
-    known = json.loads((folder / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
-    return len(known)
+    return len(words)
 
 
-def train(folder: Path, layers: int, vocab: int, steps: int) -> list[Path]:
+def train(folder: Path, vocab: int, steps: int) -> list[Path]:
     """Its checkpoints, oldest first."""
     settings = folder / "settings.toml"
-    text = SETTINGS.format(folder=folder, vocab=vocab, steps=steps, every=max(1, steps // 8))
+    text = SETTINGS.format(folder=folder, vocab=vocab, steps=steps, every=max(1, steps // 10))
     settings.write_text(text, encoding="utf-8")
-    run = folder / f"layers-{layers}"
-    weft("train", settings, "--run", run, "--set", f"model.num_layers={layers}")
-    return sorted(checkpoints(run / "checkpoints"), key=lambda path: step_of(path) or 0)
+    weft("train", settings, "--run", folder / "run")
+    return sorted(checkpoints(folder / "run" / "checkpoints"), key=lambda path: step_of(path) or 0)
 
 
 def weft(*words: object) -> None:
@@ -160,46 +166,36 @@ def draw(results: dict[str, Any], path: Path) -> None:
     }
     from matplotlib import pyplot as plt
 
-    rows, places = results["rows"], range(len(SHOTS))
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10.4, 4.2), layout="constrained")
-    left.plot(
-        places,
-        [results["ceiling"][str(it)] for it in SHOTS],
-        color="#6b7280",
-        linestyle=":",
-        label="the best that is possible",
-    )
-    for layers, colour in zip(LAYERS, ("#3b6fb6", "#c8553d"), strict=True):
-        last = results["layers"][str(layers)][-1]["shots"]
-        shares = [last[str(it)]["right"] / rows for it in SHOTS]
-        errors = [
-            [abs(share - last[str(it)]["interval"][side]) for it, share in zip(SHOTS, shares, strict=True)]
-            for side in (0, 1)
-        ]
-        left.errorbar(
-            places, shares, errors, color=colour, marker="o", capsize=3, label=f"{layers} layer{'s' * (layers > 1)}"
-        )
-    left.axhline(1 / len(COLOURS), color="#d1d5db", linewidth=1)
-    left.set_xticks(places, [str(it) for it in SHOTS])
-    left.set(xlabel="examples in the prompt", ylabel="right answers", ylim=(0, 1.02), title="after training")
-    left.legend(frameon=False, loc="upper left")
+    rows, places, line = results["rows"], range(len(SHOTS)), results["checkpoints"]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10.4, 4.2), layout="constrained", sharey=True)
+    ceilings = [results["ceiling"][str(it)] for it in SHOTS]
+    left.plot(places, ceilings, color="#6b7280", linestyle=":", label="the best that is possible")
     shades = plt.get_cmap("viridis")
+    for number, one in enumerate((line[0], line[len(line) // 2], line[-1])):
+        found = [one["shots"][str(it)] for it in SHOTS]
+        shares = [it["right"] / rows for it in found]
+        errors = [
+            [abs(it["interval"][side] - share) for it, share in zip(found, shares, strict=True)] for side in (0, 1)
+        ]
+        name = f"after {one['step']} steps"
+        left.errorbar(places, shares, errors, color=shades(0.85 - number / 3), marker="o", capsize=3, label=name)
+    left.set_xticks(places, [str(it) for it in SHOTS])
+    left.set(xlabel="examples in the prompt", ylabel="right answers", ylim=(0, 1.02))
     for number, shots in enumerate(SHOTS):
-        line = results["layers"]["2"]
-        right.plot(
-            [one["step"] for one in line], [one["shots"][str(shots)]["right"] / rows for one in line], marker=".",
-            color=shades(1 - (number + 1) / (len(SHOTS) + 1)), label=f"{shots}-shot",
-        )  # fmt: skip
-    right.axhline(1 / len(COLOURS), color="#d1d5db", linewidth=1)
-    right.set(xlabel="training steps", ylim=(0, 1.02), title="2 layers, while it trains")
-    right.legend(frameon=False, loc="upper left")
+        shares = [one["shots"][str(shots)]["right"] / rows for one in line]
+        colour = shades(1 - (number + 1) / (len(SHOTS) + 1))
+        right.plot([one["step"] for one in line], shares, marker=".", color=colour, label=f"{shots}-shot")
+    right.set(xlabel="training steps")
+    for axes in (left, right):
+        axes.axhline(1 / len(COLOURS), color="#d1d5db", linewidth=1)
+        axes.legend(frameon=False, loc="upper left")
     figure.savefig(path, metadata={"Date": None})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=640)
-    parser.add_argument("--rows", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--rows", type=int, default=150)
     parser.add_argument("--folder", type=Path, help="keep runs here")
     parser.add_argument("--picture", type=Path, default=PICTURE)
     options = parser.parse_args()
@@ -213,17 +209,13 @@ def run(folder: Path, steps: int, count: int) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     vocab = make_data(folder, count=steps * 32)
     rows = cases(count)
-    results: dict[str, Any] = {
-        "steps": steps, "rows": count, "ceiling": {str(it): round(ceiling(it, rows), 4) for it in SHOTS}, "layers": {},
-    }  # fmt: skip
-    for layers in LAYERS:
-        curve = []
-        for checkpoint in train(folder, layers, vocab, steps):
-            curve.append(measure(checkpoint, rows))
-            shares = "  ".join(f"{it}: {curve[-1]['shots'][str(it)]['right'] / count:.2f}" for it in SHOTS)
-            print(f"layers {layers}, step {curve[-1]['step']}: {shares}", file=sys.stderr)
-        results["layers"][str(layers)] = curve
-    return results
+    ceilings = {str(it): round(ceiling(it, rows), 4) for it in SHOTS}
+    found = []
+    for checkpoint in train(folder, vocab, steps):
+        found.append(measure(checkpoint, rows))
+        shares = "  ".join(f"{it}: {found[-1]['shots'][str(it)]['right'] / count:.2f}" for it in SHOTS)
+        print(f"step {found[-1]['step']}: {shares}", file=sys.stderr)
+    return {"steps": steps, "rows": count, "ceiling": ceilings, "checkpoints": found}
 
 
 if __name__ == "__main__":
