@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from typer.testing import CliRunner
 
+from weft.cli.app import app
 from weft.cli.serve import address, read_keys, routes, split_adapters, split_name
 from weft.serve.loop import DeadError
 from weft.serve.request import Output, RefusedError
@@ -269,3 +271,14 @@ def test_answers_that_were_cut_off() -> None:
     assert status(finish="error", error=FAILED) == 503
     assert status(finish="error", error="the text could not follow its form: x") == 400
     assert status(finish="error", error="the model's logits are not finite numbers") == 500
+
+
+def test_what_weft_serve_is_given_to_serve(tmp_path: Path) -> None:
+    for arguments, words in (
+        ([], "no model: name a checkpoint, a run or a Hugging Face directory"),
+        (["run", "--triton", "models"], "--triton serves what its repository holds: leave run out"),
+        (["--triton", str(tmp_path)], f"{tmp_path}"),  # Triton's own start looks at it
+    ):
+        error = CliRunner().invoke(app, ["serve", *arguments]).exception
+        assert isinstance(error, ValueError), arguments
+        assert words in str(error)

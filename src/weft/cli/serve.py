@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from weft.cli.triton import serve_triton
+
 if TYPE_CHECKING:
     from weft.serve.server.config import ServerConfig
     from weft.serve.server.hosted import Hosted
@@ -19,7 +21,7 @@ KEY = "WEFT_API_KEY"
 
 def serve(
     models: list[str] = typer.Argument(
-        metavar="[NAME=]PATH...", help="Checkpoints (step-…), runs (their newest) or Hugging Face directories."
+        None, metavar="[NAME=]PATH...", help="Checkpoints (step-…), runs (their newest) or Hugging Face directories."
     ),
     host: str = typer.Option("127.0.0.1", help="Address to listen on; other machines need a key, see --api-key-file."),
     port: int = typer.Option(8000, help="Port of HTTP; 0: a free one."),
@@ -30,7 +32,8 @@ def serve(
     open: bool = typer.Option(False, "--open", help="Serve other machines with no key: a proxy looks after that."),
     device: str = typer.Option("auto", help="As in `weft generate`."),
     dtype: str = typer.Option("auto", help="As in `weft generate`."),
-    tp: int = typer.Option(1, help="Processes that each model is cut over."),
+    tp: int = typer.Option(1, help="Processes that each model's matrices are cut over."),
+    pp: int = typer.Option(1, help="Stages that its blocks are dealt out to, of --tp processes each."),
     adapter: list[str] = typer.Option(
         [], metavar="[NAME=]DIR", help="A LoRA adapter of the first model, as peft wrote it: served by its own name."
     ),
@@ -50,6 +53,10 @@ def serve(
     gate: float = typer.Option(0.05, help="By how much newer weights' loss may be higher, in nats per token."),
     gate_text: Path | None = typer.Option(None, help="The text that weights are compared on; one comes with weft."),
     model_control: bool = typer.Option(False, "--model-control", help="Let clients unload and load these models."),
+    triton: Path | None = typer.Option(
+        None,
+        help="Start Triton Inference Server on this repository of `weft export triton` instead: `weft serve-triton`.",
+    ),
 ) -> None:
     """Serve models in the ways of OpenAI and, as Triton Inference Server does, of KServe v2.
 
@@ -62,6 +69,13 @@ def serve(
 
     weft serve base=runs/base --adapter tuned=adapters/tuned   a model, and the same with an adapter
     """
+    if triton is not None:
+        if models:
+            raise ValueError(f"--triton serves what its repository holds: leave {models[0]} out, or --triton")
+        serve_triton(triton, host, port, 8001 if grpc_port is None else grpc_port, 8002, None, 600.0, int(drain))
+        return
+    if not models:
+        raise ValueError("no model: name a checkpoint, a run or a Hugging Face directory")
     import asyncio
     import logging
     from dataclasses import replace
@@ -71,7 +85,7 @@ def serve(
 
     engine = EngineConfig(
         max_sequences=max_sequences, max_waiting=max_waiting, max_context=max_context, cache_tokens=cache_tokens,
-        cache_dtype=cache_dtype, draft_tokens=draft_tokens, tp=tp, device=device, dtype=dtype,
+        cache_dtype=cache_dtype, draft_tokens=draft_tokens, tp=tp, pp=pp, device=device, dtype=dtype,
         step_tokens=max(EngineConfig.step_tokens, max_sequences * (1 + draft_tokens)),
     )  # fmt: skip
     named = [split_name(model) for model in models]
