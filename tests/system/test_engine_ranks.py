@@ -40,6 +40,9 @@ def test_an_engine_of_two_processes_comes_and_goes(folder: Path, tp: int, pp: in
     engine = Engine.load(folder, EngineConfig(tp=tp, pp=pp, device="cpu"))
     assert engine.ranks is not None
     processes = engine.ranks.processes
+    assert engine.ranks.folder is not None
+    meeting = Path(engine.ranks.folder.name)
+    assert meeting.is_dir()
     with pytest.raises(ValueError, match="this process serves a cut model already"):
         Engine.load(folder, EngineConfig(tp=2, device="cpu"))
     engine.add(Request("a", [1, 2, 3], Sampling(max_tokens=12)))
@@ -47,6 +50,7 @@ def test_an_engine_of_two_processes_comes_and_goes(folder: Path, tp: int, pp: in
     assert text == complete(whole, [[1, 2, 3]], Sampling(max_tokens=12))[0]
     engine.close()
     assert [process.poll() for process in processes] == [0]
+    assert not meeting.exists()
     assert not dist.is_initialized()
 
 

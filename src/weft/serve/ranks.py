@@ -44,15 +44,17 @@ class Ranks:
     Args:
         group: all of them. Made in each at the same time.
         processes: those that the first began.
+        folder: where they met; goes with them.
 
     Attributes:
         stage, tp_group: this process's.
     """
 
     def __init__(
-        self, group: dist.ProcessGroup, processes: Sequence[subprocess.Popen[bytes]] = (), pp: int = 1
-    ) -> None:
-        self.group, self.processes, self.pp = group, processes, pp
+        self, group: dist.ProcessGroup, processes: Sequence[subprocess.Popen[bytes]] = (), pp: int = 1,
+        folder: tempfile.TemporaryDirectory[str] | None = None,
+    ) -> None:  # fmt: skip
+        self.group, self.processes, self.pp, self.folder = group, processes, pp, folder
         self.index, self.size = group.rank(), group.size()
         self.tp = self.size // pp
         self.stage = self.index // self.tp
@@ -134,7 +136,7 @@ class Ranks:
         for process in self.processes:
             process.wait()
         if self.processes:
-            dist.destroy_process_group()
+            self._part()
         return None
 
     def kill(self) -> None:
@@ -142,7 +144,12 @@ class Ranks:
         for process in self.processes:
             process.kill()
             process.wait()
+        self._part()
+
+    def _part(self) -> None:
         dist.destroy_process_group()
+        if self.folder is not None:
+            self.folder.cleanup()
 
 
 def start_ranks(folder: Path, config: EngineConfig) -> Ranks:
@@ -153,7 +160,8 @@ def start_ranks(folder: Path, config: EngineConfig) -> Ranks:
     """
     if dist.is_initialized():
         raise ValueError("tp, pp: this process serves a cut model already; close that engine, or use another process")
-    store = Path(tempfile.mkdtemp(prefix="weft-serve-")) / "store"
+    meeting = tempfile.TemporaryDirectory(prefix="weft-serve-")
+    store = Path(meeting.name) / "store"
     processes = []
     for index in range(1, config.world):
         code = f"from weft.serve.ranks import main; main({str(folder)!r}, {str(store)!r}, {index}, {config!r})"
@@ -161,10 +169,11 @@ def start_ranks(folder: Path, config: EngineConfig) -> Ranks:
         env = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // config.world)), **os.environ}
         processes.append(subprocess.Popen([sys.executable, "-c", code], env=env, stdin=subprocess.DEVNULL))
     try:
-        return Ranks(join(store, 0, config), processes, config.pp)
+        return Ranks(join(store, 0, config), processes, config.pp, meeting)
     except BaseException:
         for process in processes:
             process.kill()
+        meeting.cleanup()
         raise
 
 
