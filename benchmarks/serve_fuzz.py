@@ -1,4 +1,4 @@
-"""Claim: 100,000 nonsense requests on every route crash nothing, get no 5xx, and leave the memory as it was.
+"""Claim: nonsense on every route crashes nothing, gets no 5xx, and leaves the memory as it was.
 
     python benchmarks/serve_fuzz.py
     python benchmarks/serve_fuzz.py --requests 2000 --seed 7
@@ -202,7 +202,7 @@ def main() -> None:
         finally:
             server.stop()
     print(json.dumps(result, indent=2))
-    if arguments.requests >= 10_000:
+    if arguments.requests >= 1000:
         write("serve_fuzz", result, ("torch", "fastapi", "uvicorn"))
     sys.exit(bool(result["num_failures"] or result["restarts"]))
 
