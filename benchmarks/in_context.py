@@ -171,7 +171,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     ceilings = [results["ceiling"][str(it)] for it in SHOTS]
     left.plot(places, ceilings, color="#6b7280", linestyle=":", label="the best that is possible")
     shades = plt.get_cmap("viridis")
-    for number, one in enumerate((line[0], line[len(line) // 2], line[-1])):
+    for number, one in enumerate((line[0], line[len(line) // 4], line[-1])):
         found = [one["shots"][str(it)] for it in SHOTS]
         shares = [it["right"] / rows for it in found]
         errors = [
@@ -186,9 +186,10 @@ def draw(results: dict[str, Any], path: Path) -> None:
         colour = shades(1 - (number + 1) / (len(SHOTS) + 1))
         right.plot([one["step"] for one in line], shares, marker=".", color=colour, label=f"{shots}-shot")
     right.set(xlabel="training steps")
+    left.legend(frameon=False, loc="upper left")
+    right.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), reverse=True)
     for axes in (left, right):
         axes.axhline(1 / len(COLOURS), color="#d1d5db", linewidth=1)
-        axes.legend(frameon=False, loc="upper left")
     figure.savefig(path, metadata={"Date": None})
 
 
