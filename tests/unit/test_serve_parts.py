@@ -91,6 +91,7 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert read_keys(tmp_path / "keys") == ("zero", "one", "two")
     assert address(ServerConfig(ONE, "::1"), 5) == "http://[::1]:5"
     assert "Authorization: Bearer $WEFT_API_KEY" in routes(ServerConfig(ONE, api_keys=("zero",)), [5])
+    assert "generate_stream of each model, gRPC at 127.0.0.1:6\n" in routes(ServerConfig(ONE), [5, 6])
 
 
 # -- chats ------------------------------------------------------------------------------------------------------------
