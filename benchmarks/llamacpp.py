@@ -1,7 +1,5 @@
 """llama.cpp as a peer, in this process, by xllamacpp: the same GPT-2 weights as a GGUF file.
 
-    pip install xllamacpp gguf --no-deps
-
 Prompts go in as ids and come out as ids; a run is compared with weft's own before it is timed.
 """
 

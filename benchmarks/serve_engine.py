@@ -6,8 +6,7 @@
 A ratio is transformers' seconds over weft's of one pair of neighbouring runs: above 1, weft is faster. Prefill is the time
 to the first new token of all prompts, decode that of the others. The peers are `generate` with its default cache, and for
 several prompts `generate_batch`, transformers' continuous batching: of that, what all tokens take less what the first
-ones take in a run of their own, so that setting it up does not count. So it is of llama.cpp too, where it is installed
-(benchmarks/llamacpp.py says how).
+ones take in a run of their own, so that setting it up does not count. So it is of llama.cpp too.
 
 On a CPU, seconds are those of one thread's own work (`time.process_time`), which on a machine that others use too are what
 it would take alone, but for what they push out of its caches; on a GPU they are the clock's.
@@ -25,6 +24,7 @@ from typing import Any
 import torch
 import transformers
 
+import llamacpp
 from common import alternate, shown, spread, write
 from weft.checkpoint.weights import load_decoder
 from weft.models.decoder import Decoder
@@ -36,11 +36,6 @@ from weft.serve.generate import complete
 from weft.serve.request import Request, Sampling
 
 GPT2 = Shape(family="gpt2", num_layers=12, hidden=768, num_heads=12, ffn=3072, vocab=50257, max_seq=1024)
-try:
-    import llamacpp
-except ImportError:
-    llamacpp = None  # type: ignore[assignment]
-
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 Clock = Callable[[], float]
@@ -132,7 +127,7 @@ def compare(folder: Path, dtype: str, batch: int, options: argparse.Namespace, c
         "weft": timed("weft", by_weft, model, *work, config),
         "generate": timed("generate", by_generate, reference, *work),
     }
-    if llamacpp is not None and device.type == "cpu":
+    if device.type == "cpu":
         file = folder / f"{dtype}.gguf"
         llamacpp.write_gguf(folder, file, dtype)
         server = llamacpp.LlamaCpp(file, batch, options.prompt + options.tokens + 8)
