@@ -1,7 +1,7 @@
 """Claim: the memory that `weft train … --dry-run` predicts is within 10 % of what the training processes take.
 
     python benchmarks/memory.py                  # every case; some minutes on a CPU
-    python benchmarks/memory.py --only pp2       # cases whose name has this in it
+    python benchmarks/memory.py --only pp2       # cases whose name has this in it, anew; the others stay as measured before
 
 Each case starts real processes, as many as its layout takes, which train some steps with weft's Trainer on random tokens.
 Measured is the peak of the resident memory (VmHWM of Linux) of each process, interpreter and all; the largest process is
@@ -16,6 +16,7 @@ gradients that stay is not used again: `--heap` measures that too, as `heap_mib`
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from common import shown, write
+from common import RESULTS, shown, write
 from weft.config.load import load_config, make_config
 from weft.config.toml import config_toml
 from weft.config.tree import Config
@@ -175,8 +176,11 @@ def main() -> None:
             print(f"{name:22} {found['error']:+7.1%}  {told}, {found['moment']}", flush=True)
     worst = max(cases.values(), key=lambda case: abs(case["error"]))
     print(f"largest error {worst['error']:+.1%} ({worst['layout']})")
-    if not options.only:
-        print(f"written: {shown(write('memory', {'largest_error': worst['error'], 'cases': cases}))}")
+    if options.only and (file := RESULTS / "memory.json").is_file():
+        before = json.loads(file.read_text(encoding="utf-8"))["cases"]
+        cases = {name: (before | cases)[name] for name in CASES if name in before | cases}
+    largest = max((case["error"] for case in cases.values()), key=abs)
+    print(f"written: {shown(write('memory', {'largest_error': largest, 'cases': cases}))}")
 
 
 if __name__ == "__main__":

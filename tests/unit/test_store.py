@@ -46,7 +46,8 @@ def test_a_cache_of_8_bits_says_nearly_the_same(family: Family) -> None:
         )
     off = (told["auto"] - told["int8"]).abs()
     assert len(off) == 130
-    assert 0 < off.mean() < 0.02 * told["auto"].std()
+    assert 0 < off.median() < 0.02 * told["auto"].std()
+    assert off.mean() < 0.1 * told["auto"].std(), "a router may choose another expert, but not often"
 
 
 def test_8_bits_have_room_for_more() -> None:
