@@ -96,6 +96,21 @@ def test_chats_streams_and_embeddings_have_it_too(server: Served) -> None:
     assert vectors[0] != pytest.approx(vectors[1], abs=1e-2)
 
 
+def test_kserve_knows_them(server: Served) -> None:
+    body = {"text_input": "Once upon a time", "max_tokens": 12, "temperature": 0}
+    said = {}
+    for name in ("base", "wild", "merged-wild"):
+        answer = post(server, f"/v2/models/{name}/generate", **body).json()
+        assert answer["model_name"] == name
+        said[name] = answer["output_ids"]
+        assert httpx.get(f"{server.url}/v2/models/{name}/ready").status_code == 200
+        assert httpx.get(f"{server.url}/v2/models/{name}").json()["name"] == name
+    assert said["base"] != said["wild"] == said["merged-wild"]
+    streamed = post(server, "/v2/models/wild/generate_stream", **body).text
+    events = [json.loads(line[6:]) for line in streamed.splitlines() if line.startswith("data: {")]
+    assert [token for event in events for token in event["output_ids"]] == said["wild"]
+
+
 def test_adapters_are_listed_behind_their_model(server: Served) -> None:
     cards = httpx.get(f"{server.url}/v1/models").json()["data"]
     assert [(card["id"], card["parent"], card["root"]) for card in cards] == [

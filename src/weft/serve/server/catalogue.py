@@ -80,11 +80,16 @@ class Catalogue:
             UnknownModelError: there is neither.
             DeadError: nothing answers, at the moment.
         """
-        if name in self.adapters:
-            hosted = self.adapters[name]
-            return hosted, hosted.current.under(name)
-        hosted = self.get(name)
-        return hosted, hosted.current
+        hosted, adapter = self.host(name)
+        return hosted, hosted.current.under(adapter) if adapter else hosted.current
+
+    def host(self, name: str | None) -> tuple[Hosted, str | None]:
+        """The model of this name; or that has an adapter of this name, and the adapter.
+
+        Raises:
+            UnknownModelError: there is neither.
+        """
+        return (self.adapters[name], name) if name in self.adapters else (self.get(name), None)
 
     @property
     def ready(self) -> bool:

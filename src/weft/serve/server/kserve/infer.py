@@ -37,7 +37,7 @@ def version_of(hosted: Hosted, asked: str) -> Version:
 
 
 async def infer(
-    call: Call, hosted: Hosted, asked: str, config: ServerConfig, tenant: str
+    call: Call, hosted: Hosted, asked: str, config: ServerConfig, tenant: str, adapter: str | None = None
 ) -> AsyncGenerator[Response]:  # fmt: skip
     """The responses of a call: one, or where it streams as many as the engine's outputs. Leaving early cancels it.
 
@@ -51,6 +51,7 @@ async def infer(
     """
     with hosted.statistics.request() as clock:
         version = version_of(hosted, asked)
+        version = version.under(adapter) if adapter else version
         hosted.check_room()  # before the prompt is tokenized: in a rush, refusals must be cheap
         request = await make_request(call, version, config, tenant)
         clock.read = time.monotonic()
@@ -70,7 +71,9 @@ async def infer(
                     kept.clear()
 
 
-async def whole(call: Call, hosted: Hosted, asked: str, config: ServerConfig, tenant: str) -> Response:
+async def whole(
+    call: Call, hosted: Hosted, asked: str, config: ServerConfig, tenant: str, adapter: str | None = None
+) -> Response:
     """The one response of a call that does not stream.
 
     Raises:
@@ -78,7 +81,7 @@ async def whole(call: Call, hosted: Hosted, asked: str, config: ServerConfig, te
     """
     if call.stream:
         raise ValueError("stream: only generate_stream and ModelStreamInfer give more than one response; leave it out")
-    async with aclosing(infer(call, hosted, asked, config, tenant)) as responses:
+    async with aclosing(infer(call, hosted, asked, config, tenant, adapter)) as responses:
         [response] = [one async for one in responses]
     return response
 
@@ -100,7 +103,7 @@ async def make_request(call: Call, version: Version, config: ServerConfig, tenan
     latest = time.monotonic() + config.request_seconds
     return Request(
         f"kserve-{secrets.token_hex(8)}", await _prompt(call, version), sampling, priority=call.priority,
-        deadline=min(latest, call.deadline or latest), salt=f"{tenant}:", logprobs=logprobs,
+        deadline=min(latest, call.deadline or latest), salt=f"{tenant}:", adapter=version.adapter, logprobs=logprobs,
         grammar=await _grammar(call, version),
     )  # fmt: skip
 

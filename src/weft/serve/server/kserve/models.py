@@ -28,7 +28,7 @@ def server_metadata() -> dict[str, Any]:
 def ready(catalogue: Catalogue, name: str, version: str) -> bool:
     """Whether a model takes requests; one that is not there does not."""
     try:
-        hosted = catalogue.get(name or "?")
+        hosted, _ = catalogue.host(name or "?")
         version_of(hosted, version)
     except (UnknownModelError, DeadError):
         return False
@@ -36,13 +36,13 @@ def ready(catalogue: Catalogue, name: str, version: str) -> bool:
 
 
 def metadata(catalogue: Catalogue, name: str, version: str) -> dict[str, Any]:
-    hosted = catalogue.get(name or "?")
-    return signature.metadata(hosted.name, version_of(hosted, version).number)
+    hosted, _ = catalogue.host(name or "?")
+    return signature.metadata(name, version_of(hosted, version).number)
 
 
 def config(catalogue: Catalogue, name: str, version: str) -> dict[str, Any]:
-    hosted = catalogue.get(name or "?")
-    return signature.config(hosted.name, version_of(hosted, version).words is not None)
+    hosted, _ = catalogue.host(name or "?")
+    return signature.config(name, version_of(hosted, version).words is not None)
 
 
 def statistics(catalogue: Catalogue, name: str, version: str) -> dict[str, Any]:

@@ -83,28 +83,30 @@ def kserve_router(catalogue: Catalogue) -> APIRouter:
         return JSONResponse(models.statistics(catalogue, model, version))
 
     async def inference(request: Request, model: str, version: str = "") -> Response:
-        hosted = catalogue.get(model)
+        hosted, adapter = catalogue.host(model)
         asked = read_inference(await body_of(request), request.headers.get(LENGTH))
-        found = await whole(timed(asked.call, request), hosted, version, config, request.state.tenant)
-        body, headers = asked.write(hosted.name, found.version, found.tensors)
+        found = await whole(timed(asked.call, request), hosted, version, config, request.state.tenant, adapter)
+        body, headers = asked.write(model, found.version, found.tensors)
         return Response(body, headers=headers | version_header(found.version))
 
     async def generate(request: Request, model: str, version: str = "") -> Response:
-        hosted, call = catalogue.get(model), timed(read_generate(await body_of(request), stream=False), request)
-        found = await whole(call, hosted, version, config, request.state.tenant)
+        hosted, adapter = catalogue.host(model)
+        call = timed(read_generate(await body_of(request), stream=False), request)
+        found = await whole(call, hosted, version, config, request.state.tenant, adapter)
         return JSONResponse(
-            write_generate(call.id, hosted.name, found.version, found.tensors), headers=version_header(found.version)
+            write_generate(call.id, model, found.version, found.tensors), headers=version_header(found.version)
         )
 
     async def generate_stream(request: Request, model: str, version: str = "") -> Response:
-        hosted, call = catalogue.get(model), timed(read_generate(await body_of(request), stream=True), request)
-        responses = infer(call, hosted, version, config, request.state.tenant)
+        hosted, adapter = catalogue.host(model)
+        call = timed(read_generate(await body_of(request), stream=True), request)
+        responses = infer(call, hosted, version, config, request.state.tenant, adapter)
         try:
             first = await anext(responses)  # what is refused is refused with a status of its own
         except BaseException:
             await responses.aclose()
             raise
-        return Events(responses, first, call.id, hosted.name, catalogue)
+        return Events(responses, first, call.id, model, catalogue)
 
     routes: list[tuple[str, str, Callable[..., Any]]] = [
         ("GET", "", metadata), ("GET", "/ready", model_ready), ("GET", "/config", model_config),

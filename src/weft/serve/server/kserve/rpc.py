@@ -66,6 +66,19 @@ class StalledError(HttpError):
     """Nobody takes what is written: the whole call ends."""
 
 
+async def send(context: Context, message: Any, seconds: float) -> None:
+    """
+    Raises:
+        StalledError: the client does not read, or is gone.
+    """
+    try:
+        await asyncio.wait_for(context.write(message.SerializeToString()), seconds)
+    except TimeoutError:
+        raise StalledError(408, "the client does not read its responses", "stalled") from None
+    except grpc.aio.InternalError:  # a write that was under way when the call ended
+        raise StalledError(408, "the client went away", "disconnected") from None
+
+
 class Service:
     """Both services. Methods get a message and their context, and give a response's fields."""
 
@@ -112,6 +125,8 @@ class Service:
                 told = problem(error, self.catalogue.draining)
                 if told.status == 500:
                     log.exception("gRPC: a call failed")
+            if context.done():
+                return None  # nobody is left to be told
             if told.retry_after is not None:
                 context.set_trailing_metadata((("grpc-retry-pushback-ms", str(int(1000 * told.retry_after))),))
             return await context.abort(grpc.StatusCode[told.grpc], told.message)
@@ -147,9 +162,10 @@ class Service:
         return {}
 
     async def _infer(self, message: Any, context: Context, tenant: str) -> dict[str, Any]:
-        hosted = self.catalogue.get(message.model_name or "?")
+        hosted, adapter = self.catalogue.host(message.model_name or "?")
         call = read_call(message, context.time_remaining())
-        return written(call, hosted.name, await whole(call, hosted, message.model_version, self.config, tenant))
+        found = await whole(call, hosted, message.model_version, self.config, tenant, adapter)
+        return written(call, message.model_name, found)
 
     async def _stream(self, messages: AsyncIterable[bytes], context: Context, tenant: str) -> None:
         """Requests as they come, all at once; the responses of each in their order, under its id. What is wrong with one
@@ -158,19 +174,17 @@ class Service:
 
         async def tell(**response: Any) -> None:
             async with writing:
-                data = MESSAGES["ModelStreamInferResponse"](**response).SerializeToString()
-                try:
-                    await asyncio.wait_for(context.write(data), self.config.limits.stall_seconds)
-                except TimeoutError:
-                    raise StalledError(408, "the client does not read its responses", "stalled") from None
+                message = MESSAGES["ModelStreamInferResponse"](**response)
+                await send(context, message, self.config.limits.stall_seconds)
 
         async def run(message: Any) -> None:
             try:
-                hosted = self.catalogue.get(message.model_name or "?")
+                hosted, adapter = self.catalogue.host(message.model_name or "?")
                 call = read_call(message, context.time_remaining())
-                async with aclosing(infer(call, hosted, message.model_version, self.config, tenant)) as responses:
+                responses = infer(call, hosted, message.model_version, self.config, tenant, adapter)
+                async with aclosing(responses):
                     async for response in responses:
-                        await tell(infer_response=written(call, hosted.name, response, streamed=True))
+                        await tell(infer_response=written(call, message.model_name, response, streamed=True))
             except StalledError:
                 raise
             except Exception as error:
@@ -196,7 +210,7 @@ class Service:
         service, last = decode("HealthCheckRequest", data).service, ""
         while True:
             if (status := self._status(service)) != last:
-                await context.write(MESSAGES["HealthCheckResponse"](status=status).SerializeToString())
+                await send(context, MESSAGES["HealthCheckResponse"](status=status), self.config.limits.stall_seconds)
                 last = status
             await asyncio.sleep(WATCH_SECONDS)
 
