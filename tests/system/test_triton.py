@@ -175,7 +175,7 @@ def test_one_response_for_those_who_want_no_stream(served: Served, trained: Path
     ("body", "said"),
     [
         ({"input_ids": [1], "max_token": 3}, "max_token: unknown; a request may have text_input"),
-        ({"input_ids": [1], "temperature": -1}, "temperature is -1.0; it must be 0"),
+        ({"input_ids": [1], "temperature": -1}, "temperature is -1.0; it must be from 0"),
         ({"input_ids": [99]}, "a token outside the model's vocabulary of 67"),
         ({"max_tokens": 3}, "give the prompt as text_input, or as input_ids"),
         ({"text_input": "a"}, "text_input needs a tokenizer"),

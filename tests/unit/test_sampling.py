@@ -16,7 +16,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from weft.serve.request import Request, Sampling
+from weft.serve.request import COLD, Request, Sampling
 from weft.serve.sampler import adjust, choose, draw, logprobs_of, warp
 from weft.serve.sequence import Sequence, random_stream
 
@@ -52,6 +52,22 @@ def completions(*settings_: Sampling, text: tuple[int, ...] = (0,), num_prompt: 
     for row in rows:
         row.tokens = list(text)
     return rows
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-38, 1e-6, 1e-5, 100.0])
+@pytest.mark.parametrize("penalty", [0.01, 1.0, 100.0])
+def test_whatever_is_allowed_chooses_a_token(temperature: float, penalty: float) -> None:
+    logits = torch.tensor([[0.0, -50.0, 50.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    for more in ({}, {"top_p": 1e-300}, {"top_k": 1}, {"min_p": 1.0}, {"bias": {2: -100, 0: 100}}):
+        asked = Sampling(
+            temperature, repetition_penalty=penalty, frequency_penalty=2, presence_penalty=-2, seed=1, **more
+        )
+        early = Sampling(temperature, repetition_penalty=penalty, min_tokens=9, eos=(0, 1, 3), **more)
+        tokens = chosen(logits, asked, early, text=(0, 1, 2, 3, 2), num_prompt=4)
+        assert all(0 <= token < 4 for token in tokens)
+        assert tokens[1] == 2
+        if temperature < COLD and not more and penalty == 1:
+            assert tokens[0] == chosen(logits, Sampling(0), Sampling(0))[0]
 
 
 def test_every_row_has_its_own_settings() -> None:
@@ -153,6 +169,8 @@ def test_random_numbers_depend_on_seed_prompt_and_index_alone() -> None:
     [
         ({"temperature": -1.0}, "temperature is -1.0"),
         ({"temperature": math.nan}, "temperature is nan"),
+        ({"temperature": 1e300}, r"temperature is 1e\+300; it must be from 0 .* to 100"),
+        ({"repetition_penalty": 1e-300}, "repetition_penalty is 1e-300; it must be from 0.01 to 100"),
         ({"top_k": 0}, "top_k is 0; it must be at least 1"),
         ({"top_p": 0.0}, "top_p is 0.0; it must be above 0"),
         ({"top_p": 1.5}, "top_p is 1.5"),

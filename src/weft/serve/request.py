@@ -14,6 +14,9 @@ __all__ = ["MAX_LOGPROBS", "Finish", "Output", "RefusedError", "Request", "Sampl
 MAX_LOGPROBS = 20
 """Most probable tokens that a request may ask for at each place."""
 
+COLD = 1e-5
+"""A temperature below is as good as 0."""
+
 Finish = Literal["stop", "length", "cancelled", "deadline", "error"]
 """Why a completion ended: an end token or stop text came, or its form is complete; there was no more room;
 `Engine.cancel`; `Request.deadline`; or the engine failed (`Output.error` says how)."""
@@ -26,7 +29,7 @@ class Sampling:
     The logits go through these in this order: `bias`, the penalties, `temperature`, `top_k`, `top_p`, `min_p`.
 
     Attributes:
-        temperature: divides the logits; 0 takes the most probable token.
+        temperature: divides the logits; 0, or less than COLD, takes the most probable token.
         top_k: choose among this many most probable tokens (ties of the last one included); None: all.
         top_p: choose among the fewest tokens whose probabilities reach this sum (Holtzman et al., 2019); 1: all.
         seed: makes the choice repeatable, whatever else is in the batch; None: another one each time.
@@ -61,8 +64,8 @@ class Sampling:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature is {self.temperature}; it must be 0 (most probable token) or more")
+        if not 0 <= self.temperature <= 100:  # what fp32 cannot divide by would choose no token at all
+            raise ValueError(f"temperature is {self.temperature}; it must be from 0 (most probable token) to 100")
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k is {self.top_k}; it must be at least 1, or left out to choose among all tokens")
         if not 0 < self.top_p <= 1:
@@ -75,8 +78,10 @@ class Sampling:
             raise ValueError(f"min_tokens is {self.min_tokens}; it must be from 0 to max_tokens ({self.max_tokens})")
         if "" in self.stop:
             raise ValueError("a stop text is empty; it would end every sequence before it begins")
-        if not 0 < self.repetition_penalty < float("inf"):
-            raise ValueError(f"repetition_penalty is {self.repetition_penalty}; it must be above 0; 1 changes nothing")
+        if not 0.01 <= self.repetition_penalty <= 100:
+            raise ValueError(
+                f"repetition_penalty is {self.repetition_penalty}; it must be from 0.01 to 100; 1 changes nothing"
+            )
         for name in ("frequency_penalty", "presence_penalty"):
             if not -2 <= getattr(self, name) <= 2:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be from -2 to 2")

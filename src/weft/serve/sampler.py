@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from weft.serve.request import Sampling, TokenLogprob
+from weft.serve.request import COLD, Sampling, TokenLogprob
 from weft.serve.sequence import Sequence as Completion
 
 
@@ -20,13 +20,13 @@ def choose(logits: Tensor, completions: Sequence[Completion], texts: Sequence[Se
     settings = [completion.request.sampling for completion in completions]
     chosen = logits.new_zeros(len(settings), dtype=torch.long)
     logits = adjust(logits, completions, texts)
-    greedy = [row for row, sampling in enumerate(settings) if sampling.temperature == 0]
+    greedy = [row for row, sampling in enumerate(settings) if sampling.temperature < COLD]
     if len(greedy) == len(settings):
         return logits.argmax(dim=-1).tolist()
     if greedy:
         rows = torch.tensor(greedy, device=logits.device)
         chosen[rows] = logits[rows].argmax(dim=-1)
-    drawn = [row for row, sampling in enumerate(settings) if sampling.temperature > 0]
+    drawn = [row for row, sampling in enumerate(settings) if sampling.temperature >= COLD]
     rows = torch.tensor(drawn, device=logits.device)
     draws = [completions[row].draw(len(texts[row]) - len(completions[row].request.prompt)) for row in drawn]
     chosen[rows] = draw(warp(logits[rows], [settings[row] for row in drawn]), draws)
