@@ -156,6 +156,10 @@ def test_the_ends_of_the_draw_take_the_first_and_the_last_token() -> None:
     assert draw(logits, [0.0, math.nextafter(1, 0)]).tolist() == [1, 2]
 
 
+def test_what_is_no_number_draws_no_token_beyond_the_vocabulary() -> None:
+    assert draw(torch.tensor([[math.nan, 0.0, 0.0], [0.0, 0.0, math.inf]]), [0.1, 0.9]).max() < 3
+
+
 def test_random_numbers_depend_on_seed_prompt_and_index_alone() -> None:
     first = [random_stream(1, [2, 3], 0).random() for _ in range(2)]
     assert first[0] == first[1]

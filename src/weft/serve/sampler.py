@@ -106,7 +106,10 @@ def draw(logits: Tensor, draws: Sequence[float]) -> Tensor:
     total = cumulative[:, -1:]
     target = torch.tensor(draws, dtype=wide, device=logits.device)[:, None] * total
     target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))  # rounding must not reach the total
-    return torch.searchsorted(cumulative, target, right=True)[:, 0]
+    chosen = torch.searchsorted(cumulative, target, right=True)[:, 0]
+    return chosen.clamp_(
+        max=logits.shape[-1] - 1
+    )  # where logits are no numbers, one beyond; who asked is told elsewhere
 
 
 def logprobs_of(logits: Tensor, tokens: Sequence[int], counts: Sequence[int]) -> list[TokenLogprob]:
