@@ -297,14 +297,16 @@ def test_tenants_share_no_blocks() -> None:
     assert outputs_of(engine, Request("x", prompt, Sampling(max_tokens=2), salt="one"))["x", 0][0].cached == 0
 
 
-def test_logits_that_are_no_numbers_end_their_request_alone() -> None:
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_no_numbers_end_their_request_alone(temperature: float) -> None:
     _, model = models("llama", 0)
     model = copy.deepcopy(model)
     expected = complete(model, [[1, 2, 3]], Sampling(max_tokens=8))
     with torch.no_grad():
         model.embed.weight[50] = float("nan")
     engine = Engine(model, None, EngineConfig(block_tokens=4))
-    bad, good = Request("bad", [1, 2, 50], Sampling(max_tokens=8)), Request("good", [1, 2, 3], Sampling(max_tokens=8))
+    bad = Request("bad", [1, 2, 50], Sampling(temperature, max_tokens=8), logprobs=1)
+    good = Request("good", [1, 2, 3], Sampling(max_tokens=8))
     found = outputs_of(engine, bad, good)
     assert found["bad", 0][-1].finish == "error"
     assert found["bad", 0][-1].error == "the model's logits are not finite numbers"
