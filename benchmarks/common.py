@@ -95,6 +95,13 @@ def write(name: str, results: dict[str, Any], packages: Sequence[str] = ("torch"
     return path
 
 
+def measured(name: str) -> dict[str, Any]:
+    """What `write` wrote the last time; nothing, where it never did."""
+    path = RESULTS / f"{name}.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found
+
+
 def shown(path: Path) -> Path:
     """A path as it is best told: from the checkout on, where it lies in it."""
     return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path

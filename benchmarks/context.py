@@ -15,13 +15,12 @@ processes, which is the work and not the waiting. Messages go through memory her
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, alternate, shown, spread, write
+from common import alternate, measured, shown, spread, write
 from cutting import Processes
 from weft.models.shape import Shape
 
@@ -63,7 +62,7 @@ def main() -> None:
     parser.set_defaults(shape=SHAPE, batch=1)
     options = parser.parse_args()
     given = {"threads": options.threads, "rounds": options.rounds, "parameters": SHAPE.num_params}
-    before = json.loads(file.read_text()) if (file := RESULTS / "context.json").is_file() else {}
+    before = measured("context")
     rows: dict[str, Any] = before["runs"] if before.get("input") == given else {}
     for seq in options.seqs:
         for ways in options.ways:

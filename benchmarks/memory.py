@@ -16,7 +16,6 @@ gradients that stay is not used again: `--heap` measures that too, as `heap_mib`
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from common import RESULTS, shown, write
+from common import measured, shown, write
 from weft.config.load import load_config, make_config
 from weft.config.toml import config_toml
 from weft.config.tree import Config
@@ -176,9 +175,9 @@ def main() -> None:
             print(f"{name:22} {found['error']:+7.1%}  {told}, {found['moment']}", flush=True)
     worst = max(cases.values(), key=lambda case: abs(case["error"]))
     print(f"largest error {worst['error']:+.1%} ({worst['layout']})")
-    if options.only and (file := RESULTS / "memory.json").is_file():
-        before = json.loads(file.read_text(encoding="utf-8"))["cases"]
-        cases = {name: (before | cases)[name] for name in CASES if name in before | cases}
+    if options.only:
+        kept = measured("memory").get("cases", {}) | cases
+        cases = {name: kept[name] for name in CASES if name in kept}
     largest = max((case["error"] for case in cases.values()), key=abs)
     print(f"written: {shown(write('memory', {'largest_error': largest, 'cases': cases}))}")
 

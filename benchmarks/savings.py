@@ -23,7 +23,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from common import RESULTS, shown, write
+from common import measured, shown, write
 from memory import GIVE_BACK, LLAMA, fullest, peak_resident
 from weft.config.load import load_config, make_config
 from weft.config.toml import config_toml
@@ -129,9 +129,10 @@ def main() -> None:
                   flush=True)  # fmt: skip
     model = options.model or "12 blocks of 768, 32,000 tokens"
     sizes: dict[str, Any] = {"model": model, "batch": options.batch, "seq": options.seq}
-    before = json.loads(file.read_text()) if options.only and (file := RESULTS / "savings.json").is_file() else {}
-    if all(before.get(key) == value for key, value in sizes.items()):
-        cases = {name: cases.get(name) or before["cases"][name] for name in CASES if name in cases | before["cases"]}
+    before = measured("savings")
+    if options.only and all(before.get(key) == value for key, value in sizes.items()):
+        kept = before["cases"] | cases
+        cases = {name: kept[name] for name in CASES if name in kept}
     print(f"written: {shown(write('savings', sizes | {'cases': cases}))}")
 
 

@@ -81,28 +81,34 @@ def by_generate(model: Any, prompts: list[list[int]], num_tokens: int, clock: Cl
 
 
 def by_generate_batch(model: Any, prompts: list[list[int]], num_tokens: int, clock: Clock) -> Timing:
-    def run(tokens: int) -> float:
-        room = transformers.ContinuousBatchingConfig(num_blocks=2 * len(prompts), max_batch_tokens=512)  # pages of 256
+    room = transformers.ContinuousBatchingConfig(num_blocks=2 * len(prompts), max_batch_tokens=512)  # pages of 256
+
+    def run(tokens: int) -> list[list[int]]:
         settings = transformers.GenerationConfig(
             max_new_tokens=tokens, do_sample=False, eos_token_id=-1, pad_token_id=0
         )
-        start = clock()
         found = model.generate_batch(prompts, generation_config=settings, continuous_batching_config=room, warmup=False)
-        assert all(len(one.generated_tokens) == tokens for one in found.values())
-        return clock() - start
+        return [one.generated_tokens for one in found.values()]
 
-    first = run(1)
-    return first, run(num_tokens) - first
+    return first_and_rest(run, num_tokens, clock)
 
 
 def by_llamacpp(server: Any, prompts: list[list[int]], num_tokens: int, clock: Clock) -> Timing:
-    def run(tokens: int) -> float:
-        start = clock()
-        assert all(len(text) == tokens for text in server.run(prompts, tokens))
-        return clock() - start
+    return first_and_rest(lambda tokens: server.run(prompts, tokens), num_tokens, clock)
 
-    first = run(1)
-    return first, run(num_tokens) - first
+
+def first_and_rest(run: Callable[[int], list[list[int]]], num_tokens: int, clock: Clock) -> Timing:
+    """Of a peer that does not say when it is where: a run to the first tokens, and what a run to the last takes longer."""
+
+    def timed(tokens: int) -> float:
+        start = clock()
+        texts = run(tokens)
+        seconds = clock() - start
+        assert all(len(text) == tokens for text in texts)
+        return seconds
+
+    first = timed(1)
+    return first, timed(num_tokens) - first
 
 
 def compare(folder: Path, dtype: str, batch: int, options: argparse.Namespace, clock: Clock) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from concurrent.futures import Future
 from contextlib import aclosing
 
 import pytest
@@ -15,7 +16,7 @@ from weft.models.shape import Shape
 from weft.serve.config import EngineConfig
 from weft.serve.engine import Engine
 from weft.serve.generate import complete
-from weft.serve.loop import DeadError, EngineLoop
+from weft.serve.loop import DeadError, EngineLoop, Job
 from weft.serve.request import Output, RefusedError, Request, Sampling
 
 SHAPE = Shape(num_layers=1, hidden=32, num_heads=2, num_kv_heads=2, head_dim=16, ffn=64, vocab=97, max_seq=512)
@@ -158,3 +159,13 @@ def test_a_failure_ends_every_stream_and_says_why(model: Decoder, monkeypatch: p
     with pytest.raises(DeadError, match="the engine has ended: out of luck"):
         loop.submit(Request("c", [1]), lambda output: None)
     loop.close()
+
+
+def test_a_call_that_was_given_up_does_not_stop_the_end() -> None:
+    given_up, waiting = Job(lambda engine: None, Future()), Job(lambda engine: None, Future())
+    given_up.future.cancel()
+    for job in (given_up, waiting):
+        job.refuse(DeadError("the engine has ended"))
+    assert given_up.future.cancelled()
+    with pytest.raises(DeadError, match="the engine has ended"):
+        waiting.future.result(0)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from weft.cli.triton import serve_triton
+from weft.cli import triton as on_triton
 
 if TYPE_CHECKING:
     from weft.serve.server.config import ServerConfig
@@ -72,7 +72,10 @@ def serve(
     if triton is not None:
         if models:
             raise ValueError(f"--triton serves what its repository holds: leave {models[0]} out, or --triton")
-        serve_triton(triton, host, port, 8001 if grpc_port is None else grpc_port, 8002, None, 600.0, int(drain))
+        from weft.serve.triton.serve import TritonOptions
+
+        rpc = TritonOptions.grpc if grpc_port is None else grpc_port
+        on_triton.start(triton, TritonOptions(host, port, rpc, drain_seconds=int(drain)))
         return
     if not models:
         raise ValueError("no model: name a checkpoint, a run or a Hugging Face directory")

@@ -9,6 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from weft.serve.triton.process import Addresses
+    from weft.serve.triton.serve import TritonOptions
 
 
 def serve_triton(
@@ -29,8 +30,14 @@ def serve_triton(
 
     Ctrl-C or SIGTERM lets running requests finish, and ends it.
     """
-    from weft.serve.triton.repository import read_repository
     from weft.serve.triton.serve import TritonOptions
+
+    start(repository, TritonOptions(host, http_port, grpc_port, metrics_port, triton, start_seconds, drain_seconds))
+
+
+def start(repository: Path, options: TritonOptions) -> None:
+    """Serve a repository until told to end; say where, once its models have answered."""
+    from weft.serve.triton.repository import read_repository
     from weft.serve.triton.serve import serve_triton as serve
 
     names = [model.name for model in read_repository(repository)]
@@ -42,6 +49,4 @@ def serve_triton(
         print(f"try: curl {addresses.url}/v2/models/{names[0]}/generate -d {body}")
         print("Ctrl-C ends it", flush=True)
 
-    serve(
-        repository, TritonOptions(host, http_port, grpc_port, metrics_port, triton, start_seconds, drain_seconds), tell
-    )
+    serve(repository, options, tell)

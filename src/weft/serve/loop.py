@@ -54,6 +54,10 @@ class Job:
         except Exception as error:  # noqa: BLE001 (whoever asked gets it)
             self.future.set_exception(error)
 
+    def refuse(self, error: Exception) -> None:
+        if self.future.set_running_or_notify_cancel():
+            self.future.set_exception(error)
+
 
 class EngineLoop:
     """One thread around one engine. Every method may be called from any thread.
@@ -244,7 +248,7 @@ class EngineLoop:
         self._live.clear()
         for item in self._inbox:
             if isinstance(item, Job):
-                item.future.set_exception(DeadError("the engine has ended"))
+                item.refuse(DeadError("the engine has ended"))
         self._inbox.clear()
 
     def _retry_after(self, waiting: int) -> float:

@@ -102,9 +102,8 @@ class Guard:
         if self._live > self.config.max_connections:
             raise HttpError(503, "too many requests at once", "too_many_requests", {"retry-after": "1"})
         if path in GENERATING and len(self.catalogue.models) == 1:
-            self.catalogue.get(
-                None
-            ).check_room()  # before a byte of the body is read: in a rush, refusals must be cheap
+            # before a byte of the body is read: in a rush, refusals must be cheap
+            self.catalogue.get(None).check_room()
 
     async def _body(self, headers: dict[str, str], receive: Receive) -> bytes:
         limits = self.config.limits

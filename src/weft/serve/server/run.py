@@ -111,9 +111,8 @@ async def serve(
         listener.close()
         loop.remove_signal_handler(signal.SIGHUP)
         if not catalogue.started and not loading.done():
-            os._exit(
-                0
-            )  # stopped while loading: nobody is being answered, and a thread that reads weights cannot be ended
+            # stopped while loading: nobody is being answered, and a thread that reads weights cannot be ended
+            os._exit(0)
         loading.cancel()
     if not loading.cancelled() and loading.done():
         await loading
