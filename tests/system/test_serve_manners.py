@@ -28,7 +28,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from served import Served, config, make_folder, model, served
 
 from weft.checkpoint.manifest import FileRecord, Manifest
-from weft.serve.request import Request, Sampling
+from weft.serve.request import Output, Request, Sampling
 from weft.serve.server.config import ServerConfig
 from weft.serve.server.hosted import Hosted
 from weft.serve.server.limits import Limits
@@ -101,7 +101,15 @@ def test_whoever_hangs_up_has_cancelled(server: Served, stream: bool) -> None:
     until(lambda: idle(server))
 
 
-def test_a_reader_that_does_not_read_is_cut_off(server: Served) -> None:
+def test_a_reader_that_does_not_read_is_cut_off(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = server.catalogue.models["tiny"].current.loop.engine
+    step = engine.step
+
+    def slowly() -> list[Output]:
+        time.sleep(0.03)  # or a quick machine is done with the whole text before anybody has waited for the reader
+        return step()
+
+    monkeypatch.setattr(engine, "step", slowly)
     body = json.dumps({**LONG, "stream": True, "logprobs": 20}).encode()
     cancelled = server.catalogue.models["tiny"].meter.ends["cancelled"]
     with socket.socket() as connection:
