@@ -212,7 +212,7 @@ def test_errors_are_told_in_words(page: Page) -> None:
     column(page).get_by_label("Model").select_option("tiny")
     column(page).get_by_label("Temperature").fill("-1")
     page.get_by_role("button", name="Run").click()
-    expect(error).to_contain_text("Temperature is -1.0; it must be 0")
+    expect(error).to_have_text("Temperature is -1.0; it must be from 0 (most probable token) to 100.")
     column(page).get_by_label("Temperature").fill("")
     column(page).get_by_label("Seed").press_sequentially("-")
     page.get_by_role("button", name="Run").click()

@@ -407,9 +407,12 @@ def test_newer_weights_take_over_without_a_pause(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_sigterm_lets_what_is_being_answered_end(folder: Path) -> None:
+def test_sigterm_lets_what_is_being_answered_end(folder: Path, tmp_path: Path) -> None:
+    endless = tmp_path / "endless"  # what is drawn by chance is no end
+    shutil.copytree(folder, endless)
+    (endless / "generation_config.json").unlink()
     process = subprocess.Popen(
-        [sys.executable, "-m", "weft", "serve", f"tiny={folder}", "--port", "0", "--device", "cpu"],
+        [sys.executable, "-m", "weft", "serve", f"tiny={endless}", "--port", "0", "--device", "cpu"],
         stdout=subprocess.PIPE, text=True, env={**os.environ, "WEFT_API_KEY": "key"},
     )  # fmt: skip
     try:
