@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from harness import MODELS, run_forked
 from safetensors.torch import save_file
 
@@ -19,7 +18,7 @@ from weft.models.shape import Shape
 from weft.serve.config import EngineConfig
 from weft.serve.engine import Engine
 from weft.serve.generate import complete
-from weft.serve.ranks import Ranks, follow
+from weft.serve.ranks import follow, join
 from weft.serve.request import Request, Sampling
 from weft.serve.runner import Runner, num_blocks
 from weft.serve.share import check_cut, load_share
@@ -52,10 +51,9 @@ def test_processes_give_what_one_gives(model: str, tp: int, pp: int, tmp_path: P
     assert len({token for text in expected for token in text}) > 10
 
     def work(rank: int) -> None:
-        group = dist.group.WORLD
-        assert group is not None
-        ranks = Ranks(group, pp=pp)
-        share, config = load_share(tmp_path / "model", ranks), EngineConfig(**{**CONFIG.__dict__, "tp": tp, "pp": pp})
+        config = EngineConfig(**{**CONFIG.__dict__, "tp": tp, "pp": pp, "device": "cpu"})
+        ranks = join(tmp_path / "meeting", rank, config)
+        share = load_share(tmp_path / "model", ranks)
         if rank:
             blocks = ranks.least(num_blocks(share, config, share.shape.max_seq))
             return follow(Runner(share, blocks, config, ranks), ranks)
@@ -110,9 +108,8 @@ def test_shares_of_adapters_add_up(tmp_path: Path) -> None:
     assert all(expected[f"{index} None"] != expected[f"{index} one"] for index in range(len(PROMPTS)))
 
     def work(rank: int) -> None:
-        group = dist.group.WORLD
-        assert group is not None
-        config, ranks = EngineConfig(**{**settings, "tp": 2, "pp": 2}), Ranks(group, pp=2)
+        config = EngineConfig(**{**settings, "tp": 2, "pp": 2, "device": "cpu"})
+        ranks = join(tmp_path / "meeting", rank, config)
         share = load_share(tmp_path / "model", ranks)
         if rank:
             blocks = ranks.least(num_blocks(share, config, share.shape.max_seq))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import os
 import re
@@ -25,9 +24,8 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from served import Served, config, make_folder, model, served
+from served import Served, config, make_folder, model, save_step, served
 
-from weft.checkpoint.manifest import FileRecord, Manifest
 from weft.serve.request import Output, Request, Sampling
 from weft.serve.server.config import ServerConfig
 from weft.serve.server.hosted import Hosted
@@ -306,26 +304,6 @@ def test_a_dead_engine_ends_its_streams_and_comes_back(folder: Path) -> None:
         assert again.headers["x-weft-version"] == "1"
 
 
-@pytest.mark.slow
-def test_a_killed_process_ends_its_streams_and_comes_back(folder: Path) -> None:
-    with served(model(folder, tp=2)) as one:
-        hosted = one.catalogue.models["tiny"]
-        expected = post(one, {**LONG, "max_tokens": 9}).json()["choices"][0]["text"]
-        with httpx.stream("POST", f"{one.url}/v1/completions", json={**LONG, "stream": True}, timeout=60) as answer:
-            lines = answer.iter_lines()
-            next(lines)
-            ranks = hosted.current.loop.engine.ranks
-            assert ranks is not None
-            os.kill(ranks.processes[0].pid, signal.SIGKILL)
-            rest = [line for line in lines if line]
-        assert json.loads(rest[-2].removeprefix("data: "))["error"]["code"] == "engine_failed"
-        until(lambda: hosted.restarts == 1)
-        until(lambda: hosted.ready, 60)
-        assert post(one, {**LONG, "max_tokens": 9}).json()["choices"][0]["text"] == expected
-        with pytest.raises(ValueError, match="cut over 2 processes cannot be loaded beside another"):
-            one.call(hosted.refresh, folder.parent)
-
-
 def test_alive_ready_and_generating_are_three_things(folder: Path) -> None:
     with served(model(folder), hang_seconds=0.3) as one:
 
@@ -350,18 +328,6 @@ def test_alive_ready_and_generating_are_three_things(folder: Path) -> None:
         assert (late.status_code, late.json()["error"]["code"], late.headers["retry-after"]) == (503, "not_ready", "1")
         one.call(one.catalogue.load, "tiny")
         assert post(one, {**LONG, "max_tokens": 2}).status_code == 200
-
-
-def save_step(source: Path, run: Path, step: int) -> Path:
-    """A finished checkpoint of a run, of these weights."""
-    path = run / "checkpoints" / f"step-{step:08d}"
-    shutil.copytree(source, path / "model")
-    files = {}
-    for file in sorted((path / "model").iterdir()):
-        content = file.read_bytes()
-        files[f"model/{file.name}"] = FileRecord(size=len(content), sha256=hashlib.sha256(content).hexdigest())
-    (path / "manifest.json").write_bytes(Manifest(step=step, layout="dp1", files=files).to_json())
-    return path
 
 
 async def ends(hosted: Hosted, version: Version) -> list[str | None]:

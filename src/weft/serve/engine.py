@@ -205,14 +205,6 @@ class Engine:
             self.ranks.close()
             self.ranks = self.runner.ranks = None
 
-    def check_ranks(self) -> None:
-        """
-        Raises:
-            RankDiedError: a process that holds a share of the model has ended.
-        """
-        if self.ranks is not None:
-            self.ranks.check()
-
     def _overdue(self) -> list[Output]:
         """Endings between the steps: cancelled requests, and those whose time is up."""
         told, self._told = self._told, []

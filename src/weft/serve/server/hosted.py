@@ -155,11 +155,6 @@ class Hosted:
             folder = folder or find_model(self.config.path)[0]
             if folder == present.folder:
                 return None
-            if self.config.engine.world > 1:
-                raise ValueError(
-                    f"{self.name}: a model that is cut over {self.config.engine.world} processes cannot be loaded beside "
-                    "another: start the server again to serve newer weights"
-                )
             newer = await self._load(folder)
             try:
                 await self._judge(present, newer)
