@@ -201,6 +201,8 @@ class Engine:
 
     def close(self) -> None:
         """End the processes that the engine began, if any."""
+        if "grammars" in self.__dict__:
+            self.grammars.close()
         if self.ranks is not None:
             self.ranks.close()
             self.ranks = self.runner.ranks = None
