@@ -253,6 +253,40 @@ def test_every_route_wants_a_key(folder: Path) -> None:
             client.close()
 
 
+def test_no_key_takes_all_the_room(folder: Path) -> None:
+    """Half of it by default: whoever has more at once is refused, and whoever comes with another key is served."""
+    with served(model(folder, max_sequences=2, max_waiting=6), api_keys=("greedy", "modest")) as one:
+        hosted = one.catalogue.models["tiny"]
+        engine = hosted.current.loop.engine
+        step = engine.step
+        engine.step = lambda: (time.sleep(0.01), step())[1]  # type: ignore[method-assign]
+        headers = {name: {"authorization": f"Bearer {name}"} for name in ("greedy", "modest")}
+        refused = post(one, {**LONG, "prompt": ["a"] * 5, "max_tokens": 2}, headers=headers["greedy"])
+        assert refused.status_code == 429
+        assert "0 completions of this key run or wait already, of 4 at most" in refused.json()["error"]["message"]
+        assert int(refused.headers["retry-after"]) >= 1
+        with httpx.stream(
+            "POST", f"{one.url}/v1/completions", headers=headers["greedy"],
+            json={**LONG, "prompt": ["a"] * 4, "stream": True}, timeout=60,
+        ) as answer:  # fmt: skip
+            lines = answer.iter_lines()  # kept: without a reader it hangs up
+            next(lines)
+            bodies = [
+                ("/v1/completions", {**LONG, "max_tokens": 2}),
+                ("/v2/models/tiny/generate", {"text_input": "a", "max_tokens": 2}),
+                ("/v1/embeddings", {"input": "a"}),
+            ]
+            for route, body in bodies:
+                assert post(one, body, route, headers=headers["greedy"]).status_code == 429, route
+            engine.step = step  # type: ignore[method-assign]
+            for route, body in bodies:
+                assert post(one, body, route, headers=headers["modest"]).status_code == 200, route
+        until(lambda: idle(one))
+        for route, body in bodies:  # what was held is given back: also by those who hang up, and who were refused
+            assert post(one, body, route, headers=headers["greedy"]).status_code == 200, route
+        assert not hosted.shares._held
+
+
 def all_routes(one: Served) -> list[tuple[str, str]]:
     """Paths and methods, as FastAPI keeps them: a router that was included holds its own."""
     routes: list[Any] = []

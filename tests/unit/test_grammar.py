@@ -86,7 +86,9 @@ def test_a_form_is_compiled_once() -> None:
 def test_a_form_that_overflows_the_stack_harms_nobody() -> None:
     """4,000 choices, each of the next: what compiles that recursively dies."""
     choices = {
-        f"d{at}": {"anyOf": [{"$ref": f"#/$defs/d{at + 1}"}, {"type": "array", "items": {"$ref": f"#/$defs/d{at + 1}"}}]}
+        f"d{at}": {
+            "anyOf": [{"$ref": f"#/$defs/d{at + 1}"}, {"type": "array", "items": {"$ref": f"#/$defs/d{at + 1}"}}]
+        }
         for at in range(2000)
     }
     compiler = engine().grammars

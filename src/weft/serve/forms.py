@@ -1,8 +1,8 @@
 """Forms of texts, compiled by llguidance; and a process beside that tries each one first. Torch-free.
 
-A form is the client's own program: a schema of a few kilobytes can overflow the stack of what compiles it, which would end
-the server, or keep it busy for long. So it is compiled once where that ends nothing but a helper, under a deadline; and then
-by the server, in a thread of more stack.
+A form is the client's own program: a schema of some kilobytes can overflow the stack of what compiles it, which would end
+the server, or keep it busy for long. So it is compiled once where that ends nothing but a helper, under a deadline; then by
+the server, in a thread of more stack.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import threading
 import time
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
 Kind = Literal["json", "json_schema", "regex", "lark"]
@@ -128,11 +129,9 @@ class Helpers:
 
     def _write(self, helper: subprocess.Popen[bytes], line: str) -> None:
         assert helper.stdin is not None
-        try:
+        with suppress(BrokenPipeError):  # that it does not answer says so
             helper.stdin.write(line.encode() + b"\n")
             helper.stdin.flush()
-        except BrokenPipeError:
-            pass  # what it does not answer says so
 
     def _readable(self, helper: subprocess.Popen[bytes], seconds: float) -> bool:
         return bool(select.select([helper.stdout], [], [], seconds)[0])
@@ -153,10 +152,8 @@ def end_all(helpers: set[subprocess.Popen[bytes]]) -> None:
         assert helper.stdout is not None
         assert helper.stdin is not None
         helper.stdout.close()
-        try:
+        with suppress(BrokenPipeError):
             helper.stdin.close()
-        except BrokenPipeError:
-            pass
     helpers.clear()
 
 

@@ -67,7 +67,7 @@ class Guard:
             self._find(scope)
             tenant = "" if scope["path"] in OPEN else self._keys.tenant(headers.get("authorization", ""))
             scope.setdefault("state", {}).update(tenant=tenant, request_id=request_id)
-            self._check_room(scope["path"])
+            self._check_room(scope["path"], tenant)
             body = await self._body(headers, receive)
             await self._run(scope, body, receive, answer)
         except Exception as error:
@@ -94,7 +94,7 @@ class Guard:
             raise HttpError(405, f"{scope['method']} is not possible here", "method_not_allowed")
         raise HttpError(404, "there is no such route", "unknown_route")
 
-    def _check_room(self, path: str) -> None:
+    def _check_room(self, path: str, tenant: str) -> None:
         if path in OPEN or path.startswith(("/health", "/metrics")):
             return
         if self.catalogue.draining:
@@ -103,7 +103,7 @@ class Guard:
             raise HttpError(503, "too many requests at once", "too_many_requests", {"retry-after": "1"})
         if path in GENERATING and len(self.catalogue.models) == 1:
             # before a byte of the body is read: in a rush, refusals must be cheap
-            self.catalogue.get(None).check_room()
+            self.catalogue.get(None).check_room(tenant)
 
     async def _body(self, headers: dict[str, str], receive: Receive) -> bytes:
         limits = self.config.limits

@@ -45,7 +45,7 @@ def completions_router(catalogue: Catalogue, config: ServerConfig) -> APIRouter:
             prompt_logprobs=body.logprobs if body.echo and body.logprobs is not None else body.prompt_logprobs,
             grammar=await make_grammar(body, version),
         )  # fmt: skip
-        outputs = hosted.outputs(requests, version)
+        outputs = hosted.outputs(requests, version, http.state.tenant)
         job = Job(body, version, requests, drop=max_tokens == 0)
         if body.stream:
             return EventAnswer(job.events(outputs), outputs, version)
