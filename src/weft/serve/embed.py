@@ -7,6 +7,10 @@ import torch
 from weft.serve.engine import Engine
 
 
+class NumbersError(ValueError):
+    """The model's fault, not that of who asked."""
+
+
 @torch.inference_mode()
 def embed(engine: Engine, prompt: list[int], adapter: str | None = None) -> list[float]:
     """Hidden states behind the last norm, [T, D], their mean over T, at length 1.
@@ -17,10 +21,10 @@ def embed(engine: Engine, prompt: list[int], adapter: str | None = None) -> list
         adapter: of `EngineConfig.adapters`; None: the model as it is.
 
     Raises:
-        ValueError: the model's numbers are not finite.
+        NumbersError: the model's are not finite.
     """
     mean = engine.runner.embed(prompt, [None, *engine.config.adapters].index(adapter))
     vector = torch.nn.functional.normalize(mean, dim=0)
     if not bool(vector.isfinite().all()):
-        raise ValueError("the model's hidden states are not finite numbers")
+        raise NumbersError("the model's hidden states are not finite numbers")
     return vector.tolist()

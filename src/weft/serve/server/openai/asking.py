@@ -37,7 +37,6 @@ def make_requests(
         ValueError: more than this server takes, or than the model can.
     """
     limits = config.limits
-    limits.check_count("prompts", len(prompts), limits.prompts)
     limits.check_count("completions (prompts × n)", len(prompts) * n, limits.completions)
     limits.check_stops(body.stop)
     limits.check_count("stop_token_ids", len(body.stop_token_ids), limits.biases)

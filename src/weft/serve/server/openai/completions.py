@@ -35,6 +35,7 @@ def completions_router(catalogue: Catalogue, config: ServerConfig) -> APIRouter:
         body = await read(CompletionBody, http)
         check(body)
         hosted, version = catalogue.find(body.model)
+        config.limits.check_count("prompts", len(body.prompt), config.limits.prompts)  # before they are tokenized
         prompts = await tokenize(body.prompt, version, body.add_special_tokens)
         max_tokens = MAX_TOKENS if body.max_tokens is None else body.max_tokens
         logprobs = body.logprobs

@@ -14,7 +14,7 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from starlette.responses import Response
 
-from weft.serve.embed import embed
+from weft.serve.embed import NumbersError, embed
 from weft.serve.server.catalogue import Catalogue
 from weft.serve.server.config import ServerConfig
 from weft.serve.server.errors import FieldError, HttpError
@@ -47,6 +47,8 @@ def embeddings_router(catalogue: Catalogue, config: ServerConfig) -> APIRouter:
                 futures.append(version.loop.call(partial(embed, prompt=prompt, adapter=version.adapter)))
             async with asyncio.timeout(deadline(body.timeout, http, config) - time.monotonic()):
                 vectors = [await asyncio.wrap_future(future) for future in futures]
+        except NumbersError as error:
+            raise HttpError(500, str(error), "bad_numbers") from None
         except TimeoutError:
             headers = {"x-should-retry": "false"}
             raise HttpError(408, "the deadline passed before all embeddings were there", "deadline", headers) from None
