@@ -26,7 +26,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from served import Served, config, make_folder, model, save_step, served
 
-from weft.serve.request import Output, Request, Sampling
+from weft.serve.request import Output, RefusedError, Request, Sampling
 from weft.serve.server.config import ServerConfig
 from weft.serve.server.hosted import Hosted
 from weft.serve.server.limits import Limits
@@ -141,6 +141,53 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(server: Served)
         pytest.raises(openai.RateLimitError),
     ):
         client.completions.create(model="tiny", prompt=["a"] * 99, n=1, max_tokens=5)
+
+
+def test_whoever_is_turned_away_may_ask_again_on_the_same_connection(
+    server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """A refusal at the door is an answer like others: with an id, counted, and the body that comes after it is passed over,
+    whenever it comes; what is not plain goes the usual way in, to the same end."""
+    loop, meter = server.catalogue.models["tiny"].current.loop, server.catalogue.metrics
+    body = json.dumps({**LONG, "max_tokens": 2}).encode()
+    chunked = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+
+    def full(n: int = 1) -> None:
+        raise RefusedError("7 completions are waiting already", 3.2)
+
+    def answer(connection: socket.socket) -> tuple[str, dict[str, str], bytes]:
+        with connection.makefile("rb") as file:
+            status = file.readline().decode()
+            lines = iter(lambda: file.readline().decode().strip(), "")
+            headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+            return status, headers, file.read(int(headers["content-length"]))
+
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        for headers, tail in ((["X-Request-Id: mine", f"Content-Length: {len(body)}"], body),
+                              (["X-Request-Id: mine", "Transfer-Encoding: chunked"], chunked)):  # fmt: skip
+            with monkeypatch.context() as patch:
+                patch.setattr(loop, "check_room", full)
+                before = meter.answers.labels("429")._value.get()
+                connection.sendall(request_bytes(tail[:20], *headers))
+                time.sleep(0.05)
+                connection.sendall(tail[20:])
+                status, told, text = answer(connection)
+                assert meter.answers.labels("429")._value.get() == before + 1
+            assert status.startswith("HTTP/1.1 429")
+            assert json.loads(text)["error"]["message"] == "7 completions are waiting already"
+            assert (told["retry-after"], told["x-request-id"], told["x-content-type-options"]) == (
+                "4",
+                "mine",
+                "nosniff",
+            )
+            connection.sendall(request_bytes(body, f"Content-Length: {len(body)}"))
+            assert answer(connection)[0].startswith("HTTP/1.1 200")
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "check_room", full)
+        late = raw(server, request_bytes(b"", f"Content-Length: {len(body)}"), b" ", pause=1.2)
+        assert late == b""  # its body has as long as its headers, then it is cut off
+        closed = raw(server, request_bytes(body, f"Content-Length: {len(body)}", "Connection: close"))
+        assert b"connection: close" in closed
 
 
 def test_deadlines(server: Served) -> None:
