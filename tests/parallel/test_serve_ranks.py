@@ -86,7 +86,8 @@ def write_adapter(folder: Path, shape: Shape) -> None:
     numbers = torch.Generator().manual_seed(1)
     tensors = {}
     for name, place in places(shape).items():
-        if "blocks" in name and name.endswith(("q.weight", "v.weight", "out.weight", "up.weight", "down.weight")):
+        kinds = ("q.weight", "v.weight", "out.weight", "up.weight", "down.weight")  # latent attention's kv too
+        if "blocks" in name and name.endswith(kinds) and len(place.weft_sizes) == 2 and "experts" not in name:
             module = f"base_model.model.{place.tensor.removesuffix('.weight')}"
             out, inner = place.weft_sizes
             tensors[f"{module}.lora_A.weight"] = 0.3 * torch.randn(3, inner, generator=numbers)
@@ -94,8 +95,9 @@ def write_adapter(folder: Path, shape: Shape) -> None:
     save_file(tensors, folder / "adapter_model.safetensors")
 
 
-def test_shares_of_adapters_add_up(tmp_path: Path) -> None:
-    write_adapter(tmp_path / "adapter", save("llama", tmp_path / "model"))
+@pytest.mark.parametrize("model", ["llama", "deepseek"])
+def test_shares_of_adapters_add_up(model: str, tmp_path: Path) -> None:
+    write_adapter(tmp_path / "adapter", save(model, tmp_path / "model"))
     settings = {**CONFIG.__dict__, "adapters": {"one": str(tmp_path / "adapter")}}
     asked = [(str(index), prompt, name) for index, prompt in enumerate(PROMPTS) for name in (None, "one")]
 
