@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 
 from weft.checkpoint.region import Region
 from weft.checkpoint.weights import create_weights_folder, load_decoder
+from weft.models.decoder import Decoder
 from weft.models.parameters import stored_sizes
 from weft.models.places import places
 from weft.models.shape import Shape
@@ -48,21 +50,36 @@ def save(model: str, folder: Path) -> Shape:
 def test_processes_give_what_one_gives(model: str, tp: int, pp: int, tmp_path: Path) -> None:
     save(model, tmp_path / "model")
     _, whole = load_decoder(tmp_path / "model")
-    expected = complete(whole, PROMPTS, Sampling(max_tokens=18))
+    check(whole, complete(whole, PROMPTS, Sampling(max_tokens=18)), replace(CONFIG, tp=tp, pp=pp), tmp_path)
+
+
+@pytest.mark.parametrize("model", ["llama", "deepseek"])
+def test_processes_keep_8_bits_too(model: str, tmp_path: Path) -> None:
+    save(model, tmp_path / "model")
+    _, whole = load_decoder(tmp_path / "model")
+    config = replace(CONFIG, cache_dtype="int8")
+    check(whole, complete(whole, PROMPTS, Sampling(max_tokens=18), config), replace(config, tp=2, pp=2), tmp_path)
+
+
+def check(whole: Decoder, expected: list[list[int]], config: EngineConfig, tmp_path: Path) -> None:
+    """Serve `tmp_path`/model by the processes of the config: these texts come."""
+    tp, pp = config.tp, config.pp
     assert len({token for text in expected for token in text}) > 10
 
     def work(rank: int) -> None:
         group = dist.group.WORLD
         assert group is not None
         ranks = Ranks(group, pp=pp)
-        share, config = load_share(tmp_path / "model", ranks), EngineConfig(**{**CONFIG.__dict__, "tp": tp, "pp": pp})
+        share = load_share(tmp_path / "model", ranks)
         if rank:
             blocks = ranks.least(num_blocks(share, config, share.shape.max_seq))
             return follow(Runner(share, blocks, config, ranks), ranks)
         engine = Engine(share, None, config, ranks=ranks)
         assert len(engine.runner.cache.layers) == (whole.shape.num_layers + pp - 1) // pp
         layer = engine.runner.cache.layers[0]
-        heads = layer.vectors.rows.shape[2] if whole.shape.latent else layer.keys.rows.shape[2] * tp
+        store = layer.vectors if whole.shape.latent else layer.keys
+        rows = (store if config.cache_dtype == "auto" else store.codes).rows
+        heads = rows.shape[2] * (1 if whole.shape.latent else tp)
         assert heads == (1 if whole.shape.latent else 4), "heads are dealt out, vectors of latent attention are whole"
         texts: list[list[int]] = [[] for _ in PROMPTS]
         for index, prompt in enumerate(PROMPTS):
