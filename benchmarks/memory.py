@@ -166,13 +166,15 @@ def main() -> None:
     options = parser.parse_args()
     if options.one:
         sys.exit(one(options.one[0], int(options.one[1])))
+    chosen = [name for name in CASES if options.only in name]
+    if not chosen:
+        parser.error(f"--only {options.only}: no case has this in its name. There are {', '.join(CASES)}")
     cases = {}
-    for name in CASES:
-        if options.only in name:
-            cases[name] = found = measure(name, options.heap)
-            told = f"measured {found['measured_mib']} MiB, planned {found['planned_mib']}"
-            told += f", {found['heap']:+.0%} in a heap" if options.heap else ""
-            print(f"{name:22} {found['error']:+7.1%}  {told}, {found['moment']}", flush=True)
+    for name in chosen:
+        cases[name] = found = measure(name, options.heap)
+        told = f"measured {found['measured_mib']} MiB, planned {found['planned_mib']}"
+        told += f", {found['heap']:+.0%} in a heap" if options.heap else ""
+        print(f"{name:22} {found['error']:+7.1%}  {told}, {found['moment']}", flush=True)
     worst = max(cases.values(), key=lambda case: abs(case["error"]))
     print(f"largest error {worst['error']:+.1%} ({worst['layout']})")
     if options.only:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,12 @@ from safetensors.torch import save_file
 
 from weft.checkpoint.region import Region
 from weft.checkpoint.weights import create_weights_folder, load_decoder
+from weft.models.decoder import Decoder
 from weft.models.parameters import stored_sizes
 from weft.models.places import places
 from weft.models.shape import Shape
 from weft.serve.config import EngineConfig
+from weft.serve.embed import embed
 from weft.serve.engine import Engine
 from weft.serve.generate import complete
 from weft.serve.ranks import follow, join
@@ -24,8 +27,8 @@ from weft.serve.runner import Runner, num_blocks
 from weft.serve.share import check_cut, load_share
 
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6], [5], [3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4, 6]]
-CONFIG = EngineConfig(max_sequences=4, step_tokens=9, block_tokens=4, cache_tokens=48)
-"""Prompts come in parts, and texts are preempted."""
+CONFIG = EngineConfig(max_sequences=4, step_tokens=9, block_tokens=4, cache_tokens=48, device="cpu")
+"""Prompts come in parts, and texts are preempted, or give back what is behind their windows."""
 
 
 def save(model: str, folder: Path) -> Shape:
@@ -47,11 +50,24 @@ def save(model: str, folder: Path) -> Shape:
 def test_processes_give_what_one_gives(model: str, tp: int, pp: int, tmp_path: Path) -> None:
     save(model, tmp_path / "model")
     _, whole = load_decoder(tmp_path / "model")
-    expected = complete(whole, PROMPTS, Sampling(max_tokens=18))
+    check(whole, complete(whole, PROMPTS, Sampling(max_tokens=18)), replace(CONFIG, tp=tp, pp=pp), tmp_path)
+
+
+@pytest.mark.parametrize("model", ["llama", "deepseek"])
+def test_processes_keep_8_bits_too(model: str, tmp_path: Path) -> None:
+    save(model, tmp_path / "model")
+    _, whole = load_decoder(tmp_path / "model")
+    config = replace(CONFIG, cache_dtype="int8")
+    check(whole, complete(whole, PROMPTS, Sampling(max_tokens=18), config), replace(config, tp=2, pp=2), tmp_path)
+
+
+def check(whole: Decoder, expected: list[list[int]], config: EngineConfig, tmp_path: Path) -> None:
+    """Serve `tmp_path`/model by the processes of the config: these texts come, and the whole model's embeddings."""
+    tp, pp = config.tp, config.pp
+    vectors = [embed(Engine(whole, None, CONFIG), prompt) for prompt in PROMPTS]
     assert len({token for text in expected for token in text}) > 10
 
     def work(rank: int) -> None:
-        config = EngineConfig(**{**CONFIG.__dict__, "tp": tp, "pp": pp, "device": "cpu"})
         ranks = join(tmp_path / "meeting", rank, config)
         share = load_share(tmp_path / "model", ranks)
         if rank:
@@ -59,15 +75,21 @@ def test_processes_give_what_one_gives(model: str, tp: int, pp: int, tmp_path: P
             return follow(Runner(share, blocks, config, ranks), ranks)
         engine = Engine(share, None, config, ranks=ranks)
         assert len(engine.runner.cache.layers) == (whole.shape.num_layers + pp - 1) // pp
-        assert engine.runner.cache.layers[0].keys.rows.shape[2] == 4 // tp
+        layer = engine.runner.cache.layers[0]
+        store = layer.vectors if whole.shape.latent else layer.keys
+        rows = (store if config.cache_dtype == "auto" else store.codes).rows
+        heads = rows.shape[2] * (1 if whole.shape.latent else tp)
+        assert heads == (1 if whole.shape.latent else 4), "heads are dealt out, vectors of latent attention are whole"
         texts: list[list[int]] = [[] for _ in PROMPTS]
         for index, prompt in enumerate(PROMPTS):
             engine.add(Request(str(index), prompt, Sampling(max_tokens=18), prompt_logprobs=1))
         while engine.busy:
             for output in engine.step():
                 texts[int(output.id)] += output.tokens
-        assert engine.stats().preemptions > 0
+        assert (engine.stats().preemptions > 0) == (whole.shape.sliding_window is None), "windows have room"
         (tmp_path / "texts.json").write_text(json.dumps(texts))
+        for prompt, vector in zip(PROMPTS, vectors, strict=True):
+            assert embed(engine, prompt) == pytest.approx(vector, abs=1e-5)
         engine.close()
         return None
 
@@ -82,7 +104,8 @@ def write_adapter(folder: Path, shape: Shape) -> None:
     numbers = torch.Generator().manual_seed(1)
     tensors = {}
     for name, place in places(shape).items():
-        if "blocks" in name and name.endswith(("q.weight", "v.weight", "out.weight", "up.weight", "down.weight")):
+        kinds = ("q.weight", "v.weight", "out.weight", "up.weight", "down.weight")  # latent attention's kv too
+        if "blocks" in name and name.endswith(kinds) and len(place.weft_sizes) == 2 and "experts" not in name:
             module = f"base_model.model.{place.tensor.removesuffix('.weight')}"
             out, inner = place.weft_sizes
             tensors[f"{module}.lora_A.weight"] = 0.3 * torch.randn(3, inner, generator=numbers)
@@ -90,8 +113,9 @@ def write_adapter(folder: Path, shape: Shape) -> None:
     save_file(tensors, folder / "adapter_model.safetensors")
 
 
-def test_shares_of_adapters_add_up(tmp_path: Path) -> None:
-    write_adapter(tmp_path / "adapter", save("llama", tmp_path / "model"))
+@pytest.mark.parametrize("model", ["llama", "deepseek"])
+def test_shares_of_adapters_add_up(model: str, tmp_path: Path) -> None:
+    write_adapter(tmp_path / "adapter", save(model, tmp_path / "model"))
     settings = {**CONFIG.__dict__, "adapters": {"one": str(tmp_path / "adapter")}}
     asked = [(str(index), prompt, name) for index, prompt in enumerate(PROMPTS) for name in (None, "one")]
 
@@ -108,7 +132,7 @@ def test_shares_of_adapters_add_up(tmp_path: Path) -> None:
     assert all(expected[f"{index} None"] != expected[f"{index} one"] for index in range(len(PROMPTS)))
 
     def work(rank: int) -> None:
-        config = EngineConfig(**{**settings, "tp": 2, "pp": 2, "device": "cpu"})
+        config = EngineConfig(**{**settings, "tp": 2, "pp": 2})
         ranks = join(tmp_path / "meeting", rank, config)
         share = load_share(tmp_path / "model", ranks)
         if rank:

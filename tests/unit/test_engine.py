@@ -80,7 +80,7 @@ SETTINGS = {
     "preemption": EngineConfig(max_sequences=4, step_tokens=7, block_tokens=4, cache_tokens=80),
     "without prefixes": EngineConfig(block_tokens=2, prefix_cache=False),
 }
-"""Ways to run the same requests; 80 tokens of cache hold one of three texts that grow to 63."""
+"""Ways to run the same requests; 80 tokens of cache hold one of three texts that grow to 63, or the windows of all."""
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
@@ -98,8 +98,9 @@ def test_a_batch_gives_what_transformers_gives_for_each_prompt(family: Family, s
             top = model(torch.tensor([prompt + completion]))[0, len(prompt) - 1 : -1].topk(2).values
         assert (top[:, 0] - top[:, 1]).min() > 1e-4, "nearly tied: rounding decides"
     stats = engine.stats()
-    assert (stats.preemptions > 0) == (settings == "preemption")
-    assert (stats.cached_tokens > 0) == (settings in ("plain", "parts of prompts", "preemption"))
+    tight = settings == "preemption" and SHAPES[family].sliding_window is None  # windows are preempted in test_room.py
+    assert (stats.preemptions > 0) == tight
+    assert (stats.cached_tokens > 0) == (settings in ("plain", "parts of prompts") or tight)
     assert engine.blocks.num_free == engine.blocks.count
 
 

@@ -16,7 +16,7 @@ from weft.config.load import make_config
 from weft.models.huggingface import config_from_shape
 from weft.models.shape import Shape
 from weft.plan.advice import Question
-from weft.plan.grid import AXES
+from weft.plan.grid import AXES, row_of
 from weft.plan.machine import read_cluster
 from weft.plan.memory import largest, layout_memory
 from weft.plan.numbers import WEFT, Job
@@ -94,6 +94,30 @@ def test_what_does_not_fit_is_told_with_the_nearest_that_does(found: Search) -> 
     assert change is not None
     assert change.fits
     assert len(words) == 1
+
+
+@pytest.mark.parametrize(
+    ("layout", "told"),
+    [
+        ("fsdp16.bf16", "micro batch 8 → 1: fsdp16.mb1.bf16,"),
+        ("tp8.sp.dp2", "precision fp32 → bf16: "),
+        ("pp8.dp2.gpipe.mb1.bf16", "schedule → "),
+    ],
+)
+def test_a_named_layout_that_does_not_fit_is_told_what_to_change(layout: str, told: str) -> None:
+    text = run("llama3-8b", "--cluster", "h100x16", "--batch", "128", "--seq", "8192", "--layout", layout)
+    assert "does not fit" in text
+    assert "Nearest that fits: " in text
+    assert told in text
+
+
+def test_a_candidate_is_its_own_nearest(found: Search) -> None:
+    for index in found.order[:: len(found.order) // 40]:
+        layouts = found.first([int(index)], 1)
+        for place, plan in layouts:
+            row = row_of(plan.layout, found.shape, found.job)
+            assert row == {axis: int(column[place]) for axis, column in found.columns.items()}, plan.layout
+            assert found.closest(row)[1] == []  # type: ignore[index]
 
 
 def test_a_settled_axis_stays(found: Search) -> None:

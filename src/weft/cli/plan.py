@@ -121,7 +121,7 @@ def layouts(
 
     from weft.config.layout import Layout
     from weft.plan.advice import Question
-    from weft.plan.findings import show_answers, show_plan, show_search
+    from weft.plan.findings import show_answers, show_closest, show_plan, show_search
     from weft.plan.machine import read_cluster
     from weft.plan.numbers import WEFT, Job
     from weft.plan.page import draw_page
@@ -146,6 +146,8 @@ def layouts(
         shown = plans[0] if plans else None
     if shown is not None:
         show_plan(shown, console)
+        if not shown.fits:
+            show_closest(shown, search(shape, job, machines), console)
     if exact and shown is not None:
         from weft.cli.exact import imagined
         from weft.config.load import make_config

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from weft.plan.advice import Answer
 from weft.plan.constants import CONSTANTS
+from weft.plan.grid import row_of
 from weft.plan.search import Plan, Search
 from weft.plan.waterfall import Part, memory_parts, time_parts, why_slower
 from weft.units import duration, gibibytes, percent, short
@@ -35,8 +36,24 @@ def show_search(found: Search, plans: Sequence[Plan], console: Console) -> None:
         line = f"Fastest that does not fit: {short_of.layout}, {duration(short_of.seconds)}, "
         line += f"{gibibytes(short_of.bytes)} a GPU: {gibibytes(max(need, 0))} too much."
         if change is not None:
-            line += f" Nearest that fits: {', '.join(words)} ({duration(change.seconds)})."
+            line += f" {_change(change, words)}"
         console.print(line, highlight=False)
+
+
+def show_closest(plan: Plan, found: Search, console: Console) -> None:
+    """What to change of a plan that does not fit, as little as that takes."""
+    near = found.closest(row_of(plan.layout, plan.shape, plan.job))
+    if near is None:
+        console.print("[red]No layout of this model fits this cluster.[/]")
+        return
+    change, words = near
+    if plan.layout.precision != change.layout.precision:
+        words = [*words, f"precision {plan.layout.precision} → {change.layout.precision}"]
+    console.print(_change(change, words), highlight=False)
+
+
+def _change(plan: Plan, words: Sequence[str]) -> str:
+    return f"Nearest that fits: {', '.join(words)}: {plan.layout}, {duration(plan.seconds)}."
 
 
 def _ranking(plans: Iterable[Plan]) -> Table:

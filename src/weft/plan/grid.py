@@ -7,6 +7,7 @@ from itertools import product
 
 import numpy as np
 
+from weft.config.layout import Layout
 from weft.models.shape import Shape
 from weft.plan.machine import Cluster
 from weft.plan.numbers import BUBBLE, Job, flying
@@ -26,6 +27,8 @@ AXES = (
 )  # fmt: skip
 """What a candidate is made of, a column each; gpus do the rest."""
 LOOPED = ("interleaved", "bfs")
+OTHER = -1
+"""A value of a layout's that no candidate has: recompute full/3, a schedule of one's own."""
 SAVINGS = ("recompute", "offload", "loss")
 
 
@@ -66,6 +69,24 @@ def grid(shape: Shape, job: Job, cluster: Cluster, fixed: dict[str, int]) -> dic
     table = np.concatenate(tables) if tables else np.empty((0, len(AXES)), dtype=np.int64)
     columns = {axis: table[:, index] for index, axis in enumerate(AXES)}
     return settled(columns, {axis: value for axis, value in fixed.items() if axis not in SAVINGS})
+
+
+def row_of(layout: Layout, shape: Shape, job: Job) -> dict[str, int]:
+    """A layout as a candidate's row, as near as one comes."""
+    kind = "dp" if layout.fsdp == 1 else {1: "zero1", 2: "zero2"}.get(layout.zero, "hsdp" if layout.dp > 1 else "fsdp")
+    offload = "weights" if layout.offload_weights else "activations" if layout.offload else "off"
+    cp_kind = layout.cp_kind if layout.cp > 1 else CP_KINDS[0]
+    schedule = layout.schedule if layout.pp > 1 else SCHEDULES[0]
+    words = {
+        "cp_kind": (CP_KINDS, cp_kind), "schedule": (SCHEDULES, schedule), "kind": (KINDS, kind),
+        "recompute": (RECOMPUTES, layout.recompute), "offload": (OFFLOADS, offload), "loss": (LOSSES, layout.loss),
+    }  # fmt: skip
+    numbers = {
+        "tp": layout.tp, "sp": layout.sp, "cp": layout.cp, "pp": layout.pp, "vp": layout.num_chunks, "ep": layout.ep,
+        "etp": layout.expert_tp if shape.experts else 1, "micro_batch": layout.micro_batch_size(job.global_batch),
+    }  # fmt: skip
+    row = numbers | {axis: names.index(word) if word in names else OTHER for axis, (names, word) in words.items()}
+    return {axis: int(row[axis]) for axis in AXES}
 
 
 def settled(columns: dict[str, Num], fixed: dict[str, int]) -> dict[str, Num]:

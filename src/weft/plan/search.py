@@ -22,6 +22,7 @@ from weft.plan.grid import (
     LOOPED,
     LOSSES,
     OFFLOADS,
+    OTHER,
     RECOMPUTES,
     SCHEDULES,
     cut_of,
@@ -217,16 +218,21 @@ class Search:
         if not found:
             return None
         index, plan = found[0]
-        differing = sum((column != column[index]).astype(int) for column in self.columns.values())
+        near = self.closest({axis: int(column[index]) for axis, column in self.columns.items()})
+        return (plan, *near) if near else (plan, None, [])
+
+    def closest(self, row: dict[str, int]) -> tuple[Plan, list[str]] | None:
+        """The layout that fits with the fewest changes to a row of the columns, and these; None where nothing fits."""
+        differing = sum((column != row[axis]).astype(int) for axis, column in self.columns.items())
         order = self.order[np.lexsort((self.seconds[self.order], differing[self.order]))]
-        for other, change in self.first(order[:200], 1):
-            words = [
-                f"{axis.replace('_', ' ')} {_word(axis, int(column[index]))} → {_word(axis, int(column[other]))}"
-                for axis, column in self.columns.items()
-                if column[other] != column[index]
+        for other, plan in self.first(order[:200], 1):
+            after = {axis: int(column[other]) for axis, column in self.columns.items()}
+            return plan, [
+                " ".join(filter(None, (axis.replace("_", " "), _word(axis, row[axis]), "→", _word(axis, after[axis]))))
+                for axis in AXES
+                if row[axis] != after[axis]
             ]
-            return plan, change, words
-        return plan, None, []
+        return None
 
 
 def _word(axis: str, value: int) -> str:
@@ -235,6 +241,8 @@ def _word(axis: str, value: int) -> str:
         "kind": KINDS, "recompute": RECOMPUTES, "schedule": SCHEDULES, "cp_kind": CP_KINDS, "loss": LOSSES, "sp": switch,
         "offload": OFFLOADS,
     }.get(axis)  # fmt: skip
+    if value == OTHER:
+        return ""
     return names[value] if names else str(value)
 
 

@@ -21,7 +21,7 @@ class Batch:
         slots: where each token's keys and values go: block · block size + place in it, [N].
         counts: tokens of each sequence, R of them; they add up to N.
         ends: tokens of each sequence up to the last one here, R.
-        tables: blocks of each sequence, R lists.
+        tables: blocks of each sequence, R lists; for one that was given back, the cache's block of zeros stands.
         adapters: number of each sequence's adapter, R; 0: none.
         rows: places among the N of the tokens whose logits are wanted, [W].
     """

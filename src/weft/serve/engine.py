@@ -40,7 +40,7 @@ from weft.serve.runner import Runner, num_blocks
 from weft.serve.scheduler import Scheduler, Work
 from weft.serve.sequence import Sequence as Completion
 from weft.serve.share import check_cut, load_share
-from weft.serve.speculate import make_drafter
+from weft.serve.speculate import make_drafter, window
 from weft.serve.stats import Stats
 from weft.serve.text import TextStream
 from weft.serve.tokens import Tokenizer
@@ -72,13 +72,12 @@ class Engine:
         self.max_context = min(config.max_context or model.shape.max_seq, model.shape.max_seq)
         blocks = num_blocks(model, config, self.max_context)
         self.ranks = ranks
-        if ranks is not None:
-            blocks = ranks.least(blocks)
+        blocks = ranks.least(blocks) if ranks is not None else blocks
         self.runner = Runner(model, blocks, config, ranks)
         self.drafter = make_drafter(model, draft, config, blocks)
         self.blocks = Blocks(blocks, config.block_tokens, keep=config.prefix_cache)
-        self.max_context = min(self.max_context, blocks * config.block_tokens)
-        self.scheduler = Scheduler(self.blocks, config)
+        self.scheduler = Scheduler(self.blocks, config, window(model, draft))
+        self.max_context = self.scheduler.longest(self.max_context)
         self._live: dict[str, list[Completion]] = {}
         self._told: list[Output] = []  # endings that came between two steps
         self._arrivals = 0

@@ -4,6 +4,8 @@ One order, priority and then arrival, decides everything. First every running se
 left of the step reads prompts, whole or in part. Where blocks run short, an earlier sequence takes those of the last in
 the order, which computes its text again when there is room (preemption by recompute). The first of all is never
 preempted, and has room to finish: so every step brings it nearer to its end, and then it is the next one's turn.
+
+Where every layer sees a window of tokens only, a sequence gives back its blocks behind that while it runs.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from dataclasses import dataclass
 
 from weft.serve.blocks import Blocks
 from weft.serve.config import EngineConfig
+from weft.serve.room import Room
 from weft.serve.sequence import Sequence
 
 
@@ -41,11 +44,17 @@ class Work:
 class Scheduler:
     """All live sequences: `running` ones hold blocks, `waiting` ones do not. Both are kept in order."""
 
-    def __init__(self, blocks: Blocks, config: EngineConfig) -> None:
+    def __init__(self, blocks: Blocks, config: EngineConfig, window: int | None = None) -> None:
+        """window: tokens that every layer of every model sees; None: all."""
         self.blocks, self.config = blocks, config
+        self.room = Room(blocks.size, config.step_tokens, window)
         self.running: list[Sequence] = []
         self.waiting: list[Sequence] = []
         self.preemptions = 0
+
+    def longest(self, num_tokens: int) -> int:
+        """Of so many tokens, those that one sequence may have, alone in the cache."""
+        return num_tokens if self.room.most(num_tokens) <= self.blocks.count else self.blocks.count * self.blocks.size
 
     def add(self, sequence: Sequence) -> None:
         insort(self.waiting, sequence, key=_order)
@@ -89,6 +98,7 @@ class Scheduler:
             before = sequence.blocks[index - 1] if index else None
             self.blocks.fill(sequence.blocks[index], before, sequence.tokens[index * size : (index + 1) * size], salt)
             sequence.filled = index + 1
+        self._give_back(sequence)
 
     def _plan(self, sequence: Sequence, left: int, works: list[Work]) -> int:
         """Add this sequence's work, of `left` tokens at most; how many there are."""
@@ -105,7 +115,7 @@ class Scheduler:
 
     def _make_room(self, sequence: Sequence, num_tokens: int, works: list[Work]) -> bool:
         """Blocks for so many tokens, taken from the last in the order where none is free; False: from itself."""
-        needed = self._num_blocks(num_tokens) - len(sequence.blocks)
+        needed = self.room.blocks(num_tokens) - len(sequence.blocks)
         while needed > self.blocks.num_free:
             last = self.running[-1]
             self._preempt(last, works)
@@ -130,18 +140,18 @@ class Scheduler:
             kept = self._shared(sequence, len(sequence.blocks) * self.blocks.size) // self.blocks.size
             self.blocks.release(sequence.blocks[kept:])
             del sequence.blocks[kept:]
-        needed = self._num_blocks(len(sequence.tokens) + 1) - len(sequence.blocks)
+        sequence.computed, sequence.filled = len(sequence.blocks) * self.blocks.size, len(sequence.blocks)
+        self._give_back(sequence)
+        held = len(sequence.blocks) - sequence.given_back
+        needed = self.room.most(len(sequence.tokens) + 1, sequence.computed) - held
         spare = sum(_order(other) < _order(sequence) for other in self.running)  # the next block of each
         while needed + spare > self.blocks.num_free:
             if not self.running or _order(self.running[-1]) < _order(sequence):
                 if self.running:
-                    self.blocks.release(sequence.blocks)
-                    sequence.blocks = []
+                    self._release(sequence)
                     return False
                 break  # alone: the engine took it in because it fits
             self._preempt(self.running[-1], works)
-        sequence.computed = len(sequence.blocks) * self.blocks.size
-        sequence.filled = len(sequence.blocks)
         if sequence.cached is None:
             sequence.cached, sequence.started = sequence.computed, time.monotonic()
         self.waiting.remove(sequence)
@@ -162,12 +172,17 @@ class Scheduler:
         works[:] = [work for work in works if work.sequence is not sequence]
         insort(self.waiting, sequence, key=_order)
 
-    def _release(self, sequence: Sequence) -> None:
-        self.blocks.release(sequence.blocks)
-        sequence.blocks, sequence.computed, sequence.filled, sequence.draft = [], 0, 0, []
+    def _give_back(self, sequence: Sequence) -> None:
+        """Let go of the blocks that no further token sees. In the table, what it is padded with stands for them."""
+        first, last = sequence.given_back, self.room.behind(sequence.computed)
+        self.blocks.release(sequence.blocks[first:last])
+        sequence.blocks[first:last] = [self.blocks.count] * (last - first)
+        sequence.given_back = last
 
-    def _num_blocks(self, num_tokens: int) -> int:
-        return -(-num_tokens // self.blocks.size)
+    def _release(self, sequence: Sequence) -> None:
+        self.blocks.release(sequence.blocks[sequence.given_back :])
+        sequence.blocks, sequence.draft = [], []
+        sequence.computed = sequence.filled = sequence.given_back = 0
 
 
 def _order(sequence: Sequence) -> tuple[int, int, int]:

@@ -42,6 +42,7 @@ class Sequence:
         self.draft: list[int] = []
         self.blocks: list[int] = []
         self.filled = 0  # blocks that were told to be full
+        self.given_back = 0  # blocks that lie behind the window
         self.after: Sequence | None = None
         self.room = room
         self.cached: int | None = None

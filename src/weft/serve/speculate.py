@@ -81,6 +81,12 @@ class ModelDrafter:
             pass
 
 
+def window(model: Decoder, draft: Decoder | None) -> int | None:
+    """Tokens that any layer of either model sees; None: all. A model whose layers differ is not loaded at all."""
+    sizes = [one.shape.sliding_window for one in (model, draft) if one is not None]
+    return None if None in sizes else max(size for size in sizes if size is not None)
+
+
 def make_drafter(model: Decoder, draft: Decoder | None, config: EngineConfig, blocks: int) -> Drafter | None:
     if not config.draft_tokens:
         if draft is not None:
