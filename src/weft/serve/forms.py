@@ -134,6 +134,7 @@ class Helpers:
             helper.stdin.flush()
 
     def _readable(self, helper: subprocess.Popen[bytes], seconds: float) -> bool:
+        assert helper.stdout is not None
         return bool(select.select([helper.stdout], [], [], seconds)[0])
 
     def _line(self, helper: subprocess.Popen[bytes]) -> bytes:

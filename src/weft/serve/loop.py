@@ -80,6 +80,7 @@ class EngineLoop:
         self._queued = 0  # completions of the requests in the inbox
         self._ends: deque[float] = deque(maxlen=RECENT)
         self._changed = threading.Condition()
+        self._telling = threading.Lock()  # one output after the other; whoever submits does not wait for it
         self._draining = self._closing = False
         self._thread = threading.Thread(target=self._work, name="weft-engine", daemon=True)
 
@@ -212,23 +213,23 @@ class EngineLoop:
     def fail(self, error: BaseException) -> None:
         """The engine is done for: tell every request so now, whatever its thread is doing or waiting for."""
         with self._changed:
-            if self.error is None and not self._closing:
-                self.error = error
-                self._end_all(f"the engine failed: {type(error).__name__}: {error}")
-                self._changed.notify()
+            if self.error is not None or self._closing:
+                return
+            self.error = error
+            self._changed.notify()
+        self._end_all()
 
     def _work(self) -> None:
         try:
             while self._take_in():
                 outputs = self.engine.step()
-                with self._changed:
+                with self._telling:
                     for output in outputs if self.error is None else ():
                         self._tell(output)
                 self.last_step = time.monotonic()
         except BaseException as error:  # noqa: BLE001 (told to every request; nothing else ever would)
             self.fail(error)
-        with self._changed:
-            self._end_all(None)
+        self._end_all()
 
     def _take_in(self) -> bool:
         """Wait for work, and bring what came to the engine; False: stop."""
@@ -265,15 +266,18 @@ class EngineLoop:
                 self._ends.append(time.monotonic())
         deliver(output)
 
-    def _end_all(self, error: str | None) -> None:
-        for id, (deliver, left) in list(self._live.items()):
-            for index in left:
-                deliver(Output(id, index, finish="error" if error else "cancelled", error=error))
-        self._live.clear()
-        for item in self._inbox:
-            if isinstance(item, Job):
-                item.refuse(DeadError("the engine has ended"))
-        self._inbox.clear()
+    def _end_all(self) -> None:
+        """Once it takes no more requests. Whichever thread comes first tells why."""
+        error = f"the engine failed: {type(self.error).__name__}: {self.error}" if self.error is not None else None
+        with self._telling:
+            for id, (deliver, left) in list(self._live.items()):
+                for index in left:
+                    deliver(Output(id, index, finish="error" if error else "cancelled", error=error))
+            self._live.clear()
+            for item in self._inbox:
+                if isinstance(item, Job):
+                    item.refuse(DeadError("the engine has ended"))
+            self._inbox.clear()
 
     def _retry_after(self, waiting: int) -> float:
         """Seconds in which the queue should be half as long, going by how fast requests ended of late."""

@@ -8,7 +8,8 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from weft.serve.grammar import Grammar, Kind
+from weft.serve.forms import Kind
+from weft.serve.grammar import Grammar
 from weft.serve.request import Output, Request, Sampling
 from weft.serve.server.config import ServerConfig
 from weft.serve.server.errors import UnknownModelError, cut_off

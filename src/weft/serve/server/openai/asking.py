@@ -11,7 +11,8 @@ from typing import Any
 
 from fastapi import Request as HttpRequest
 
-from weft.serve.grammar import Grammar, Kind
+from weft.serve.forms import Kind
+from weft.serve.grammar import Grammar
 from weft.serve.request import Request, Sampling
 from weft.serve.server.config import ServerConfig
 from weft.serve.server.errors import FieldError
