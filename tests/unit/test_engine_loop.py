@@ -162,7 +162,7 @@ def test_a_failure_ends_every_stream_and_says_why(model: Decoder, monkeypatch: p
 
 
 def test_a_failure_is_told_though_the_engine_waits_for_ever(model: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where it waits for a process that died: whoever noticed tells all requests, and what comes late is told to none."""
+    """As where it waits for a process that died: whoever noticed tells all requests, what comes late is told to none."""
     loop = start(model)
     stuck, release = threading.Event(), threading.Event()
     step = loop.engine.step
