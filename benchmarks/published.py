@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -30,7 +31,8 @@ MEGATRON_CORE = Software(flash=2, overlap_tp=1, overlap_pp=1, gradients=2, reduc
 NEMO_24 = replace(MEGATRON_CORE, master=2)  # Apex keeps the 16 bits that bf16 weights lack
 TORCH = Software(fused=0, weights=4, gradients=4, master=0, reduced=4)
 NANOTRON = Software(
-    fused=0, fused_norm=1, fused_loss=0, overlap_dp=0, balanced=1, keeps_gathered=1, gradients=6, adds=1, tp_host=2.2e-3
+    fused=0, fused_norm=1, fused_loss=0, overlap_dp=0, balanced=1, keeps_gathered=1, copies=2, whole_dp=1, adds=1,
+    tp_host=2.2e-3,
 )  # fmt: skip
 SOFTWARE: tuple[tuple[str, Software], ...] = (
     ("nanotron", NANOTRON),
@@ -325,7 +327,7 @@ def _software(row: dict[str, Any]) -> Software:
     if found is MEGATRON_21 and not ampere:
         found = MEGATRON_CORE
     if found is NANOTRON:
-        found = _nanotron(row["gpus"], row.get("tp") or 1, row.get("pp") or 1)
+        found = _nanotron(row)
     extras = " ".join(row.get("extras", [])).lower()
     if "flash" in extras:
         found = replace(found, flash=max(1, found.flash))
@@ -344,18 +346,27 @@ def _software(row: dict[str, Any]) -> Software:
     return found
 
 
-def _nanotron(gpus: int, tp: int, pp: int) -> Software:
-    """Its sweep was run by two versions, which no row tells apart but by memory and time. As the fitted half shows it: the
+def _nanotron(row: dict[str, Any]) -> Software:
+    """As its source has it (huggingface/nanotron at 9055c664): without ZeRO, PyTorch's DDP reduces gradients in buckets
+    beside the backward pass, and has them in 16 bits too; with ZeRO 1 all of them are reduced afterwards, in fp32 and to
+    everyone.
+
+    Its sweep was run by two versions, which no row tells apart but by memory and time. As the fitted half shows it: the
     later one, which gathers inputs again and whose stages wait for each other, ran what took more than 256 GPUs, or tp of
     32, but not that of 32 without a pipeline. Its blocks, and those of any pipeline over nodes, take a CPU as much longer
-    as tp is wide; and in such a pipeline the last micro-batches in flight keep no gathered inputs.
+    as tp is wide; and in such a pipeline the last micro-batches in flight keep no gathered inputs, more of them the wider
+    tp is.
     """
+    gpus, tp, pp = row["gpus"], row.get("tp") or 1, row.get("pp") or 1
     if later := pp > 1 if tp >= 32 else gpus >= 512:
         kept = 0.0
     else:
-        kept = 1 - (pp > 1) * (2 if tp >= 16 else 1) / pp
+        kept = max(0.0, 1 - (pp > 1) * math.log2(max(2, tp)) / 2 / pp)
     wide = later or (pp > 1 and gpus > 8)
-    return replace(NANOTRON, keeps_gathered=kept, tp_host=2.7e-3 * tp if wide else NANOTRON.tp_host, stall=0.65 * later)
+    return replace(
+        NANOTRON, overlap_dp=int(not row.get("zero_stage")), gradients=4 if row.get("dp") == 1 else 6,
+        keeps_gathered=kept, tp_host=2.7e-3 * tp if wide else NANOTRON.tp_host, stall=0.65 * later,
+    )  # fmt: skip
 
 
 def _seconds(row: dict[str, Any], shape: Shape, job: Job) -> float | None:

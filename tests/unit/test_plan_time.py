@@ -260,3 +260,23 @@ def test_gradients_that_are_added_up_apart_cost_their_traffic() -> None:
     assert apart.optimizer - fused.optimizer == pytest.approx(64 * held * (2 + 2 * 4) / (0.93 * 2.039e12), rel=0.1)
     sharded = [step_time(work(GPT3, "fsdp64.mb1.full.bf16", 64, Software(adds=flag))).total for flag in (1, 0)]
     assert sharded[0] == sharded[1]
+
+
+def test_gradients_that_all_processes_get_travel_once_more() -> None:
+    """An all-reduce is a reduce-scatter and an all-gather; under ZeRO 3 each has its share, and of plain replicas all do."""
+    plan = {
+        (text, flag): step_time(work(GPT3, text, 512, Software(overlap_dp=0, whole_dp=flag))).dp
+        for text in ("fsdp8.zero1.tp8.sp.pp8.mb1.bf16", "fsdp8.tp8.sp.pp8.mb1.bf16", "dp8.tp8.sp.pp8.mb1.bf16")
+        for flag in (0, 1)
+    }
+    once = GPT3.num_params / 64 * 4 * 7 / 8 / (25e9 * 0.62)
+    more = plan["fsdp8.zero1.tp8.sp.pp8.mb1.bf16", 1] - plan["fsdp8.zero1.tp8.sp.pp8.mb1.bf16", 0]
+    assert more == pytest.approx(once, rel=0.2)
+    for text in ("fsdp8.tp8.sp.pp8.mb1.bf16", "dp8.tp8.sp.pp8.mb1.bf16"):
+        assert plan[text, 1] == plan[text, 0]
+
+
+def test_copies_that_a_block_keeps_are_counted() -> None:
+    """Of as many hidden states in 16 bits, cut over tp."""
+    plain, copies = (block_activations(work(GPT3, "tp8.sp.mb1.bf16", 8, Software(copies=count))) for count in (0, 2))
+    assert copies - plain == 2 * 2 * 2048 * GPT3.hidden / 8

@@ -80,7 +80,7 @@ def block_activations(work: Work) -> Num:
     eager = activated + np.where(soft.fused_norm > 1, 0.0, tokens * (query + kv))
     eager = eager + np.where(soft.fused_norm > 0, 0.0, 4 * s.hidden * wide)
     more = np.where((soft.fused > 0) | (s.matrices == 2), 0.0, eager * (1 - cheap))
-    more = more + c.sp * soft.keeps_gathered * 2 * s.hidden * (tokens - wide)
+    more = more + soft.copies * s.hidden * tokens / tp + c.sp * soft.keeps_gathered * 2 * s.hidden * (tokens - wide)
     masks = soft.dropout * 2 * s.hidden * wide
     scores = np.where(soft.flash, 0.0, c.micro_batch * s.heads / tp * s.seq**2 / c.cp * (2 * c.item + soft.dropout))
     return kept + c.item * more + masks + np.where(c.selective > 0, 0.0, scores)

@@ -142,6 +142,7 @@ def step_time(work: Work, passes: Passes | None = None) -> Time:
     stride = np.where(c.zero == 3, inner * c.fsdp, c.tp)
     reduction = collectives.gather(ways, stride, chip, held / np.where(zero3, shards, 1) * soft.reduced)
     zero1 = (c.zero == 1) | (c.zero == 2)
+    reduction = reduction * np.where(zero1, 1 + soft.whole_dp, 1)
     # where a part of the replicas shares the states, these gather among themselves, and gradients go round the rest
     among = np.where(zero1 & (c.dp > 1), shards, ways)
     spread = collectives.gather(

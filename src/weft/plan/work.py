@@ -141,6 +141,8 @@ class Software:
         tp_host: s that the CPU takes more for a block cut by tp, both ways.
         stall: s that a micro-batch waits at a boundary of stages.
         keeps_gathered: under sp, what part of the matrices' inputs is kept whole for backward, not gathered again.
+        copies: hidden states of each token, cut over tp, that a block keeps beside what its backward pass needs.
+        whole_dp: under ZeRO 1 and 2 all processes get all gradients, not their own shares alone.
         weights, gradients, master, moments: bytes of each parameter.
         reduced: bytes in which a gradient travels.
     """
@@ -163,6 +165,8 @@ class Software:
     tp_host: Num = 0
     stall: Num = 0
     keeps_gathered: Num = 0
+    copies: Num = 0
+    whole_dp: Num = 0
     weights: Num = 2
     gradients: Num = 4
     master: Num = 4
