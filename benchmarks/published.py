@@ -39,7 +39,7 @@ SOFTWARE: tuple[tuple[str, Software], ...] = (
     ("llm-foundry", replace(TORCH, fused_loss=2)),
     ("fms-fsdp", replace(TORCH, fused=1, reduced=2)),
     ("torchtitan", replace(TORCH, fused=1)),
-    ("InternEvo", Software(blocking=1, fused=0, overlap_dp=0.5, reduced=2, gradients=2, adds=1)),
+    ("InternEvo", Software(blocking=1, fused=0, overlap_dp=0.5, reduced=2, gradients=2, adds=1, turns=2.5e-3)),
     ("vTrain", replace(MEGATRON_21, fused=0, whole_pp=1, adds=1, gradients=2)),
     ("Megatron-DeepSpeed", replace(MEGATRON_21, reduced=2, whole_pp=1)),
     ("DeepSpeed", replace(MEGATRON_21, reduced=2, overlap_dp=0.5)),

@@ -280,3 +280,16 @@ def test_copies_that_a_block_keeps_are_counted() -> None:
     """Of as many hidden states in 16 bits, cut over tp."""
     plain, copies = (block_activations(work(GPT3, "tp8.sp.mb1.bf16", 8, Software(copies=count))) for count in (0, 2))
     assert copies - plain == 2 * 2 * 2048 * GPT3.hidden / 8
+
+
+def test_weights_that_are_given_in_turns_take_one_for_each_process() -> None:
+    """Of those that share the states; where nothing is shared there are no turns."""
+    one, none = (
+        {
+            text: step_time(work(GPT3, text, 512, Software(turns=flag))).dp
+            for text in ("fsdp64.zero1.tp8.mb1", "dp64.tp8.mb1")
+        }
+        for flag in (2e-3, 0)
+    )
+    assert one["fsdp64.zero1.tp8.mb1"] - none["fsdp64.zero1.tp8.mb1"] == pytest.approx(64 * 2e-3)
+    assert one["dp64.tp8.mb1"] == none["dp64.tp8.mb1"]

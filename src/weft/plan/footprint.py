@@ -126,7 +126,8 @@ def footprint(work: Work, *, first: bool = False) -> Footprint:
     logits = each * work.tokens * s.vocab / c.tp
     logits = np.where(c.chunked, logits / 16, logits)
     # the first stage of a pipeline has most in flight, the last has the logits
-    last = np.where((c.pp > 1) & (c.offload == 0), np.minimum(flying, 1.0) * blocks * per_block, activations)
+    fewer = np.where(soft.balanced > 0, np.clip(s.layers - (c.pp - 1) * blocks, 1, blocks), blocks)
+    last = np.where((c.pp > 1) & (c.offload == 0), np.minimum(flying, 1.0) * fewer * per_block, activations)
     front = np.where(c.pp > 1, activations, 0.0)
     logits_last = last + logits
     leads = (front >= logits_last) | first

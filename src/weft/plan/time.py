@@ -160,7 +160,7 @@ def step_time(work: Work, passes: Passes | None = None) -> Time:
         hidden + tail + C.contention * held / np.where(zero3, shards, 1) * 2 * soft.reduced / chip.nvlink,
         reduction + spread,
     )
-    dp = np.where(ways > 1, dp, 0.0) + count * blocks * fsdp
+    dp = np.where(ways > 1, dp + zero1 * soft.turns * among, 0.0) + count * blocks * fsdp
 
     state = held / np.where(c.zero > 0, shards, 1)
     optimizer = (C.adam * state + 12 * held / np.where(zero3, shards, 1)) / (chip.hbm * C.hbm)

@@ -143,6 +143,7 @@ class Software:
         keeps_gathered: under sp, what part of the matrices' inputs is kept whole for backward, not gathered again.
         copies: hidden states of each token, cut over tp, that a block keeps beside what its backward pass needs.
         whole_dp: under ZeRO 1 and 2 all processes get all gradients, not their own shares alone.
+        turns: s for each process, where under ZeRO 1 and 2 they give their weights to all others one after the other.
         weights, gradients, master, moments: bytes of each parameter.
         reduced: bytes in which a gradient travels.
     """
@@ -167,6 +168,7 @@ class Software:
     keeps_gathered: Num = 0
     copies: Num = 0
     whole_dp: Num = 0
+    turns: Num = 0
     weights: Num = 2
     gradients: Num = 4
     master: Num = 4
