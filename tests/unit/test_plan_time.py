@@ -263,7 +263,7 @@ def test_gradients_that_are_added_up_apart_cost_their_traffic() -> None:
 
 
 def test_gradients_that_all_processes_get_travel_once_more() -> None:
-    """An all-reduce is a reduce-scatter and an all-gather; under ZeRO 3 each has its share, and of plain replicas all do."""
+    """An all-reduce is a reduce-scatter and an all-gather; under ZeRO 3 and of plain replicas nothing changes."""
     plan = {
         (text, flag): step_time(work(GPT3, text, 512, Software(overlap_dp=0, whole_dp=flag))).dp
         for text in ("fsdp8.zero1.tp8.sp.pp8.mb1.bf16", "fsdp8.tp8.sp.pp8.mb1.bf16", "dp8.tp8.sp.pp8.mb1.bf16")
