@@ -31,14 +31,14 @@ MEGATRON_CORE = Software(flash=2, overlap_tp=1, overlap_pp=1, gradients=2, reduc
 NEMO_24 = replace(MEGATRON_CORE, master=2)  # Apex keeps the 16 bits that bf16 weights lack
 TORCH = Software(fused=0, weights=4, gradients=4, master=0, reduced=4)
 NANOTRON = Software(
-    fused=0, fused_norm=1, fused_loss=0, overlap_dp=0, balanced=1, keeps_gathered=1, copies=2, whole_dp=1, adds=1,
+    fused=0, fused_norm=1, logits=10.7, overlap_dp=0, balanced=1, keeps_gathered=1, copies=2, whole_dp=1, adds=1,
     tp_host=2.2e-3,
 )  # fmt: skip
 SOFTWARE: tuple[tuple[str, Software], ...] = (
     ("nanotron", NANOTRON),
-    ("llm-foundry", replace(TORCH, fused_loss=2)),
+    ("llm-foundry", replace(TORCH, logits=4)),
     ("fms-fsdp", replace(TORCH, fused=1, reduced=2)),
-    ("torchtitan", replace(TORCH, fused=1)),
+    ("torchtitan", replace(TORCH, logits=12, alternate=1)),
     ("InternEvo", Software(blocking=1, fused=0, overlap_dp=0.5, reduced=2, gradients=2, adds=1, turns=2.5e-3)),
     ("vTrain", replace(MEGATRON_21, fused=0, whole_pp=1, adds=1, gradients=2)),
     ("Megatron-DeepSpeed", replace(MEGATRON_21, reduced=2, whole_pp=1)),
@@ -234,6 +234,9 @@ def _layout(row: dict[str, Any], job: Job) -> Layout:
     zero = row.get("zero_stage")
     if zero is None:
         zero = 3 if row.get("fsdp") else int(hopper)
+    titan = "torchtitan" in f"{row.get('framework')} {row.get('set')} {row.get('source')}".lower()
+    if titan and zero == 3 and pp > 1:
+        zero = 1  # beside a pipeline it keeps gathered weights, and adds up whole gradients, until the step's end
     groups = re.findall(r"\d+", f"{row.get('fsdp') or ''}")
     group = row.get("zero1_group")
     shards = int(groups[0]) if groups else group if isinstance(group, int) and group > 0 else replicas
@@ -253,6 +256,8 @@ def _layout(row: dict[str, Any], job: Job) -> Layout:
         share = 3 * (told["hfu"] / told["mfu"] - 1)  # of the blocks: torch's "selective" is every n-th block, whole
         recompute = "full" if share > 0.75 else f"full/{max(2, round(1 / share))}" if share > 0.05 else "none"
     recompute = re.split("[ :]", recompute)[0]
+    if titan and pp > 1 and not row.get("grad_accum") and local // micro_batch < pp:
+        micro_batch = max(1, local // pp)  # its local batch is cut into as many as there are stages
     sp = row.get("sp")
     if sp is None:
         sp = bool(row.get("recipe", {}).get("sequence_parallel", hopper)) or "selective" in recompute
@@ -283,8 +288,8 @@ def _layout(row: dict[str, Any], job: Job) -> Layout:
 
 
 PRESETS = (
-    ("GB300", "gb300"), ("GB200", "gb200"), ("GH200", "gh200"), ("B200", "b200"), ("H200", "h200"), ("H100", "h100"),
-    ("H800", "h100"),
+    ("GB300", "gb300"), ("GB200", "gb200"), ("GH200", "gh200"), ("B200", "b200"), ("H200", "h200"),
+    ("H100-96", "h100-96gb"), ("H100", "h100"), ("H800", "h100"),
     ("A800", "a100-80gb"), ("A100-40", "a100-40gb"), ("A100", "a100-80gb"), ("V100", "v100-32gb"), ("MI300X", "mi300x"),
 )  # fmt: skip
 
@@ -335,7 +340,7 @@ def _software(row: dict[str, Any]) -> Software:
         found = replace(found, fused=1)
     if "no tp comm overlap" in extras:
         found = replace(found, overlap_tp=0)
-    elif "tp-comm-overlap" in extras:
+    elif "tp-comm-overlap" in extras or re.search(r"async[ -]?tp", extras):
         found = replace(found, overlap_tp=1)
     if row.get("recipe"):
         found = replace(found, overlap_ep=int(bool(row["recipe"].get("moe_a2a_overlap"))))

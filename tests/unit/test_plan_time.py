@@ -293,3 +293,20 @@ def test_weights_that_are_given_in_turns_take_one_for_each_process() -> None:
     )
     assert one["fsdp64.zero1.tp8.mb1"] - none["fsdp64.zero1.tp8.mb1"] == pytest.approx(64 * 2e-3)
     assert one["dp64.tp8.mb1"] == none["dp64.tp8.mb1"]
+
+
+def test_selective_recomputation_can_keep_every_second_product() -> None:
+    """As torchtitan's does: the other half are multiplied again, which costs time and saves memory."""
+    layout, soft = "fsdp64.mb1.selective.bf16", Software(alternate=1)
+    second, usual = (work(GPT3, layout, 64, one) for one in (soft, Software()))
+    assert block_activations(second) < 0.75 * block_activations(usual)
+    passes = Passes.of(second)
+    more = step_time(second).recompute - step_time(usual).recompute
+    assert more == pytest.approx(GPT3.num_layers * passes.dense.matmul[0] / 2)
+    plain = (work(GPT3, "fsdp64.mb1.bf16", 64, one) for one in (soft, Software()))
+    assert len({float(block_activations(one)) for one in plain}) == 1
+
+
+def test_logits_take_what_the_software_keeps_of_them() -> None:
+    small, large = (footprint(work(GPT3, "fsdp64.mb1.full.bf16", 64, Software(logits=size))) for size in (4, 12))
+    assert large.logits - small.logits == 8 * 2048 * GPT3.vocab

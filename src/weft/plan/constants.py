@@ -52,7 +52,6 @@ class Constants:
     imbalance: float = 1  # of experts' tokens
     attention_length: float = 600  # tokens of which half attention's efficiency is reached
     traffic_backward: float = 0.954  # element-wise traffic of backward, of the forward's
-    logits: float = 8  # bytes kept for each logit
     outside: float = 7e08  # bytes of context and workspaces
     communicator: float = 1e08  # bytes of each axis's communicator
     usable: float = 0.92  # of a GPU's memory: the rest is the driver's, and holes

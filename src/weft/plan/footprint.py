@@ -83,7 +83,10 @@ def block_activations(work: Work) -> Num:
     more = more + soft.copies * s.hidden * tokens / tp + c.sp * soft.keeps_gathered * 2 * s.hidden * (tokens - wide)
     masks = soft.dropout * 2 * s.hidden * wide
     scores = np.where(soft.flash, 0.0, c.micro_batch * s.heads / tp * s.seq**2 / c.cp * (2 * c.item + soft.dropout))
-    return kept + c.item * more + masks + np.where(c.selective > 0, 0.0, scores)
+    every = kept + c.item * more + masks + np.where(c.selective > 0, 0.0, scores)
+    given = tokens * (query + 2 * kv) + 2 * s.hidden * wide + (s.matrices - 1) * activated  # by products
+    second = c.item * (s.hidden * wide + tokens * query + given / 2) + tokens * s.heads / tp * 4
+    return np.where(c.selective * soft.alternate > 0, second, every)
 
 
 def footprint(work: Work, *, first: bool = False) -> Footprint:
@@ -122,8 +125,7 @@ def footprint(work: Work, *, first: bool = False) -> Footprint:
     share = work.mixed
     inner = (1 - share) * s.ffn / c.tp + share * (s.expert_ffn * s.per_token / c.etp / c.tp + s.shared_ffn / c.tp)
     inner = c.item * work.tokens * (s.matrices * inner + 2 * s.hidden)
-    each = C.logits * np.where(soft.fused_loss == 2, 0.5, np.where(soft.fused_loss > 0, 1.0, 4 / 3))
-    logits = each * work.tokens * s.vocab / c.tp
+    logits = soft.logits * work.tokens * s.vocab / c.tp
     logits = np.where(c.chunked, logits / 16, logits)
     # the first stage of a pipeline has most in flight, the last has the logits
     fewer = np.where(soft.balanced > 0, np.clip(s.layers - (c.pp - 1) * blocks, 1, blocks), blocks)

@@ -79,6 +79,7 @@ def step_time(work: Work, passes: Passes | None = None) -> Time:
     compute = [sum(of(name, way) for name in ("matmul", "attention", "elementwise")) for way in (0, 1)]
     messages = [sum(of(name, way) for name in ("tp", "cp", "ep")) for way in (0, 1)]
     selective = c.selective * np.where(soft.flash > 0, of("elementwise", 0), of("attention", 0))
+    selective = selective + c.selective * soft.alternate * of("matmul", 0) / 2
     redo = again * (compute[0] + messages[0]) + selective
 
     blocks, count = work.blocks, work.micro_batches
