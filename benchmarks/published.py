@@ -270,7 +270,9 @@ def _layout(row: dict[str, Any], job: Job) -> Layout:
         and _software(row).flash == 2
         and not row["model"].get("experts")
     ):
-        blocks = row["model"]["layers"] / pp  # its recipes interleave where they can, mostly by two blocks
+        layers = row["model"]["layers"]
+        layers += 2 * (layers % pp > 0)  # else the embedding and the head count as a block each
+        blocks = layers / pp  # its recipes interleave where they can, mostly by two blocks
         vp = int(blocks / 2 if blocks % 2 == 0 else blocks if blocks % 1 == 0 else 1)
     ep = row.get("ep") or 1
     etp = (
