@@ -28,6 +28,9 @@ GIB = 2**30
 
 MEGATRON_21 = Software(flash=0, overlap_dp=0, blocking=1, dropout=1, gradients=4, reduced=2)
 MEGATRON_CORE = Software(flash=2, overlap_tp=1, overlap_pp=1, gradients=2, reduced=2)
+MEGATRON_24 = replace(
+    MEGATRON_CORE, flash=1
+)  # before Transformer Engine preferred cuDNN's attention on Hopper, mid-2024
 NEMO_24 = replace(MEGATRON_CORE, master=2)  # Apex keeps the 16 bits that bf16 weights lack
 TORCH = Software(fused=0, weights=4, gradients=4, master=0, reduced=4)
 NANOTRON = Software(
@@ -47,8 +50,8 @@ SOFTWARE: tuple[tuple[str, Software], ...] = (
     ("SimuMax", Software(flash=2, overlap_dp=0)),
     ("NeMo 24.", NEMO_24), ("nemo-24", NEMO_24), ("DeepSeek-V3 README", replace(MEGATRON_CORE, overlap_ep=1, dedup=1)),
     ("Bridge", replace(MEGATRON_CORE, overlap_ep=1, dedup=1)), ("dgxc", MEGATRON_CORE), ("NeMo", MEGATRON_CORE),
-    ("Megatron-Core", MEGATRON_CORE),
-    ("mcore", MEGATRON_CORE), ("JAX", replace(MEGATRON_CORE, overlap_tp=0)), ("pax", replace(MEGATRON_CORE, overlap_tp=0)),
+    ("Megatron-Core", MEGATRON_24),
+    ("mcore", MEGATRON_24), ("JAX", replace(MEGATRON_CORE, overlap_tp=0)), ("pax", replace(MEGATRON_CORE, overlap_tp=0)),
     ("TinyLlama", replace(TORCH, fused=1)),
     ("Megatron-LM", MEGATRON_21), ("Narayanan", MEGATRON_21), ("Korthikanti", MEGATRON_21),
 )  # fmt: skip
@@ -267,7 +270,7 @@ def _layout(row: dict[str, Any], job: Job) -> Layout:
         and not row.get("schedule")
         and pp > 1
         and hopper
-        and _software(row).flash == 2
+        and _software(row).overlap_pp
         and not row["model"].get("experts")
     ):
         layers = row["model"]["layers"]
