@@ -333,7 +333,8 @@ def _software(row: dict[str, Any]) -> Software:
     told = f"{row.get('framework') or ''} {row.get('set', '')} {row.get('framework_version') or ''} {row.get('source', '')}"
     ampere = any(word in row["gpu"] for word in ("A100", "V100"))
     default = MEGATRON_21 if ampere else MEGATRON_CORE
-    found = next((software for word, software in SOFTWARE if word.lower() in told.lower()), default)
+    told = told.lower().replace("nemotron", "")  # a model, not NeMo
+    found = next((software for word, software in SOFTWARE if word.lower() in told), default)
     if found is MEGATRON_21 and not ampere:
         found = MEGATRON_CORE
     if found is NANOTRON:
