@@ -314,6 +314,8 @@ def _cluster(row: dict[str, Any]) -> Cluster:
     per_node = row.get("gpus_per_node") or cluster.per_node
     if network := _network(str(row.get("interconnect") or "")):
         change["network_gb_per_s"] = network / 8 / per_node
+    if "PCI" in row["gpu"].upper():
+        change["nvlink_gb_per_s"] = cluster.host_gb_per_s  # messages take the way to the CPU
     if "H800" in row["gpu"] or "A800" in row["gpu"]:
         change["nvlink_gb_per_s"] = 200
     return cluster.model_copy(update=change)
