@@ -35,7 +35,7 @@ from weft.plan.work import stack
 
 HELD_OUT = (
     "megatron-bridge", "fms-fsdp", "jax-toolbox-pax", "mt-nlg", "mcore-h100-weak", "deepspeed-azure", "megatron-2021-01",
-    "torchtitan", "megascale-megatron", "nt4-340b", "bloom", "llama3-405b",
+    "torchtitan", "megascale-megatron", "nt4-340b", "bloom", "llama3-405b", "vtrain-multi",
 )  # fmt: skip
 """Sets of which no row was looked at when the constants were fitted; of the others every second row was not."""
 

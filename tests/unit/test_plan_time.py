@@ -310,3 +310,15 @@ def test_selective_recomputation_can_keep_every_second_product() -> None:
 def test_logits_take_what_the_software_keeps_of_them() -> None:
     small, large = (footprint(work(GPT3, "fsdp64.mb1.full.bf16", 64, Software(logits=size))) for size in (4, 12))
     assert large.logits - small.logits == 8 * 2048 * GPT3.vocab
+
+
+def test_a_network_whose_adapters_wait_for_the_cpu() -> None:
+    """Costs what it says for each node, and only what crosses nodes and is waited for."""
+    slow = A100.model_copy(update={"network_wait_us": 350})
+    layout, job = Layout.parse("tp16.mb1.bf16"), Job(seq=2048, global_batch=4)
+    times = [step_time(numbers(GPT3, layout, job, cluster, Software())).tp for cluster in (slow, A100)]
+    assert times[0] - times[1] == pytest.approx(4 * GPT3.num_layers * 8 * 2 * 350e-6)
+    inside = [
+        step_time(numbers(GPT3, Layout.parse("tp8.mb1.bf16"), job, cluster, Software())) for cluster in (slow, A100)
+    ]
+    assert inside[0].total == inside[1].total

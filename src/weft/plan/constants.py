@@ -31,7 +31,6 @@ class Constants:
     network: float = 0.647  # of the network's
     hop_nvlink: float = 1.23e-06
     hop_network: float = 1.93e-05
-    wait_network: float = 0.000353  # s a node, of a collective over nodes that the computation waits for
     falloff: float = 0.0321  # of the network's rate, as a power of the number of nodes
     start: float = 6.01e-05  # of a collective
     half: float = 3.22e05  # bytes at which a collective has half its rate

@@ -113,6 +113,7 @@ class Machine:
     domain: Num  # GPUs that NVLink joins
     network: Num  # of one GPU
     generation: Num  # 0 Volta, 1 Ampere, 2 Hopper, 3 Blackwell
+    wait: Num = 0.0  # s a node, of a collective over nodes that the computation waits for
     host: Num = 25e9  # bytes/s between a GPU and its CPU's memory
     host_memory: Num = 256e9  # of the CPU, for each GPU
 
