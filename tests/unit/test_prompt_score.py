@@ -246,8 +246,8 @@ def test_scores_that_a_wrong_tokenizer_gave_are_not_told(tmp_path: Path) -> None
 
 def test_lm_eval_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("weft.prompt.harness.importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"pip install 'lm-eval\[api\]'"):
-        run_lm_eval(["mc"], "http://127.0.0.1:1/v1", "m", "tok")
+    with pytest.raises(ValueError, match=r"pip install 'weft\[lm-eval\]'"):
+        run_lm_eval(["mc"], "http://127.0.0.1:1/v1", "m", Path("tok"))
     monkeypatch.setattr("weft.prompt.harness.importlib.util.find_spec", lambda name: name)
     with pytest.raises(ValueError, match=r"there is no tokenizer\.json"):
-        run_lm_eval(["mc"], "http://127.0.0.1:1/v1", "m", "tok")
+        run_lm_eval(["mc"], "http://127.0.0.1:1/v1", "m", Path("tok"))

@@ -10,36 +10,36 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from weft.prompt.task import Measure
+from weft.serve.folder import find_model
 
 
 def run_lm_eval(
-    tasks: Sequence[str], url: str, model: str, tokenizer: str, key: str = "", limit: int | None = None,
-    include: Path | None = None, shots: int | None = None,
+    tasks: Sequence[str], url: str, model: str, tokenizer: Path, longest: int | None = None, key: str = "",
+    limit: int | None = None, include: Path | None = None, shots: int | None = None,
 ) -> list[Measure]:  # fmt: skip
     """Run lm-eval in a process of its own; its lines are shown on stderr.
 
     Args:
-        tokenizer: folder of the model's own. With another one lm-eval would slice the log-probabilities at wrong
-            places, and give wrong scores in silence.
+        tokenizer: folder of the model's own, or its checkpoint or run. With another one lm-eval would slice the
+            log-probabilities at wrong places, and give wrong scores in silence.
+        longest: tokens that a text may have; None: lm-eval's own guess, 2047. Longer texts are read in windows.
         include: a folder of more tasks.
 
     Raises:
         ValueError: lm-eval is not installed, or failed; or it told log-likelihoods that are all 0.
     """
     if importlib.util.find_spec("lm_eval") is None:
-        raise ValueError(
-            "--lm-eval needs EleutherAI's harness, which is not installed: pip install 'lm-eval[api]' transformers"
-        )
-    if not (Path(tokenizer) / "tokenizer.json").is_file():
-        raise ValueError(f"--tokenizer {tokenizer}: there is no tokenizer.json; give the folder of the served model")
+        raise ValueError("--lm-eval needs EleutherAI's harness, which is not installed: pip install 'weft[lm-eval]'")
     settings = {
-        "model": model, "base_url": f"{url.rstrip('/')}/completions", "tokenizer": tokenizer,
-        "tokenizer_backend": "huggingface", "tokenized_requests": "False", "num_concurrent": "8", "max_retries": "3",
+        "model": model, "base_url": f"{url.rstrip('/')}/completions", "tokenizer": find_tokenizer(tokenizer),
+        "tokenizer_backend": "huggingface", "num_concurrent": "8", "max_retries": "3",
     }  # fmt: skip
+    settings |= {"max_length": longest + 1} if longest else {}  # it keeps one for the new token that it asks for
     with tempfile.TemporaryDirectory(prefix="weft-lm-eval-") as folder:
         command = [
             sys.executable, "-m", "lm_eval", "run", "--model", "local-completions", "--tasks", *tasks,
@@ -56,6 +56,21 @@ def run_lm_eval(
         check_samples(Path(folder))
         [results] = Path(folder).rglob("results_*.json")
         return measures(json.loads(results.read_text(encoding="utf-8")))
+
+
+def find_tokenizer(path: Path) -> Path:
+    """The folder that holds tokenizer.json: this one, or that of a checkpoint's or run's model.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if (path / "tokenizer.json").is_file():
+        return path
+    with suppress(ValueError):
+        folder, _ = find_model(path)
+        if (folder / "tokenizer.json").is_file():
+            return folder
+    raise ValueError(f"--tokenizer {path}: there is no tokenizer.json; give the folder of the served model")
 
 
 def check_samples(folder: Path) -> None:
