@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc as grpc
 from forked import SHAPE, settings, train
+from profiled import REQUESTS, TOKENS, needs_aiperf, profile
 from served import SPECIAL, make_adapter, make_folder
 
 from weft.checkpoint.folder import checkpoints
@@ -258,6 +259,29 @@ def test_several_completions_of_one_prompt(
     assert tokens == expected
     assert [text.decode() for text in texts] == words
     assert len(set(words)) == 3
+
+
+@needs_aiperf
+@pytest.mark.slow
+def test_aiperf_measures_triton(served: Served, trained: Path, tmp_path: Path) -> None:
+    template = tmp_path / "template.json"
+    template.write_text(
+        '{"text_input": {{ text|tojson }}, "max_tokens": {{ max_tokens }}, "ignore_eos": true, "stream": true}'
+    )
+    before = metrics_of(served)
+    told = profile(
+        f"http://127.0.0.1:{served.http}", "small", trained, tmp_path / "out", "--endpoint-type", "template",
+        "--endpoint", "/v2/models/small/generate_stream", "--extra-inputs", f"payload_template:{template}",
+        "--extra-inputs", "response_field:text_output",
+    )  # fmt: skip
+    assert told["inter_token_latency"]["avg"] > 0
+    wait_for(lambda: risen(served, before, "vllm:generation_tokens_total{") >= REQUESTS * TOKENS)
+    assert risen(served, before, 'vllm:request_success_total{finished_reason="length"') >= REQUESTS
+
+
+def risen(served: Served, before: dict[str, float], name: str) -> float:
+    """By how much one of the engine's counters has."""
+    return metrics_of(served).get(name, 0) - before.get(name, 0)
 
 
 @pytest.mark.slow
