@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,12 +20,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import tritonclient.grpc as grpc
+import tritonclient.http as http_client
 from forked import SHAPE, settings, train
 from profiled import REQUESTS, TOKENS, needs_aiperf, profile
 from served import SPECIAL, make_adapter, make_folder
+from tritonclient.utils import InferenceServerException
 
 from weft.checkpoint.folder import checkpoints
+from weft.checkpoint.weights import load_decoder
 from weft.export.triton.repository import export_triton
 from weft.serve.config import EngineConfig
 from weft.serve.engine import Engine
@@ -77,15 +82,13 @@ def adapter(trained: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def served(trained: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """In Triton, cut over two processes."""
-    folder = tmp_path_factory.mktemp("triton")
-    export_triton(trained, folder / "models", "small", tp=2, adapters={"tuned": adapter})
-    log = folder / "log"
+@contextmanager
+def serving(repository: Path) -> Iterator[Served]:
+    """A Triton on a repository, until its models answer, and what is left of it afterwards: nothing."""
+    log = repository.with_name("log")
     with log.open("w") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "weft", "serve-triton", str(folder / "models"),
+            [sys.executable, "-m", "weft", "serve-triton", str(repository),
              *("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--drain-seconds", "5")],
             stdout=file, stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
@@ -100,6 +103,15 @@ def served(trained: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactor
         code = process.wait(60)
         left = [pid for pid in began if alive(pid)]
         assert (code, left) == (0, []), log.read_text()
+
+
+@pytest.fixture(scope="module")
+def served(trained: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """In Triton, cut over two processes."""
+    folder = tmp_path_factory.mktemp("triton")
+    export_triton(trained, folder / "models", "small", tp=2, adapters={"tuned": adapter})
+    with serving(folder / "models") as running:
+        yield running
 
 
 @pytest.fixture
@@ -355,6 +367,32 @@ def streamed(served: Served, **body: Any) -> Iterator[str]:
         if line.startswith(b"data: "):
             yield line[6:].decode()
     connection.close()
+
+
+@pytest.mark.slow
+def test_a_graph_of_onnx_gives_the_models_logits(trained: Path, tmp_path: Path) -> None:
+    """Its config as Triton's own backend takes it; which pip's Triton has not, and weft stands in for."""
+    export_triton(trained, tmp_path / "models", "small", "onnxruntime")
+    _, decoder = load_decoder(trained)
+    with (
+        serving(tmp_path / "models") as running,
+        http_client.InferenceServerClient(f"127.0.0.1:{running.http}") as asks,
+    ):
+        for size in ((1, 1), (2, 7), (1, 30)):
+            tokens = torch.randint(VOCAB, size, generator=torch.Generator().manual_seed(size[1]))
+            entry = http_client.InferInput("input_ids", list(size), "INT64")
+            entry.set_data_from_numpy(tokens.numpy())
+            with torch.inference_mode():
+                expected = decoder(tokens).float().numpy()
+            assert np.allclose(asks.infer("small", [entry]).as_numpy("logits"), expected, atol=1e-4)
+        bad = http_client.InferInput("input_ids", [1, 1], "INT64")
+        bad.set_data_from_numpy(np.array([[VOCAB]]))
+        with pytest.raises(InferenceServerException, match="indices element out of data bounds"):
+            asks.infer("small", [bad])
+        stubs = running.stubs()
+        os.kill(stubs[0], signal.SIGKILL)
+        wait_for(lambda: "Triton is back, and its models answer" in running.log.read_text())
+        assert np.allclose(asks.infer("small", [entry]).as_numpy("logits"), expected, atol=1e-4)
 
 
 def wait_for(condition: Callable[[], object]) -> None:

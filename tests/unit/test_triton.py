@@ -480,10 +480,18 @@ def test_repositories_that_cannot_be_served(folder: Path, tmp_path: Path) -> Non
     with pytest.raises(ValueError, match=r"is no repository of Triton's: no folder in it has a config\.pbtxt"):
         serve_triton(tmp_path)
     export_triton(folder, tmp_path, "small", "vllm", link=True)
-    with pytest.raises(ValueError, match="the Triton that pip brings has no backend 'vllm', only python"):
+    with pytest.raises(ValueError, match="the Triton that pip brings has no backend 'vllm', only python, and weft"):
         serve_triton(tmp_path)
     with pytest.raises(ValueError, match="holds no Triton: it needs bin/tritonserver and backends/"):
         serve_triton(tmp_path, TritonOptions(triton=tmp_path))
+
+
+def test_a_graph_needs_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "graph/1").mkdir(parents=True)
+    (tmp_path / "graph/config.pbtxt").write_text('backend: "onnxruntime"')
+    monkeypatch.setattr("weft.serve.triton.serve.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"graph needs ONNX Runtime: pip install 'weft\[onnx\]'"):
+        serve_triton(tmp_path)
 
 
 def test_triton_that_does_not_come_up(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
