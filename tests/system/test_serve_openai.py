@@ -14,7 +14,7 @@ import httpx
 import openai
 import pytest
 import torch
-from profiled import REQUESTS, TOKENS, needs_aiperf, profile
+from profiled import LETTERS, REQUESTS, TOKENS, needs_aiperf, profile
 from served import Served, make_folder, model, served
 
 from weft.checkpoint.weights import load_decoder
@@ -149,7 +149,7 @@ def test_lm_evals_calls(server: Served, folder: Path) -> None:
 def test_aiperf_measures_the_server(server: Served, folder: Path, tmp_path: Path) -> None:
     told = profile(
         server.url, "tiny", folder, tmp_path, "--endpoint-type", "chat", "--use-server-token-count", "--extra-inputs",
-        "ignore_eos:true",
+        json.dumps({"guided_regex": LETTERS}),
     )  # fmt: skip
     lengths = told["output_sequence_length"]
     assert lengths["min"] == lengths["max"] == TOKENS

@@ -24,7 +24,7 @@ import torch
 import tritonclient.grpc as grpc
 import tritonclient.http as http_client
 from forked import SHAPE, settings, train
-from profiled import REQUESTS, TOKENS, needs_aiperf, profile
+from profiled import LETTERS, REQUESTS, TOKENS, needs_aiperf, profile
 from served import SPECIAL, make_adapter, make_folder
 from tritonclient.utils import InferenceServerException
 
@@ -278,7 +278,7 @@ def test_several_completions_of_one_prompt(
 def test_aiperf_measures_triton(served: Served, trained: Path, tmp_path: Path) -> None:
     template = tmp_path / "template.json"
     template.write_text(
-        '{"text_input": {{ text|tojson }}, "max_tokens": {{ max_tokens }}, "ignore_eos": true, "stream": true}'
+        '{"text_input": {{ text|tojson }}, "max_tokens": {{ max_tokens }}, "stream": true, "regex": "' + LETTERS + '"}'
     )
     before = metrics_of(served)
     told = profile(
