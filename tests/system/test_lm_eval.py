@@ -16,6 +16,7 @@ import openai
 import pytest
 from forked import settings, train
 from served import SPECIAL, Served, make_folder, model, served
+from tokenizers import Tokenizer, normalizers
 from typer.testing import CliRunner
 
 from weft.cli.app import app
@@ -170,6 +171,15 @@ def test_lm_eval_scores_what_weft_eval_scores(
     assert len(ids) > 2 * foreseen.window
     assert theirs["read", "bits_per_byte"] == pytest.approx(foreseen.bits_per_byte, rel=1e-4)
     here.close()
+
+
+def test_another_tokenizer_is_refused(server: Served, trained: Path, tmp_path: Path) -> None:
+    other = Tokenizer.from_file(str(trained / "tokenizer.json"))
+    other.normalizer = normalizers.Lowercase()
+    other.save(str(tmp_path / "tokenizer.json"))
+    words = ["eval", "--url", f"{server.url}/v1", "--tokenizer", str(tmp_path), "--lm-eval", "choose"]
+    refused = CliRunner().invoke(app, words)
+    assert "is not the one of the served model" in str(refused.exception)
 
 
 def scores(trained: Path, tasks: Path, out: Path) -> dict[tuple[str, str], float]:

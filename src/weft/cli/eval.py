@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -48,7 +47,7 @@ def evaluate(
     from rich.console import Console
 
     from weft.cli.verify import progress_bar
-    from weft.prompt.harness import run_lm_eval
+    from weft.prompt.harness import ask_server, run_lm_eval
     from weft.prompt.open import open_model
     from weft.prompt.perplexity import perplexity, read_tokens
     from weft.prompt.report import show_measures
@@ -71,16 +70,15 @@ def evaluate(
     if not lm_eval and (tokenizer or include or shots is not None):
         raise ValueError("--tokenizer, --include and --shots are about an --lm-eval task, and there is none")
     tasks = [read_task(path) for path in task or []]
-    foreseen, measures, longest = [], [], None
+    foreseen, measures = [], []
     with open_model(checkpoint, url, model, api_key, at_once, device, dtype) as there, progress_bar() as progress:
+        longest = ask_server(tokenizer, there) if tokenizer else None
         for path in text or []:
             name, ids, num_bytes = read_tokens(path, there, max_tokens)
             foreseen.append(perplexity(name, ids, num_bytes, there, window, stride, progress))
         for one in tasks:
             measures += run_task(one, there, limit, progress)
         name = there.name
-        with suppress(ValueError):  # a server that does not say how much it takes
-            longest = there.longest if lm_eval else None
     if lm_eval and tokenizer:
         measures += run_lm_eval(lm_eval, url, name, tokenizer, longest, api_key, limit, include, shots)
     show_measures(measures, foreseen, wide(Console()))

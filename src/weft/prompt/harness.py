@@ -14,8 +14,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from weft.prompt.model import Model
 from weft.prompt.task import Measure
-from weft.serve.folder import find_model
+from weft.serve.folder import find_model, load_tokenizer
+
+PROBE = "The quick brown fox, 12 345 naïve cafés\n\tdef f(x): return {'a': x}"
+"""A text of which tokenizers make different tokens."""
 
 
 def run_lm_eval(
@@ -25,8 +29,8 @@ def run_lm_eval(
     """Run lm-eval in a process of its own; its lines are shown on stderr.
 
     Args:
-        tokenizer: folder of the model's own, or its checkpoint or run. With another one lm-eval would slice the
-            log-probabilities at wrong places, and give wrong scores in silence.
+        tokenizer: folder of the model's own, or its checkpoint or run: lm-eval sends tokens. With another one its scores
+            would be wrong, in silence.
         longest: tokens that a text may have; None: lm-eval's own guess, 2047. Longer texts are read in windows.
         include: a folder of more tasks.
 
@@ -73,10 +77,28 @@ def find_tokenizer(path: Path) -> Path:
     raise ValueError(f"--tokenizer {path}: there is no tokenizer.json; give the folder of the served model")
 
 
+def ask_server(tokenizer: Path, model: Model) -> int | None:
+    """How many tokens a text may have; None: the server does not say.
+
+    Raises:
+        ValueError: the tokenizer is another one than the server's.
+    """
+    mine = load_tokenizer(find_tokenizer(tokenizer)).encode(PROBE).ids
+    try:
+        theirs = model.encode(PROBE)
+    except ValueError:  # it has no /tokenize
+        return None
+    if theirs != mine:
+        raise ValueError(f"--tokenizer {tokenizer} is not the one of the served model: it makes other tokens of a text")
+    with suppress(ValueError):
+        return model.longest
+    return None
+
+
 def check_samples(folder: Path) -> None:
     """
     Raises:
-        ValueError: every log-likelihood is 0: the tokenizer is not the server's.
+        ValueError: every log-likelihood is 0: it was the sum of nothing.
     """
     found = []
     for file in folder.rglob("samples_*.jsonl"):
@@ -85,7 +107,10 @@ def check_samples(folder: Path) -> None:
             if sample.get("arguments") and len(sample.get("resps", [])) > 1:
                 found += [float(one[0][0]) for one in sample["resps"] if isinstance(one[0], list)]
     if found and not any(found):
-        raise ValueError("every log-likelihood is 0: --tokenizer is not the one of the served model")
+        raise ValueError(
+            "every log-likelihood is 0: the server does not tell log-probabilities of a prompt (echo with logprobs), or "
+            "--tokenizer is not the one of the served model"
+        )
 
 
 def measures(results: dict[str, Any]) -> list[Measure]:
