@@ -35,6 +35,7 @@ parallel: install
 
 system: install
 	./scripts/browser.sh
+	./scripts/aiperf.sh
 	$(PYTEST) tests/system
 
 docs: install

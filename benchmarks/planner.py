@@ -1,6 +1,7 @@
 """Claim: the time and memory that `weft plan` predicts are those that others measured.
 
     python benchmarks/planner.py ../shared/data/published-runs.jsonl.gz --json benchmarks/results/planner.json
+    python benchmarks/planner.py benchmarks/rows/torchtitan.jsonl
 
 Every run is predicted from its shape, layout, cluster and job alone, with constants that are frozen in
 plan/constants.py. For each set of runs:
@@ -34,6 +35,7 @@ from weft.plan.work import stack
 
 HELD_OUT = (
     "megatron-bridge", "fms-fsdp", "jax-toolbox-pax", "mt-nlg", "mcore-h100-weak", "deepspeed-azure", "megatron-2021-01",
+    "torchtitan", "megascale-megatron", "nt4-340b", "bloom", "llama3-405b", "vtrain-multi",
 )  # fmt: skip
 """Sets of which no row was looked at when the constants were fitted; of the others every second row was not."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -27,26 +28,30 @@ GIB = 2**30
 
 MEGATRON_21 = Software(flash=0, overlap_dp=0, blocking=1, dropout=1, gradients=4, reduced=2)
 MEGATRON_CORE = Software(flash=2, overlap_tp=1, overlap_pp=1, gradients=2, reduced=2)
+MEGATRON_24 = replace(
+    MEGATRON_CORE, flash=1
+)  # before Transformer Engine preferred cuDNN's attention on Hopper, mid-2024
 NEMO_24 = replace(MEGATRON_CORE, master=2)  # Apex keeps the 16 bits that bf16 weights lack
 TORCH = Software(fused=0, weights=4, gradients=4, master=0, reduced=4)
 NANOTRON = Software(
-    fused=0, fused_norm=1, fused_loss=0, overlap_dp=0, balanced=1, keeps_gathered=1, gradients=6, adds=1, tp_host=2.2e-3
+    fused=0, fused_norm=1, logits=10.7, overlap_dp=0, balanced=1, keeps_gathered=1, copies=2, whole_dp=1, adds=1,
+    tp_host=2.2e-3,
 )  # fmt: skip
 SOFTWARE: tuple[tuple[str, Software], ...] = (
     ("nanotron", NANOTRON),
-    ("llm-foundry", replace(TORCH, fused_loss=2)),
+    ("llm-foundry", replace(TORCH, logits=4)),
     ("fms-fsdp", replace(TORCH, fused=1, reduced=2)),
-    ("torchtitan", replace(TORCH, fused=1)),
-    ("InternEvo", Software(blocking=1, fused=0, overlap_dp=0.5, reduced=2, gradients=2, adds=1)),
-    ("vTrain", replace(MEGATRON_21, fused=0, whole_pp=1, adds=1, gradients=2)),
-    ("Megatron-DeepSpeed", replace(MEGATRON_21, reduced=2, whole_pp=1)),
+    ("torchtitan", replace(TORCH, logits=12, alternate=1)),
+    ("InternEvo", Software(blocking=1, fused=0, overlap_dp=0.5, reduced=2, gradients=2, adds=1, turns=2.5e-3)),
+    ("vTrain", replace(MEGATRON_21, fused=0, adds=1, gradients=2)),
+    ("Megatron-DeepSpeed", replace(MEGATRON_21, reduced=2)),
     ("DeepSpeed", replace(MEGATRON_21, reduced=2, overlap_dp=0.5)),
     ("2021-01", replace(MEGATRON_21, whole_pp=1)), ("Smith et al. 2022", replace(MEGATRON_21, whole_pp=1, adds=1)),
     ("SimuMax", Software(flash=2, overlap_dp=0)),
     ("NeMo 24.", NEMO_24), ("nemo-24", NEMO_24), ("DeepSeek-V3 README", replace(MEGATRON_CORE, overlap_ep=1, dedup=1)),
     ("Bridge", replace(MEGATRON_CORE, overlap_ep=1, dedup=1)), ("dgxc", MEGATRON_CORE), ("NeMo", MEGATRON_CORE),
-    ("Megatron-Core", MEGATRON_CORE),
-    ("mcore", MEGATRON_CORE), ("JAX", replace(MEGATRON_CORE, overlap_tp=0)), ("pax", replace(MEGATRON_CORE, overlap_tp=0)),
+    ("Megatron-Core", MEGATRON_24),
+    ("mcore", MEGATRON_24), ("JAX", replace(MEGATRON_CORE, overlap_tp=0)), ("pax", replace(MEGATRON_CORE, overlap_tp=0)),
     ("TinyLlama", replace(TORCH, fused=1)),
     ("Megatron-LM", MEGATRON_21), ("Narayanan", MEGATRON_21), ("Korthikanti", MEGATRON_21),
 )  # fmt: skip
@@ -232,6 +237,9 @@ def _layout(row: dict[str, Any], job: Job) -> Layout:
     zero = row.get("zero_stage")
     if zero is None:
         zero = 3 if row.get("fsdp") else int(hopper)
+    titan = "torchtitan" in f"{row.get('framework')} {row.get('set')} {row.get('source')}".lower()
+    if titan and zero == 3 and pp > 1:
+        zero = 1  # beside a pipeline it keeps gathered weights, and adds up whole gradients, until the step's end
     groups = re.findall(r"\d+", f"{row.get('fsdp') or ''}")
     group = row.get("zero1_group")
     shards = int(groups[0]) if groups else group if isinstance(group, int) and group > 0 else replicas
@@ -251,6 +259,8 @@ def _layout(row: dict[str, Any], job: Job) -> Layout:
         share = 3 * (told["hfu"] / told["mfu"] - 1)  # of the blocks: torch's "selective" is every n-th block, whole
         recompute = "full" if share > 0.75 else f"full/{max(2, round(1 / share))}" if share > 0.05 else "none"
     recompute = re.split("[ :]", recompute)[0]
+    if titan and pp > 1 and not row.get("grad_accum") and local // micro_batch < pp:
+        micro_batch = max(1, local // pp)  # its local batch is cut into as many as there are stages
     sp = row.get("sp")
     if sp is None:
         sp = bool(row.get("recipe", {}).get("sequence_parallel", hopper)) or "selective" in recompute
@@ -260,10 +270,12 @@ def _layout(row: dict[str, Any], job: Job) -> Layout:
         and not row.get("schedule")
         and pp > 1
         and hopper
-        and _software(row).flash == 2
+        and _software(row).overlap_pp
         and not row["model"].get("experts")
     ):
-        blocks = row["model"]["layers"] / pp  # its recipes interleave where they can, mostly by two blocks
+        layers = row["model"]["layers"]
+        layers += 2 * (layers % pp > 0)  # else the embedding and the head count as a block each
+        blocks = layers / pp  # its recipes interleave where they can, mostly by two blocks
         vp = int(blocks / 2 if blocks % 2 == 0 else blocks if blocks % 1 == 0 else 1)
     ep = row.get("ep") or 1
     etp = (
@@ -281,8 +293,8 @@ def _layout(row: dict[str, Any], job: Job) -> Layout:
 
 
 PRESETS = (
-    ("GB300", "gb300"), ("GB200", "gb200"), ("GH200", "gh200"), ("B200", "b200"), ("H200", "h200"), ("H100", "h100"),
-    ("H800", "h100"),
+    ("GB300", "gb300"), ("GB200", "gb200"), ("GH200", "gh200"), ("B200", "b200"), ("H200", "h200"),
+    ("H100-96", "h100-96gb"), ("H100", "h100"), ("H800", "h100"),
     ("A800", "a100-80gb"), ("A100-40", "a100-40gb"), ("A100", "a100-80gb"), ("V100", "v100-32gb"), ("MI300X", "mi300x"),
 )  # fmt: skip
 
@@ -294,14 +306,15 @@ def _cluster(row: dict[str, Any]) -> Cluster:
     cluster = read_cluster(preset, row["gpus"])
     change: dict[str, Any] = {}
     if "nanotron" in row.get("set", ""):
-        change["network_gb_per_s"] = (
-            35  # EFA: of 3,200 Gb/s a node two thirds (Ultrascale Playbook, all-reduce over nodes)
-        )
+        # EFA: of 3,200 Gb/s a node two thirds (Ultrascale Playbook, all-reduce over nodes); the wait was fitted
+        change |= {"network_gb_per_s": 35, "network_wait_us": 353}
     if domain := row.get("nvlink_domain"):
         change["nvlink_domain"] = domain
     per_node = row.get("gpus_per_node") or cluster.per_node
     if network := _network(str(row.get("interconnect") or "")):
         change["network_gb_per_s"] = network / 8 / per_node
+    if "PCI" in row["gpu"].upper():
+        change["nvlink_gb_per_s"] = cluster.host_gb_per_s  # messages take the way to the CPU
     if "H800" in row["gpu"] or "A800" in row["gpu"]:
         change["nvlink_gb_per_s"] = 200
     return cluster.model_copy(update=change)
@@ -321,11 +334,12 @@ def _software(row: dict[str, Any]) -> Software:
     told = f"{row.get('framework') or ''} {row.get('set', '')} {row.get('framework_version') or ''} {row.get('source', '')}"
     ampere = any(word in row["gpu"] for word in ("A100", "V100"))
     default = MEGATRON_21 if ampere else MEGATRON_CORE
-    found = next((software for word, software in SOFTWARE if word.lower() in told.lower()), default)
+    told = told.lower().replace("nemotron", "")  # a model, not NeMo
+    found = next((software for word, software in SOFTWARE if word.lower() in told), default)
     if found is MEGATRON_21 and not ampere:
         found = MEGATRON_CORE
     if found is NANOTRON:
-        found = _nanotron(row["gpus"], row.get("tp") or 1, row.get("pp") or 1)
+        found = _nanotron(row)
     extras = " ".join(row.get("extras", [])).lower()
     if "flash" in extras:
         found = replace(found, flash=max(1, found.flash))
@@ -333,7 +347,7 @@ def _software(row: dict[str, Any]) -> Software:
         found = replace(found, fused=1)
     if "no tp comm overlap" in extras:
         found = replace(found, overlap_tp=0)
-    elif "tp-comm-overlap" in extras:
+    elif "tp-comm-overlap" in extras or re.search(r"async[ -]?tp", extras):
         found = replace(found, overlap_tp=1)
     if row.get("recipe"):
         found = replace(found, overlap_ep=int(bool(row["recipe"].get("moe_a2a_overlap"))))
@@ -344,18 +358,27 @@ def _software(row: dict[str, Any]) -> Software:
     return found
 
 
-def _nanotron(gpus: int, tp: int, pp: int) -> Software:
-    """Its sweep was run by two versions, which no row tells apart but by memory and time. As the fitted half shows it: the
+def _nanotron(row: dict[str, Any]) -> Software:
+    """As its source has it (huggingface/nanotron at 9055c664): without ZeRO, PyTorch's DDP reduces gradients in buckets
+    beside the backward pass, and has them in 16 bits too; with ZeRO 1 all of them are reduced afterwards, in fp32 and to
+    everyone.
+
+    Its sweep was run by two versions, which no row tells apart but by memory and time. As the fitted half shows it: the
     later one, which gathers inputs again and whose stages wait for each other, ran what took more than 256 GPUs, or tp of
     32, but not that of 32 without a pipeline. Its blocks, and those of any pipeline over nodes, take a CPU as much longer
-    as tp is wide; and in such a pipeline the last micro-batches in flight keep no gathered inputs.
+    as tp is wide; and in such a pipeline the last micro-batches in flight keep no gathered inputs, more of them the wider
+    tp is.
     """
+    gpus, tp, pp = row["gpus"], row.get("tp") or 1, row.get("pp") or 1
     if later := pp > 1 if tp >= 32 else gpus >= 512:
         kept = 0.0
     else:
-        kept = 1 - (pp > 1) * (2 if tp >= 16 else 1) / pp
+        kept = max(0.0, 1 - (pp > 1) * math.log2(max(2, tp)) / 2 / pp)
     wide = later or (pp > 1 and gpus > 8)
-    return replace(NANOTRON, keeps_gathered=kept, tp_host=2.7e-3 * tp if wide else NANOTRON.tp_host, stall=0.65 * later)
+    return replace(
+        NANOTRON, overlap_dp=int(not row.get("zero_stage")), gradients=4 if row.get("dp") == 1 else 6,
+        keeps_gathered=kept, tp_host=2.7e-3 * tp if wide else NANOTRON.tp_host, stall=0.65 * later,
+    )  # fmt: skip
 
 
 def _seconds(row: dict[str, Any], shape: Shape, job: Job) -> float | None:

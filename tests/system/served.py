@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from weft.checkpoint.manifest import FileRecord, Manifest
@@ -31,6 +32,8 @@ SPECIAL = ["<|end|>", "<|turn|>"]
 SHAPE = Shape(
     family="llama", num_layers=2, hidden=32, num_heads=4, num_kv_heads=2, ffn=48, vocab=256 + len(SPECIAL), max_seq=512
 )
+RANK, ALPHA = 3, 6.0
+TARGETS = ("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj")
 TEMPLATE = """\
 {%- for message in messages %}
 {{- '<|turn|>' + message.role + '\n' + message.content }}
@@ -73,6 +76,27 @@ def save_step(source: Path, run: Path, step: int) -> Path:
         files[f"model/{file.name}"] = FileRecord(size=len(content), sha256=hashlib.sha256(content).hexdigest())
     (path / "manifest.json").write_bytes(Manifest(step=step, layout="dp1", files=files).to_json())
     return path
+
+
+def make_adapter(base: Path, folder: Path, merged: Path, seed: int) -> None:
+    """An adapter as peft writes it, and the base's weights with it in them."""
+    numbers = torch.Generator().manual_seed(seed)
+    shutil.copytree(base, merged)
+    [file] = merged.glob("*.safetensors")
+    weights, pairs = load_file(file), {}
+    for name in weights:
+        if not name.endswith(tuple(f"{target}.weight" for target in TARGETS)):
+            continue
+        a = 0.3 * torch.randn(RANK, weights[name].shape[1], generator=numbers)
+        b = 0.3 * torch.randn(weights[name].shape[0], RANK, generator=numbers)
+        weights[name] += ALPHA / RANK * b @ a
+        module = f"base_model.model.{name.removesuffix('.weight')}"
+        pairs |= {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
+    save_file(weights, file, {"format": "pt"})
+    folder.mkdir(parents=True)
+    save_file(pairs, folder / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "target_modules": list(TARGETS)}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
 
 
 def config(*models: ModelConfig, **settings: Any) -> ServerConfig:

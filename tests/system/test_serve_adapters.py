@@ -4,41 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
-from served import Served, make_folder, model, served
-
-RANK, ALPHA = 3, 6.0
-TARGETS = ("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj")
-
-
-def make_adapter(base: Path, folder: Path, merged: Path, seed: int) -> None:
-    """An adapter as peft writes it, and the base's weights with it in them."""
-    numbers = torch.Generator().manual_seed(seed)
-    shutil.copytree(base, merged)
-    [file] = merged.glob("*.safetensors")
-    weights, pairs = load_file(file), {}
-    for name in weights:
-        if not name.endswith(tuple(f"{target}.weight" for target in TARGETS)):
-            continue
-        a = 0.3 * torch.randn(RANK, weights[name].shape[1], generator=numbers)
-        b = 0.3 * torch.randn(weights[name].shape[0], RANK, generator=numbers)
-        weights[name] += ALPHA / RANK * b @ a
-        module = f"base_model.model.{name.removesuffix('.weight')}"
-        pairs |= {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
-    save_file(weights, file, {"format": "pt"})
-    folder.mkdir(parents=True)
-    save_file(pairs, folder / "adapter_model.safetensors")
-    settings = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "target_modules": list(TARGETS)}
-    (folder / "adapter_config.json").write_text(json.dumps(settings))
+from served import Served, make_adapter, make_folder, model, served
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import httpx
 import openai
 import pytest
 import torch
+from profiled import LETTERS, REQUESTS, TOKENS, needs_aiperf, profile
 from served import Served, make_folder, model, served
 
 from weft.checkpoint.weights import load_decoder
@@ -141,6 +142,18 @@ def test_lm_evals_calls(server: Served, folder: Path) -> None:
     scored = post(server, "/v1/completions", {**body, "max_tokens": 0}).json()
     assert scored["choices"][0]["logprobs"]["token_logprobs"] == choices[0]["logprobs"]["token_logprobs"][:-1]
     assert scored["usage"]["completion_tokens"] == 0
+
+
+@needs_aiperf
+@pytest.mark.slow
+def test_aiperf_measures_the_server(server: Served, folder: Path, tmp_path: Path) -> None:
+    told = profile(
+        server.url, "tiny", folder, tmp_path, "--endpoint-type", "chat", "--use-server-token-count", "--extra-inputs",
+        json.dumps({"guided_regex": LETTERS}),
+    )  # fmt: skip
+    lengths = told["output_sequence_length"]
+    assert lengths["min"] == lengths["max"] == TOKENS
+    assert told["total_usage_completion_tokens"]["avg"] == REQUESTS * TOKENS
 
 
 def test_best_of_tells_the_likeliest(client: openai.OpenAI) -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,17 +20,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import tritonclient.grpc as grpc
+import tritonclient.http as http_client
 from forked import SHAPE, settings, train
+from profiled import LETTERS, REQUESTS, TOKENS, needs_aiperf, profile
+from served import SPECIAL, make_adapter, make_folder
+from tritonclient.utils import InferenceServerException
 
 from weft.checkpoint.folder import checkpoints
+from weft.checkpoint.weights import load_decoder
 from weft.export.triton.repository import export_triton
 from weft.serve.config import EngineConfig
 from weft.serve.engine import Engine
 from weft.serve.generate import complete
-from weft.serve.request import Sampling
+from weft.serve.request import Request, Sampling
 
 LONG = 2000
+VOCAB = 256 + len(SPECIAL)
 PATIENCE = 240
 """Seconds for a start on a machine that does much else; alone it takes eight."""
 
@@ -58,21 +66,29 @@ class Served:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that has seen a little, with room for long texts."""
+    """A model that has seen a little, with a tokenizer of bytes and room for long texts."""
     run = tmp_path_factory.mktemp("trained") / "small"
-    train(settings(run, model={**SHAPE, "max_seq": LONG + 100}, train={"steps": 3}))
+    words = make_folder(run.parent / "tokenizer")
+    shape = {**SHAPE, "max_seq": LONG + 100, "vocab": VOCAB}
+    train(settings(run, model=shape, train={"steps": 3}, data={"tokenizer": str(words)}))
     return checkpoints(run / "checkpoints")[0] / "model"
 
 
 @pytest.fixture(scope="module")
-def served(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """In Triton, cut over two processes."""
-    folder = tmp_path_factory.mktemp("triton")
-    export_triton(trained, folder / "models", "small", tp=2)
-    log = folder / "log"
+def adapter(trained: Path) -> Path:
+    """Of the trained model's."""
+    folder = trained.parents[3] / "adapter"
+    make_adapter(trained, folder, folder.with_name("merged"), seed=1)
+    return folder
+
+
+@contextmanager
+def serving(repository: Path) -> Iterator[Served]:
+    """A Triton on a repository, until its models answer, and what is left of it afterwards: nothing."""
+    log = repository.with_name("log")
     with log.open("w") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "weft", "serve-triton", str(folder / "models"),
+            [sys.executable, "-m", "weft", "serve-triton", str(repository),
              *("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--drain-seconds", "5")],
             stdout=file, stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
@@ -87,6 +103,15 @@ def served(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         code = process.wait(60)
         left = [pid for pid in began if alive(pid)]
         assert (code, left) == (0, []), log.read_text()
+
+
+@pytest.fixture(scope="module")
+def served(trained: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """In Triton, cut over two processes."""
+    folder = tmp_path_factory.mktemp("triton")
+    export_triton(trained, folder / "models", "small", tp=2, adapters={"tuned": adapter})
+    with serving(folder / "models") as running:
+        yield running
 
 
 @pytest.fixture
@@ -152,10 +177,8 @@ def test_many_streams_at_once_are_what_the_engine_gives_alone(
     assert any(responses > 1 for *_, responses in found.values())  # they came one after the other
 
 
-def complete_one(engine: Engine, prompt: list[int], sampling: Sampling) -> list[int]:
-    from weft.serve.request import Request
-
-    engine.add(Request("x", prompt, sampling))
+def complete_one(engine: Engine, prompt: list[int], sampling: Sampling, adapter: str | None = None) -> list[int]:
+    engine.add(Request("x", prompt, sampling, adapter=adapter))
     return [token for _ in iter(lambda: engine.busy, False) for output in engine.step() for token in output.tokens]
 
 
@@ -176,9 +199,13 @@ def test_one_response_for_those_who_want_no_stream(served: Served, trained: Path
     [
         ({"input_ids": [1], "max_token": 3}, "max_token: unknown; a request may have text_input"),
         ({"input_ids": [1], "temperature": -1}, "temperature is -1.0; it must be from 0"),
-        ({"input_ids": [99]}, "a token outside the model's vocabulary of 67"),
+        ({"input_ids": [999]}, f"a token outside the model's vocabulary of {VOCAB}"),
         ({"max_tokens": 3}, "give the prompt as text_input, or as input_ids"),
-        ({"text_input": "a"}, "text_input needs a tokenizer"),
+        ({"input_ids": [1], "lora_name": "wild"}, "adapter is 'wild'; this engine has tuned"),
+        ({"input_ids": [1], "n": 2**31 - 1}, "n is 2147483647; it must be at least 1, and at most 320"),
+        ({"input_ids": [1], "n": 2}, "every completion is the same at temperature 0"),
+        ({"input_ids": [1], "regex": "("}, "the regex cannot be compiled"),
+        ({"input_ids": [1], "regex": "a", "json_schema": "{}"}, "a text has one form; leave one of them out"),
         ({"input_ids": [1], "sampling_parameters": "{"}, "sampling_parameters is not JSON"),
     ],
 )
@@ -187,6 +214,86 @@ def test_a_bad_request_is_told_why_and_harms_nobody(served: Served, body: dict[s
     assert status == 400
     assert said in answer["error"]
     assert served.ask(input_ids=[1, 2, 3], max_tokens=2)[0] == 200
+
+
+@pytest.mark.slow
+def test_texts_have_the_form_that_was_asked_for(served: Served) -> None:
+    status, answer = served.ask(text_input="a", json_schema=json.dumps({"enum": ["yes", "no"]}), max_tokens=60)
+    assert status == 200
+    assert json.loads(answer["text_output"]) in ("yes", "no")
+    assert answer["finish_reason"] == "stop"
+    body = {"text_input": "a", "stream": True, "max_tokens": 30, "temperature": 1.0}
+    events = [json.loads(line) for line in streamed(served, **body, parameters={"regex": "[0-9]{3}(yes|no)"})]
+    assert re.fullmatch("[0-9]{3}(yes|no)", "".join(event["text_output"] for event in events))
+    assert len(events) > 1
+
+
+@pytest.mark.slow
+def test_an_adapter_is_asked_for_by_its_name(served: Served, trained: Path, adapter: Path) -> None:
+    engine = Engine.load(trained, EngineConfig(device="cpu", adapters={"tuned": str(adapter)}))
+    told = [served.ask(input_ids=[1, 2, 3], max_tokens=12, **more)[1] for more in ({}, {"lora_name": "tuned"})]
+    expected = [complete_one(engine, [1, 2, 3], Sampling(max_tokens=12), name) for name in (None, "tuned")]
+    assert [one["output_ids"] for one in told] == expected
+    assert expected[0] != expected[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stream", [False, True])
+def test_several_completions_of_one_prompt(
+    served: Served, client: tuple[grpc.InferenceServerClient, queue.Queue], trained: Path, stream: bool
+) -> None:
+    talker, answers = client
+    sampled: dict[str, Any] = {"max_tokens": 12, "temperature": 1.5, "seed": 3}
+    made = inputs([1, 2, 3], n=3, stream=stream, return_logprobs=True, exclude_input_in_output=True, **sampled)
+    talker.async_stream_infer("small", made)
+    texts: list[bytes] = [b""] * 3
+    tokens: list[list[int]] = [[], [], []]
+    count, reasons = 0, None
+    while reasons is None:
+        result, error = answers.get(timeout=PATIENCE)
+        assert error is None, error
+        texts = [a + b for a, b in zip(texts, result.as_numpy("text_output"), strict=True)]
+        ids, lengths = result.as_numpy("output_ids").tolist(), result.as_numpy("lengths").tolist()
+        assert len(result.as_numpy("logprobs")) == len(ids) == sum(lengths)
+        for mine, length in zip(tokens, lengths, strict=True):
+            mine += [ids.pop(0) for _ in range(length)]
+        count, reasons = count + 1, result.as_numpy("finish_reason")
+    assert count > 1 if stream else count == 1
+    assert all(reason in (b"length", b"stop") for reason in reasons)
+    engine = Engine.load(trained, EngineConfig(device="cpu"))
+    engine.add(Request("x", [1, 2, 3], Sampling(eos=engine.eos, **sampled), n=3))
+    expected: list[list[int]] = [[], [], []]
+    words = [""] * 3
+    while engine.busy:
+        for output in engine.step():
+            expected[output.index] += output.tokens
+            words[output.index] += output.text
+    assert tokens == expected
+    assert [text.decode() for text in texts] == words
+    assert len(set(words)) == 3
+
+
+@needs_aiperf
+@pytest.mark.slow
+def test_aiperf_measures_triton(served: Served, trained: Path, tmp_path: Path) -> None:
+    template = tmp_path / "template.json"
+    template.write_text(
+        '{"text_input": {{ text|tojson }}, "max_tokens": {{ max_tokens }}, "stream": true, "regex": "' + LETTERS + '"}'
+    )
+    before = metrics_of(served)
+    told = profile(
+        f"http://127.0.0.1:{served.http}", "small", trained, tmp_path / "out", "--endpoint-type", "template",
+        "--endpoint", "/v2/models/small/generate_stream", "--extra-inputs", f"payload_template:{template}",
+        "--extra-inputs", "response_field:text_output",
+    )  # fmt: skip
+    assert told["inter_token_latency"]["avg"] > 0
+    wait_for(lambda: risen(served, before, "vllm:generation_tokens_total{") >= REQUESTS * TOKENS)
+    assert risen(served, before, 'vllm:request_success_total{finished_reason="length"') >= REQUESTS
+
+
+def risen(served: Served, before: dict[str, float], name: str) -> float:
+    """By how much one of the engine's counters has."""
+    return metrics_of(served).get(name, 0) - before.get(name, 0)
 
 
 @pytest.mark.slow
@@ -249,10 +356,10 @@ def test_a_stub_that_dies_ends_the_streams_and_comes_back(served: Served) -> Non
     assert not alive(stub)
 
 
-def streamed(served: Served) -> Iterator[str]:
-    """The events of a long stream."""
+def streamed(served: Served, **body: Any) -> Iterator[str]:
+    """The events of a stream, of a long one where nothing else is asked."""
     connection = http.client.HTTPConnection("127.0.0.1", served.http, timeout=PATIENCE)
-    body = {"input_ids": [1, 2], "stream": True, "max_tokens": LONG, "ignore_eos": True}
+    body = body or {"input_ids": [1, 2], "stream": True, "max_tokens": LONG, "ignore_eos": True}
     connection.request("POST", "/v2/models/small/generate_stream", json.dumps(body))
     answer = connection.getresponse()
     assert answer.status == 200
@@ -260,6 +367,32 @@ def streamed(served: Served) -> Iterator[str]:
         if line.startswith(b"data: "):
             yield line[6:].decode()
     connection.close()
+
+
+@pytest.mark.slow
+def test_a_graph_of_onnx_gives_the_models_logits(trained: Path, tmp_path: Path) -> None:
+    """Its config as Triton's own backend takes it; which pip's Triton has not, and weft stands in for."""
+    export_triton(trained, tmp_path / "models", "small", "onnxruntime")
+    _, decoder = load_decoder(trained)
+    with (
+        serving(tmp_path / "models") as running,
+        http_client.InferenceServerClient(f"127.0.0.1:{running.http}") as asks,
+    ):
+        for size in ((1, 1), (2, 7), (1, 30)):
+            tokens = torch.randint(VOCAB, size, generator=torch.Generator().manual_seed(size[1]))
+            entry = http_client.InferInput("input_ids", list(size), "INT64")
+            entry.set_data_from_numpy(tokens.numpy())
+            with torch.inference_mode():
+                expected = decoder(tokens).float().numpy()
+            assert np.allclose(asks.infer("small", [entry]).as_numpy("logits"), expected, atol=1e-4)
+        bad = http_client.InferInput("input_ids", [1, 1], "INT64")
+        bad.set_data_from_numpy(np.array([[VOCAB]]))
+        with pytest.raises(InferenceServerException, match="indices element out of data bounds"):
+            asks.infer("small", [bad])
+        stubs = running.stubs()
+        os.kill(stubs[0], signal.SIGKILL)
+        wait_for(lambda: "Triton is back, and its models answer" in running.log.read_text())
+        assert np.allclose(asks.infer("small", [entry]).as_numpy("logits"), expected, atol=1e-4)
 
 
 def wait_for(condition: Callable[[], object]) -> None:

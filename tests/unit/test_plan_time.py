@@ -260,3 +260,65 @@ def test_gradients_that_are_added_up_apart_cost_their_traffic() -> None:
     assert apart.optimizer - fused.optimizer == pytest.approx(64 * held * (2 + 2 * 4) / (0.93 * 2.039e12), rel=0.1)
     sharded = [step_time(work(GPT3, "fsdp64.mb1.full.bf16", 64, Software(adds=flag))).total for flag in (1, 0)]
     assert sharded[0] == sharded[1]
+
+
+def test_gradients_that_all_processes_get_travel_once_more() -> None:
+    """An all-reduce is a reduce-scatter and an all-gather; under ZeRO 3 and of plain replicas nothing changes."""
+    plan = {
+        (text, flag): step_time(work(GPT3, text, 512, Software(overlap_dp=0, whole_dp=flag))).dp
+        for text in ("fsdp8.zero1.tp8.sp.pp8.mb1.bf16", "fsdp8.tp8.sp.pp8.mb1.bf16", "dp8.tp8.sp.pp8.mb1.bf16")
+        for flag in (0, 1)
+    }
+    once = GPT3.num_params / 64 * 4 * 7 / 8 / (25e9 * 0.62)
+    more = plan["fsdp8.zero1.tp8.sp.pp8.mb1.bf16", 1] - plan["fsdp8.zero1.tp8.sp.pp8.mb1.bf16", 0]
+    assert more == pytest.approx(once, rel=0.2)
+    for text in ("fsdp8.tp8.sp.pp8.mb1.bf16", "dp8.tp8.sp.pp8.mb1.bf16"):
+        assert plan[text, 1] == plan[text, 0]
+
+
+def test_copies_that_a_block_keeps_are_counted() -> None:
+    """Of as many hidden states in 16 bits, cut over tp."""
+    plain, copies = (block_activations(work(GPT3, "tp8.sp.mb1.bf16", 8, Software(copies=count))) for count in (0, 2))
+    assert copies - plain == 2 * 2 * 2048 * GPT3.hidden / 8
+
+
+def test_weights_that_are_given_in_turns_take_one_for_each_process() -> None:
+    """Of those that share the states; where nothing is shared there are no turns."""
+    one, none = (
+        {
+            text: step_time(work(GPT3, text, 512, Software(turns=flag))).dp
+            for text in ("fsdp64.zero1.tp8.mb1", "dp64.tp8.mb1")
+        }
+        for flag in (2e-3, 0)
+    )
+    assert one["fsdp64.zero1.tp8.mb1"] - none["fsdp64.zero1.tp8.mb1"] == pytest.approx(64 * 2e-3)
+    assert one["dp64.tp8.mb1"] == none["dp64.tp8.mb1"]
+
+
+def test_selective_recomputation_can_keep_every_second_product() -> None:
+    """As torchtitan's does: the other half are multiplied again, which costs time and saves memory."""
+    layout, soft = "fsdp64.mb1.selective.bf16", Software(alternate=1)
+    second, usual = (work(GPT3, layout, 64, one) for one in (soft, Software()))
+    assert block_activations(second) < 0.75 * block_activations(usual)
+    passes = Passes.of(second)
+    more = step_time(second).recompute - step_time(usual).recompute
+    assert more == pytest.approx(GPT3.num_layers * passes.dense.matmul[0] / 2)
+    plain = (work(GPT3, "fsdp64.mb1.bf16", 64, one) for one in (soft, Software()))
+    assert len({float(block_activations(one)) for one in plain}) == 1
+
+
+def test_logits_take_what_the_software_keeps_of_them() -> None:
+    small, large = (footprint(work(GPT3, "fsdp64.mb1.full.bf16", 64, Software(logits=size))) for size in (4, 12))
+    assert large.logits - small.logits == 8 * 2048 * GPT3.vocab
+
+
+def test_a_network_whose_adapters_wait_for_the_cpu() -> None:
+    """Costs what it says for each node, and only what crosses nodes and is waited for."""
+    slow = A100.model_copy(update={"network_wait_us": 350})
+    layout, job = Layout.parse("tp16.mb1.bf16"), Job(seq=2048, global_batch=4)
+    times = [step_time(numbers(GPT3, layout, job, cluster, Software())).tp for cluster in (slow, A100)]
+    assert times[0] - times[1] == pytest.approx(4 * GPT3.num_layers * 8 * 2 * 350e-6)
+    inside = [
+        step_time(numbers(GPT3, Layout.parse("tp8.mb1.bf16"), job, cluster, Software())) for cluster in (slow, A100)
+    ]
+    assert inside[0].total == inside[1].total

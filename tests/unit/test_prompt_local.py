@@ -290,6 +290,7 @@ def test_eval_scores_texts_and_tasks(folder: Path, tmp_path: Path) -> None:
         (["prompt", "chat", "a.toml", "--system", "x"], "give one of the two"),
         (["eval", "x"], "nothing to score"),
         (["eval", "x", "--lm-eval", "mmlu"], "give its --url"),
+        (["eval", "--url", "http://x/v1", "--lm-eval", "mmlu"], "name the served model's folder or checkpoint"),
         (["eval", "x", "--task", "t", "--stride", "4"], "are about a --text"),
         (["eval", "x", "--text", "t", "--limit", "4"], "--limit is about a --task"),
         (["eval", "x", "--text", "t", "--shots", "4"], "are about an --lm-eval task"),

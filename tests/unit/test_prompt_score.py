@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prompt_models import Parity
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from weft.prompt.compare import Price, against, compare, record
 from weft.prompt.file import OutputCheck, Prompt, PromptSampling, Row
-from weft.prompt.harness import check_samples, measures, run_lm_eval
+from weft.prompt.harness import ask_server, check_samples, measures, run_lm_eval
 from weft.prompt.perplexity import perplexity, read_tokens, windows
 from weft.prompt.score import score
 from weft.prompt.search import halve, most_candidates, rounds, search, split
@@ -244,10 +246,35 @@ def test_scores_that_a_wrong_tokenizer_gave_are_not_told(tmp_path: Path) -> None
     check_samples(tmp_path)
 
 
+def test_a_servers_tokenizer_is_held_against_the_one_that_is_named(tmp_path: Path) -> None:
+    words = Tokenizer(models.WordLevel({"[?]": 0, "The": 1, "quick": 2}, "[?]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.save(str(tmp_path / "tokenizer.json"))
+
+    class Server:
+        longest = 63
+
+        def encode(self, text: str) -> list[int]:
+            return words.encode(text).ids
+
+    class Silent(Server):
+        def encode(self, text: str) -> list[int]:
+            raise ValueError("404")
+
+    class Another(Server):
+        def encode(self, text: str) -> list[int]:
+            return words.encode(text).ids[::-1]
+
+    asked: list[Any] = [Server(), Silent(), Another()]
+    assert [ask_server(tmp_path, one) for one in asked[:2]] == [63, None]
+    with pytest.raises(ValueError, match="is not the one of the served model: it makes other tokens of a text"):
+        ask_server(tmp_path, asked[2])
+
+
 def test_lm_eval_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("weft.prompt.harness.importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"pip install 'lm-eval\[api\]'"):
-        run_lm_eval(["mc"], "http://127.0.0.1:1/v1", "m", "tok")
+    with pytest.raises(ValueError, match=r"pip install 'weft\[lm-eval\]'"):
+        run_lm_eval(["mc"], "http://127.0.0.1:1/v1", "m", Path("tok"))
     monkeypatch.setattr("weft.prompt.harness.importlib.util.find_spec", lambda name: name)
     with pytest.raises(ValueError, match=r"there is no tokenizer\.json"):
-        run_lm_eval(["mc"], "http://127.0.0.1:1/v1", "m", "tok")
+        run_lm_eval(["mc"], "http://127.0.0.1:1/v1", "m", Path("tok"))

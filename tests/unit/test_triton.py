@@ -42,7 +42,7 @@ from weft.serve.triton.replies import FAILED, Replies, values_of
 from weft.serve.triton.repository import LOADED, Model, read_repository
 from weft.serve.triton.serve import TritonOptions, begin_again, serve_triton
 from weft.serve.triton.settings import read_settings, settings_table
-from weft.serve.triton.tensors import INPUTS, read_values, sampling_of
+from weft.serve.triton.tensors import INPUTS, form_of, prompt_of, read_values, sampling_of
 
 SHAPE = Shape(family="llama", num_layers=2, hidden=32, num_heads=4, num_kv_heads=2, ffn=48, vocab=67, max_seq=64)
 
@@ -76,7 +76,7 @@ def test_tensors_go_before_the_json_table_and_that_before_parameters() -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"tokens": 3, "n": 1}, "n, tokens: unknown; a request may have text_input"),
+        ({"tokens": 3, "m": 1}, "m, tokens: unknown; a request may have text_input"),
         ({"max_tokens": "many"}, "max_tokens is 'many'; it must be a whole number"),
         ({"max_tokens": 2.5}, "max_tokens is 2.5; it must be a whole number"),
         ({"max_tokens": True}, "max_tokens is True; it must be a whole number"),
@@ -91,6 +91,19 @@ def test_tensors_go_before_the_json_table_and_that_before_parameters() -> None:
 def test_what_a_request_may_not_say(values: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=re.escape(said)):
         read_values({}, values)
+
+
+def test_a_prompt_is_a_text_or_ids_and_has_one_form_at_most(folder: Path) -> None:
+    with pytest.raises(ValueError, match="text_input needs a tokenizer, and the model's folder has none"):
+        prompt_of({"text_input": "a"}, None)
+    for values in ({}, {"text_input": "a", "input_ids": [1]}):
+        with pytest.raises(ValueError, match="give the prompt as text_input, or as input_ids"):
+            prompt_of(values, None)
+    assert prompt_of({"input_ids": [1]}, None) == [1]
+    assert form_of({"regex": "a+"}) == ("regex", "a+")
+    assert form_of({"n": 1}) is None
+    with pytest.raises(ValueError, match="json_schema and regex: a text has one form"):
+        form_of({"regex": "a", "json_schema": "{}"})
 
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
@@ -185,8 +198,45 @@ def test_whoever_has_gone_is_cancelled() -> None:
 
 def test_values_of_outputs() -> None:
     outputs = [Output("a", tokens=(1, 2), text="x"), Output("a", tokens=(3,), text="y", finish="stop")]
-    assert values_of(outputs, False) == {"text_output": ["xy"], "output_ids": [1, 2, 3], "finish_reason": ["stop"]}
-    assert values_of(outputs[:1], True) == {"text_output": ["x"], "output_ids": [1, 2], "logprobs": []}
+    whole = {"text_output": ["xy"], "output_ids": [1, 2, 3], "finish_reason": ["stop"]}
+    assert values_of(outputs, False, [None]) == whole
+    assert values_of(outputs[:1], True, [None]) == {"text_output": ["x"], "output_ids": [1, 2], "logprobs": []}
+
+
+def test_values_of_several_completions() -> None:
+    ends: list[str | None] = [None, None]
+    first = [Output("a", 1, (1, 2), "x", finish="stop"), Output("a", 0, (3,), "y")]
+    assert values_of(first, False, ends) == {"text_output": ["y", "x"], "output_ids": [3, 1, 2], "lengths": [1, 2]}
+    last = [Output("a", 0, (4,), "z", finish="length")]
+    assert values_of(last, False, ends) == {
+        "text_output": ["z", ""], "output_ids": [4], "lengths": [1, 0], "finish_reason": ["length", "stop"]
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_request_ends_with_its_last_completion(stream: bool) -> None:
+    answers, told = Replies(lambda id: None), Told()
+    reply = answers.make("a", told, stream, n=3)
+    answers.watch(reply)
+    for index in (2, 0, 1):
+        reply.deliver(Output("a", index, (index,), finish="stop"))
+        time.sleep(0.02)
+        assert told.ended.is_set() == (index == 1)
+    answers.close()
+    assert [token for some in told.said for token in some] == [2, 0, 1]
+    assert len(told.said) == (3 if stream else 1)
+
+
+def test_a_completion_that_fails_ends_its_request() -> None:
+    cancelled: list[str] = []
+    answers, told = Replies(cancelled.append), Told()
+    reply = answers.make("a", told, True, n=2)
+    answers.watch(reply)
+    reply.deliver(Output("a", 1, finish="error", error="not finite"))
+    assert told.ended.wait(10)
+    reply.deliver(Output("a", 0, (1,), finish="cancelled"))
+    answers.close()
+    assert (told.said, cancelled) == ([("INTERNAL", "not finite")], ["a"])
 
 
 # -- the engine -------------------------------------------------------------------------------------------------------
@@ -343,6 +393,9 @@ def test_weights_can_stay_where_they_are(folder: Path, tmp_path: Path) -> None:
         ({"name": "a b"}, "--name 'a b' cannot be a model's name in Triton"),
         ({"tp": 3}, "tp is 3, which does not divide the model's num_heads"),
         ({"link": True, "dtype": torch.bfloat16}, "--link leaves the weights as they are"),
+        ({"adapters": {"a/b": Path()}}, "--adapter 'a/b' cannot be an adapter's name"),
+        ({"adapters": {"a": Path()}, "backend": "vllm"}, "--adapter is for weft's own engine: leave it out"),
+        ({"adapters": {"a": Path("nowhere")}}, "adapter_config.json"),
         ({"backend": "aoti", "tp": 2}, "--backend aoti has the weights in its graph, whole"),
     ],
 )
@@ -399,6 +452,8 @@ def test_config_text() -> None:
         ({"tp": True}, "tp is True; it must be int"),
         ({"tp": 0}, "model.json: tp is 0; it must be at least 1"),
         ({"adapters": []}, "adapters is []; it must be dict"),
+        ({"adapters": {"a": "nowhere"}}, "adapters: a is 'nowhere'; it must be an adapter's folder"),
+        ({"adapters": {"a": 3}}, "adapters: a is 3; it must be an adapter's folder"),
         ({"cache_tokens": "x"}, "cache_tokens is 'x'; it must be int or None"),
         ({"weights": "elsewhere"}, "elsewhere is not there: export the model again"),
     ],
@@ -425,10 +480,18 @@ def test_repositories_that_cannot_be_served(folder: Path, tmp_path: Path) -> Non
     with pytest.raises(ValueError, match=r"is no repository of Triton's: no folder in it has a config\.pbtxt"):
         serve_triton(tmp_path)
     export_triton(folder, tmp_path, "small", "vllm", link=True)
-    with pytest.raises(ValueError, match="the Triton that pip brings has no backend 'vllm', only python"):
+    with pytest.raises(ValueError, match="the Triton that pip brings has no backend 'vllm', only python, and weft"):
         serve_triton(tmp_path)
     with pytest.raises(ValueError, match="holds no Triton: it needs bin/tritonserver and backends/"):
         serve_triton(tmp_path, TritonOptions(triton=tmp_path))
+
+
+def test_a_graph_needs_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "graph/1").mkdir(parents=True)
+    (tmp_path / "graph/config.pbtxt").write_text('backend: "onnxruntime"')
+    monkeypatch.setattr("weft.serve.triton.serve.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"graph needs ONNX Runtime: pip install 'weft\[onnx\]'"):
+        serve_triton(tmp_path)
 
 
 def test_triton_that_does_not_come_up(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,9 @@ def evaluate(
         list[str] | None,
         typer.Option(help="A task of EleutherAI's harness, which must be installed; needs --url; repeatable."),
     ] = None,
-    tokenizer: Annotated[str, typer.Option(help="For --lm-eval: the folder with the served model's tokenizer.")] = "",
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="For --lm-eval: the served model's folder, checkpoint or run; its tokenizer.")
+    ] = None,
     include: Annotated[Path | None, typer.Option(help="For --lm-eval: a folder with tasks of your own.")] = None,
     shots: Annotated[int | None, typer.Option(help="For --lm-eval: examples before each question.", min=0)] = None,
     limit: Annotated[int | None, typer.Option(help="Rows of each task, the first so many.", min=1)] = None,
@@ -45,7 +47,7 @@ def evaluate(
     from rich.console import Console
 
     from weft.cli.verify import progress_bar
-    from weft.prompt.harness import run_lm_eval
+    from weft.prompt.harness import ask_server, run_lm_eval
     from weft.prompt.open import open_model
     from weft.prompt.perplexity import perplexity, read_tokens
     from weft.prompt.report import show_measures
@@ -61,19 +63,24 @@ def evaluate(
         raise ValueError(
             "--limit is about a --task or an --lm-eval task, and there is none; for a --text: --max-tokens"
         )
+    if lm_eval and tokenizer is None:
+        raise ValueError(
+            "--lm-eval counts tokens itself: name the served model's folder or checkpoint with --tokenizer"
+        )
     if not lm_eval and (tokenizer or include or shots is not None):
         raise ValueError("--tokenizer, --include and --shots are about an --lm-eval task, and there is none")
     tasks = [read_task(path) for path in task or []]
     foreseen, measures = [], []
     with open_model(checkpoint, url, model, api_key, at_once, device, dtype) as there, progress_bar() as progress:
+        longest = ask_server(tokenizer, there) if tokenizer else None
         for path in text or []:
             name, ids, num_bytes = read_tokens(path, there, max_tokens)
             foreseen.append(perplexity(name, ids, num_bytes, there, window, stride, progress))
         for one in tasks:
             measures += run_task(one, there, limit, progress)
         name = there.name
-    if lm_eval:
-        measures += run_lm_eval(lm_eval, url, name, tokenizer, api_key, limit, include, shots)
+    if lm_eval and tokenizer:
+        measures += run_lm_eval(lm_eval, url, name, tokenizer, longest, api_key, limit, include, shots)
     show_measures(measures, foreseen, wide(Console()))
     if out is not None:
         texts = [asdict(one) | {"perplexity": one.perplexity} for one in foreseen]

@@ -18,6 +18,9 @@ def triton(
     name: str | None = typer.Option(None, help="The model's name in Triton.", show_default="that of the run or folder"),
     tp: int = typer.Option(1, help="GPUs, or on a CPU processes, that the model is cut over."),
     dtype: str | None = typer.Option(None, help="fp32, bf16 or fp16.", show_default="as stored"),
+    adapter: list[str] = typer.Option(
+        [], metavar="[NAME=]DIR", help="A LoRA adapter, as peft wrote it, that requests name as lora_name; repeatable."
+    ),
     link: bool = typer.Option(
         False, "--link/--copy", help="Point at the weights where they are, or copy them and prove the copy."
     ),
@@ -27,14 +30,18 @@ def triton(
     Then: weft serve-triton OUT
     """
     from weft.cli.export import choose_dtype, progress_bar, sound_source
+    from weft.cli.serve import split_adapters
     from weft.export.triton.backends import GRAPHS
     from weft.export.triton.repository import export_triton
 
     chosen = choose_dtype(dtype)
+    adapters = {name: Path(folder) for name, folder in split_adapters(adapter).items()}
     folder = sound_source(source, verify=True)
     name = name or model_name(source)
     with progress_bar() as show:
-        made = export_triton(folder, out, name, backend, tp=tp, dtype=chosen, link=link, progress=show)
+        made = export_triton(
+            folder, out, name, backend, tp=tp, dtype=chosen, link=link, adapters=adapters, progress=show
+        )
     print(f"{made}: model {name!r} for Triton, backend {backend}", end="; ")
     if backend in GRAPHS:
         print("proved: loaded again, the logits are the model's")

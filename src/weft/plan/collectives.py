@@ -41,10 +41,10 @@ def gather(size: Num, stride: Num, machine: Machine, volume: Num) -> Num:
 
 
 def waited(size: Num, stride: Num, machine: Machine) -> Num:
-    """Seconds more of a collective over nodes that the computation waits for: adapters are driven by CPU threads, which a
-    computation that goes on beside them hides."""
+    """Seconds more of a collective over nodes that the computation waits for, where CPU threads drive the adapters: a
+    computation that goes on beside them hides that."""
     nodes = np.ceil(size / near(size, stride, machine))
-    return np.where(nodes > 1, nodes * C.wait_network, 0.0)
+    return np.where(nodes > 1, nodes * machine.wait, 0.0)
 
 
 def reduce(size: Num, stride: Num, machine: Machine, volume: Num) -> Num:

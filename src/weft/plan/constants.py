@@ -31,7 +31,6 @@ class Constants:
     network: float = 0.647  # of the network's
     hop_nvlink: float = 1.23e-06
     hop_network: float = 1.93e-05
-    wait_network: float = 0.000353  # s a node, of a collective over nodes that the computation waits for
     falloff: float = 0.0321  # of the network's rate, as a power of the number of nodes
     start: float = 6.01e-05  # of a collective
     half: float = 3.22e05  # bytes at which a collective has half its rate
@@ -52,7 +51,6 @@ class Constants:
     imbalance: float = 1  # of experts' tokens
     attention_length: float = 600  # tokens of which half attention's efficiency is reached
     traffic_backward: float = 0.954  # element-wise traffic of backward, of the forward's
-    logits: float = 8  # bytes kept for each logit
     outside: float = 7e08  # bytes of context and workspaces
     communicator: float = 1e08  # bytes of each axis's communicator
     usable: float = 0.92  # of a GPU's memory: the rest is the driver's, and holes

@@ -80,10 +80,13 @@ def block_activations(work: Work) -> Num:
     eager = activated + np.where(soft.fused_norm > 1, 0.0, tokens * (query + kv))
     eager = eager + np.where(soft.fused_norm > 0, 0.0, 4 * s.hidden * wide)
     more = np.where((soft.fused > 0) | (s.matrices == 2), 0.0, eager * (1 - cheap))
-    more = more + c.sp * soft.keeps_gathered * 2 * s.hidden * (tokens - wide)
+    more = more + soft.copies * s.hidden * tokens / tp + c.sp * soft.keeps_gathered * 2 * s.hidden * (tokens - wide)
     masks = soft.dropout * 2 * s.hidden * wide
     scores = np.where(soft.flash, 0.0, c.micro_batch * s.heads / tp * s.seq**2 / c.cp * (2 * c.item + soft.dropout))
-    return kept + c.item * more + masks + np.where(c.selective > 0, 0.0, scores)
+    every = kept + c.item * more + masks + np.where(c.selective > 0, 0.0, scores)
+    given = tokens * (query + 2 * kv) + 2 * s.hidden * wide + (s.matrices - 1) * activated  # by products
+    second = c.item * (s.hidden * wide + tokens * query + given / 2) + tokens * s.heads / tp * 4
+    return np.where(c.selective * soft.alternate > 0, second, every)
 
 
 def footprint(work: Work, *, first: bool = False) -> Footprint:
@@ -122,11 +125,11 @@ def footprint(work: Work, *, first: bool = False) -> Footprint:
     share = work.mixed
     inner = (1 - share) * s.ffn / c.tp + share * (s.expert_ffn * s.per_token / c.etp / c.tp + s.shared_ffn / c.tp)
     inner = c.item * work.tokens * (s.matrices * inner + 2 * s.hidden)
-    each = C.logits * np.where(soft.fused_loss == 2, 0.5, np.where(soft.fused_loss > 0, 1.0, 4 / 3))
-    logits = each * work.tokens * s.vocab / c.tp
+    logits = soft.logits * work.tokens * s.vocab / c.tp
     logits = np.where(c.chunked, logits / 16, logits)
     # the first stage of a pipeline has most in flight, the last has the logits
-    last = np.where((c.pp > 1) & (c.offload == 0), np.minimum(flying, 1.0) * blocks * per_block, activations)
+    fewer = np.where(soft.balanced > 0, np.clip(s.layers - (c.pp - 1) * blocks, 1, blocks), blocks)
+    last = np.where((c.pp > 1) & (c.offload == 0), np.minimum(flying, 1.0) * fewer * per_block, activations)
     front = np.where(c.pp > 1, activations, 0.0)
     logits_last = last + logits
     leads = (front >= logits_last) | first

@@ -33,6 +33,7 @@ class Cluster(BaseModel):
     nvlink_gb_per_s: float = Field(gt=0)
     nvlink_domain: int = Field(ge=1, description="GPUs that are joined without the network")
     network_gb_per_s: float = Field(gt=0)
+    network_wait_us: float = Field(0, ge=0, description="of a collective that is waited for, a node; EFA: 350")
     per_node: int = Field(8, ge=1)
     host_gb_per_s: float = Field(25, gt=0, description="between a GPU and its CPU's memory")
     host_memory_gib: float = Field(256, gt=0, description="of the CPU, for each GPU")
@@ -58,6 +59,7 @@ class Cluster(BaseModel):
             nvlink=self.nvlink_gb_per_s * 1e9,
             domain=self.nvlink_domain,
             network=self.network_gb_per_s * 1e9,
+            wait=self.network_wait_us * 1e-6,
             generation=self.generation,
             host=self.host_gb_per_s * 1e9,
             host_memory=self.host_memory_gib * 2**30,

@@ -79,6 +79,7 @@ def step_time(work: Work, passes: Passes | None = None) -> Time:
     compute = [sum(of(name, way) for name in ("matmul", "attention", "elementwise")) for way in (0, 1)]
     messages = [sum(of(name, way) for name in ("tp", "cp", "ep")) for way in (0, 1)]
     selective = c.selective * np.where(soft.flash > 0, of("elementwise", 0), of("attention", 0))
+    selective = selective + c.selective * soft.alternate * of("matmul", 0) / 2
     redo = again * (compute[0] + messages[0]) + selective
 
     blocks, count = work.blocks, work.micro_batches
@@ -142,6 +143,7 @@ def step_time(work: Work, passes: Passes | None = None) -> Time:
     stride = np.where(c.zero == 3, inner * c.fsdp, c.tp)
     reduction = collectives.gather(ways, stride, chip, held / np.where(zero3, shards, 1) * soft.reduced)
     zero1 = (c.zero == 1) | (c.zero == 2)
+    reduction = reduction * np.where(zero1, 1 + soft.whole_dp, 1)
     # where a part of the replicas shares the states, these gather among themselves, and gradients go round the rest
     among = np.where(zero1 & (c.dp > 1), shards, ways)
     spread = collectives.gather(
@@ -159,7 +161,7 @@ def step_time(work: Work, passes: Passes | None = None) -> Time:
         hidden + tail + C.contention * held / np.where(zero3, shards, 1) * 2 * soft.reduced / chip.nvlink,
         reduction + spread,
     )
-    dp = np.where(ways > 1, dp, 0.0) + count * blocks * fsdp
+    dp = np.where(ways > 1, dp + zero1 * soft.turns * among, 0.0) + count * blocks * fsdp
 
     state = held / np.where(c.zero > 0, shards, 1)
     optimizer = (C.adam * state + 12 * held / np.where(zero3, shards, 1)) / (chip.hbm * C.hbm)

@@ -113,6 +113,7 @@ class Machine:
     domain: Num  # GPUs that NVLink joins
     network: Num  # of one GPU
     generation: Num  # 0 Volta, 1 Ampere, 2 Hopper, 3 Blackwell
+    wait: Num = 0.0  # s a node, of a collective over nodes that the computation waits for
     host: Num = 25e9  # bytes/s between a GPU and its CPU's memory
     host_memory: Num = 256e9  # of the CPU, for each GPU
 
@@ -124,7 +125,8 @@ class Software:
     Attributes:
         fused: norms and activations are one kernel each.
         fused_norm: norms are, even where activations are not; 2: and rotary positions.
-        fused_loss: so is the loss; 2: and gradients take the place of the logits.
+        logits: bytes kept for each, with its gradient: 4 where gradients take the place of logits; 12 where torch's loss
+            has three fp32 tables at once: logarithms, their gradients, and those of the logits.
         flash: attention never writes its scores: 1 FlashAttention-2, 2 the best kernels of the GPU's generation.
         overlap_dp: gradients are reduced and weights gathered beside the computation; 0.5: gradients only, and of
             ZeRO-3's half.
@@ -141,13 +143,17 @@ class Software:
         tp_host: s that the CPU takes more for a block cut by tp, both ways.
         stall: s that a micro-batch waits at a boundary of stages.
         keeps_gathered: under sp, what part of the matrices' inputs is kept whole for backward, not gathered again.
+        alternate: selective recomputation keeps what attention and every second product gave, and nothing else.
+        copies: hidden states of each token, cut over tp, that a block keeps beside what its backward pass needs.
+        whole_dp: under ZeRO 1 and 2 all processes get all gradients, not their own shares alone.
+        turns: s for each process, where under ZeRO 1 and 2 they give their weights to all others one after the other.
         weights, gradients, master, moments: bytes of each parameter.
         reduced: bytes in which a gradient travels.
     """
 
     fused: Num = 1
     fused_norm: Num = 0
-    fused_loss: Num = 1
+    logits: Num = 8
     flash: Num = 1
     overlap_dp: Num = 1
     overlap_tp: Num = 0
@@ -163,6 +169,10 @@ class Software:
     tp_host: Num = 0
     stall: Num = 0
     keeps_gathered: Num = 0
+    alternate: Num = 0
+    copies: Num = 0
+    whole_dp: Num = 0
+    turns: Num = 0
     weights: Num = 2
     gradients: Num = 4
     master: Num = 4

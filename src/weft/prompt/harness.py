@@ -10,36 +10,40 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from weft.prompt.model import Model
 from weft.prompt.task import Measure
+from weft.serve.folder import find_model, load_tokenizer
+
+PROBE = "The quick brown fox, 12 345 naïve cafés\n\tdef f(x): return {'a': x}"
+"""A text of which tokenizers make different tokens."""
 
 
 def run_lm_eval(
-    tasks: Sequence[str], url: str, model: str, tokenizer: str, key: str = "", limit: int | None = None,
-    include: Path | None = None, shots: int | None = None,
+    tasks: Sequence[str], url: str, model: str, tokenizer: Path, longest: int | None = None, key: str = "",
+    limit: int | None = None, include: Path | None = None, shots: int | None = None,
 ) -> list[Measure]:  # fmt: skip
     """Run lm-eval in a process of its own; its lines are shown on stderr.
 
     Args:
-        tokenizer: folder of the model's own. With another one lm-eval would slice the log-probabilities at wrong
-            places, and give wrong scores in silence.
+        tokenizer: folder of the model's own, or its checkpoint or run: lm-eval sends tokens. With another one its scores
+            would be wrong, in silence.
+        longest: tokens that a text may have; None: lm-eval's own guess, 2047. Longer texts are read in windows.
         include: a folder of more tasks.
 
     Raises:
         ValueError: lm-eval is not installed, or failed; or it told log-likelihoods that are all 0.
     """
     if importlib.util.find_spec("lm_eval") is None:
-        raise ValueError(
-            "--lm-eval needs EleutherAI's harness, which is not installed: pip install 'lm-eval[api]' transformers"
-        )
-    if not (Path(tokenizer) / "tokenizer.json").is_file():
-        raise ValueError(f"--tokenizer {tokenizer}: there is no tokenizer.json; give the folder of the served model")
+        raise ValueError("--lm-eval needs EleutherAI's harness, which is not installed: pip install 'weft[lm-eval]'")
     settings = {
-        "model": model, "base_url": f"{url.rstrip('/')}/completions", "tokenizer": tokenizer,
-        "tokenizer_backend": "huggingface", "tokenized_requests": "False", "num_concurrent": "8", "max_retries": "3",
+        "model": model, "base_url": f"{url.rstrip('/')}/completions", "tokenizer": find_tokenizer(tokenizer),
+        "tokenizer_backend": "huggingface", "num_concurrent": "8", "max_retries": "3",
     }  # fmt: skip
+    settings |= {"max_length": longest + 1} if longest else {}  # it keeps one for the new token that it asks for
     with tempfile.TemporaryDirectory(prefix="weft-lm-eval-") as folder:
         command = [
             sys.executable, "-m", "lm_eval", "run", "--model", "local-completions", "--tasks", *tasks,
@@ -58,10 +62,43 @@ def run_lm_eval(
         return measures(json.loads(results.read_text(encoding="utf-8")))
 
 
+def find_tokenizer(path: Path) -> Path:
+    """The folder that holds tokenizer.json: this one, or that of a checkpoint's or run's model.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if (path / "tokenizer.json").is_file():
+        return path
+    with suppress(ValueError):
+        folder, _ = find_model(path)
+        if (folder / "tokenizer.json").is_file():
+            return folder
+    raise ValueError(f"--tokenizer {path}: there is no tokenizer.json; give the folder of the served model")
+
+
+def ask_server(tokenizer: Path, model: Model) -> int | None:
+    """How many tokens a text may have; None: the server does not say.
+
+    Raises:
+        ValueError: the tokenizer is another one than the server's.
+    """
+    mine = load_tokenizer(find_tokenizer(tokenizer)).encode(PROBE).ids
+    try:
+        theirs = model.encode(PROBE)
+    except ValueError:  # it has no /tokenize
+        return None
+    if theirs != mine:
+        raise ValueError(f"--tokenizer {tokenizer} is not the one of the served model: it makes other tokens of a text")
+    with suppress(ValueError):
+        return model.longest
+    return None
+
+
 def check_samples(folder: Path) -> None:
     """
     Raises:
-        ValueError: every log-likelihood is 0: the tokenizer is not the server's.
+        ValueError: every log-likelihood is 0: it was the sum of nothing.
     """
     found = []
     for file in folder.rglob("samples_*.jsonl"):
@@ -70,7 +107,10 @@ def check_samples(folder: Path) -> None:
             if sample.get("arguments") and len(sample.get("resps", [])) > 1:
                 found += [float(one[0][0]) for one in sample["resps"] if isinstance(one[0], list)]
     if found and not any(found):
-        raise ValueError("every log-likelihood is 0: --tokenizer is not the one of the served model")
+        raise ValueError(
+            "every log-likelihood is 0: the server does not tell log-probabilities of a prompt (echo with logprobs), or "
+            "--tokenizer is not the one of the served model"
+        )
 
 
 def measures(results: dict[str, Any]) -> list[Measure]:

@@ -12,7 +12,7 @@ from weft.export.triton.pbtxt import Word
 from weft.models.shape import Shape
 from weft.serve.config import EngineConfig
 from weft.serve.triton.repository import IMPORT
-from weft.serve.triton.settings import FILE, WEIGHTS, settings_table
+from weft.serve.triton.settings import ADAPTERS, FILE, WEIGHTS, settings_table
 from weft.serve.triton.tensors import INPUTS, OUTPUTS, Tensor
 
 Table = dict[str, Any]
@@ -26,12 +26,14 @@ class Wanted:
         name: of the model inside of Triton.
         folder: where the model's folder will lie, absolute.
         tp: GPUs, or processes, that it is cut over.
+        adapters: their names.
     """
 
     name: str
     folder: Path
     shape: Shape
     tp: int
+    adapters: tuple[str, ...] = ()
 
     @property
     def weights(self) -> Path:
@@ -57,7 +59,8 @@ def weft(wanted: Wanted) -> Written:
         "output": [described(tensor) for tensor in OUTPUTS],
         "instance_group": [ONE_INSTANCE],
     }
-    settings = settings_table(EngineConfig(tp=wanted.tp))
+    adapters = {name: f"{ADAPTERS}/{name}" for name in wanted.adapters}
+    settings = settings_table(EngineConfig(tp=wanted.tp, adapters=adapters))
     code = f'"""Its settings are in {FILE}."""\n\n{IMPORT}\n\n__all__ = ["TritonPythonModel"]\n'
     return Written(config, {"model.py": code, FILE: as_json(settings)})
 

@@ -153,10 +153,15 @@ def _onnxruntime(wanted: Wanted) -> str:
 # {wanted.name}
 
 A model for NVIDIA's Triton Inference Server with ONNX Runtime: token ids in, logits of every place out, the whole context
-each time. weft has run the graph in ONNX Runtime and compared the logits with its own; Triton's backend around it, it has
-not run.
+each time. weft has run the graph in ONNX Runtime and compared the logits with its own.
 
-{_graph(wanted, "input_ids", "--gpus all ")}
+{_graph(wanted, "input_ids", "--gpus all ", HERE.format(repository=wanted.folder.parent))}
+"""
+
+
+HERE = """
+On this machine: `weft serve-triton {repository}`. The Triton that pip brings has no such backend; weft gives it one in
+Python, which runs the graph on the CPU. NVIDIA's own backend is in its container, and weft's tests have not run that:
 """
 
 
@@ -173,12 +178,12 @@ compared the logits with its own; Triton's backend around it, it has not run.
 """
 
 
-def _graph(wanted: Wanted, entry: str, gpus: str) -> str:
+def _graph(wanted: Wanted, entry: str, gpus: str, here: str = "") -> str:
     repository = wanted.folder.parent
     start = f"tritonserver --model-repository={repository}"
     body = {"inputs": [{"name": entry, "shape": [1, 3], "datatype": "INT64", "data": [1, 2, 3]}]}
     return f"""## Start
-
+{here}
 In a container, or where Triton is installed with this backend: `{start}`.
 
 ```

@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
+from weft.checkpoint.adapter import CONFIG as ADAPTER_CONFIG
+from weft.checkpoint.adapter import WEIGHTS as ADAPTER_WEIGHTS
+from weft.checkpoint.adapter import load_adapter
 from weft.checkpoint.sidecars import read_json
 from weft.export.huggingface import Progress, export_huggingface
 from weft.export.triton.backends import BACKENDS, GRAPHS, Wanted
@@ -17,7 +21,9 @@ from weft.export.triton.readme import readme
 from weft.models.huggingface import shape_from_config
 from weft.serve.share import check_cut
 from weft.serve.triton.repository import CONFIG
-from weft.serve.triton.settings import WEIGHTS, read_settings
+from weft.serve.triton.settings import ADAPTERS, WEIGHTS, read_settings
+
+NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 
 
 def export_triton(
@@ -29,6 +35,7 @@ def export_triton(
     tp: int = 1,
     dtype: torch.dtype | None = None,
     link: bool = False,
+    adapters: Mapping[str, Path] | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> Path:
     """Make the folder `name` in a repository, which may hold other models, from a Hugging Face directory.
@@ -39,16 +46,22 @@ def export_triton(
         backend: weft, vllm, tensorrtllm, onnxruntime or aoti.
         tp: GPUs, or processes, that the model is cut over.
         dtype: of the weights; None: as they are stored.
-        link: point at the weights where they are, instead of copying them.
+        link: point at the weights where they are, instead of copying them; at adapters too.
+        adapters: LoRA adapters by the name that requests ask for.
 
     Raises:
-        ValueError: the folder is there already, the name or the backend cannot be, the heads cannot be dealt out over
-            `tp`, `link` with `dtype`, or what was written is not what its source is.
+        ValueError: the folder is there already, a name or the backend cannot be, the heads cannot be dealt out over
+            `tp`, `link` with `dtype`, an adapter is not this model's, or what was written is not what its source is.
     """
     if backend not in BACKENDS:
         raise ValueError(f"--backend {backend}: choose {', '.join(BACKENDS)}")
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+    if not re.fullmatch(NAME, name):
         raise ValueError(f"--name {name!r} cannot be a model's name in Triton: letters, digits, _, . and - can")
+    adapters = adapters or {}
+    if bad := [one for one in adapters if not re.fullmatch(NAME, one)]:
+        raise ValueError(f"--adapter {bad[0]!r} cannot be an adapter's name: letters, digits, _, . and - can")
+    if adapters and backend != "weft":
+        raise ValueError(f"--adapter is for weft's own engine: leave it out with --backend {backend}")
     if backend in GRAPHS and (tp > 1 or link):
         raise ValueError(f"--backend {backend} has the weights in its graph, whole: leave --tp and --link out")
     if link and dtype is not None:
@@ -61,7 +74,9 @@ def export_triton(
         raise ValueError(f"{unfinished} exists, perhaps of an export that was killed: remove it")
     shape = shape_from_config(read_json(source / "config.json"))
     check_cut(shape, tp)
-    wanted = Wanted(name, folder, shape, tp)
+    for each in adapters.values():
+        load_adapter(each, shape)
+    wanted = Wanted(name, folder, shape, tp, tuple(adapters))
     written = BACKENDS[backend](wanted)
     version = unfinished / "1"
     try:
@@ -74,6 +89,8 @@ def export_triton(
             (version / WEIGHTS).symlink_to(source.resolve(), target_is_directory=True)
         else:
             export_huggingface(source, version / WEIGHTS, dtype, progress=progress)
+        for one, where in adapters.items():
+            put_adapter(where, version / ADAPTERS / one, link)
         for file, text in written.files.items():
             (version / file).write_text(text, encoding="utf-8")
         if backend == "weft":
@@ -85,3 +102,13 @@ def export_triton(
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
     return folder
+
+
+def put_adapter(source: Path, target: Path, link: bool) -> None:
+    target.parent.mkdir(exist_ok=True)
+    if link:
+        target.symlink_to(source.resolve(), target_is_directory=True)
+        return
+    target.mkdir()
+    for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        shutil.copyfile(source / file, target / file)

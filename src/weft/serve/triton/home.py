@@ -17,11 +17,16 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from weft.serve.triton.repository import CODE
+
 PACKAGES = ("nvidia-pytriton==0.7.0", "numpy==1.26.4")
 SERVER, LIBRARIES, STUB = "pytriton/tritonserver", "nvidia_pytriton.libs", "triton_python_backend_stub"
 
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 SITE = f"lib/python{VERSION}/site-packages"
+
+ONNXRUNTIME = "onnxruntime"
+ONNXRUNTIME_IMPORT = "from weft.serve.triton.onnx import TritonPythonModel"
 
 SEE_THROUGH = """\
 import os, sys; sys.path += filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
@@ -60,6 +65,7 @@ def find_home(folder: Path | None = None) -> Home:
     kept = kept_folder()
     if not kept.is_dir():
         install(kept)
+    add_onnxruntime(kept / "backends")
     site = kept / SITE
     return Home(
         binary=site / SERVER / "bin" / "tritonserver",
@@ -105,6 +111,13 @@ def install(kept: Path) -> None:
             os.rename(unfinished, kept)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def add_onnxruntime(backends: Path) -> None:
+    """Give Triton's Python backend this name as well, see `onnx.py`."""
+    folder = backends / ONNXRUNTIME
+    folder.mkdir(exist_ok=True)
+    (folder / CODE).write_text(f"{ONNXRUNTIME_IMPORT}\n", encoding="utf-8")
 
 
 def find_libpython() -> Path:

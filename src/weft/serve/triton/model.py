@@ -10,24 +10,30 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from threading import BoundedSemaphore
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from weft.serve.engine import Engine
+from weft.serve.forms import HELPERS, Kind
 from weft.serve.request import Output, RefusedError, Request
 from weft.serve.triton.keeper import EngineKeeper
 from weft.serve.triton.metrics import Metrics
 from weft.serve.triton.replies import Replies, Reply, values_of
 from weft.serve.triton.repository import LOADED
 from weft.serve.triton.settings import read_settings
-from weft.serve.triton.tensors import AGAIN, INPUTS, OUTPUTS, read_values, sampling_of
+from weft.serve.triton.tensors import AGAIN, INPUTS, OUTPUTS, form_of, prompt_of, read_values, sampling_of
 
-DTYPES = {"STRING": np.object_, "INT64": np.int64, "FP32": np.float32}
+DTYPES = {"STRING": np.object_, "INT32": np.int32, "INT64": np.int64, "FP32": np.float32}
 KINDS = {tensor.name: tensor.kind for tensor in OUTPUTS}
 
 
@@ -40,33 +46,32 @@ class TritonPythonModel:
         metrics = Metrics(pb_utils, {"model": args["model_name"], "version": args["model_version"]})
         self.replies = Replies(self.keeper.cancel, lambda: metrics.tell(self.keeper.stats))
         self.ids = itertools.count()
+        self.compiling = ThreadPoolExecutor(HELPERS, thread_name_prefix="weft-forms")
+        self.may_compile = BoundedSemaphore(config.max_waiting or 1)
         if folder := os.environ.get(LOADED):
             (Path(folder) / args["model_name"]).touch()
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
-            self._begin(request, ResponseSender(request.get_response_sender()))
+            sender = ResponseSender(request.get_response_sender())
+            with sender.telling():
+                self._begin(request, sender)
 
     def finalize(self) -> None:
+        self.compiling.shutdown(cancel_futures=True)
         self.keeper.close()
         self.replies.close()
 
     def _begin(self, asked: Any, sender: ResponseSender) -> None:
-        """Hand a request to the engine; whatever is wrong with it is an answer to it alone."""
-        try:
-            reply = self._submit(asked, sender)
-        except ValueError as error:
-            sender.fail("INVALID_ARG", str(error))
-        except RefusedError as error:
-            sender.fail("UNAVAILABLE", f"{error}; {AGAIN} {error.retry_after:.0f} s")
-        else:
-            self.replies.watch(reply)
+        """Hand a request to the engine; whatever is wrong with it is an answer to it alone.
 
-    def _submit(self, asked: Any, sender: ResponseSender) -> Reply:
+        Raises:
+            ValueError, RefusedError: as the engine; or the request makes no sense.
+        """
         engine = self.keeper.first
         parameters = json.loads(asked.parameters() or "{}")
         values = read_values(tensors_of(asked), parameters)
-        prompt = self._prompt(values)
+        prompt = prompt_of(values, engine.tokenizer)
         sender.logprobs = values.get("return_logprobs", False)
         sender.prefix = "" if values.get("exclude_input_in_output", True) else values.get("text_input", "")
         microseconds = asked.timeout() or parameters.get("timeout", 0)  # generate leaves it among the parameters
@@ -74,23 +79,38 @@ class TritonPythonModel:
             id=str(next(self.ids)),
             prompt=prompt,
             sampling=sampling_of(values, engine.eos),
+            n=values.get("n", 1),
             priority=values.get("priority", 0),
             deadline=time.monotonic() + microseconds / 1e6 if microseconds else None,
+            adapter=values.get("lora_name"),
             logprobs=0 if sender.logprobs else None,
         )
-        reply = self.replies.make(request.id, sender, values.get("stream", False))
-        self.keeper.submit(request, reply.deliver)
-        return reply
+        engine.check(request)
+        sender.ends = [None] * request.n
+        reply = self.replies.make(request.id, sender, values.get("stream", False), request.n)
+        form = form_of(values)
+        if form is None:
+            self._submit(request, reply)
+        elif self.may_compile.acquire(blocking=False):
+            self.compiling.submit(self._compile, request, reply, sender, *form)
+        else:
+            raise RefusedError("too many requests wait until the form of their text is compiled", retry_after=5.0)
 
-    def _prompt(self, values: Mapping[str, Any]) -> list[int]:
-        if ("text_input" in values) == ("input_ids" in values):
-            raise ValueError("give the prompt as text_input, or as input_ids")
-        if "input_ids" in values:
-            return values["input_ids"]
-        tokenizer: Any = self.keeper.first.tokenizer
-        if tokenizer is None:
-            raise ValueError("text_input needs a tokenizer, and the model's folder has none: give input_ids")
-        return tokenizer.encode(values["text_input"]).ids
+    def _compile(self, request: Request, reply: Reply, sender: ResponseSender, kind: Kind, source: str) -> None:
+        """On a thread of its own, for that can take seconds in which others are served."""
+        try:
+            with sender.telling():
+                grammar = self.keeper.first.grammars.compile(kind, source)
+                self._submit(replace(request, grammar=grammar), reply)
+        except Exception as error:  # noqa: BLE001 (whatever it is, its client must not wait for ever)
+            print(f"weft: the {kind} could not be compiled: {error!r}", file=sys.stderr, flush=True)
+            sender.fail("INTERNAL", f"the {kind} could not be compiled")
+        finally:
+            self.may_compile.release()
+
+    def _submit(self, request: Request, reply: Reply) -> None:
+        self.keeper.submit(request, reply.deliver)
+        self.replies.watch(reply)
 
 
 class ResponseSender:
@@ -98,16 +118,29 @@ class ResponseSender:
 
     Attributes:
         logprobs: whether they were asked for.
-        prefix: what the first text begins with.
+        prefix: what the first texts begin with.
+        ends: as `values_of` keeps them.
     """
 
     def __init__(self, sender: Any) -> None:
         self._sender = sender
         self.logprobs, self.prefix = False, ""
+        self.ends: list[str | None] = [None]
+
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        """Why a request is not begun is its answer."""
+        try:
+            yield
+        except ValueError as error:
+            self.fail("INVALID_ARG", str(error))
+        except RefusedError as error:
+            self.fail("UNAVAILABLE", f"{error}; {AGAIN} {error.retry_after:.0f} s")
 
     def send(self, outputs: list[Output], last: bool) -> None:
-        values = values_of(outputs, self.logprobs)
-        values["text_output"][0], self.prefix = self.prefix + values["text_output"][0], ""
+        values = values_of(outputs, self.logprobs, self.ends)
+        values["text_output"] = [self.prefix + text for text in values["text_output"]]
+        self.prefix = ""
         tensors = [tensor_of(name, elements) for name, elements in values.items()]
         self._sender.send(pb_utils.InferenceResponse(tensors), flags=_FINAL if last else 0)
 

@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from weft.serve.triton.home import STUB, Home
+from weft.serve.triton.home import ONNXRUNTIME, STUB, Home
 from weft.serve.triton.repository import LOADED, Model
 from weft.serve.triton.tensors import AGAIN
 
@@ -38,6 +38,9 @@ FIRST = -(2**31)
 FOLLOW = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.argv[1], sys.argv[1:])"
 """Become Triton, and be told to end (signal 15) should the process that began it be gone."""
 
+
+PYTHON = ("python", ONNXRUNTIME)
+"""Backends that run stubs."""
 
 SILENT = "does not answer"
 NUMPY = "; this Triton's Python backend reads numpy 1 alone: give it numpy < 2, or leave --triton out"
@@ -84,8 +87,8 @@ class TritonProcess:
             *(f"--{name}-address={addresses.host}" for name in ("http", "grpc", "metrics")),
             f"--http-port={addresses.http}", f"--grpc-port={addresses.grpc}", f"--metrics-port={addresses.metrics}",
             f"--exit-timeout-secs={drain_seconds}", "--log-info=false",
-            f"--backend-config=python,shm-region-prefix-name={self.memory}",
-            "--backend-config=python,stub-timeout-seconds=600",  # large models take long to load
+            *(f"--backend-config={backend},shm-region-prefix-name={self.memory}" for backend in PYTHON),
+            *(f"--backend-config={backend},stub-timeout-seconds=600" for backend in PYTHON),  # large models load long
             *(["--disable-auto-complete-config"] if all(model.ours for model in models) else []),  # half the start
             *([] if gpu else ["--allow-gpu-metrics=false", "--pinned-memory-pool-byte-size=0"]),
         ]  # fmt: skip

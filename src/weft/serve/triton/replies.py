@@ -42,28 +42,33 @@ class Reply:
     Args:
         stream: tell them as they come; otherwise all at the end.
         queue: of the thread that does.
+        n: completions, which all have to end.
     """
 
-    def __init__(self, id: str, sender: Sender, stream: bool, queue: queue.Queue[Reply | None]) -> None:
+    def __init__(self, id: str, sender: Sender, stream: bool, queue: queue.Queue[Reply | None], n: int = 1) -> None:
         self.id, self.sender, self.stream, self.queue = id, sender, stream, queue
         self.ended = False
+        self.to_tell = n  # ends that Triton has not been told
+        self._to_come = n  # ends that the engine has not told
         self._outputs: deque[Output] = deque()
         self._queued = False
 
     def deliver(self, output: Output) -> None:
         """On the engine's thread."""
         self._outputs.append(output)
-        if (self.stream or output.finish is not None) and not self._queued:
+        self._to_come -= output.finish is not None
+        if (self.stream or not self._to_come) and not self._queued:
             self._queued = True
             self.queue.put(self)
 
     def take(self) -> list[Output]:
         """What is to be told now; what comes from here on is queued again."""
         self._queued = False
-        count = len(self._outputs)
-        if not count or not (self.stream or self._outputs[-1].finish is not None):
+        if not (self.stream or not self._to_come):
             return []
-        return [self._outputs.popleft() for _ in range(count)]
+        taken = [self._outputs.popleft() for _ in range(len(self._outputs))]
+        self.to_tell -= sum(output.finish is not None for output in taken)
+        return taken
 
 
 class Replies:
@@ -81,8 +86,8 @@ class Replies:
         self._thread = threading.Thread(target=self._work, name="weft-replies", daemon=True)
         self._thread.start()
 
-    def make(self, id: str, sender: Sender, stream: bool) -> Reply:
-        return Reply(id, sender, stream, self.queue)
+    def make(self, id: str, sender: Sender, stream: bool, n: int = 1) -> Reply:
+        return Reply(id, sender, stream, self.queue, n)
 
     def watch(self, reply: Reply) -> None:
         """The engine took it in: from now on its sender is this thread's alone."""
@@ -117,27 +122,38 @@ class Replies:
         outputs = reply.take()
         if not outputs:
             return
-        last = outputs[-1]
-        if last.finish is not None:
+        failed = next((one for one in outputs if one.finish in ("error", "cancelled")), None)
+        if failed is not None or not reply.to_tell:
             reply.ended = True
             del self._live[reply.id]
-        if last.finish == "error":
-            why = last.error or ""  # an engine's last words are for the log, not for whoever asks
+        if failed is None:
+            reply.sender.send(outputs, reply.ended)
+        elif failed.finish == "error":
+            self.cancel(reply.id)  # its other completions
+            why = failed.error or ""  # an engine's last words are for the log, not for whoever asks
             reply.sender.fail("INTERNAL", FAILED if why.startswith("the engine failed") else why)
-        elif last.finish == "cancelled":
-            reply.sender.fail("CANCELLED", "the request was cancelled")
         else:
-            reply.sender.send(outputs, last.finish is not None)
+            reply.sender.fail("CANCELLED", "the request was cancelled")
 
 
-def values_of(outputs: list[Output], logprobs: bool) -> dict[str, list[Any]]:
-    """What a response holds: output tensor → its elements."""
+def values_of(outputs: list[Output], logprobs: bool, ends: list[str | None]) -> dict[str, list[Any]]:
+    """What a response holds: output tensor → its elements.
+
+    Args:
+        ends: why each completion ended; one that goes on: None. Kept from one response to the next, here.
+    """
+    each: list[list[Output]] = [[] for _ in ends]
+    for output in outputs:
+        each[output.index].append(output)
+        ends[output.index] = output.finish or ends[output.index]
     values: dict[str, list[Any]] = {
-        "text_output": ["".join(output.text for output in outputs)],
-        "output_ids": [token for output in outputs for token in output.tokens],
+        "text_output": ["".join(output.text for output in mine) for mine in each],
+        "output_ids": [token for mine in each for output in mine for token in output.tokens],
     }
-    if outputs[-1].finish is not None:
-        values["finish_reason"] = [outputs[-1].finish]
+    if len(each) > 1:
+        values["lengths"] = [sum(len(output.tokens) for output in mine) for mine in each]
+    if all(ends):
+        values["finish_reason"] = list(ends)
     if logprobs:
-        values["logprobs"] = [one.logprob for output in outputs for one in output.logprobs or ()]
+        values["logprobs"] = [one.logprob for mine in each for output in mine for one in output.logprobs or ()]
     return values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import signal
 import sys
 import threading
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from weft.serve.triton.home import find_home
+from weft.serve.triton.home import ONNXRUNTIME, find_home
 from weft.serve.triton.process import Addresses, LostError, TritonProcess
 from weft.serve.triton.repository import Model, read_repository
 
@@ -103,11 +104,13 @@ def check_backends(repository: Path, models: list[Model]) -> None:
         ValueError: a model needs a backend that pip's Triton does not have.
     """
     for model in models:
-        if model.backend != "python":
+        if model.backend == ONNXRUNTIME and importlib.util.find_spec("onnxruntime") is None:
+            raise ValueError(f"{repository / model.name} needs ONNX Runtime: pip install 'weft[onnx]'")
+        if model.backend not in ("python", ONNXRUNTIME):
             raise ValueError(
-                f"{repository / model.name}: the Triton that pip brings has no backend {model.backend!r}, only python: "
-                f"start it in NVIDIA's container, as {model.name}/README.md says, or give --triton, the folder of an "
-                "installed one"
+                f"{repository / model.name}: the Triton that pip brings has no backend {model.backend!r}, only python, "
+                f"and weft's own {ONNXRUNTIME}: start it in NVIDIA's container, as {model.name}/README.md says, or give "
+                "--triton, the folder of an installed one"
             )
 
 

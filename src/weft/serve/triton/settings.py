@@ -11,6 +11,7 @@ from weft.serve.config import EngineConfig
 
 FILE = "model.json"
 WEIGHTS = "weights"
+ADAPTERS = "adapters"
 
 
 def settings_table(config: EngineConfig) -> dict[str, Any]:
@@ -19,7 +20,7 @@ def settings_table(config: EngineConfig) -> dict[str, Any]:
 
 
 def read_settings(version: Path) -> tuple[Path, EngineConfig]:
-    """Of a version's folder: where its weights are, a path from there on or an absolute one, and how to serve them.
+    """Of a version's folder: where its weights are, and how to serve them. Paths are absolute, or go on from there.
 
     Raises:
         ValueError: the file is missing or not JSON; a setting that there is not, or a value that it may not have.
@@ -34,6 +35,10 @@ def read_settings(version: Path) -> tuple[Path, EngineConfig]:
         allowed = ["dict" if kind.startswith("Mapping") else kind for kind in str(fields[name].type).split(" | ")]
         if type(value).__name__.replace("NoneType", "None") not in [*allowed, *(["int"] if "float" in allowed else [])]:
             raise ValueError(f"{file}: {name} is {value!r}; it must be {' or '.join(allowed)}")
+    adapters = table.get("adapters", {})
+    if bad := [name for name, path in adapters.items() if not isinstance(path, str) or not (version / path).is_dir()]:
+        raise ValueError(f"{file}: adapters: {bad[0]} is {adapters[bad[0]]!r}; it must be an adapter's folder")
+    table["adapters"] = {name: str(version / path) for name, path in adapters.items()}
     try:
         config = EngineConfig(**table)
     except ValueError as error:

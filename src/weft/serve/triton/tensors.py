@@ -10,9 +10,12 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from weft.serve.request import Sampling
+
+if TYPE_CHECKING:
+    from weft.serve.forms import Kind
 
 AGAIN = "try again in"
 """Words of every refusal that passes: Triton gives its HTTP clients 400 for any error, so that they are the difference."""
@@ -55,14 +58,19 @@ INPUTS = (
     Tensor("repetition_penalty", "FP32", "of tokens that are there already; 1: none"),
     Tensor("frequency_penalty", "FP32", "for every time that the text has the token"),
     Tensor("presence_penalty", "FP32", "once, if the text has the token"),
+    Tensor("n", "INT32", "completions of the prompt, at a temperature above 0; see lengths"),
+    Tensor("json_schema", "STRING", "the text is JSON of this schema"),
+    Tensor("regex", "STRING", "the text matches this regular expression, as a whole"),
+    Tensor("lora_name", "STRING", "an adapter, of those that model.json names"),
     Tensor("priority", "INT32", "smaller goes first"),
 )
 """All optional but for one of the first two. Each may also be given as a parameter of the request."""
 
 OUTPUTS = (
-    Tensor("text_output", "STRING", "new text", many=True),
-    Tensor("output_ids", "INT64", "new token ids", many=True),
-    Tensor("finish_reason", "STRING", "stop, length or deadline; in the last response alone", many=True),
+    Tensor("text_output", "STRING", "new text, of each of n completions", many=True),
+    Tensor("output_ids", "INT64", "new token ids, one completion's after the other's", many=True),
+    Tensor("lengths", "INT32", "how many of output_ids each completion has; where n is above 1", many=True),
+    Tensor("finish_reason", "STRING", "stop, length or deadline, of each; in the last response alone", many=True),
     Tensor("logprobs", "FP32", "of each new token, where asked for", many=True),
 )
 
@@ -70,6 +78,8 @@ RESERVED = (
     "sequence_id", "sequence_start", "sequence_end", "priority", "timeout", "headers", "binary_data_output",
 )  # fmt: skip
 """Parameters that Triton takes for itself; so does every `triton_…`."""
+
+FORMS: tuple[Kind, ...] = ("json_schema", "regex")
 
 _INPUTS = {tensor.name: tensor for tensor in INPUTS}
 _DIRECT = (
@@ -91,6 +101,32 @@ def read_values(tensors: Mapping[str, Any], parameters: Mapping[str, Any]) -> di
     if unknown := sorted(found.keys() - _INPUTS.keys()):
         raise ValueError(f"{', '.join(unknown)}: unknown; a request may have {', '.join(_INPUTS)}")
     return {name: _typed(_INPUTS[name], value) for name, value in found.items()}
+
+
+def prompt_of(values: Mapping[str, Any], tokenizer: Any) -> list[int]:
+    """
+    Raises:
+        ValueError: there is no prompt, or two, or it is a text and there is no tokenizer.
+    """
+    if ("text_input" in values) == ("input_ids" in values):
+        raise ValueError("give the prompt as text_input, or as input_ids")
+    if "input_ids" in values:
+        return values["input_ids"]
+    if tokenizer is None:
+        raise ValueError("text_input needs a tokenizer, and the model's folder has none: give input_ids")
+    return tokenizer.encode(values["text_input"]).ids
+
+
+def form_of(values: Mapping[str, Any]) -> tuple[Kind, str] | None:
+    """The form that the text must have, and of which kind it is.
+
+    Raises:
+        ValueError: there are two.
+    """
+    asked = [kind for kind in FORMS if kind in values]
+    if len(asked) > 1:
+        raise ValueError("json_schema and regex: a text has one form; leave one of them out")
+    return (asked[0], values[asked[0]]) if asked else None
 
 
 def sampling_of(values: Mapping[str, Any], eos: tuple[int, ...]) -> Sampling:
