@@ -1,11 +1,12 @@
-"""Claim: nonsense on every route crashes nothing, gets no 5xx, and leaves the memory as it was.
+"""Claim: nonsense on every route and method crashes nothing, gets no 5xx, and leaves the memory as it was.
 
     python benchmarks/serve_fuzz.py
     python benchmarks/serve_fuzz.py --requests 2000 --seed 7
 
 Requests are made of a grammar: valid bodies in which fields are replaced, left out, doubled, made huge or deep, or whole
-bodies of bytes; each a function of the seed and its number, so one that fails can be sent again. Among them, every 50th
-is a good one, whose answer must be the same each time.
+bodies of bytes; each a function of the seed and its number, so one that fails can be sent again. A fifth of them goes over
+gRPC: messages likewise, and likewise bytes of which some were changed; there, INTERNAL and the like are what 5xx is. Among
+them, every 50th is a good one, whose answer must be the same each time.
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 
 from common import ROOT, write
 
 sys.path.insert(0, str(ROOT / "tests" / "system"))
 from served import Served, config, make_folder, model
+
+from weft.serve.server.kserve.schema import HEALTH, MESSAGES, SERVICE
 
 GOOD = {"prompt": "good", "max_tokens": 4, "temperature": 0}
 GOOD_EVERY = 50
@@ -84,6 +88,93 @@ OTHERS = [
     ("GET", "/v2"), ("GET", "/v2/models/tiny/versions/x"), ("GET", "/v2/models/tiny/stats"), ("GET", "/v2/models/a/config"),
     ("POST", "/v2/systemsharedmemory/region/a/register"), ("OPTIONS", "/"), ("GET", "/a" * 2000),
 ]  # fmt: skip
+RPC_SHARE = 0.2
+METHODS = {
+    f"/{SERVICE}/{name.removesuffix('Request')}": name
+    for name in MESSAGES
+    if name.endswith("Request") and not name.startswith("HealthCheck")
+} | {f"/{SERVICE}/ModelStreamInfer": "ModelInferRequest", f"/{HEALTH}/Check": "HealthCheckRequest"}
+BROKEN = {"INTERNAL", "UNKNOWN", "DATA_LOSS", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED"}
+"""Codes that are not the client's fault. UNIMPLEMENTED is."""
+
+
+def make_call(seed: int, number: int) -> tuple[str, list[bytes]] | None:
+    """Method and messages of a request over gRPC; None: this number's goes over HTTP."""
+    chance = random.Random(f"rpc {seed}:{number}")
+    if chance.random() >= RPC_SHARE:
+        return None
+    infers = [method for method, name in METHODS.items() if name == "ModelInferRequest"]
+    method = chance.choice(infers if chance.random() < 0.7 else [*METHODS, f"/{SERVICE}/SystemSharedMemoryRegister"])
+    kind = METHODS.get(method, "ModelReadyRequest")
+    count = chance.randrange(1, 5) if method.endswith("ModelStreamInfer") else 1
+    return method, [bend_bytes(chance, make_message(chance, kind)) for _ in range(count)]
+
+
+def make_message(chance: random.Random, kind: str) -> bytes:
+    message, fields = MESSAGES[kind](), MESSAGES[kind].DESCRIPTOR.fields_by_name
+    for name in ("name", "model_name"):
+        if name in fields and chance.random() < 0.9:
+            setattr(message, name, chance.choice(["tiny", "tiny", "tiny", "", "../x", "a" * 3000]))
+    if kind != "ModelInferRequest":
+        return bytes(message.SerializeToString())
+    settings = FIELDS["/v2/models/tiny/generate"] | {"text_input": "abc", "max_tokens": 3, "stream": True}
+    for name in {"text_input", "max_tokens", *chance.sample(sorted(settings), chance.randrange(4))}:
+        put(message.parameters[name], chance.choice(VALUES) if chance.random() < 0.2 else settings[name])
+    if chance.random() < 0.3:
+        put(message.parameters[chance.choice(["unknown", "sequence_id", "priority", "timeout"])], chance.choice(VALUES))
+    for _ in range(chance.choice([0, 0, 0, 1, 2, 100])):
+        tensor = message.inputs.add(name=chance.choice(["input_ids", "top_p", "stop", "x"]))
+        tensor.datatype = chance.choice(["INT64", "FP32", "BYTES", "BOOL", "X"])
+        tensor.shape.extend(chance.choice([[1], [2], [], [-1], [2**62, 2], [0], [1, 1]]))
+        tensor.contents.int64_contents.extend(chance.choice([[], [1], [1, 2], [-(2**63)], [10**9] * 100]))
+    for _ in range(chance.choice([0, 0, 0, 1])):
+        message.raw_input_contents.append(chance.randbytes(chance.choice([0, 4, 8, 16, 3000])))
+    for _ in range(chance.choice([0, 0, 1])):
+        message.outputs.add(name=chance.choice(["text_output", "output_ids", "x"]))
+    return bytes(message.SerializeToString())
+
+
+def put(parameter: Any, value: Any) -> None:
+    """A value of JSON as a parameter: as it is, where it can be."""
+    if isinstance(value, bool):
+        parameter.bool_param = value
+    elif isinstance(value, int) and abs(value) < 2**63:
+        parameter.int64_param = value
+    elif isinstance(value, float):
+        parameter.double_param = value
+    else:
+        parameter.string_param = (
+            (value if isinstance(value, str) else json.dumps(value)).encode(errors="replace").decode()
+        )
+
+
+def bend_bytes(chance: random.Random, data: bytes) -> bytes:
+    """Mostly as it is; or with some bytes changed, cut off, or others altogether."""
+    way = chance.random()
+    if way < 0.6 or not data:
+        return data
+    if way < 0.65:
+        return chance.randbytes(chance.choice([0, 1, 50, 5000]))
+    bent = bytearray(data[: chance.randrange(len(data))] if way < 0.75 else data)
+    for _ in range(min(len(bent), chance.randrange(1, 5))):
+        bent[chance.randrange(len(bent))] = chance.randrange(256)
+    return bytes(bent)
+
+
+async def call(channel: grpc.aio.Channel, method: str, messages: list[bytes]) -> tuple[str, str]:
+    """gRPC's status, and what went wrong inside of a stream, if anything has that should not."""
+    try:
+        if not method.endswith("ModelStreamInfer"):
+            await channel.unary_unary(method)(messages[0], timeout=120)
+            return "OK", ""
+        stream = channel.stream_stream(method)(iter(messages), timeout=120)
+        async for data in stream:
+            told = MESSAGES["ModelStreamInferResponse"].FromString(data).error_message
+            if "internal error" in told or "engine failed" in told:
+                return "OK", told
+    except grpc.aio.AioRpcError as error:
+        return error.code().name, error.details() or ""
+    return "OK", ""
 
 
 def make_request(seed: int, number: int) -> tuple[str, str, bytes | None, dict[str, str]]:
@@ -138,8 +229,12 @@ def bend(chance: random.Random, value: Any) -> Any:
     return chance.choice(VALUES)
 
 
-async def fuzz(url: str, requests: int, seed: int, clients: int = 16) -> dict[str, Any]:
-    """Send them; what came back, by status, and what should not have."""
+async def fuzz(url: str, rpc: str, requests: int, seed: int, clients: int = 16) -> dict[str, Any]:
+    """Send them; what came back, by status, and what should not have.
+
+    Args:
+        url, rpc: addresses of HTTP and gRPC.
+    """
     statuses: Counter[str] = Counter()
     failures: list[str] = []
     memory: list[float] = []
@@ -148,7 +243,7 @@ async def fuzz(url: str, requests: int, seed: int, clients: int = 16) -> dict[st
     start = time.monotonic()
 
     async def client() -> None:
-        async with httpx.AsyncClient(base_url=url, timeout=120) as http:
+        async with httpx.AsyncClient(base_url=url, timeout=120) as http, grpc.aio.insecure_channel(rpc) as channel:
             for number in numbers:
                 if number % GOOD_EVERY == 0:
                     answer = await http.post("/v1/completions", json=GOOD)
@@ -158,6 +253,12 @@ async def fuzz(url: str, requests: int, seed: int, clients: int = 16) -> dict[st
                         failures.append(f"a good request got {answer.status_code}")
                 if number % MEMORY_EVERY == 0:
                     memory.append(resident())
+                if (over_rpc := make_call(seed, number)) is not None:
+                    code, told = await call(channel, *over_rpc)
+                    statuses[f"gRPC {code}"] += 1
+                    if code in BROKEN or (code == "OK" and told):
+                        failures.append(f"request {number} ({over_rpc[0]}): {code} {told[:300]}")
+                    continue
                 method, path, body, headers = make_request(seed, number)
                 try:
                     answer = await http.request(method, path, content=body, headers=headers)
@@ -194,16 +295,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        server = Served(config(model(make_folder(Path(folder) / "tiny"), max_waiting=64))).start()
+        server = Served(config(model(make_folder(Path(folder) / "tiny"), max_waiting=64), grpc_port=0)).start()
         try:
-            result = asyncio.run(fuzz(server.url, arguments.requests, arguments.seed))
+            result = asyncio.run(fuzz(server.url, f"127.0.0.1:{server.grpc_port}", arguments.requests, arguments.seed))
             result["restarts"] = server.catalogue.models["tiny"].restarts
             result["cache_used_at_the_end"] = server.catalogue.models["tiny"].current.loop.stats().cache_used
         finally:
             server.stop()
     print(json.dumps(result, indent=2))
     if arguments.requests >= 1000:
-        write("serve_fuzz", result, ("torch", "fastapi", "uvicorn"))
+        write("serve_fuzz", result, ("torch", "fastapi", "uvicorn", "grpcio"))
     sys.exit(bool(result["num_failures"] or result["restarts"]))
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from harness import MODELS, run_forked
 from safetensors.torch import save_file
 
@@ -19,15 +18,16 @@ from weft.models.parameters import stored_sizes
 from weft.models.places import places
 from weft.models.shape import Shape
 from weft.serve.config import EngineConfig
+from weft.serve.embed import embed
 from weft.serve.engine import Engine
 from weft.serve.generate import complete
-from weft.serve.ranks import Ranks, follow
+from weft.serve.ranks import follow, join
 from weft.serve.request import Request, Sampling
 from weft.serve.runner import Runner, num_blocks
 from weft.serve.share import check_cut, load_share
 
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6], [5], [3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4, 6]]
-CONFIG = EngineConfig(max_sequences=4, step_tokens=9, block_tokens=4, cache_tokens=48)
+CONFIG = EngineConfig(max_sequences=4, step_tokens=9, block_tokens=4, cache_tokens=48, device="cpu")
 """Prompts come in parts, and texts are preempted, or give back what is behind their windows."""
 
 
@@ -62,14 +62,13 @@ def test_processes_keep_8_bits_too(model: str, tmp_path: Path) -> None:
 
 
 def check(whole: Decoder, expected: list[list[int]], config: EngineConfig, tmp_path: Path) -> None:
-    """Serve `tmp_path`/model by the processes of the config: these texts come."""
+    """Serve `tmp_path`/model by the processes of the config: these texts come, and the whole model's embeddings."""
     tp, pp = config.tp, config.pp
+    vectors = [embed(Engine(whole, None, CONFIG), prompt) for prompt in PROMPTS]
     assert len({token for text in expected for token in text}) > 10
 
     def work(rank: int) -> None:
-        group = dist.group.WORLD
-        assert group is not None
-        ranks = Ranks(group, pp=pp)
+        ranks = join(tmp_path / "meeting", rank, config)
         share = load_share(tmp_path / "model", ranks)
         if rank:
             blocks = ranks.least(num_blocks(share, config, share.shape.max_seq))
@@ -89,6 +88,8 @@ def check(whole: Decoder, expected: list[list[int]], config: EngineConfig, tmp_p
                 texts[int(output.id)] += output.tokens
         assert (engine.stats().preemptions > 0) == (whole.shape.sliding_window is None), "windows have room"
         (tmp_path / "texts.json").write_text(json.dumps(texts))
+        for prompt, vector in zip(PROMPTS, vectors, strict=True):
+            assert embed(engine, prompt) == pytest.approx(vector, abs=1e-5)
         engine.close()
         return None
 
@@ -131,9 +132,8 @@ def test_shares_of_adapters_add_up(model: str, tmp_path: Path) -> None:
     assert all(expected[f"{index} None"] != expected[f"{index} one"] for index in range(len(PROMPTS)))
 
     def work(rank: int) -> None:
-        group = dist.group.WORLD
-        assert group is not None
-        config, ranks = EngineConfig(**{**settings, "tp": 2, "pp": 2}), Ranks(group, pp=2)
+        config = EngineConfig(**{**settings, "tp": 2, "pp": 2})
+        ranks = join(tmp_path / "meeting", rank, config)
         share = load_share(tmp_path / "model", ranks)
         if rank:
             blocks = ranks.least(num_blocks(share, config, share.shape.max_seq))

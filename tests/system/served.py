@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import shutil
 import socket
@@ -16,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from weft.checkpoint.manifest import FileRecord, Manifest
 from weft.checkpoint.region import Region
 from weft.checkpoint.weights import create_weights_folder
 from weft.models.parameters import stored_sizes
@@ -23,6 +25,7 @@ from weft.models.shape import Shape
 from weft.serve.config import EngineConfig
 from weft.serve.server.catalogue import Catalogue
 from weft.serve.server.config import ModelConfig, ServerConfig
+from weft.serve.server.kserve.rpc import start_grpc
 from weft.serve.server.run import listen, make_server
 
 SPECIAL = ["<|end|>", "<|turn|>"]
@@ -63,6 +66,18 @@ def make_folder(path: Path, seed: int = 0, spread: float = 0.3, shape: Shape = S
     return path
 
 
+def save_step(source: Path, run: Path, step: int) -> Path:
+    """A finished checkpoint of a run, of these weights."""
+    path = run / "checkpoints" / f"step-{step:08d}"
+    shutil.copytree(source, path / "model")
+    files = {}
+    for file in sorted((path / "model").iterdir()):
+        content = file.read_bytes()
+        files[f"model/{file.name}"] = FileRecord(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+    (path / "manifest.json").write_bytes(Manifest(step=step, layout="dp1", files=files).to_json())
+    return path
+
+
 def make_adapter(base: Path, folder: Path, merged: Path, seed: int) -> None:
     """An adapter as peft writes it, and the base's weights with it in them."""
     numbers = torch.Generator().manual_seed(seed)
@@ -93,7 +108,7 @@ def model(path: Path, name: str = "tiny", **settings: Any) -> ModelConfig:
 
 
 class Served:
-    """A server that runs. `call` runs a coroutine's function in its event loop."""
+    """A server that runs, with gRPC where `settings` have a port for it. `call` runs a coroutine's function in its loop."""
 
     def __init__(self, settings: ServerConfig) -> None:
         self.settings = settings
@@ -111,6 +126,9 @@ class Served:
             self.port = listener.getsockname()[1]
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32768)  # what is not read is noticed soon
             await self.catalogue.start()
+            rpc = None
+            if self.settings.grpc_port is not None:
+                rpc, self.grpc_port = await start_grpc(self.catalogue, self.settings)
             serving = asyncio.ensure_future(self.server.serve(sockets=[listener]))
             while not self.server.started:
                 await asyncio.sleep(0.01)
@@ -120,6 +138,8 @@ class Served:
         finally:
             self._ready.set()
         await serving
+        if rpc is not None:
+            await rpc.stop(None)
         listener.close()
 
     def start(self) -> Served:

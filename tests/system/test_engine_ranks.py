@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 
+import weft.serve.workers as workers
 from weft.checkpoint.region import Region
 from weft.checkpoint.weights import create_weights_folder, load_decoder
 from weft.models.parameters import stored_sizes
@@ -39,42 +41,88 @@ def test_an_engine_of_two_processes_comes_and_goes(folder: Path, tp: int, pp: in
     _, whole = load_decoder(folder)
     engine = Engine.load(folder, EngineConfig(tp=tp, pp=pp, device="cpu"))
     assert engine.ranks is not None
-    processes = engine.ranks.processes
+    processes = engine.ranks.workers.processes
     assert engine.ranks.folder is not None
     meeting = Path(engine.ranks.folder.name)
     assert meeting.is_dir()
-    with pytest.raises(ValueError, match="this process serves a cut model already"):
-        Engine.load(folder, EngineConfig(tp=2, device="cpu"))
     engine.add(Request("a", [1, 2, 3], Sampling(max_tokens=12)))
     text = [token for _ in range(12) for output in engine.step() for token in output.tokens]
     assert text == complete(whole, [[1, 2, 3]], Sampling(max_tokens=12))[0]
     engine.close()
     assert [process.poll() for process in processes] == [0]
     assert not meeting.exists()
-    assert not dist.is_initialized()
 
 
-def test_a_death_ends_the_streams_and_another_engine_can_begin(folder: Path) -> None:
-    for busy in (True, False):
-        loop = EngineLoop(Engine.load(folder, EngineConfig(tp=2, device="cpu")))
-        loop.start()
-        outputs: list[Output] = []
-        assert loop.engine.ranks is not None
-        [process] = loop.engine.ranks.processes
-        if busy:
-            loop.submit(Request("a", [1, 2, 3], Sampling(max_tokens=2000)), outputs.append)
-            while not outputs:
-                time.sleep(0.01)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        died = time.monotonic()
-        while loop.alive:
+def test_a_process_serves_several_cut_models(folder: Path) -> None:
+    """Each has a group of its own; closing one leaves the other alone."""
+    _, whole = load_decoder(folder)
+    config = EngineConfig(tp=2, device="cpu")
+    engines = [Engine.load(folder, config) for _ in range(2)]
+    expected = complete(whole, [[1, 2, 3]], Sampling(max_tokens=12))[0]
+    for engine in [*engines, engines[0]]:
+        engine.add(Request("a", [1, 2, 3], Sampling(max_tokens=12)))
+        assert [token for _ in range(12) for output in engine.step() for token in output.tokens] == expected
+        if engine is engines[1]:
+            engine.close()
+    engines[0].close()
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("busy", [True, False])
+def test_a_death_ends_the_streams(
+    folder: Path, busy: bool, end: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once, as the one who waits for it need not notice: told within a second of the closed pipe. A process that was
+    stopped is a death after a while of silence."""
+    monkeypatch.setattr(workers, "SILENT_SECONDS", 2.5)
+    loop = EngineLoop(Engine.load(folder, EngineConfig(tp=2, device="cpu")))
+    loop.start()
+    outputs: list[Output] = []
+    told: list[float] = []
+    assert loop.engine.ranks is not None
+    staff = loop.engine.ranks.workers
+    if busy:
+
+        def deliver(output: Output) -> None:
+            outputs.append(output)
+            if output.finish is not None:
+                told.append(time.monotonic())
+
+        loop.submit(Request("a", [1, 2, 3], Sampling(max_tokens=2000)), deliver)
+        while not outputs:
             time.sleep(0.01)
-            assert time.monotonic() - died < 5
-        if busy:
-            assert outputs[-1].finish == "error"
-            assert "the engine failed" in str(outputs[-1].error)
-        with pytest.raises(DeadError, match="the engine has ended"):
-            loop.submit(Request("b", [1]), outputs.append)
-        loop.close()
-        assert not dist.is_initialized()
+    os.kill(staff.processes[0].pid, end)
+    limit = time.monotonic() + 60
+    while loop.alive or staff.noticed is None:
+        time.sleep(0.01)
+        assert time.monotonic() < limit
+    if busy:
+        assert outputs[-1].finish == "error"
+        assert "the engine failed" in str(outputs[-1].error)
+        assert told[0] - staff.noticed < 1  # negative, where the engine's thread saw it first
+    if end == signal.SIGSTOP:
+        assert "process 1 of 2 gave no sign of life for 2.5 s, and was ended" in str(loop.error)
+    with pytest.raises(DeadError, match="the engine has ended"):
+        loop.submit(Request("b", [1]), outputs.append)
+    loop.close()
+    assert staff.processes[0].poll() == -signal.SIGKILL
+
+
+def test_processes_end_with_the_first(folder: Path) -> None:
+    """However that one ended: nobody is left to hold memory."""
+    code = (
+        "import sys, time; from pathlib import Path; from weft.serve.config import EngineConfig\n"
+        "from weft.serve.engine import Engine\n"
+        f"engine = Engine.load(Path({str(folder)!r}), EngineConfig(tp=2, device='cpu'))\n"
+        "print(engine.ranks.workers.processes[0].pid, flush=True); time.sleep(100)"
+    )
+    first = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert first.stdout is not None
+    other = int(first.stdout.readline())
+    first.kill()
+    first.wait()
+    first.stdout.close()
+    limit = time.monotonic() + 30
+    while Path(f"/proc/{other}").exists() and "State:\tZ" not in Path(f"/proc/{other}/status").read_text():
+        time.sleep(0.05)
+        assert time.monotonic() < limit

@@ -419,6 +419,11 @@ def test_malformed_bodies_get_4xx(server: Server) -> None:
             assert error.value.code() == code
         prompt = {"name": "text_input", "datatype": "BYTES", "shape": [1], "contents": {"bytes_contents": [b"Hello"]}}
         data = MESSAGES["ModelInferRequest"](model_name="small", inputs=[prompt]).SerializeToString()
+        stream = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
+        told = [MESSAGES["ModelStreamInferResponse"].FromString(one) for one in stream(iter([b"\xff\xff", data, b"x"]))]
+        errors = [one.error_message for one in told]
+        assert sorted(errors) == ["", *["the bytes are no ModelInferRequest"] * 2]  # the others go on
+        assert told[errors.index("")].infer_response.outputs
         codes = set()
         for _ in range(100):
             bent = bytearray(data)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -95,6 +97,33 @@ def test_adapters_are_listed_behind_their_model(server: Served) -> None:
     assert httpx.get(f"{server.url}/v1/models/wild").json() == cards[2]
     tokens = post(server, "/tokenize", model="wild", prompt="Hi").json()["tokens"]
     assert post(server, "/detokenize", model="wild", tokens=tokens).json() == {"prompt": "Hi"}
+
+
+def test_adapters_have_metrics_of_their_own(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    def told() -> dict[str, float]:
+        text = httpx.get(f"{server.url}/metrics").text
+        found = re.findall(r"^(weft:adapter_.*|vllm:lora_requests_info{.*}) (\S+)$", text, re.MULTILINE)
+        return {name: float(value) for name, value in found}
+
+    completion(server, "calm", "Hi")
+    before = told()
+    completion(server, "calm", "Hi")
+    after = told()
+    tokens = 'weft:adapter_generation_tokens_total{adapter="calm",model_name="base"}'
+    ends = 'weft:adapter_requests_total{adapter="calm",finished_reason="length",model_name="base"}'
+    assert (after[tokens] - before[tokens], after[ends] - before[ends]) == (16, 1)
+    idle = 'vllm:lora_requests_info{max_lora="2",model_name="base",running_lora_adapters="",waiting_lora_adapters=""}'
+    assert after[idle] > 0
+    engine = server.catalogue.models["base"].current.loop.engine
+    step = engine.step
+    monkeypatch.setattr(engine, "step", lambda: (time.sleep(0.02), step())[1])  # or it is over before it is looked at
+    with httpx.stream(
+        "POST", f"{server.url}/v1/completions",
+        json={"model": "wild", "prompt": "Hi", "max_tokens": 400, "stream": True, "ignore_eos": True},
+    ) as answer:  # fmt: skip
+        lines = answer.iter_lines()  # kept: without a reader it hangs up
+        next(lines)
+        assert any('running_lora_adapters="wild"' in name for name in told())
 
 
 def test_a_model_that_is_gone_takes_its_adapters_with_it(server: Served) -> None:

@@ -161,6 +161,32 @@ def test_a_failure_ends_every_stream_and_says_why(model: Decoder, monkeypatch: p
     loop.close()
 
 
+def test_a_failure_is_told_though_the_engine_waits_for_ever(model: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where it waits for a process that died: whoever noticed tells all requests, what comes late is told to none."""
+    loop = start(model)
+    stuck, release = threading.Event(), threading.Event()
+    step = loop.engine.step
+
+    def waiting() -> list[Output]:
+        outputs = step()
+        stuck.set()
+        release.wait(30)
+        return outputs
+
+    monkeypatch.setattr(loop.engine, "step", waiting)
+    told: list[Output] = []
+    loop.submit(Request("a", [1, 2], Sampling(1.0, max_tokens=500), n=2), told.append)
+    assert stuck.wait(30)
+    loop.fail(RuntimeError("a process died"))
+    assert [output.error for output in told] == ["the engine failed: RuntimeError: a process died"] * 2
+    with pytest.raises(DeadError, match="the engine has ended: a process died"):
+        loop.submit(Request("b", [1]), told.append)
+    loop.fail(RuntimeError("another too"))
+    release.set()
+    loop.close()
+    assert len(told) == 2
+
+
 def test_a_call_that_was_given_up_does_not_stop_the_end() -> None:
     given_up, waiting = Job(lambda engine: None, Future()), Job(lambda engine: None, Future())
     given_up.future.cancel()

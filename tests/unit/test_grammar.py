@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import pytest
@@ -15,6 +18,7 @@ from weft.models.decoder import Decoder
 from weft.models.shape import Shape
 from weft.serve.config import EngineConfig
 from weft.serve.engine import Engine
+from weft.serve.forms import HELPERS
 from weft.serve.grammar import Grammar, GrammarCompiler
 from weft.serve.request import Output, Request, Sampling
 
@@ -79,7 +83,48 @@ def test_a_form_is_compiled_once() -> None:
     assert compiler.compile("regex", "a+") is compiler.compile("regex", "a+")
 
 
-def test_forms_that_cannot_be_followed_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_form_that_overflows_the_stack_harms_nobody() -> None:
+    """4,000 choices, each of the next: what compiles that recursively dies."""
+    choices = {
+        f"d{at}": {
+            "anyOf": [{"$ref": f"#/$defs/d{at + 1}"}, {"type": "array", "items": {"$ref": f"#/$defs/d{at + 1}"}}]
+        }
+        for at in range(2000)
+    }
+    compiler = engine().grammars
+    for _ in range(2):
+        with pytest.raises(ValueError, match="the json_schema cannot be compiled: it is too deep"):
+            compiler.compile("json_schema", {"$ref": "#/$defs/d0", "$defs": {**choices, "d2000": {"type": "null"}}})
+    compiler.compile("regex", "after+")
+
+
+def test_slow_forms_give_way_to_others() -> None:
+    """Two that would take for ever occupy both helpers: whoever comes next waits about a second."""
+    compiler = GrammarCompiler(byte_tokenizer().to_str(), (EOS,))
+    compiler.compile("regex", "a")
+    helpers = compiler._helpers
+    with ThreadPoolExecutor(2) as threads:
+        slow = []
+        for number in range(HELPERS):
+            [helper] = helpers._processes
+            os.kill(helper.pid, signal.SIGSTOP)  # what a form without an end looks like
+            helpers._processes.discard(helper)
+            slow.append((threads.submit(compiler.compile, "regex", f"b{{{number}}}", 60), helper))
+            if number < HELPERS - 1:
+                while not helpers._free.qsize() < HELPERS:
+                    time.sleep(0.001)
+                compiler.compile("regex", "c")  # begins the other one
+        began = time.monotonic()
+        compiler.compile("regex", "d", 60)
+        assert time.monotonic() - began < 30  # not 60: one of them was ended for it
+        assert isinstance(slow[0][0].exception() or slow[1][0].exception(), ValueError)
+        for future, helper in slow:
+            helper.kill()
+            future.exception()
+    compiler.close()
+
+
+def test_forms_that_cannot_be_followed_are_refused() -> None:
     compiler = engine().grammars
     for kind, source, sentence in [
         ("regex", "((", "the regex cannot be compiled: .*regex"),
@@ -91,9 +136,10 @@ def test_forms_that_cannot_be_followed_are_refused(monkeypatch: pytest.MonkeyPat
     ]:
         with pytest.raises(ValueError, match=sentence):
             compiler.compile(kind, source)  # type: ignore[arg-type]
-    monkeypatch.setattr(GrammarCompiler, "_compile", lambda self, kind, text: time.sleep(0.5))
-    with pytest.raises(ValueError, match=r"the regex took more than 0\.05 s to compile"):
-        compiler.compile("regex", "b+", timeout=0.05)
+    for helper in compiler._helpers._processes:
+        os.kill(helper.pid, signal.SIGSTOP)
+    with pytest.raises(ValueError, match=r"the regex took more than 0\.2\d* s to compile: simplify it"):
+        compiler.compile("regex", "b+", timeout=0.2)
     grammar = compiler.compile("regex", "a+")
     with pytest.raises(ValueError, match="min_tokens would go on"):
         engine().check(Request("a", [1], Sampling(min_tokens=3), grammar=grammar))

@@ -43,6 +43,9 @@ def serve(
     max_waiting: int = typer.Option(
         256, help="Completions that may wait; one more is refused with a time to come back."
     ),
+    max_per_key: int | None = typer.Option(
+        None, help="Completions of one API key that run or wait; by default half of all where there are several keys."
+    ),
     max_context: int | None = typer.Option(None, help="Tokens of a prompt and its completion; by default the model's."),
     cache_tokens: int | None = typer.Option(None, help="Tokens whose keys and values are kept, of all sequences."),
     cache_dtype: str = typer.Option("auto", help="Of keys and values; int8: about twice as many tokens have room."),
@@ -98,8 +101,8 @@ def serve(
             ModelConfig(name, path, engine if number else adapted, draft, chat_template)
             for number, (name, path) in enumerate(named)
         ),
-        host, port, grpc_port, read_keys(api_key_file), open, model_control, request_seconds=timeout,
-        drain_seconds=drain, follow_seconds=follow, gate=gate, gate_text=gate_text,
+        host, port, grpc_port, read_keys(api_key_file), open, model_control, max_per_key=max_per_key,
+        request_seconds=timeout, drain_seconds=drain, follow_seconds=follow, gate=gate, gate_text=gate_text,
     )  # fmt: skip
     from weft.serve.folder import find_model
 

@@ -186,12 +186,17 @@ class Engine:
 
     def stats(self) -> Stats:
         blocks, counts = self.blocks, self._counts
+        running, waiting = (
+            Counter(one.request.adapter for one in list(ones))
+            for ones in (self.scheduler.running, self.scheduler.waiting)
+        )
         return Stats(
             running=len(self.scheduler.running), waiting=len(self.scheduler.waiting),
             cache_tokens=blocks.count * blocks.size, cache_used=1 - blocks.num_free / blocks.count,
             steps=counts["steps"], prompt_tokens=counts["prompt"], cached_tokens=counts["cached"],
             new_tokens=counts["new"], preemptions=self.scheduler.preemptions,
             drafted=counts["drafted"], accepted=counts["accepted"], finished=dict(self._finished),
+            adapters={name: (running[name], waiting[name]) for name in self.config.adapters},
         )  # fmt: skip
 
     def forget_prefixes(self) -> None:
@@ -200,17 +205,11 @@ class Engine:
 
     def close(self) -> None:
         """End the processes that the engine began, if any."""
+        if "grammars" in self.__dict__:
+            self.grammars.close()
         if self.ranks is not None:
             self.ranks.close()
             self.ranks = self.runner.ranks = None
-
-    def check_ranks(self) -> None:
-        """
-        Raises:
-            RankDiedError: a process that holds a share of the model has ended.
-        """
-        if self.ranks is not None:
-            self.ranks.check()
 
     def _overdue(self) -> list[Output]:
         """Endings between the steps: cancelled requests, and those whose time is up."""

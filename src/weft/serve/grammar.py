@@ -1,7 +1,7 @@
 """Structured output: the form that a text must have, as a JSON schema, a regular expression or a grammar.
 
 llguidance says at every step which tokens may follow; the others' logits become -inf. A form is compiled by whoever asks
-for it, beside the engine and under a deadline, and kept for the next one who asks.
+for it, beside the engine and under a deadline, and kept for the next one who asks. `forms.py` tries it first.
 """
 
 from __future__ import annotations
@@ -9,24 +9,19 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as LateError
 from threading import Lock
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Kind = Literal["json", "json_schema", "regex", "lark"]
+from weft.serve.forms import Helpers, Kind, make_matcher
 
 KEPT = 64
 """Forms that a compiler keeps, the last used ones."""
 
 MAX_SOURCE = 256 * 1024
 """Characters of a form."""
-
-COMPILERS = 2
-"""Threads that compile: one that takes long does not hold the others up."""
 
 
 class Matcher:
@@ -85,10 +80,11 @@ class GrammarCompiler:
         self._tokenizer: Any = None
         self._kept: OrderedDict[tuple[Kind, str], Grammar] = OrderedDict()
         self._lock = Lock()
-        self._threads = ThreadPoolExecutor(COMPILERS, thread_name_prefix="weft-grammar")
+        self._helpers = Helpers(self._text, self._eos)
 
     def compile(self, kind: Kind, source: str | dict[str, Any] = "", timeout: float = 10.0) -> Grammar:
-        """The grammar of a form. Blocks for `timeout` seconds at most: call it beside an event loop, not in one.
+        """The grammar of a form. Blocks for `timeout` seconds at most, the first time for a start too: call it beside an
+        event loop, not in one.
 
         Args:
             kind: json: any JSON object; json_schema: JSON of this schema; regex: text that matches as a whole; lark: a
@@ -105,34 +101,25 @@ class GrammarCompiler:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-        try:
-            grammar = self._threads.submit(self._compile, kind, text).result(timeout)
-        except LateError:
-            raise ValueError(f"the {kind} took more than {timeout:g} s to compile: simplify it") from None
+        self._helpers.check(kind, text, timeout)
+        grammar = Grammar(make_matcher(self._tokens(), kind, text))
         with self._lock:
             self._kept[key] = grammar
             while len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
         return grammar
 
-    def _compile(self, kind: Kind, text: str) -> Grammar:
+    def close(self) -> None:
+        """End the processes that try forms, if any has begun."""
+        self._helpers.close()
+
+    def _tokens(self) -> Any:
         import llguidance
 
         with self._lock:
             if self._tokenizer is None:
                 self._tokenizer = llguidance.LLTokenizer(self._text, eos_token=self._eos)
-        makers = {
-            "json": lambda: llguidance.LLMatcher.grammar_from_json_schema('{"type": "object"}'),
-            "json_schema": lambda: llguidance.LLMatcher.grammar_from_json_schema(text),
-            "regex": lambda: llguidance.LLMatcher.grammar_from_regex(text),
-            "lark": lambda: llguidance.LLMatcher.grammar_from_lark(text),
-        }
-        if kind not in makers:
-            raise ValueError(f"the form is a {kind!r}; it must be one of {', '.join(makers)}")
-        matcher = llguidance.LLMatcher(self._tokenizer, makers[kind](), log_level=0)
-        if matcher.is_error():
-            raise ValueError(f"the {kind} cannot be compiled: {matcher.get_error().strip().splitlines()[0]}")
-        return Grammar(matcher)
+            return self._tokenizer
 
 
 def with_end(tokenizer: str) -> tuple[str, list[int]]:

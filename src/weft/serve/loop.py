@@ -31,10 +31,6 @@ RECENT = 64
 """Requests whose ends tell how fast the queue moves."""
 
 
-CHECK_SECONDS = 0.5
-"""How often an idle engine looks whether its processes live."""
-
-
 class DeadError(RuntimeError):
     """The engine has failed, or was closed; this loop will take no request again."""
 
@@ -47,12 +43,19 @@ class Job:
     future: Future[Any]
 
     def run(self, engine: Engine) -> None:
+        """
+        Raises:
+            Exception: the engine itself failed. A ValueError is for whoever asked.
+        """
         if not self.future.set_running_or_notify_cancel():
             return
         try:
             self.future.set_result(self.work(engine))
-        except Exception as error:  # noqa: BLE001 (whoever asked gets it)
+        except ValueError as error:
             self.future.set_exception(error)
+        except BaseException:
+            self.future.set_exception(DeadError("the engine has ended"))
+            raise
 
     def refuse(self, error: Exception) -> None:
         if self.future.set_running_or_notify_cancel():
@@ -77,11 +80,14 @@ class EngineLoop:
         self._queued = 0  # completions of the requests in the inbox
         self._ends: deque[float] = deque(maxlen=RECENT)
         self._changed = threading.Condition()
+        self._telling = threading.Lock()  # one output after the other; whoever submits does not wait for it
         self._draining = self._closing = False
         self._thread = threading.Thread(target=self._work, name="weft-engine", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
+        if self.engine.ranks is not None:
+            self.engine.ranks.workers.watch(self.fail)
 
     @property
     def alive(self) -> bool:
@@ -134,7 +140,8 @@ class EngineLoop:
                 self._changed.notify()
 
     def call(self, work: Callable[[Engine], Any]) -> Future[Any]:
-        """Have the engine's thread do something else between two steps, while all others wait; what comes of it.
+        """Have the engine's thread do something else between two steps, while all others wait; what comes of it. Whatever
+        it raises but a ValueError, the engine has failed.
 
         Raises:
             RefusedError, DeadError: as `submit`.
@@ -197,29 +204,40 @@ class EngineLoop:
         with self._changed:
             self._closing = True
             self._changed.notify()
+        if self.error is not None and self.engine.ranks is not None:
+            self.engine.ranks.kill()  # a step may wait for them
         if self._thread.ident is not None and self._thread is not threading.current_thread():
             self._thread.join()
         self.engine.close()
 
+    def fail(self, error: BaseException) -> None:
+        """The engine is done for: tell every request so now, whatever its thread is doing or waiting for."""
+        with self._changed:
+            if self.error is not None or self._closing:
+                return
+            self.error = error
+            self._changed.notify()
+        self._end_all()
+
     def _work(self) -> None:
         try:
             while self._take_in():
-                for output in self.engine.step():
-                    self._tell(output)
+                outputs = self.engine.step()
+                with self._telling:
+                    for output in outputs if self.error is None else ():
+                        self._tell(output)
                 self.last_step = time.monotonic()
-            self._end_all(None)
         except BaseException as error:  # noqa: BLE001 (told to every request; nothing else ever would)
-            with self._changed:
-                self.error = error
-            self._end_all(f"the engine failed: {type(error).__name__}: {error}")
+            self.fail(error)
+        self._end_all()
 
     def _take_in(self) -> bool:
         """Wait for work, and bring what came to the engine; False: stop."""
+        jobs: list[Job] = []
         with self._changed:
-            while not (self._inbox or self.engine.busy or self._closing):
-                self._changed.wait(CHECK_SECONDS)
-                self.engine.check_ranks()
-            if self._closing:
+            while not (self._inbox or self.engine.busy or self._closing or self.error):
+                self._changed.wait()
+            if self._closing or self.error:
                 return False
             while self._inbox:
                 item = self._inbox.popleft()
@@ -227,9 +245,16 @@ class EngineLoop:
                     self._queued -= item.n
                     self.engine.take_in(item)
                 elif isinstance(item, Job):
-                    item.run(self.engine)
+                    jobs.append(item)
                 else:
                     self.engine.cancel(item)
+        while jobs:  # not under the lock: others may come meanwhile
+            try:
+                jobs.pop(0).run(self.engine)
+            except BaseException:
+                for job in jobs:
+                    job.refuse(DeadError("the engine has ended"))
+                raise
         return True
 
     def _tell(self, output: Output) -> None:
@@ -241,15 +266,18 @@ class EngineLoop:
                 self._ends.append(time.monotonic())
         deliver(output)
 
-    def _end_all(self, error: str | None) -> None:
-        for id, (deliver, left) in list(self._live.items()):
-            for index in left:
-                deliver(Output(id, index, finish="error" if error else "cancelled", error=error))
-        self._live.clear()
-        for item in self._inbox:
-            if isinstance(item, Job):
-                item.refuse(DeadError("the engine has ended"))
-        self._inbox.clear()
+    def _end_all(self) -> None:
+        """Once it takes no more requests. Whichever thread comes first tells why."""
+        error = f"the engine failed: {type(self.error).__name__}: {self.error}" if self.error is not None else None
+        with self._telling:
+            for id, (deliver, left) in list(self._live.items()):
+                for index in left:
+                    deliver(Output(id, index, finish="error" if error else "cancelled", error=error))
+            self._live.clear()
+            for item in self._inbox:
+                if isinstance(item, Job):
+                    item.refuse(DeadError("the engine has ended"))
+            self._inbox.clear()
 
     def _retry_after(self, waiting: int) -> float:
         """Seconds in which the queue should be half as long, going by how fast requests ended of late."""

@@ -8,11 +8,10 @@ of tensor parallelism, hidden states from stage to stage, and the logits' way to
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+import secrets
 import tempfile
-from collections.abc import Sequence
 from datetime import timedelta
+from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,168 +23,168 @@ from weft.models.cuts import even_split
 from weft.serve.batch import Batch
 from weft.serve.config import EngineConfig
 from weft.serve.device import pick_device, pick_dtype
+from weft.serve.group import meet, part
+from weft.serve.workers import Workers
 
 if TYPE_CHECKING:
     from weft.serve.runner import Runner
 
-FOREVER = timedelta(days=3650)
-"""An engine may be idle for long; a process that dies closes its connections, which is noticed at once."""
-
 START_SECONDS = 600
 
 
-class RankDiedError(RuntimeError):
-    """One of the processes that serve a model has ended."""
+class Order(IntEnum):
+    """What the first process has the others do."""
+
+    END = 0
+    RUN = 1
+    EMBED = 2
 
 
 class Ranks:
     """The processes of a model, stage by stage, as each of them sees them.
 
     Args:
-        group: all of them. Made in each at the same time.
-        processes: those that the first began.
+        group: all of them.
+        tp_group: those of this process's stage.
+        workers: those that the first began.
         folder: where they met; goes with them.
 
     Attributes:
-        stage, tp_group: this process's.
+        stage: this process's.
     """
 
     def __init__(
-        self, group: dist.ProcessGroup, processes: Sequence[subprocess.Popen[bytes]] = (), pp: int = 1,
+        self, group: dist.ProcessGroup, tp_group: dist.ProcessGroup, workers: Workers | None = None,
         folder: tempfile.TemporaryDirectory[str] | None = None,
     ) -> None:  # fmt: skip
-        self.group, self.processes, self.pp, self.folder = group, processes, pp, folder
-        self.index, self.size = group.rank(), group.size()
-        self.tp = self.size // pp
+        self.group, self.tp_group, self.folder = group, tp_group, folder
+        self.workers = workers or Workers()
+        self.index, self.size, self.tp = group.rank(), group.size(), tp_group.size()
+        self.pp = self.size // self.tp
         self.stage = self.index // self.tp
-        self.tp_group = group
-        if pp > 1:
-            stages = [list(range(first, first + self.tp)) for first in range(0, self.size, self.tp)]
-            self.tp_group = [dist.new_group(ranks, timeout=FOREVER) for ranks in stages][self.stage]
+        self._over = False
 
     def blocks(self, num_layers: int) -> range:
         """Of the model, those of this process's stage."""
         return range(*even_split(num_layers, self.pp, self.stage))
 
-    def send(self, batch: Batch) -> None:
-        """Tell the others what comes next."""
-        self.check()
-        packed = batch.pack()
-        dist.broadcast(torch.tensor([len(packed)]), 0, self.group)
-        dist.broadcast(packed, 0, self.group)
+    def send(self, order: Order, row: Tensor) -> None:
+        """Tell the others what comes next.
 
-    def receive(self) -> Batch | None:
-        """What the first process says; None: it is over."""
-        size = torch.zeros(1, dtype=torch.long)
-        dist.broadcast(size, 0, self.group)
-        if not size.item():
-            return None
-        packed = torch.empty(int(size.item()), dtype=torch.long)
-        dist.broadcast(packed, 0, self.group)
-        return Batch.unpack(packed)
+        Raises:
+            RankDiedError: there is one less of them.
+        """
+        self.workers.check()
+        self.group.broadcast(torch.tensor([order, len(row)]), root=0).wait()
+        self.group.broadcast(row, root=0).wait()
+
+    def receive(self) -> tuple[Order, Tensor]:
+        """What the first process says."""
+        head = torch.zeros(2, dtype=torch.long)
+        self.group.broadcast(head, root=0).wait()
+        order, length = head.tolist()
+        row = torch.empty(length, dtype=torch.long)
+        if length:
+            self.group.broadcast(row, root=0).wait()
+        return Order(order), row
 
     def take_over(self, like: Tensor) -> Tensor:
         """What the stage before computed, of the size and dtype of `like`."""
-        dist.recv(like, self.index - self.tp, self.group)
-        return like
+        return self._receive(like, self.index - self.tp)
 
     def hand_on(self, x: Tensor) -> None:
         """To the next stage."""
-        dist.send(x.contiguous(), self.index + self.tp, self.group)
+        self._send(x, self.index + self.tp)
 
     def gather(self, logits: Tensor, vocab: int) -> Tensor:
         """In the last stage: shares of the vocabulary [W, V/n] → [W, V] on its first process, which tells them the first
         of all; elsewhere the share comes back."""
         sizes = [stop - start for start, stop in (even_split(vocab, self.tp, index) for index in range(self.tp))]
         padded = torch.nn.functional.pad(logits, (0, max(sizes) - logits.shape[1])).contiguous()
-        first = self.stage * self.tp
-        parts = [torch.empty_like(padded) for _ in sizes] if self.index == first else None
-        dist.gather(padded, parts, dst=first, group=self.tp_group)
-        if parts is None:
+        first = self.tp_group.rank() == 0
+        parts = [torch.empty_like(padded) for _ in sizes] if first else []
+        self.tp_group.gather(parts, padded, root=0).wait()
+        if not first:
             return logits
-        whole = torch.cat([part[:, :size] for part, size in zip(parts, sizes, strict=True)], dim=1)
-        if first:
-            dist.send(whole, 0, self.group)
-        return whole
+        return self.tell_first(torch.cat([part[:, :size] for part, size in zip(parts, sizes, strict=True)], dim=1))
+
+    def tell_first(self, x: Tensor) -> Tensor:
+        """From the first process of the last stage to the first of all, where that is another one."""
+        if self.index and self.index == self.size - self.tp:
+            self._send(x, 0)
+        return x
 
     def gathered(self, like: Tensor) -> Tensor:
-        """The same, on the first process where it is not of the last stage."""
-        dist.recv(like, self.size - self.tp, self.group)
-        return like
+        """What it told, on the first process where that is not of the last stage."""
+        return self._receive(like, self.size - self.tp)
 
     def least(self, number: int) -> int:
         """The smallest of all processes' numbers."""
         found = torch.tensor([number])
-        dist.all_reduce(found, dist.ReduceOp.MIN, self.group)
+        self.group.allreduce(found, dist.ReduceOp.MIN).wait()
         return int(found.item())
-
-    def check(self) -> None:
-        """
-        Raises:
-            RankDiedError: a process has ended that should not have.
-        """
-        for index, process in enumerate(self.processes, start=1):
-            if process.poll() is not None:
-                raise RankDiedError(f"process {index} of {self.size} ended with exit code {process.returncode}")
 
     def close(self) -> None:
         """Send the others home; from the first process."""
-        if any(process.poll() is not None for process in self.processes):
+        if any(process.poll() is not None for process in self.workers.processes):
             return self.kill()
-        dist.broadcast(torch.zeros(1, dtype=torch.long), 0, self.group)
-        for process in self.processes:
-            process.wait()
-        if self.processes:
-            self._part()
-        return None
+        self.group.broadcast(torch.tensor([Order.END, 0]), root=0).wait()
+        self.workers.wait()
+        return self.leave()
 
     def kill(self) -> None:
-        """End the others, whatever they are doing."""
-        for process in self.processes:
-            process.kill()
-            process.wait()
-        self._part()
+        """End the others, whatever they are doing; this process no longer waits for any of them."""
+        self.workers.kill()
+        self.leave()
 
-    def _part(self) -> None:
-        dist.destroy_process_group()
-        if self.folder is not None:
-            self.folder.cleanup()
+    def leave(self) -> None:
+        """For this process it is over; said twice, it is no news."""
+        if not self._over:
+            self._over = True
+            for group in {self.group, self.tp_group}:
+                part(group)
+            if self.folder is not None:
+                self.folder.cleanup()
+
+    def _send(self, x: Tensor, to: int) -> None:
+        self.group.send([x.contiguous()], to, 0).wait()
+
+    def _receive(self, like: Tensor, sender: int) -> Tensor:
+        self.group.recv([like], sender, 0).wait()
+        return like
 
 
 def start_ranks(folder: Path, config: EngineConfig) -> Ranks:
-    """Begin `config.tp` · `config.pp` - 1 processes that follow this one.
-
-    Raises:
-        ValueError: this process belongs to a group already: it can serve one model that is cut, or be of a training run.
-    """
-    if dist.is_initialized():
-        raise ValueError("tp, pp: this process serves a cut model already; close that engine, or use another process")
+    """Begin `config.tp` · `config.pp` - 1 processes that follow this one."""
     meeting = tempfile.TemporaryDirectory(prefix="weft-serve-")
-    store = Path(meeting.name) / "store"
-    processes = []
-    for index in range(1, config.world):
-        code = f"from weft.serve.ranks import main; main({str(folder)!r}, {str(store)!r}, {index}, {config!r})"
-        code = f"from weft.serve.config import EngineConfig; {code}"
-        env = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // config.world)), **os.environ}
-        processes.append(subprocess.Popen([sys.executable, "-c", code], env=env, stdin=subprocess.DEVNULL))
+    store = Path(meeting.name) / f"store-{secrets.token_hex(8)}"
+    codes = [
+        "from weft.serve.workers import start_beating; start_beating(beat); from weft.serve.config import EngineConfig; "
+        f"from weft.serve.ranks import main; main({str(folder)!r}, {str(store)!r}, {index}, {config!r})"
+        for index in range(1, config.world)
+    ]
+    workers = Workers(codes, {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // config.world)), **os.environ})
     try:
-        return Ranks(join(store, 0, config), processes, config.pp, meeting)
+        return join(store, 0, config, workers, meeting)
     except BaseException:
-        for process in processes:
-            process.kill()
+        workers.kill()
         meeting.cleanup()
         raise
 
 
-def join(store: Path, index: int, config: EngineConfig) -> dist.ProcessGroup:
-    """Become one of the processes."""
+def join(
+    store: Path, index: int, config: EngineConfig, workers: Workers | None = None,
+    folder: tempfile.TemporaryDirectory[str] | None = None,
+) -> Ranks:  # fmt: skip
+    """Become one of the processes that meet at this file. Its name is theirs: no others have it."""
     device = rank_device(config, index)
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     files = dist.FileStore(str(store), config.world)  # type: ignore[attr-defined]
     files.set_timeout(timedelta(seconds=START_SECONDS))
-    dist.init_process_group(backend, store=files, rank=index, world_size=config.world, timeout=FOREVER)
-    assert dist.group.WORLD is not None
-    return dist.group.WORLD
+    group = meet(files, store.name, index, config.world, device)
+    if config.pp == 1:
+        return Ranks(group, group, workers, folder)
+    stage, place = divmod(index, config.tp)
+    return Ranks(group, meet(files, f"{store.name}-{stage}", place, config.tp, device), workers, folder)
 
 
 def rank_device(config: EngineConfig, index: int) -> torch.device:
@@ -199,17 +198,23 @@ def main(folder: str, store: str, index: int, config: EngineConfig) -> None:
     from weft.serve.runner import Runner, num_blocks
     from weft.serve.share import load_share
 
-    ranks = Ranks(join(Path(store), index, config), pp=config.pp)
+    ranks = join(Path(store), index, config)
     device = rank_device(config, index)
     model = load_share(Path(folder), ranks, device, pick_dtype(config.dtype, device))
     max_context = min(config.max_context or model.shape.max_seq, model.shape.max_seq)
     blocks = ranks.least(num_blocks(model, config, max_context))
     follow(Runner(model, blocks, config, ranks), ranks)
-    dist.destroy_process_group()
+    ranks.leave()
 
 
 def follow(runner: Runner, ranks: Ranks) -> None:
     """Compute what the first process says, until it says that it is over."""
-    while (batch := ranks.receive()) is not None:
-        for _ in runner.run(batch):
-            pass
+    while True:
+        order, row = ranks.receive()
+        if order == Order.END:
+            return
+        if order == Order.EMBED:
+            runner.embed(row[1:].tolist(), int(row[0]))
+        else:
+            for _ in runner.run(Batch.unpack(row)):
+                pass

@@ -14,7 +14,7 @@ from weft.serve.batch import Batch
 from weft.serve.cache import LatentLayer, PagedCache, token_bytes
 from weft.serve.config import EngineConfig
 from weft.serve.products import quicken
-from weft.serve.ranks import Ranks
+from weft.serve.ranks import Order, Ranks
 
 PIECE = 64
 """Rows of logits that are there at once: with a vocabulary of 150,000, 38 MB."""
@@ -50,7 +50,7 @@ class Runner:
         The first of several processes has the whole logits, the others their shares.
         """
         if self.ranks is not None and self.ranks.index == 0:
-            self.ranks.send(batch)
+            self.ranks.send(Order.RUN, batch.pack())
         self.cache.begin(batch)
         self.adapters.begin(batch)
         x, positions = batch.tokens.to(self.device)[None], batch.positions.to(self.device)[None]
@@ -70,6 +70,25 @@ class Runner:
             return logits if self.ranks is None else self.ranks.gather(logits, vocab)
         assert self.ranks is not None
         like = self.empty(len(rows) if self.ranks.index == 0 else 0, vocab)
+        return self.ranks.gathered(like) if self.ranks.index == 0 else like
+
+    @torch.inference_mode()
+    def embed(self, tokens: list[int], adapter: int) -> Tensor:
+        """The mean of the hidden states behind the last norm, [D] in fp32, beside the cache; on the first process."""
+        row = torch.tensor([adapter, *tokens])
+        if self.ranks is not None and self.ranks.index == 0:
+            self.ranks.send(Order.EMBED, row)
+        self.adapters.use(adapter)
+        x, positions = row[1:].to(self.device)[None], torch.arange(len(tokens), device=self.device)
+        if self.ranks is not None and self.model.embed is None:
+            x = self.ranks.take_over(self.empty(1, len(tokens), self.model.shape.hidden))
+        x = self.model.body(x, positions)
+        if self.model.norm is not None:
+            mean: Tensor = self.model.norm(x)[0].float().mean(dim=0)
+            return mean if self.ranks is None else self.ranks.tell_first(mean)
+        assert self.ranks is not None
+        self.ranks.hand_on(x)
+        like = x.new_empty(self.model.shape.hidden, dtype=torch.float32)
         return self.ranks.gathered(like) if self.ranks.index == 0 else like
 
 

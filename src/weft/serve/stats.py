@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from weft.serve.request import Finish
 
@@ -21,6 +21,7 @@ class Stats:
         preemptions: sequences whose blocks were taken, to be computed again.
         drafted, accepted: tokens that speculation proposed, and those that the model would have chosen.
         finished: completions by why they ended.
+        adapters: those that run and those that wait now, by adapter.
     """
 
     running: int
@@ -35,3 +36,4 @@ class Stats:
     drafted: int
     accepted: int
     finished: dict[Finish, int]
+    adapters: dict[str, tuple[int, int]] = field(default_factory=dict)

@@ -93,8 +93,9 @@ class Catalogue:
 
     @property
     def ready(self) -> bool:
-        """Whether every model that is not unloaded answers."""
-        return not self.draining and all(model.ready for model in self.models.values() if model.reason != "unloaded")
+        """Whether every model that is not unloaded answers, and none hangs."""
+        wanted = [model for model in self.models.values() if model.reason != "unloaded"]
+        return not self.draining and all(model.ready and not model.hung for model in wanted)
 
     @property
     def live(self) -> bool:

@@ -43,6 +43,8 @@ class ServerConfig:
         model_control: let clients load and unload the models that are named here.
         limits: of one request.
         max_connections: that are open at once.
+        max_per_key: completions of one key that run or wait in one model; None: where there are several keys, half of its
+            room, so that no key takes all of it.
         request_seconds: after which a request ends, where it names no earlier time itself.
         drain_seconds: that requests have to end once the server stops, or new weights have come.
         hang_seconds: without a step, though there is work, after which an engine counts as hung.
@@ -61,6 +63,7 @@ class ServerConfig:
     model_control: bool = False
     limits: Limits = field(default_factory=Limits)
     max_connections: int = 4096
+    max_per_key: int | None = None
     request_seconds: float = 600.0
     drain_seconds: float = 30.0
     hang_seconds: float = 60.0
@@ -85,7 +88,7 @@ class ServerConfig:
                 f"{self.host} can be reached from other machines, and there is no API key: set WEFT_API_KEY or "
                 "--api-key-file, or say --open where a proxy in front of the server looks after that"
             )
-        for name in ("request_seconds", "hang_seconds", "max_connections", "follow_seconds"):
+        for name in ("request_seconds", "hang_seconds", "max_connections", "follow_seconds", "max_per_key"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} is {value}; it must be above 0")
@@ -95,6 +98,12 @@ class ServerConfig:
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise ValueError(f"{name} is {value}; it must be 0 or more")
+
+    def most_per_key(self, room: int) -> int | None:
+        """Completions of one key in a model that has room for so many; None: no less than that."""
+        if self.max_per_key is not None or len(self.api_keys) < 2:
+            return self.max_per_key
+        return max(1, room // 2)
 
 
 def is_loopback(host: str) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from weft.serve.server.door import Door
 from weft.serve.server.errors import HttpError, problem
 from weft.serve.server.limits import Limits
 
@@ -23,11 +24,13 @@ class Connection(HttpToolsProtocol):
         limits: header_bytes, chunks, receive_seconds (until the headers are there; the body has as long again),
             stall_seconds.
         most: connections at once; one more is closed.
+        door: who is turned away.
     """
 
-    def __init__(self, *args: Any, limits: Limits, most: int, **more: Any) -> None:
+    def __init__(self, *args: Any, limits: Limits, most: int, door: Door, **more: Any) -> None:
         super().__init__(*args, **more)
-        self.limits, self.most = limits, most
+        self.limits, self.most, self.door = limits, most, door
+        self._refusal: bytes | None = None
         self._head_bytes = self._chunks = 0
         self._head_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
@@ -58,10 +61,33 @@ class Connection(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
-        super().on_headers_complete()
+        self._stop_waiting()
+        if (
+            self.cycle is None or self.cycle.response_complete
+        ):  # nobody before it on this connection waits for an answer
+            self._refusal = self.door.turn_away(self.parser.get_method(), self.url, self.headers)
+        if self._refusal is None:
+            super().on_headers_complete()
+        else:
+            self._expect_head()  # the body has as long
+
+    def on_body(self, body: bytes) -> None:
+        if self._refusal is None:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self._refusal is None:
+            super().on_message_complete()
+            return
+        self._stop_waiting()
+        goes_on = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
+        head = STATUS_LINE[429] + (b"" if goes_on else b"connection: close\r\n")
+        self.transport.write(head + self._refusal)
+        self._refusal = None
+        if goes_on:
+            self.on_response_complete()
+        else:
+            self.transport.close()
 
     def on_chunk_header(self) -> None:
         self._chunks += 1
@@ -85,6 +111,11 @@ class Connection(HttpToolsProtocol):
         head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
         self.transport.write(STATUS_LINE[400] + head + body)
         self.transport.close()
+
+    def _stop_waiting(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
 
     def _expect_head(self) -> None:
         if self._head_timer is None:

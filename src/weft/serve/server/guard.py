@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import re
-import secrets
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -20,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from weft.serve.server.catalogue import Catalogue
 from weft.serve.server.config import ServerConfig
+from weft.serve.server.door import GENERATING, own_headers
 from weft.serve.server.errors import HttpError, Problem, problem
 from weft.serve.server.keys import Keys
 from weft.serve.server.metrics import Metrics
@@ -30,13 +29,8 @@ log = logging.getLogger("weft.serve")
 OPEN = {"/health", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", *FILES}
 """Routes that need no key: probes have none, and a page asks for one. They say yes or no, and of nothing else."""
 
-GENERATING = {"/v1/completions", "/v1/chat/completions"}
-"""Routes that are refused right here where the only model's queue is full."""
-
 KNOWN = 256
 """Places that are remembered: there are fewer, but some name something."""
-
-REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
 
 class Guard:
@@ -59,15 +53,15 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        given = headers.get("x-request-id", "")
-        request_id = given if REQUEST_ID.fullmatch(given) else f"req-{secrets.token_hex(8)}"
-        answer = Answer(send, request_id, self.catalogue.metrics)
+        own = own_headers(headers.get("x-request-id", ""))
+        request_id = own["x-request-id"]
+        answer = Answer(send, own, self.catalogue.metrics)
         self._live += 1
         try:
             self._find(scope)
             tenant = "" if scope["path"] in OPEN else self._keys.tenant(headers.get("authorization", ""))
             scope.setdefault("state", {}).update(tenant=tenant, request_id=request_id)
-            self._check_room(scope["path"])
+            self._check_room(scope["path"], tenant)
             body = await self._body(headers, receive)
             await self._run(scope, body, receive, answer)
         except Exception as error:
@@ -94,7 +88,7 @@ class Guard:
             raise HttpError(405, f"{scope['method']} is not possible here", "method_not_allowed")
         raise HttpError(404, "there is no such route", "unknown_route")
 
-    def _check_room(self, path: str) -> None:
+    def _check_room(self, path: str, tenant: str) -> None:
         if path in OPEN or path.startswith(("/health", "/metrics")):
             return
         if self.catalogue.draining:
@@ -103,7 +97,7 @@ class Guard:
             raise HttpError(503, "too many requests at once", "too_many_requests", {"retry-after": "1"})
         if path in GENERATING and len(self.catalogue.models) == 1:
             # before a byte of the body is read: in a rush, refusals must be cheap
-            self.catalogue.get(None).check_room()
+            self.catalogue.get(None).check_room(tenant)
 
     async def _body(self, headers: dict[str, str], receive: Receive) -> bytes:
         limits = self.config.limits
@@ -169,9 +163,9 @@ class Answer:
         begun: whether a status has gone out.
     """
 
-    def __init__(self, send: Send, request_id: str, metrics: Metrics) -> None:
+    def __init__(self, send: Send, own: dict[str, str], metrics: Metrics) -> None:
         self._send, self._metrics = send, metrics
-        self._headers = [(b"x-request-id", request_id.encode()), (b"x-content-type-options", b"nosniff")]
+        self._headers = [(name.encode(), value.encode()) for name, value in own.items()]
         self.begun = False
 
     async def send(self, message: Any) -> None:

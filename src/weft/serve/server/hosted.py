@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +20,7 @@ from weft.serve.server.config import ModelConfig, ServerConfig
 from weft.serve.server.gate import compare
 from weft.serve.server.metrics import Meter, Metrics
 from weft.serve.server.outputs import Outputs
+from weft.serve.server.shares import Shares
 from weft.serve.server.statistics import Statistics
 from weft.serve.server.version import Version
 from weft.serve.server.words import Words
@@ -45,6 +47,7 @@ class Hosted:
         reason: why it is not ready.
         restarts: engines that died.
         meter: counts its requests.
+        shares: who has how many of its places.
         statistics: how those of KServe went.
     """
 
@@ -52,6 +55,7 @@ class Hosted:
         self.config, self.server, self.name = config, server, config.name
         self.meter = Meter(config.name, metrics)
         self.statistics = Statistics()
+        self.shares = Shares(server.most_per_key(config.engine.max_sequences + config.engine.max_waiting))
         metrics.states[config.name] = lambda: self._current.loop.stats() if self._current is not None else None
         self.state: State = "LOADING"
         self.reason = "loading"
@@ -94,13 +98,17 @@ class Hosted:
         """Whether its engine lives and moves."""
         return self.ready and self._current is not None and self._current.loop.error is None and not self.hung
 
-    def check_room(self) -> None:
+    def check_room(self, tenant: str | None = None) -> None:
         """
+        Args:
+            tenant: which key asks; None: the server itself.
+
         Raises:
-            RefusedError: it takes no request now.
+            RefusedError: it takes no request now, or none of this key.
         """
         if self._current is not None:
             try:
+                self.shares.check(tenant)
                 self._current.loop.check_room()
             except RefusedError:
                 self.meter.refuse("refused")
@@ -108,8 +116,13 @@ class Hosted:
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
-    def outputs(self, requests: Sequence[Request], version: Version | None = None) -> Outputs:
+    def outputs(
+        self, requests: Sequence[Request], version: Version | None = None, tenant: str | None = None
+    ) -> Outputs:  # fmt: skip
         """Begin several requests; their outputs, as they come, under `with` or `aclosing`: leaving cancels the rest.
+
+        Args:
+            tenant: which key asks; None: the server itself.
 
         Raises:
             ValueError, RefusedError, DeadError: as EngineLoop.submit; then none was begun.
@@ -117,7 +130,17 @@ class Hosted:
         version = version or self.current
         if not version.loop.num_live:
             self._busy_since = time.monotonic()
-        return Outputs(version.loop, requests, self.meter)
+        places = sum(request.n for request in requests)
+        try:
+            self.shares.take(tenant, places)
+        except RefusedError:
+            self.meter.refuse("refused")
+            raise
+        try:
+            return Outputs(version.loop, requests, self.meter, partial(self.shares.give_back, tenant))
+        except BaseException:
+            self.shares.give_back(tenant, places)
+            raise
 
     # -- coming and going --------------------------------------------------------------------------------------------
 
@@ -155,11 +178,6 @@ class Hosted:
             folder = folder or find_model(self.config.path)[0]
             if folder == present.folder:
                 return None
-            if self.config.engine.world > 1:
-                raise ValueError(
-                    f"{self.name}: a model that is cut over {self.config.engine.world} processes cannot be loaded beside "
-                    "another: start the server again to serve newer weights"
-                )
             newer = await self._load(folder)
             try:
                 await self._judge(present, newer)

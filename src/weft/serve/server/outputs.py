@@ -47,11 +47,18 @@ class Mailbox:
 
 
 class Outputs:
-    """The outputs of requests that have begun."""
+    """The outputs of requests that have begun.
 
-    def __init__(self, loop: EngineLoop, requests: Sequence[Request], meter: Meter) -> None:
+    Args:
+        ended: called with how many completions have ended now, until all of them have; not where none was begun.
+    """
+
+    def __init__(
+        self, loop: EngineLoop, requests: Sequence[Request], meter: Meter, ended: Callable[[int], None] = lambda count: None
+    ) -> None:  # fmt: skip
         self._loop, self._meter = loop, meter
         self._mailbox = Mailbox(loop.cancel)
+        self._ended: Callable[[int], None] = lambda count: None
         self._left: dict[str, int] = {}  # completions that have not ended
         self._timings = {request.id: Timing(request) for request in requests}
         try:
@@ -62,11 +69,13 @@ class Outputs:
             meter.refuse(type(error).__name__.removesuffix("Error").lower())
             self.close()
             raise
+        self._ended = ended
 
     async def __aiter__(self) -> AsyncGenerator[Output, None]:
         while self._left:
             for output in await self._mailbox.take():
                 if output.finish is not None:
+                    self._ended(1)
                     self._left[output.id] -= 1
                     if not self._left[output.id]:
                         del self._left[output.id]
@@ -80,6 +89,7 @@ class Outputs:
         for id in self._left:
             self._loop.cancel(id)
             self._meter.cut(self._timings[id])
+            self._ended(self._left[id])
         self._left.clear()
 
     async def aclose(self) -> None:

@@ -16,6 +16,7 @@ from weft.serve.server.app import make_app
 from weft.serve.server.catalogue import Catalogue
 from weft.serve.server.config import ServerConfig
 from weft.serve.server.connection import Connection
+from weft.serve.server.door import Door
 from weft.serve.server.hosted import Hosted
 from weft.serve.server.kserve.rpc import start_grpc
 
@@ -122,7 +123,9 @@ def make_server(catalogue: Catalogue) -> Server:
     config = catalogue.config
     settings = uvicorn.Config(
         make_app(catalogue, config),
-        http=partial(Connection, limits=config.limits, most=config.max_connections),  # type: ignore[arg-type]
+        http=partial(  # type: ignore[arg-type]
+            Connection, limits=config.limits, most=config.max_connections, door=Door(catalogue)
+        ),
         ws="none", lifespan="off", log_config=None, log_level="error", access_log=False, server_header=False,
         proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=int(config.drain_seconds) + 10,

@@ -24,7 +24,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from weft.serve.engine import Engine
-from weft.serve.grammar import COMPILERS, Kind
+from weft.serve.forms import HELPERS, Kind
 from weft.serve.request import Output, RefusedError, Request
 from weft.serve.triton.keeper import EngineKeeper
 from weft.serve.triton.metrics import Metrics
@@ -46,7 +46,8 @@ class TritonPythonModel:
         metrics = Metrics(pb_utils, {"model": args["model_name"], "version": args["model_version"]})
         self.replies = Replies(self.keeper.cancel, lambda: metrics.tell(self.keeper.stats))
         self.ids = itertools.count()
-        self.compiling = ThreadPoolExecutor(COMPILERS, thread_name_prefix="weft-forms")
+        # more than there are helpers: a slow form gives way only to one that waits
+        self.compiling = ThreadPoolExecutor(4 * HELPERS, thread_name_prefix="weft-forms")
         self.may_compile = BoundedSemaphore(config.max_waiting or 1)
         if folder := os.environ.get(LOADED):
             (Path(folder) / args["model_name"]).touch()

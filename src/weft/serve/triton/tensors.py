@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from weft.serve.request import Sampling
 
 if TYPE_CHECKING:
-    from weft.serve.grammar import Kind
+    from weft.serve.forms import Kind
 
 AGAIN = "try again in"
 """Words of every refusal that passes: Triton gives its HTTP clients 400 for any error, so that they are the difference."""

@@ -8,12 +8,14 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from weft.serve.grammar import Grammar, Kind
+from weft.serve.forms import Kind
+from weft.serve.grammar import Grammar
 from weft.serve.request import Output, Request, Sampling
 from weft.serve.server.config import ServerConfig
 from weft.serve.server.errors import UnknownModelError, cut_off
 from weft.serve.server.hosted import Hosted
 from weft.serve.server.kserve.call import Call, Response, answer
+from weft.serve.server.openai.asking import WAITERS
 from weft.serve.server.version import Version
 
 __all__ = ["infer", "version_of", "whole"]
@@ -52,12 +54,12 @@ async def infer(
     with hosted.statistics.request() as clock:
         version = version_of(hosted, asked)
         version = version.under(adapter) if adapter else version
-        hosted.check_room()  # before the prompt is tokenized: in a rush, refusals must be cheap
+        hosted.check_room(tenant)  # before the prompt is tokenized: in a rush, refusals must be cheap
         request = await make_request(call, version, config, tenant)
         clock.read = time.monotonic()
         kept: list[Output] = []
         begun = False
-        with hosted.outputs([request], version) as outputs:
+        with hosted.outputs([request], version, tenant) as outputs:
             async for output in outputs:
                 clock.began = clock.began or output.started
                 begun = begun or bool(output.tokens)
@@ -125,4 +127,5 @@ async def _grammar(call: Call, version: Version) -> Grammar | None:
         return None
     version.need_words()
     compiler = version.loop.engine.grammars
-    return await asyncio.to_thread(compiler.compile, asked[0], call.settings[asked[0]])
+    wait = asyncio.get_running_loop().run_in_executor
+    return await wait(WAITERS, compiler.compile, asked[0], call.settings[asked[0]])

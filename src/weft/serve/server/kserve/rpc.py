@@ -177,8 +177,11 @@ class Service:
                 message = MESSAGES["ModelStreamInferResponse"](**response)
                 await send(context, message, self.config.limits.stall_seconds)
 
-        async def run(message: Any) -> None:
+        async def run(data: bytes) -> None:
+            id = ""
             try:
+                message = decode("ModelInferRequest", data)
+                id = message.id[:256]
                 hosted, adapter = self.catalogue.host(message.model_name or "?")
                 call = read_call(message, context.time_remaining())
                 responses = infer(call, hosted, message.model_version, self.config, tenant, adapter)
@@ -191,7 +194,7 @@ class Service:
                 told = problem(error, self.catalogue.draining)
                 if told.status == 500:
                     log.exception("gRPC: a request of a stream failed")
-                await tell(error_message=told.message, infer_response={"id": message.id[:256], **final(True)})
+                await tell(error_message=told.message, infer_response={"id": id, **final(True)})
             finally:
                 places.release()
 
@@ -199,7 +202,7 @@ class Service:
             async with asyncio.TaskGroup() as group:
                 async for data in messages:
                     await places.acquire()
-                    group.create_task(run(decode("ModelInferRequest", data)))
+                    group.create_task(run(data))
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
 

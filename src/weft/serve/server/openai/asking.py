@@ -11,7 +11,8 @@ from typing import Any
 
 from fastapi import Request as HttpRequest
 
-from weft.serve.grammar import Grammar, Kind
+from weft.serve.forms import Kind
+from weft.serve.grammar import Grammar
 from weft.serve.request import Request, Sampling
 from weft.serve.server.config import ServerConfig
 from weft.serve.server.errors import FieldError
@@ -37,7 +38,6 @@ def make_requests(
         ValueError: more than this server takes, or than the model can.
     """
     limits = config.limits
-    limits.check_count("prompts", len(prompts), limits.prompts)
     limits.check_count("completions (prompts × n)", len(prompts) * n, limits.completions)
     limits.check_stops(body.stop)
     limits.check_count("stop_token_ids", len(body.stop_token_ids), limits.biases)

@@ -45,7 +45,7 @@ def chats_router(catalogue: Catalogue, config: ServerConfig) -> APIRouter:
             logprobs=body.top_logprobs or 0 if body.logprobs else None, prompt_logprobs=body.prompt_logprobs,
             grammar=await make_grammar(body, version, forced),
         )  # fmt: skip
-        outputs = hosted.outputs(requests, version)
+        outputs = hosted.outputs(requests, version, http.state.tenant)
         job = ChatJob(body, version, requests[0])
         if body.stream:
             return EventAnswer(job.events(outputs), outputs, version)

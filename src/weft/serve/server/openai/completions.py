@@ -35,6 +35,7 @@ def completions_router(catalogue: Catalogue, config: ServerConfig) -> APIRouter:
         body = await read(CompletionBody, http)
         check(body)
         hosted, version = catalogue.find(body.model)
+        config.limits.check_count("prompts", len(body.prompt), config.limits.prompts)  # before they are tokenized
         prompts = await tokenize(body.prompt, version, body.add_special_tokens)
         max_tokens = MAX_TOKENS if body.max_tokens is None else body.max_tokens
         logprobs = body.logprobs
@@ -45,7 +46,7 @@ def completions_router(catalogue: Catalogue, config: ServerConfig) -> APIRouter:
             prompt_logprobs=body.logprobs if body.echo and body.logprobs is not None else body.prompt_logprobs,
             grammar=await make_grammar(body, version),
         )  # fmt: skip
-        outputs = hosted.outputs(requests, version)
+        outputs = hosted.outputs(requests, version, http.state.tenant)
         job = Job(body, version, requests, drop=max_tokens == 0)
         if body.stream:
             return EventAnswer(job.events(outputs), outputs, version)

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import struct
 import time
+from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from starlette.responses import Response
 
-from weft.serve.embed import embed
+from weft.serve.embed import NumbersError, embed
 from weft.serve.server.catalogue import Catalogue
 from weft.serve.server.config import ServerConfig
 from weft.serve.server.errors import FieldError, HttpError
@@ -30,7 +31,7 @@ def embeddings_router(catalogue: Catalogue, config: ServerConfig) -> APIRouter:
     @router.post("/v1/embeddings")
     async def embeddings(http: HttpRequest) -> Response:
         body = await read(EmbeddingBody, http)
-        _, version = catalogue.find(body.model)
+        hosted, version = catalogue.find(body.model)
         if body.dimensions not in (None, version.shape.hidden):
             raise FieldError(f"dimensions: this model's embeddings have {version.shape.hidden} numbers", "dimensions")
         config.limits.check_count("inputs", len(body.input), config.limits.prompts)
@@ -39,14 +40,20 @@ def embeddings_router(catalogue: Catalogue, config: ServerConfig) -> APIRouter:
             check_ids(prompt, version)
             if not prompt:
                 raise FieldError("an input is empty; give it at least one token", "input")
-        futures = [version.loop.call(partial(embed, prompt=prompt, adapter=version.adapter)) for prompt in prompts]
+        futures: list[Future[list[float]]] = []
+        hosted.shares.take(http.state.tenant, len(prompts))
         try:
+            for prompt in prompts:
+                futures.append(version.loop.call(partial(embed, prompt=prompt, adapter=version.adapter)))
             async with asyncio.timeout(deadline(body.timeout, http, config) - time.monotonic()):
                 vectors = [await asyncio.wrap_future(future) for future in futures]
+        except NumbersError as error:
+            raise HttpError(500, str(error), "bad_numbers") from None
         except TimeoutError:
             headers = {"x-should-retry": "false"}
             raise HttpError(408, "the deadline passed before all embeddings were there", "deadline", headers) from None
         finally:
+            hosted.shares.give_back(http.state.tenant, len(prompts))
             for future in futures:
                 future.cancel()
         count = sum(map(len, prompts))

@@ -1,0 +1,184 @@
+"""Forms of texts, compiled by llguidance; and a process beside that tries each one first. Torch-free.
+
+A form is the client's own program: a schema of some kilobytes can overflow the stack of what compiles it, which would end
+the server, or keep it busy for long. So it is compiled once where that ends nothing but a helper, under a deadline; then by
+the server, in a thread of more stack.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import resource
+import select
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, Literal
+
+Kind = Literal["json", "json_schema", "regex", "lark"]
+
+HELPERS = 2
+"""Processes that try forms, at most."""
+
+FAIR_SECONDS = 1.0
+"""That one form may take while others wait."""
+
+START_SECONDS = 60.0
+"""In which a helper has read its tokenizer."""
+
+HELPER_STACK = 2 << 20
+"""Bytes of a helper's stack: a quarter of what a thread has on Linux, and less than anywhere else."""
+
+HELPER_MEMORY = 4 << 30
+
+
+def make_matcher(tokenizer: Any, kind: Kind, text: str) -> Any:
+    """llguidance's matcher of a form, at its start.
+
+    Raises:
+        ValueError: the form is malformed.
+    """
+    import llguidance
+
+    makers = {
+        "json": lambda: llguidance.LLMatcher.grammar_from_json_schema('{"type": "object"}'),
+        "json_schema": lambda: llguidance.LLMatcher.grammar_from_json_schema(text),
+        "regex": lambda: llguidance.LLMatcher.grammar_from_regex(text),
+        "lark": lambda: llguidance.LLMatcher.grammar_from_lark(text),
+    }
+    if kind not in makers:
+        raise ValueError(f"the form is a {kind!r}; it must be one of {', '.join(makers)}")
+    matcher = llguidance.LLMatcher(tokenizer, makers[kind](), log_level=0)
+    if matcher.is_error():
+        raise ValueError(f"the {kind} cannot be compiled: {matcher.get_error().strip().splitlines()[0]}")
+    return matcher
+
+
+class Helpers:
+    """Up to HELPERS processes that try forms. May be used by any thread.
+
+    Args:
+        tokenizer: tokenizer.json's text.
+        eos: ids that may end a text once its form is complete.
+    """
+
+    def __init__(self, tokenizer: str, eos: Sequence[int]) -> None:
+        self._first = json.dumps([tokenizer, list(eos)])
+        self._free: queue.LifoQueue[subprocess.Popen[bytes] | None] = queue.LifoQueue()
+        for _ in range(HELPERS):
+            self._free.put(None)  # not begun
+        self._waiting = 0
+        self._processes: set[subprocess.Popen[bytes]] = set()
+        self._finalizer = weakref.finalize(self, end_all, self._processes)
+
+    def check(self, kind: Kind, text: str, timeout: float) -> None:
+        """Whether a form can be compiled. Blocks for `timeout` seconds at most, and for the start of a helper.
+
+        Raises:
+            ValueError: it cannot, or not in this time.
+        """
+        until = time.monotonic() + timeout
+        self._waiting += 1
+        try:
+            helper = self._free.get(timeout=timeout)
+        except queue.Empty:
+            raise ValueError(f"the {kind} waited for more than {timeout:g} s behind others: try again later") from None
+        finally:
+            self._waiting -= 1
+        try:
+            if helper is None or helper.poll() is not None:
+                helper = self._begin()
+            error = self._ask(helper, kind, text, until)
+        finally:
+            self._free.put(helper)
+        if error:
+            raise ValueError(error)
+
+    def close(self) -> None:
+        self._finalizer()
+
+    def _begin(self) -> subprocess.Popen[bytes]:
+        code = "from weft.serve.forms import main; main()"
+        pipe, silent = subprocess.PIPE, subprocess.DEVNULL  # a form that fails does not fill the server's log
+        helper = subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, stderr=silent)
+        self._processes.add(helper)
+        self._write(helper, self._first)
+        if not self._readable(helper, START_SECONDS) or not self._line(helper):
+            self._end(helper)
+            raise ValueError("forms cannot be compiled at the moment: leave the form out, or try again later")
+        return helper
+
+    def _ask(self, helper: subprocess.Popen[bytes], kind: Kind, text: str, until: float) -> str:
+        """What is wrong with a form; "": nothing. A helper that is late has ended."""
+        began = time.monotonic()
+        self._write(helper, json.dumps([kind, text]))
+        while not self._readable(helper, 0.05):
+            now = time.monotonic()
+            if now > until or (now > began + FAIR_SECONDS and self._waiting):
+                self._end(helper)
+                return f"the {kind} took more than {now - began:.2g} s to compile: simplify it"
+        if not (line := self._line(helper)):
+            self._end(helper)
+            return f"the {kind} cannot be compiled: it is too deep, or needs too much memory: simplify it"
+        return str(json.loads(line))
+
+    def _write(self, helper: subprocess.Popen[bytes], line: str) -> None:
+        assert helper.stdin is not None
+        with suppress(BrokenPipeError):  # that it does not answer says so
+            helper.stdin.write(line.encode() + b"\n")
+            helper.stdin.flush()
+
+    def _readable(self, helper: subprocess.Popen[bytes], seconds: float) -> bool:
+        assert helper.stdout is not None
+        return bool(select.select([helper.stdout], [], [], seconds)[0])
+
+    def _line(self, helper: subprocess.Popen[bytes]) -> bytes:
+        assert helper.stdout is not None
+        return helper.stdout.readline()
+
+    def _end(self, helper: subprocess.Popen[bytes]) -> None:
+        self._processes.discard(helper)
+        end_all({helper})
+
+
+def end_all(helpers: set[subprocess.Popen[bytes]]) -> None:
+    for helper in helpers:
+        helper.kill()
+        helper.wait()
+        assert helper.stdout is not None
+        assert helper.stdin is not None
+        helper.stdout.close()
+        with suppress(BrokenPipeError):
+            helper.stdin.close()
+    helpers.clear()
+
+
+def main() -> None:
+    """A helper: a tokenizer's line, then lines of forms; says of each what is wrong with it. Ends with its input."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    threading.stack_size(HELPER_STACK)
+    thread = threading.Thread(target=_help)
+    thread.start()
+    thread.join()
+
+
+def _help() -> None:
+    import llguidance
+
+    tokenizer, eos = json.loads(sys.stdin.readline())
+    tokens = llguidance.LLTokenizer(tokenizer, eos_token=eos)
+    resource.setrlimit(resource.RLIMIT_AS, (HELPER_MEMORY, HELPER_MEMORY))
+    print("ready", flush=True)
+    for line in sys.stdin:
+        error = ""
+        try:
+            matcher = make_matcher(tokens, *json.loads(line))
+            matcher.deep_copy().compute_bitmask()
+        except ValueError as wrong:
+            error = str(wrong)
+        print(json.dumps(error), flush=True)

@@ -1,0 +1,160 @@
+"""What production brings, injected: too much of everything, storms of hang-ups, models that come and go under load, weights
+that are no numbers. (Others of the kind stand where their subject does: docs/serve.md lists them all.)"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from served import Served, make_folder, model, served
+
+LONG = {"prompt": "abc", "max_tokens": 400, "temperature": 0, "ignore_eos": True}
+SHORT = {**LONG, "max_tokens": 4}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("served") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[Served]:
+    with served(model(folder, max_sequences=8, max_waiting=300)) as one:
+        yield one
+
+
+def post(server: Served, body: Any, route: str = "/v1/completions") -> httpx.Response:
+    return httpx.post(f"{server.url}{route}", json=body, timeout=60)
+
+
+def idle(server: Served, seconds: float = 20) -> None:
+    """Wait until every block and place is given back."""
+    loop = server.catalogue.models["tiny"].current.loop
+    until = time.monotonic() + seconds
+    while loop.num_live or loop.stats().running or loop.stats().waiting or loop.stats().cache_used:
+        assert time.monotonic() < until, loop.stats()
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("route", "body"),
+    [
+        ("/v1/completions", {**SHORT, "n": 10**9, "temperature": 1}),
+        ("/v1/completions", {**SHORT, "best_of": 10**9, "temperature": 1}),
+        ("/v1/completions", {**SHORT, "logprobs": 10**9}),
+        ("/v1/completions", {**SHORT, "prompt_logprobs": 10**9}),
+        ("/v1/completions", {**SHORT, "prompt": ["a"] * 10**5}),
+        ("/v1/completions", {**SHORT, "prompt": "a" * 10**6}),
+        ("/v1/completions", {**SHORT, "prompt": [1] * 10**6}),
+        ("/v1/completions", {**SHORT, "stop": [str(number) for number in range(10**5)]}),
+        ("/v1/completions", {**SHORT, "stop": ["a" * 10**6]}),
+        ("/v1/completions", {**SHORT, "logit_bias": {str(number): 1 for number in range(10**5)}}),
+        ("/v1/completions", {**SHORT, "guided_regex": "a" * 10**6}),
+        ("/v1/completions", {**SHORT, "max_tokens": 0, "echo": True, "logprobs": 20, "prompt": ["a" * 10**4] * 128}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}] * 10**5}),
+        ("/v1/embeddings", {"input": ["a"] * 10**5}),
+        ("/v2/models/tiny/generate", {"text_input": "a", "logprobs": 10**9}),
+        ("/v2/models/tiny/generate", {"text_input": "a", "stop": ["a"] * 10**5}),
+        ("/v2/models/tiny/infer", {"inputs": [{"name": "input_ids", "datatype": "INT64", "shape": [10**12], "data": [1]}]}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_too_much_is_refused_before_anything_is_computed(server: Served, route: str, body: dict[str, Any]) -> None:
+    loop = server.catalogue.models["tiny"].current.loop
+    steps = loop.stats().steps
+    answer = post(server, body, route)
+    assert answer.status_code == 400, answer.text[:300]
+    assert len(answer.text) < 2000  # and is not told back
+    assert loop.stats().steps == steps
+
+
+def test_a_storm_of_hang_ups_leaves_nothing_behind(server: Served) -> None:
+    """200 clients go, at random moments: while they are read, wait, are prefilled or answered, streaming or not."""
+    chance = random.Random(0)
+
+    async def client(delay: float, stream: bool) -> None:
+        await asyncio.sleep(chance.random())
+        body = json.dumps({**LONG, "prompt": "a" * chance.randrange(1, 90), "stream": stream}).encode()
+        _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        lines = ["POST /v1/completions HTTP/1.1", "Host: a", "Content-Type: application/json"]
+        whole = "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body
+        writer.write(whole[: len(whole) if delay > 0.05 else chance.randrange(len(whole))])
+        await asyncio.sleep(delay)
+        writer.transport.abort()
+
+    async def storm() -> None:
+        await asyncio.gather(*(client(chance.random() ** 2, number % 2 == 0) for number in range(200)))
+
+    expected = post(server, SHORT).json()["choices"][0]["text"]
+    asyncio.run(storm())
+    idle(server)
+    assert server.catalogue.models["tiny"].restarts == 0
+    assert post(server, SHORT).json()["choices"][0]["text"] == expected
+
+
+def test_a_model_comes_and_goes_under_load(folder: Path) -> None:
+    """Clients see answers, whole and right, or 503: nothing else, and nothing in between."""
+    with served(model(folder), drain_seconds=0.0) as one:
+        expected = post(one, SHORT).json()["choices"][0]["text"]
+        seen: Counter[int] = Counter()
+
+        async def clients() -> None:
+            async def client(http: httpx.AsyncClient) -> None:
+                while not over.is_set():
+                    answer = await http.post(f"{one.url}/v1/completions", json=SHORT)
+                    seen[answer.status_code] += 1
+                    if answer.status_code == 200:
+                        assert answer.json()["choices"][0]["text"] == expected
+                    else:
+                        assert int(answer.headers["retry-after"]) >= 1
+                        await asyncio.sleep(0.01)
+
+            over = asyncio.Event()
+            async with httpx.AsyncClient(timeout=60) as http, asyncio.TaskGroup() as group:
+                for _ in range(4):
+                    group.create_task(client(http))
+                for _ in range(8):
+                    await asyncio.sleep(0.1)
+                    await asyncio.to_thread(one.call, one.catalogue.unload, "tiny")
+                    await asyncio.to_thread(one.call, one.catalogue.load, "tiny")
+                over.set()
+
+        asyncio.run(clients())
+        assert seen.keys() <= {200, 503}
+        assert seen[200] > 8
+        answer = post(one, SHORT)
+        assert (answer.status_code, answer.headers["x-weft-version"]) == (200, "9")
+        idle(one)
+
+
+def test_weights_that_are_no_numbers_fail_loudly_and_alone(folder: Path, tmp_path: Path) -> None:
+    sick = tmp_path / "sick"
+    shutil.copytree(folder, sick)
+    [file] = sick.glob("*.safetensors")
+    weights = load_file(file)
+    name = next(name for name in weights if name.endswith("o_proj.weight"))
+    weights[name][0, 0] = torch.nan
+    save_file(weights, file, {"format": "pt"})
+    with served(model(folder), model(sick, "sick")) as one:
+        for route, body in (
+            ("/v1/completions", {**SHORT, "model": "sick"}),
+            ("/v1/embeddings", {"model": "sick", "input": "a"}),
+            ("/v2/models/sick/generate", {"text_input": "abc", "max_tokens": 4}),
+        ):
+            answer = post(one, body, route)
+            assert (answer.status_code, "not finite numbers" in answer.text) == (500, True)
+        found = httpx.get(f"{one.url}/health/generate")
+        assert (found.status_code, found.json()["models"]) == (503, {"tiny": True, "sick": False})
+        assert post(one, {**SHORT, "model": "tiny"}).status_code == 200
+        assert one.catalogue.models["sick"].restarts == 0
