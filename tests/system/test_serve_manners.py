@@ -278,7 +278,7 @@ def test_what_is_no_json_by_its_own_account_is_refused(server: Served) -> None:
 # -- keys and names ---------------------------------------------------------------------------------------------------
 
 
-def test_every_route_wants_a_key(folder: Path) -> None:
+def test_every_route_wants_a_key(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with served(model(folder), api_keys=("first", "second")) as one:
         from weft.serve.server.guard import OPEN
 
@@ -289,6 +289,14 @@ def test_every_route_wants_a_key(folder: Path) -> None:
             assert status == (404 if path == "/nothing" else 401), path
         for wrong in ("Bearer third", "Basic first", "Bearer", "first", "Bearer first second"):
             assert httpx.get(f"{one.url}/v1/models", headers={"authorization": wrong}).status_code == 401
+
+        def full(n: int = 1) -> None:
+            raise RefusedError("busy", 1.0)
+
+        with monkeypatch.context() as patch:  # how busy it is, a stranger is not told
+            patch.setattr(one.catalogue.models["tiny"].current.loop, "check_room", full)
+            for key, status in (("third", 401), ("first", 429)):
+                assert post(one, LONG, headers={"authorization": f"Bearer {key}"}).status_code == status
         for path in ("/health", "/health/live", "/health/ready"):
             assert httpx.get(f"{one.url}{path}").status_code == 200
         for key in ("first", "second"):

@@ -62,9 +62,7 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._stop_waiting()
-        if (
-            self.cycle is None or self.cycle.response_complete
-        ):  # nobody before it on this connection waits for an answer
+        if self.cycle is None or self.cycle.response_complete:  # no request before it waits for its answer
             self._refusal = self.door.turn_away(self.parser.get_method(), self.url, self.headers)
         if self._refusal is None:
             super().on_headers_complete()

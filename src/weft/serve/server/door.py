@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from weft.serve.loop import DeadError
 from weft.serve.request import RefusedError
 from weft.serve.server.catalogue import Catalogue
-from weft.serve.server.errors import problem
+from weft.serve.server.errors import HttpError, problem
+from weft.serve.server.keys import Keys
 
 GENERATING = {"/v1/completions", "/v1/chat/completions"}
 """Routes that are refused here, where the only model's queue is full."""
@@ -30,7 +31,7 @@ class Door:
     """
 
     def __init__(self, catalogue: Catalogue) -> None:
-        self.catalogue = catalogue
+        self.catalogue, self._keys = catalogue, Keys(catalogue.config.api_keys)
         self._answers = catalogue.metrics.answers.labels("429")
         self._places = {path.encode() for path in GENERATING}
 
@@ -48,8 +49,9 @@ class Door:
         if not length.isdigit() or int(length) > catalogue.config.limits.body_bytes or b"expect" in named:
             return None
         try:
-            catalogue.get(None).check_room()
-        except DeadError:
+            tenant = self._keys.tenant(named.get(b"authorization", b"").decode("latin-1"))
+            catalogue.get(None).check_room(tenant)
+        except (HttpError, DeadError):  # which the guard tells
             return None
         except RefusedError as error:
             told = problem(error)
