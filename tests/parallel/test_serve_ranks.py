@@ -61,7 +61,9 @@ def test_processes_give_what_one_gives(model: str, tp: int, pp: int, tmp_path: P
             return follow(Runner(share, blocks, config, ranks), ranks)
         engine = Engine(share, None, config, ranks=ranks)
         assert len(engine.runner.cache.layers) == (whole.shape.num_layers + pp - 1) // pp
-        assert engine.runner.cache.layers[0].keys.rows.shape[2] == 4 // tp
+        layer = engine.runner.cache.layers[0]
+        heads = layer.vectors.rows.shape[2] if whole.shape.latent else layer.keys.rows.shape[2] * tp
+        assert heads == (1 if whole.shape.latent else 4), "heads are dealt out, vectors of latent attention are whole"
         texts: list[list[int]] = [[] for _ in PROMPTS]
         for index, prompt in enumerate(PROMPTS):
             engine.add(Request(str(index), prompt, Sampling(max_tokens=18), prompt_logprobs=1))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from weft.models.attention import Attention, LayerCache, attention_mask
 from weft.models.head import Head
-from weft.models.latent import LatentAttention
+from weft.models.latent import LatentAttention, LatentCache
 from weft.models.mlp import GeluMLP, SwigluMLP
 from weft.models.moe import MoE
 from weft.models.norm import RMSNorm
@@ -32,7 +32,7 @@ class Block(nn.Module):
         x: Tensor,
         rope: tuple[Tensor, Tensor] | None = None,
         mask: Tensor | None = None,
-        cache: LayerCache | None = None,
+        cache: LayerCache | LatentCache | None = None,
     ) -> Tensor:
         x = x + self.attention(self.attention_norm(x), rope, mask, cache)
         return x + self.mlp(self.mlp_norm(x))
@@ -91,7 +91,7 @@ class Decoder(nn.Module):
         x: Tensor,
         positions: Tensor | None = None,
         documents: Tensor | None = None,
-        caches: Sequence[LayerCache] | None = None,
+        caches: Sequence[LayerCache | LatentCache] | None = None,
     ) -> Tensor:
         """All but the last norm and the head: as `forward`, hidden states [B, T, D] come back.
 

@@ -59,8 +59,8 @@ class Adapters:
     def __init__(self, model: Decoder, folders: Mapping[str, Path], group: dist.ProcessGroup | None = None) -> None:
         self.sites: dict[str, Adapted] = {}
         first = next(iter(model.parameters()))
-        self.device = first.device
-        held = dict(model.named_modules())
+        self.device, self.count = first.device, len(folders)
+        self.held = held = dict(model.named_modules())
         for number, folder in enumerate(folders.values(), start=1):
             for name, pair in load_adapter(folder, model.shape).items():
                 if name not in held:
@@ -80,6 +80,15 @@ class Adapters:
     def use(self, number: int) -> None:
         """From now on, all tokens have this one."""
         self._set([(number, None)])
+
+    def matrices(self, name: str) -> dict[int, Tensor]:
+        """By adapter, a module's matrix with what that adds, for one that is no product of tokens: a copy for each adapter
+        that changes it. Empty where none does."""
+        if (site := self.sites.get(name)) is None:
+            return {}
+        weight = self.held[name].weight.detach()
+        changed = {number: (weight + (b.float() @ a.float())).to(weight) for number, (a, b) in site.pairs.items()}
+        return {number: changed.get(number, weight) for number in range(1 + self.count)}
 
     def _set(self, rows: list[tuple[int, Tensor | None]]) -> None:
         for site in self.sites.values():

@@ -9,14 +9,12 @@ import torch
 from torch import Tensor
 
 from weft.models.decoder import Decoder
-from weft.models.shape import Shape
 from weft.serve.adapters import Adapters
 from weft.serve.batch import Batch
-from weft.serve.cache import PagedCache
+from weft.serve.cache import LatentLayer, PagedCache, token_bytes
 from weft.serve.config import EngineConfig
 from weft.serve.products import quicken
 from weft.serve.ranks import Ranks
-from weft.serve.store import STORES
 
 PIECE = 64
 """Rows of logits that are there at once: with a vocabulary of 150,000, 38 MB."""
@@ -39,8 +37,11 @@ class Runner:
             quicken(model)
         folders = {name: Path(folder) for name, folder in config.adapters.items()}
         self.adapters = Adapters(model, folders, ranks.tp_group if ranks else None)
-        heads = kv_heads(model.shape) // (ranks.tp if ranks else 1)
-        self.cache = PagedCache(model.shape, len(model.blocks), heads, num_blocks, config, first.detach())
+        tp = ranks.tp if ranks else 1
+        self.cache = PagedCache(model.shape, len(model.blocks), tp, num_blocks, config, first.detach())
+        for name, layer in zip(model.blocks, self.cache.layers, strict=True):
+            if isinstance(layer, LatentLayer):
+                layer.matrices = self.adapters.matrices(f"blocks.{name}.attention.kv")
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> Iterator[Tensor]:
@@ -72,21 +73,14 @@ class Runner:
         return self.ranks.gathered(like) if self.ranks.index == 0 else like
 
 
-def kv_heads(shape: Shape) -> int:
-    """Heads of keys and values that are kept."""
-    return shape.num_heads if shape.latent else shape.num_kv_heads
-
-
 def num_blocks(model: Decoder, config: EngineConfig, max_context: int) -> int:
     """Blocks of the cache that the settings give; `model` is this process's share.
 
     Raises:
         ValueError: not one.
     """
-    shape, first = model.shape, next(iter(model.parameters()))
-    store = STORES[config.cache_dtype]
-    vectors = sum(store.vector_bytes(dim, first.dtype) for dim in (shape.head_dim, shape.value_dim))
-    one = config.block_tokens * len(model.blocks) * (kv_heads(shape) // config.tp) * vectors
+    first = next(iter(model.parameters()))
+    one = config.block_tokens * len(model.blocks) * token_bytes(model.shape, config, first.dtype)
     most = config.max_sequences * -(-max_context // config.block_tokens)
     if config.cache_tokens is not None:
         count = config.cache_tokens // config.block_tokens
