@@ -65,6 +65,14 @@ def quicken(model: nn.Module) -> None:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x [..., I], weight [O, I] → [..., O], as torch.nn.functional.linear but for rounding."""
+    if torch.compiler.is_compiling() and not torch.is_grad_enabled():
+        y: Tensor = torch.ops.weft.served_linear(x, weight, bias)
+        return y
+    return chosen(x, weight, bias)
+
+
+def chosen(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The way that is the fastest for so many rows."""
     rows, low = x.numel() // x.shape[-1], weight.dtype == torch.bfloat16 and not multiplies_bf16()
     if x.is_cuda or not torch.is_inference_mode_enabled():
         return F.linear(x, weight, bias)
@@ -84,7 +92,7 @@ def widened(x: Tensor, weight: Tensor) -> Tensor:
     y = x.new_empty(len(x), len(weight), dtype=weight.dtype)
     at = 0
     for piece in weight.split(max(1, PIECE // weight.shape[1])):
-        y[:, at : at + len(piece)] = linear(x, piece.float(), None)
+        y[:, at : at + len(piece)] = chosen(x, piece.float(), None)
         at += len(piece)
     return y
 
@@ -93,3 +101,13 @@ def widened(x: Tensor, weight: Tensor) -> Tensor:
 def multiplies_bf16() -> bool:
     """Whether this CPU has instructions for it."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+# -- the same as one operation, for compiled blocks: the compiler does not know how many rows there will be ----------
+
+_LIBRARY = torch.library.Library("weft", "FRAGMENT")
+_LIBRARY.define("served_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
+_LIBRARY.impl("served_linear", chosen, "CompositeExplicitAutograd")
+torch.library.register_fake(
+    "weft::served_linear", lambda x, weight, _: x.new_empty(*x.shape[:-1], weight.shape[0]), lib=_LIBRARY
+)

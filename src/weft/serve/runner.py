@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from weft.models.attention import LayerCache
 from weft.models.decoder import Decoder
+from weft.models.latent import LatentCache
 from weft.serve.adapters import Adapters
 from weft.serve.batch import Batch
 from weft.serve.cache import LatentLayer, PagedCache, token_bytes
@@ -43,6 +45,12 @@ class Runner:
             if isinstance(layer, LatentLayer):
                 layer.matrices = self.adapters.matrices(f"blocks.{name}.attention.kv")
 
+        self.layers: Sequence[LayerCache | LatentCache] = self.cache.layers
+        if config.compile:
+            from weft.serve.compiled import compile_step
+
+            self.layers = compile_step(model, self.cache.layers)
+
     @torch.inference_mode()
     def run(self, batch: Batch) -> Iterator[Tensor]:
         """Compute a batch; the logits of its `rows`, [≤ PIECE, V] at a time, in order. To be drained.
@@ -56,7 +64,7 @@ class Runner:
         x, positions = batch.tokens.to(self.device)[None], batch.positions.to(self.device)[None]
         if self.ranks is not None and self.model.embed is None:
             x = self.ranks.take_over(self.empty(1, len(batch.tokens), self.model.shape.hidden))
-        x = self.model.body(x, positions, caches=self.cache.layers)
+        x = self.model.body(x, positions, caches=self.layers)
         if self.ranks is not None and self.model.head is None:
             self.ranks.hand_on(x)
         for rows in batch.rows.to(self.device).split(PIECE) if len(batch.rows) else ():
