@@ -18,9 +18,11 @@ from weft.serve.native import find_compiler
 from weft.serve.request import Request, Sampling
 
 needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="there is no C++ compiler")
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, while it loads its compiler
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`torch.jit:DeprecationWarning"
+)  # torch's own, while it loads its compiler
 CONFIG = {"step_tokens": 24, "max_sequences": 8, "block_tokens": 4}
-KINDS: dict[Family, int] = {"gpt2": 2, "qwen3": 2, "mixtral": 4, "deepseek_v3": 4}
+KINDS: dict[Family, int] = {"gpt2": 2, "qwen3": 2, "deepseek_v3": 4}
 """Functions: of one token and of more, and both before and behind the experts."""
 
 
@@ -30,7 +32,9 @@ KINDS: dict[Family, int] = {"gpt2": 2, "qwen3": 2, "mixtral": 4, "deepseek_v3": 
 def test_texts_are_those_of_the_plain_step(family: Family) -> None:
     torch.set_num_threads(1)
     _, model = models(family, 0)
-    plain = complete(copy.deepcopy(model), prompts := random_prompts(1, 40, 3, 17, 9, 1), SAMPLING, EngineConfig(**CONFIG))
+    plain = complete(
+        copy.deepcopy(model), prompts := random_prompts(1, 40, 3, 17, 9, 1), SAMPLING, EngineConfig(**CONFIG)
+    )
     counters.clear()
     alone = copy.deepcopy(model)
     config = EngineConfig(**CONFIG, compile=True)

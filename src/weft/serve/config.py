@@ -31,8 +31,9 @@ class EngineConfig:
         draft_tokens: tokens that speculation guesses each step, by a draft model, or by looking the last few tokens up in
             the text itself; 0: none.
         adapters: LoRA adapters by name, for `Request.adapter`: directories as peft writes them.
-        compile: torch.compile the step's code between the attentions: the first step of one token and the first of more
-            take some seconds longer, or one where torch has it in its cache from before.
+        compile: torch.compile the step's code between the attentions; the first step of one token and the first of more
+            take some seconds longer. On a GPU, steps of one token a sequence are CUDA graphs as well, but for models with
+            experts.
         tp: processes that every matrix is cut over.
         pp: stages that the blocks are dealt out to, each of `tp` processes, for a model that has no room otherwise: they
             compute one after the other, so it is no faster.
@@ -103,6 +104,10 @@ class EngineConfig:
             raise ValueError(f"adapters: {bad[0]!r} is no name")
         if self.compile and self.adapters:
             raise ValueError("compile: adapters change a step's products with every batch; leave one out")
+        if self.compile and self.world > 1:
+            raise ValueError(
+                "compile: a model that is cut over processes is not compiled; leave out compile, or tp and pp"
+            )
         if self.cache_dtype not in CACHE_DTYPES:
             raise ValueError(f"cache_dtype is {self.cache_dtype}; it must be {' or '.join(CACHE_DTYPES)}")
         if not 0 < self.gpu_share <= 1:

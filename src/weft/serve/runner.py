@@ -15,6 +15,7 @@ from weft.serve.adapters import Adapters
 from weft.serve.batch import Batch
 from weft.serve.cache import LatentLayer, PagedCache, token_bytes
 from weft.serve.config import EngineConfig
+from weft.serve.decoding import Decoding
 from weft.serve.products import quicken
 from weft.serve.ranks import Ranks
 
@@ -40,16 +41,28 @@ class Runner:
         folders = {name: Path(folder) for name, folder in config.adapters.items()}
         self.adapters = Adapters(model, folders, ranks.tp_group if ranks else None)
         tp = ranks.tp if ranks else 1
-        self.cache = PagedCache(model.shape, len(model.blocks), tp, num_blocks, config, first.detach())
+        # where compiled, one block more, which no sequence gets: see serve/decoding.py
+        self.scratch = num_blocks
+        room = num_blocks + config.compile
+        self.cache = PagedCache(model.shape, len(model.blocks), tp, room, config, first.detach())
         for name, layer in zip(model.blocks, self.cache.layers, strict=True):
             if isinstance(layer, LatentLayer):
                 layer.matrices = self.adapters.matrices(f"blocks.{name}.attention.kv")
 
         self.layers: Sequence[LayerCache | LatentCache] = self.cache.layers
+        self.decoding: Decoding | None = None
         if config.compile:
             from weft.serve.compiled import compile_step
 
             self.layers = compile_step(model, self.cache.layers)
+            if self.device.type == "cuda" and model.shape.experts is None:  # which are counted on the CPU
+                self.decoding = self.in_fixed_sizes(config)
+
+    def in_fixed_sizes(self, config: EngineConfig) -> Decoding:
+        """Steps of one token a sequence, for a model that is whole."""
+        longest = min(config.max_context or self.model.shape.max_seq, self.model.shape.max_seq)
+        most = -(-longest // config.block_tokens)
+        return Decoding(self.model, self.cache, self.layers, self.scratch, config.max_sequences, most)
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> Iterator[Tensor]:
@@ -59,6 +72,9 @@ class Runner:
         """
         if self.ranks is not None and self.ranks.index == 0:
             self.ranks.send(batch)
+        if self.decoding is not None and self.decoding.takes(batch):
+            yield from self.decoding(batch).split(PIECE)
+            return
         self.cache.begin(batch)
         self.adapters.begin(batch)
         x, positions = batch.tokens.to(self.device)[None], batch.positions.to(self.device)[None]
