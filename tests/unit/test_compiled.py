@@ -15,7 +15,8 @@ from weft.serve.config import EngineConfig
 from weft.serve.engine import Engine
 from weft.serve.generate import complete
 from weft.serve.native import find_compiler
-from weft.serve.request import Request, Sampling
+from weft.serve.request import Sampling
+from weft.serve.runner import Runner
 
 needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="there is no C++ compiler")
 pytestmark = pytest.mark.filterwarnings(
@@ -61,12 +62,12 @@ def test_adapters_are_refused() -> None:
         EngineConfig(compile=True, adapters={"a": "somewhere"})
 
 
-def test_layers_go_with_their_engine() -> None:
+def test_layers_go_with_their_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     """What compiled blocks find by number is held by nobody else."""
+    monkeypatch.setattr(Runner, "warm_up", lambda runner: None)
     _, model = models("gpt2", 0)
     engine = Engine(copy.deepcopy(model), None, EngineConfig(compile=True))
     last = compiled.LAYERS[-1]
     assert last() is engine.runner.layers[-1]
-    engine.add(Request("a", [1], Sampling(max_tokens=1)))
     del engine
     assert last() is None

@@ -90,7 +90,7 @@ class CompiledBlock(Block):
 
 
 def compile_step(model: Decoder, layers: Sequence[PagedLayer | LatentLayer]) -> list[Apart]:
-    """Have a model's blocks compiled when they are first called, with the layers of the cache that come back.
+    """Have a model's blocks compiled, when they are first called, for the layers of the cache that come back.
 
     Raises:
         ValueError: the model is on a CPU, and there is no C++ compiler.
@@ -104,12 +104,12 @@ def compile_step(model: Decoder, layers: Sequence[PagedLayer | LatentLayer]) -> 
     functions: dict[type, Forward] = {}
     for block, layer in zip(model.blocks.values(), layers, strict=True):
         if not isinstance(block, CompiledBlock):
-            has_experts = isinstance(block.mlp, MoE)
-            if has_experts:
-                block.mlp.forward = torch.compiler.disable(block.mlp.forward)
+            mlp, fullgraph = block.mlp, True
+            if isinstance(mlp, MoE):
+                mlp.forward, fullgraph = torch.compiler.disable(mlp.forward), False  # type: ignore[method-assign]
             block.__class__ = CompiledBlock
             assert isinstance(block, CompiledBlock)
-            block.compiled = functions.setdefault(type(block.mlp), compiled(fullgraph=not has_experts))
+            block.compiled = functions.setdefault(type(mlp), compiled(fullgraph))
         if isinstance(layer, LatentLayer):
             assert isinstance(block.attention, LatentAttention)
             apart.append(ApartLatentLayer(layer, block.attention))
@@ -121,7 +121,9 @@ def compile_step(model: Decoder, layers: Sequence[PagedLayer | LatentLayer]) -> 
 def compiled(fullgraph: bool) -> Forward:
     """The forward pass of any block of one kind."""
     options = {"guard_filter_fn": of_sizes, "size_asserts": False}
-    return torch.compile(Block.forward, fullgraph=fullgraph, dynamic=True, isolate_recompiles=True, options=options)
+    return torch.compile(  # type: ignore[call-overload]  # what torch declares leaves the last but one out
+        Block.forward, fullgraph=fullgraph, dynamic=True, isolate_recompiles=True, options=options
+    )
 
 
 def of_sizes(guards: Sequence[Any]) -> list[bool]:

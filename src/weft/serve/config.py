@@ -31,9 +31,8 @@ class EngineConfig:
         draft_tokens: tokens that speculation guesses each step, by a draft model, or by looking the last few tokens up in
             the text itself; 0: none.
         adapters: LoRA adapters by name, for `Request.adapter`: directories as peft writes them.
-        compile: torch.compile the step's code between the attentions; the first step of one token and the first of more
-            take some seconds longer. On a GPU, steps of one token a sequence are CUDA graphs as well, but for models with
-            experts.
+        compile: torch.compile the step's code between the attentions, which takes some seconds at the start. On a GPU,
+            steps of one token a sequence are CUDA graphs as well, but for models with experts.
         tp: processes that every matrix is cut over.
         pp: stages that the blocks are dealt out to, each of `tp` processes, for a model that has no room otherwise: they
             compute one after the other, so it is no faster.

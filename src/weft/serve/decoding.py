@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,7 +89,7 @@ class Decoding:
         self.cache, self.most_sequences, self.most_blocks = cache, most_sequences, most_blocks
         self.make = partial(StaticStep, model, cache, layers, scratch)
         self.steps: dict[tuple[int, int], tuple[StaticStep, Callable[[], Tensor]]] = {}
-        self.pool: tuple[int, int] | None = None
+        self.pool: Any = None  # torch's word for a memory that graphs share
 
     def takes(self, batch: Batch) -> bool:
         """Whether it is a step of this kind: one token of each sequence, and its logits."""

@@ -1,7 +1,7 @@
-"""The engine's one kernel of its own, `rows.cpp`: compiled when it is first wanted, in a second, and kept.
+"""The engine's own kernels for a CPU, `decode.cpp`: compiled when they are first wanted, in a second or two, and kept.
 
-It lies in `weft/` of the user's cache (`$XDG_CACHE_HOME`, or `~/.cache`), by what it was made of: source, compiler, and
-the CPU's instructions. Without a C++ compiler there is none, and torch's products do.
+They lie in `weft/` of the user's cache (`$XDG_CACHE_HOME`, or `~/.cache`), by what they were made of: source, compiler, and
+the CPU's instructions. Without a C++ compiler there are none, and torch's own do.
 """
 
 from __future__ import annotations
@@ -12,29 +12,73 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-SOURCE = Path(__file__).with_name("rows.cpp")
+SOURCE = Path(__file__).with_name("decode.cpp")
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
 COMPILERS = ("g++", "clang++", "c++")
-ARGUMENTS = [*4 * [ctypes.c_void_p], *3 * [ctypes.c_int64], ctypes.c_int]
+RUN = 16
+"""Numbers that the length of a head's vectors has to be a multiple of."""
+
+POINTER, WHOLE = ctypes.c_void_p, ctypes.c_int64
+ARGUMENTS = {
+    "rows": (*4 * (POINTER,), *3 * (WHOLE,), ctypes.c_int),
+    "attention": (*4 * (POINTER,), WHOLE, *3 * (POINTER,), ctypes.c_float, ctypes.c_int),
+}
+DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
 def rows_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x [..., I], weight [O, I] → [..., O], all of them float32 or all bfloat16, on the CPU; `library` is there."""
-    kernels = library()
-    assert kernels is not None
-    run = kernels.float32_rows if weight.dtype == torch.float32 else kernels.bfloat16_rows
+    run = kernel("rows", weight.dtype)
     x, columns = x.contiguous(), x.shape[-1]
     y = x.new_empty(*x.shape[:-1], len(weight))
     added = None if bias is None else bias.data_ptr()
     sizes = (x.numel() // columns, columns, len(weight))
     run(x.data_ptr(), weight.data_ptr(), added, y.data_ptr(), *sizes, torch.get_num_threads())
     return y
+
+
+def attends(q: Tensor, keys: Tensor, values: Tensor) -> bool:
+    """Whether `paged_attention` can be had of these."""
+    sizes = (q.shape[-1], keys.shape[-1], values.shape[-1])
+    return q.device.type == "cpu" and q.dtype in DTYPES and not any(size % RUN for size in sizes) and bool(library())
+
+
+def paged_attention(
+    q: Tensor, keys: Tensor, values: Tensor, blocks: Tensor | range, mask: Tensor, scale: float | None
+) -> Tensor:
+    """Each of R tokens q [1, H, R, E] at its own sequence's keys and values: [1, H, R, V]. Of the CPU; see `attends`.
+
+    Args:
+        keys, values: of all, [blocks, block, K, E] and [blocks, block, K, V].
+        blocks: of each sequence, [R, M]; a range of them where R is 1.
+        mask: 0 from the first to the last place that a token sees, -inf before and behind: [R, 1, 1, M · block].
+        scale: of the scores; None: 1/√E.
+    """
+    q, tables = q.transpose(1, 2).contiguous(), None if isinstance(blocks, range) else blocks.contiguous()
+    _, count, heads, dim = q.shape
+    y = q.new_empty(1, count, heads, values.shape[-1])
+    each = len(blocks) if isinstance(blocks, range) else blocks.shape[1]
+    sizes = (WHOLE * 7)(count, heads, keys.shape[2], dim, values.shape[-1], each, keys.shape[1])
+    kernel("attention", q.dtype)(
+        q.data_ptr(), keys.data_ptr(), values.data_ptr(), None if tables is None else tables.data_ptr(),
+        blocks.start if isinstance(blocks, range) else 0, mask.contiguous().data_ptr(), y.data_ptr(), sizes,
+        dim**-0.5 if scale is None else scale, torch.get_num_threads(),
+    )  # fmt: skip
+    return y.transpose(1, 2)
+
+
+def kernel(name: str, dtype: torch.dtype) -> Callable[..., None]:
+    kernels = library()
+    assert kernels is not None
+    run: Callable[..., None] = getattr(kernels, f"{DTYPES[dtype]}_{name}")
+    return run
 
 
 @cache
@@ -44,8 +88,11 @@ def library() -> ctypes.CDLL | None:
         kernels = ctypes.CDLL(str(built()))
     except (OSError, subprocess.SubprocessError):  # no compiler, one that fails, or no place to keep what it makes
         return None
-    for run in (kernels.float32_rows, kernels.bfloat16_rows):
-        run.argtypes, run.restype = ARGUMENTS, None
+    for name, arguments in ARGUMENTS.items():
+        for dtype in DTYPES.values():
+            run = kernels[f"{dtype}_{name}"]
+            run.argtypes, run.restype = arguments, None
+            setattr(kernels, f"{dtype}_{name}", run)
     return kernels
 
 
@@ -63,7 +110,7 @@ def built() -> Path:
     ).stdout
     digest = hashlib.sha256(b"\0".join((SOURCE.read_bytes(), about, repr(FLAGS).encode()))).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "weft"
-    file = folder / f"rows-{digest}.so"
+    file = folder / f"decode-{digest}.so"
     if not file.is_file():
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as made:  # another process may be at it too

@@ -57,12 +57,21 @@ class Runner:
             self.layers = compile_step(model, self.cache.layers)
             if self.device.type == "cuda" and model.shape.experts is None:  # which are counted on the CPU
                 self.decoding = self.in_fixed_sizes(config)
+            self.warm_up()
 
     def in_fixed_sizes(self, config: EngineConfig) -> Decoding:
         """Steps of one token a sequence, for a model that is whole."""
         longest = min(config.max_context or self.model.shape.max_seq, self.model.shape.max_seq)
         most = -(-longest // config.block_tokens)
         return Decoding(self.model, self.cache, self.layers, self.scratch, config.max_sequences, most)
+
+    def warm_up(self) -> None:
+        """Compile now, not when somebody waits: one token, and more, of a sequence that nobody has."""
+        for count in (1, 2):
+            some, slots = torch.arange(count), torch.full((count,), self.scratch * self.cache.block)
+            table = count * [self.scratch]
+            for _ in self.run(Batch(some * 0, some, slots, [count], [count], [table], [0], some[:0])):
+                pass
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> Iterator[Tensor]:
