@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import weft.serve.native as native
 import weft.serve.products as products
 from weft.models.head import Head
 from weft.serve.native import rows_product
+from weft.serve.pages import into_huge_pages
 from weft.serve.products import linear, quicken
 
 needs_compiler = pytest.mark.skipif(native.find_compiler() is None, reason="there is no C++ compiler")
@@ -111,3 +113,21 @@ def test_a_quickened_model_trains_as_before() -> None:
     after.sum().backward()
     assert model[0].weight.grad is not None
     assert [type(module).__name__ for module in model] == ["ServedLinear", "ServedHead"]
+
+
+def test_large_parameters_move_into_huge_pages_and_stay_tied() -> None:
+    model = nn.Sequential(nn.Linear(1024, 1024), nn.Linear(8, 8), nn.Linear(1024, 1024, bias=False)).bfloat16()
+    model[2].weight = model[0].weight
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    small = model[1].weight.data_ptr()
+    into_huge_pages(model)
+    place = model[0].weight.data_ptr()
+    into_huge_pages(model)
+    assert all(torch.equal(now, then) for now, then in zip(model.parameters(), before, strict=True))
+    assert model[1].weight.data_ptr() == small
+    assert model[2].weight is model[0].weight
+    assert model[0].weight.data_ptr() == place, "once"
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        assert place % (1 << 21) == 0
+    model[0](torch.randn(1, 1024).bfloat16()).sum().backward()
+    assert model[0].weight.grad is not None

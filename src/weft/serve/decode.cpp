@@ -59,7 +59,7 @@ template <class T> void spread(const T* x, float* to, int64_t size) {  // as `ta
 template <class T, int M> void add(const T* w, const float* x, int64_t I, numbers (&sums)[M]) {
   numbers row[2];
   take(w, row);
-  __builtin_prefetch((const char*)w + AHEAD);
+  __builtin_prefetch((const char*)w + AHEAD, 0, 0);  // read once: not to be kept in caches
   for (int m = 0; m < M; m++)
     for (int part = 0; part < 2; part++) sums[m] += row[part] * load<numbers>(x + m * I + part * RUN / 2);
 }

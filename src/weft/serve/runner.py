@@ -16,6 +16,7 @@ from weft.serve.batch import Batch
 from weft.serve.cache import LatentLayer, PagedCache, token_bytes
 from weft.serve.config import EngineConfig
 from weft.serve.decoding import Decoding
+from weft.serve.pages import into_huge_pages
 from weft.serve.products import quicken
 from weft.serve.ranks import Ranks
 
@@ -38,6 +39,7 @@ class Runner:
         self.empty = first.detach().new_empty
         if self.device.type == "cpu":
             quicken(model)
+            into_huge_pages(model)
         folders = {name: Path(folder) for name, folder in config.adapters.items()}
         self.adapters = Adapters(model, folders, ranks.tp_group if ranks else None)
         tp = ranks.tp if ranks else 1
