@@ -120,7 +120,7 @@ def compile_step(model: Decoder, layers: Sequence[PagedLayer | LatentLayer]) -> 
 
 def compiled(fullgraph: bool) -> Forward:
     """The forward pass of any block of one kind."""
-    options = {"guard_filter_fn": of_sizes, "size_asserts": False}
+    options = {"guard_filter_fn": of_sizes}
     return torch.compile(  # type: ignore[call-overload]  # what torch declares leaves the last but one out
         Block.forward, fullgraph=fullgraph, dynamic=True, isolate_recompiles=True, options=options
     )
