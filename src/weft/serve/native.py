@@ -74,6 +74,7 @@ def paged_attention(
     return y.transpose(1, 2)
 
 
+@cache
 def kernel(name: str, dtype: torch.dtype) -> Callable[..., None]:
     kernels = library()
     assert kernels is not None
