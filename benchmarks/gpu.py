@@ -13,6 +13,8 @@ It needs a CUDA GPU, torch, numpy and pydantic, and no installation: weft is tak
             transformers' model, or where that is not installed, one written by hand; eager and compiled, taking turns
     parts   forward and backward of parts alone: a layer of experts (grouped products), the widest matrix in bf16 and in
             fp8, head and loss from whole logits and in chunks, attention by each of torch's kernels: time, TFLOP/s, memory
+    serve   decoding with the engine, Llama 3 8B's sizes in bf16, one text and many: plain, and compiled in CUDA graphs:
+            share of memory bandwidth, tokens/s, time to the first token, cold start, and whether the texts are the same
     peers   forward and backward of four Llama 3 8B blocks beside Megatron-Core's GPTModel, where it is installed; its
             weights and gradients are bf16, weft's fp32, computed with as bf16. No update on either side
 
@@ -53,6 +55,7 @@ from torch import Tensor  # noqa: E402
 import common  # noqa: E402
 import gpu_parts as parts  # noqa: E402
 import gpu_peers as peers  # noqa: E402
+import gpu_serve as serving  # noqa: E402
 from gpu_sizes import GPU, TINY, Sizes  # noqa: E402
 from weft.config.load import make_config  # noqa: E402
 from weft.config.tree import Config  # noqa: E402
@@ -71,10 +74,10 @@ LR, CLIP = 3e-4, 1.0
 GIB = 2**30
 SHARE_OF_MEMORY = 0.88
 """Of the free memory, what the plan may fill: the allocator's blocks and cuBLAS's workspaces need some too."""
-ROWS_NEED = {"parity": 10.0, "blocks": 15.0, "gpt2": 30.0, "parts": 5.0, "peers": 20.0}
+ROWS_NEED = {"parity": 10.0, "blocks": 15.0, "gpt2": 30.0, "parts": 5.0, "serve": 15.0, "peers": 20.0}
 """Seconds that a row of a section takes at least; compiling comes on top. With less left it is not begun."""
 COMPILING = 20.0
-SHARES = {"parity": 0.3, "blocks": 0.36, "gpt2": 0.2, "parts": 0.08, "peers": 0.06}
+SHARES = {"parity": 0.26, "blocks": 0.3, "gpt2": 0.18, "parts": 0.08, "serve": 0.12, "peers": 0.06}
 """Of the time; what a section leaves over is there for those after it."""
 
 
@@ -411,6 +414,7 @@ SECTIONS: dict[str, Callable[[Section], None]] = {
     "blocks": blocks,
     "gpt2": gpt2,
     "parts": parts_section,
+    "serve": serving.serve,
     "peers": peer_section,
 }
 

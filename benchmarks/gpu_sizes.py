@@ -23,6 +23,10 @@ class Sizes:
     peer_vocab: int
     gpt2: Shape
     gpt2_batch: int
+    served: Shape
+    serve_batches: tuple[int, ...]
+    serve_tokens: tuple[int, int]  # of a prompt, and new ones
+    copied: int  # bytes, to measure memory with
     warmup: int
     steps: int
     rounds: int
@@ -50,6 +54,13 @@ GPU = Sizes(
     peer_vocab=32000,
     gpt2=Shape(family="gpt2", num_layers=12, hidden=768, num_heads=12, vocab=50257, max_seq=1024),
     gpt2_batch=32,
+    served=Shape(
+        num_layers=32, hidden=4096, num_heads=32, num_kv_heads=8, ffn=14336, vocab=128256, max_seq=8192,
+        rope_theta=500_000.0,
+    ),
+    serve_batches=(1, 64, 256),
+    serve_tokens=(128, 65),
+    copied=2**32,
     warmup=3,
     steps=8,
     rounds=8,
@@ -79,6 +90,10 @@ TINY = Sizes(
     peer_vocab=64,
     gpt2=Shape(family="gpt2", num_layers=1, hidden=16, num_heads=2, vocab=64, max_seq=16),
     gpt2_batch=2,
+    served=Shape(num_layers=1, hidden=32, num_heads=4, num_kv_heads=2, ffn=64, vocab=128, max_seq=64),
+    serve_batches=(1, 3),
+    serve_tokens=(8, 4),
+    copied=2**20,
     warmup=1,
     steps=2,
     rounds=2,

@@ -35,13 +35,15 @@ def test_rehearsal_runs_every_section(tmp_path: Path) -> None:
     done = run(tmp_path, "--device", "cpu", "--tiny")
     assert done.returncode == 0, done.stdout + done.stderr
     sections = json.loads((tmp_path / "gpu.json").read_text())["sections"]
-    assert set(sections) == {"parity", "blocks", "gpt2", "parts", "peers"}
+    assert set(sections) == {"parity", "blocks", "gpt2", "parts", "serve", "peers"}
     rows = {f"{name} {row}": values for name, part in sections.items() for row, values in part["rows"].items()}
     assert not {name: row["failed"] for name, row in rows.items() if "failed" in row}
-    assert [part["ended"] for part in sections.values()] == ["whole"] * 5
+    assert [part["ended"] for part in sections.values()] == ["whole"] * 6
     compared = [row for name, row in rows.items() if name.startswith("parity") and "CPU" not in name]
     assert len(compared) == 16
     assert all(row["right"] for row in compared)
+    served = [row for name, row in rows.items() if name.startswith("serve")]
+    assert [row["same_tokens"] for row in served] == 4 * [1.0]
     assert all(row["told"] in done.stdout for row in rows.values() if "told" in row)
     assert list(tmp_path.glob("gpu*")) == [tmp_path / "gpu.json"]
 

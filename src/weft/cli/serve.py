@@ -49,6 +49,7 @@ def serve(
     max_context: int | None = typer.Option(None, help="Tokens of a prompt and its completion; by default the model's."),
     cache_tokens: int | None = typer.Option(None, help="Tokens whose keys and values are kept, of all sequences."),
     cache_dtype: str = typer.Option("auto", help="Of keys and values; int8: about twice as many tokens have room."),
+    compile: bool = typer.Option(False, "--compile", help="Compile the models at the start: see docs/engine.md."),
     chat_template: Path | None = typer.Option(None, help="A file with a chat template, in place of the models' own."),
     timeout: float = typer.Option(600.0, help="Seconds after which a request ends, if it names no earlier time."),
     drain: float = typer.Option(30.0, help="Seconds that requests have to end when the server stops."),
@@ -91,7 +92,7 @@ def serve(
 
     engine = EngineConfig(
         max_sequences=max_sequences, max_waiting=max_waiting, max_context=max_context, cache_tokens=cache_tokens,
-        cache_dtype=cache_dtype, draft_tokens=draft_tokens, tp=tp, pp=pp, device=device, dtype=dtype,
+        cache_dtype=cache_dtype, draft_tokens=draft_tokens, compile=compile, tp=tp, pp=pp, device=device, dtype=dtype,
         step_tokens=max(EngineConfig.step_tokens, max_sequences * (1 + draft_tokens)),
     )  # fmt: skip
     named = [split_name(model) for model in models]

@@ -20,6 +20,7 @@ from weft.models.latent import Look
 from weft.models.shape import Shape
 from weft.serve.batch import Batch
 from weft.serve.config import EngineConfig
+from weft.serve.native import attends, paged_attention
 from weft.serve.store import STORES, Int8Store, Store
 
 PADDING = 1.5
@@ -84,8 +85,13 @@ class PagedLayer(Layer):
     def _attend(self, scale: float | None, group: Group, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if group.mask is None:
             return attend(q, k, v, None, scale)
+        single = q.shape[2] == group.count
+        if single and isinstance(self.keys, Store) and isinstance(self.values, Store):
+            rows = (self.keys.rows, self.values.rows)
+            if attends(q, *rows):
+                return paged_attention(q, *rows, group.blocks, group.mask, scale)
         keys, values = self.keys.take(group.blocks), self.values.take(group.blocks)
-        if q.shape[2] > group.count:
+        if not single:
             return attend(q, keys, values, group.mask, scale)
         # [1, H, R, E] → [R, K, H/K, E]: heads that share keys stand as tokens, so that no keys are repeated for them
         q = q.reshape(k.shape[1], -1, group.count, q.shape[3]).permute(2, 0, 1, 3)

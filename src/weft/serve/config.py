@@ -31,6 +31,8 @@ class EngineConfig:
         draft_tokens: tokens that speculation guesses each step, by a draft model, or by looking the last few tokens up in
             the text itself; 0: none.
         adapters: LoRA adapters by name, for `Request.adapter`: directories as peft writes them.
+        compile: torch.compile the step's code between the attentions, which takes some seconds at the start. On a GPU,
+            steps of one token a sequence are CUDA graphs as well, but for models with experts.
         tp: processes that every matrix is cut over.
         pp: stages that the blocks are dealt out to, each of `tp` processes, for a model that has no room otherwise: they
             compute one after the other, so it is no faster.
@@ -51,6 +53,7 @@ class EngineConfig:
     invariant: bool = False
     draft_tokens: int = 0
     adapters: Mapping[str, str] = field(default_factory=dict)
+    compile: bool = False
     tp: int = 1
     pp: int = 1
     device: str = "auto"
@@ -98,6 +101,12 @@ class EngineConfig:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
         if bad := [name for name in self.adapters if not name or "\0" in name]:
             raise ValueError(f"adapters: {bad[0]!r} is no name")
+        if self.compile and self.adapters:
+            raise ValueError("compile: adapters change a step's products with every batch; leave one out")
+        if self.compile and self.world > 1:
+            raise ValueError(
+                "compile: a model that is cut over processes is not compiled; leave out compile, or tp and pp"
+            )
         if self.cache_dtype not in CACHE_DTYPES:
             raise ValueError(f"cache_dtype is {self.cache_dtype}; it must be {' or '.join(CACHE_DTYPES)}")
         if not 0 < self.gpu_share <= 1:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from weft.models.attention import LayerCache
 from weft.models.decoder import Decoder
+from weft.models.latent import LatentCache
 from weft.serve.adapters import Adapters
 from weft.serve.batch import Batch
 from weft.serve.cache import LatentLayer, PagedCache, token_bytes
 from weft.serve.config import EngineConfig
+from weft.serve.decoding import Decoding
+from weft.serve.pages import into_huge_pages
 from weft.serve.products import quicken
 from weft.serve.ranks import Order, Ranks
 
@@ -35,13 +39,41 @@ class Runner:
         self.empty = first.detach().new_empty
         if self.device.type == "cpu":
             quicken(model)
+            into_huge_pages(model)
         folders = {name: Path(folder) for name, folder in config.adapters.items()}
         self.adapters = Adapters(model, folders, ranks.tp_group if ranks else None)
         tp = ranks.tp if ranks else 1
-        self.cache = PagedCache(model.shape, len(model.blocks), tp, num_blocks, config, first.detach())
+        # where compiled, one block more, which no sequence gets: see serve/decoding.py
+        self.scratch = num_blocks
+        room = num_blocks + config.compile
+        self.cache = PagedCache(model.shape, len(model.blocks), tp, room, config, first.detach())
         for name, layer in zip(model.blocks, self.cache.layers, strict=True):
             if isinstance(layer, LatentLayer):
                 layer.matrices = self.adapters.matrices(f"blocks.{name}.attention.kv")
+
+        self.layers: Sequence[LayerCache | LatentCache] = self.cache.layers
+        self.decoding: Decoding | None = None
+        if config.compile:
+            from weft.serve.compiled import compile_step
+
+            self.layers = compile_step(model, self.cache.layers)
+            if self.device.type == "cuda" and model.shape.experts is None:  # which are counted on the CPU
+                self.decoding = self.in_fixed_sizes(config)
+            self.warm_up()
+
+    def in_fixed_sizes(self, config: EngineConfig) -> Decoding:
+        """Steps of one token a sequence, for a model that is whole."""
+        longest = min(config.max_context or self.model.shape.max_seq, self.model.shape.max_seq)
+        most = -(-longest // config.block_tokens)
+        return Decoding(self.model, self.cache, self.layers, self.scratch, config.max_sequences, most)
+
+    def warm_up(self) -> None:
+        """Compile now, not when somebody waits: one token, and more, of a sequence that nobody has."""
+        for count in (1, 2):
+            some, slots = torch.arange(count), torch.full((count,), self.scratch * self.cache.block)
+            table = count * [self.scratch]
+            for _ in self.run(Batch(some * 0, some, slots, [count], [count], [table], [0], some[:0])):
+                pass
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> Iterator[Tensor]:
@@ -51,12 +83,15 @@ class Runner:
         """
         if self.ranks is not None and self.ranks.index == 0:
             self.ranks.send(Order.RUN, batch.pack())
+        if self.decoding is not None and self.decoding.takes(batch):
+            yield from self.decoding(batch).split(PIECE)
+            return
         self.cache.begin(batch)
         self.adapters.begin(batch)
         x, positions = batch.tokens.to(self.device)[None], batch.positions.to(self.device)[None]
         if self.ranks is not None and self.model.embed is None:
             x = self.ranks.take_over(self.empty(1, len(batch.tokens), self.model.shape.hidden))
-        x = self.model.body(x, positions, caches=self.cache.layers)
+        x = self.model.body(x, positions, caches=self.layers)
         if self.ranks is not None and self.model.head is None:
             self.ranks.hand_on(x)
         for rows in batch.rows.to(self.device).split(PIECE) if len(batch.rows) else ():

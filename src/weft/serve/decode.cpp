@@ -1,0 +1,173 @@
+// A decoding step on a CPU, of float or bfloat16. Built by native.py.
+//
+// Products of a few rows: x [M, I] times a matrix w [O, I] gives y [M, O]. The matrix is read once, at the speed of memory: each run of it meets up to four rows of x while it is in registers. A
+// bfloat16 is the upper half of a float. Of two in one word, a shift makes the even one a float, and a mask the odd one;
+// so in every run of x the even numbers stand first. The vectors are those of GCC and Clang, for any CPU.
+//
+// Attention of one token of each sequence, over a paged cache: keys and values are read where they lie, once.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+using half = uint16_t;
+using words = uint32_t __attribute__((vector_size(32)));
+using numbers = float __attribute__((vector_size(32)));
+constexpr int64_t RUN = 16, TILE = 4, AHEAD = 1024;
+
+template <class T> T load(const void* from) {
+  T to;
+  memcpy(&to, from, sizeof to);
+  return to;
+}
+
+float widened(float x) { return x; }
+float widened(half x) {
+  uint32_t word = uint32_t(x) << 16;
+  return load<float>(&word);
+}
+
+void store(float* to, float x) { *to = x; }
+void store(half* to, float x) {  // to the nearest, and of two to the even one
+  uint32_t word = load<uint32_t>(&x);
+  *to = x == x ? (word + 0x7fff + (word >> 16 & 1)) >> 16 : 0x7fc0;
+}
+
+void take(const float* run, numbers (&to)[2]) { to[0] = load<numbers>(run), to[1] = load<numbers>(run + RUN / 2); }
+void take(const half* run, numbers (&to)[2]) {
+  words both = load<words>(run);
+  to[0] = (numbers)(both << 16), to[1] = (numbers)(both & 0xffff0000u);
+}
+
+float sum_of(numbers lanes) {
+  float sum = 0;
+  for (int lane = 0; lane < 8; lane++) sum += lanes[lane];
+  return sum;
+}
+
+int64_t place(const float*, int64_t i) { return i; }
+int64_t place(const half*, int64_t i) { return i / RUN * RUN + i % RUN / 2 + i % 2 * (RUN / 2); }
+
+template <class T> void spread(const T* x, float* to, int64_t size) {  // as `take` finds them in a row
+  for (int64_t i = 0; i < size; i++) to[i < size / RUN * RUN ? place(x, i) : i] = widened(x[i]);
+}
+
+template <class T, int M> void add(const T* w, const float* x, int64_t I, numbers (&sums)[M]) {
+  numbers row[2];
+  take(w, row);
+  __builtin_prefetch((const char*)w + AHEAD, 0, 0);  // read once: not to be kept in caches
+  for (int m = 0; m < M; m++)
+    for (int part = 0; part < 2; part++) sums[m] += row[part] * load<numbers>(x + m * I + part * RUN / 2);
+}
+
+// One row of w with M of x, U runs at a time with sums of their own: an addition takes longer than the next load.
+template <class T, int M, int U = TILE / M>
+void tile(const T* w, const float* x, float bias, T* y, int64_t I, int64_t O) {
+  numbers sums[U][M] = {};
+  int64_t i = 0;
+  for (; i + U * RUN <= I; i += U * RUN)
+    for (int u = 0; u < U; u++) add<T, M>(w + i + u * RUN, x + i + u * RUN, I, sums[u]);
+  for (; i + RUN <= I; i += RUN) add<T, M>(w + i, x + i, I, sums[0]);
+  for (int m = 0; m < M; m++) {
+    for (int u = 1; u < U; u++) sums[0][m] += sums[u][m];
+    float sum = bias + sum_of(sums[0][m]);
+    for (int64_t rest = i; rest < I; rest++) sum += widened(w[rest]) * x[m * I + rest];
+    store(y + m * O, sum);
+  }
+}
+
+template <class T>
+void product(const T* x, const T* w, const T* bias, T* y, int64_t M, int64_t I, int64_t O, int threads) {
+  std::vector<float> wide(M * I);
+  for (int64_t m = 0; m < M; m++) spread(x + m * I, wide.data() + m * I, I);
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+  for (int64_t o = 0; o < O; o++)
+    for (int64_t m = 0; m < M; m += TILE) {
+      const T* row = w + o * I;
+      const float* part = wide.data() + m * I;
+      float add = bias ? widened(bias[o]) : 0;
+      T* to = y + m * O + o;
+      switch (M - m) {
+        case 1: tile<T, 1>(row, part, add, to, I, O); break;
+        case 2: tile<T, 2>(row, part, add, to, I, O); break;
+        case 3: tile<T, 3>(row, part, add, to, I, O); break;
+        default: tile<T, 4>(row, part, add, to, I, O);
+      }
+    }
+}
+
+struct Sizes {
+  int64_t sequences, heads, kv_heads, key, value, blocks, block;  // key and value: multiples of RUN
+};
+
+// q [R, H, E] at keys [·, K, E] and values [·, K, V] of each sequence's blocks [R, M], or of all from block `first` on,
+// where the mask [R, M·block] is 0: y [R, H, V].
+template <class T>
+void attention(const T* q, const T* keys, const T* values, const int64_t* tables, int64_t first, const T* mask, T* y,
+               Sizes n, float scale, int threads) {
+  int64_t group = n.heads / n.kv_heads, seen = n.blocks * n.block;
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+  for (int64_t job = 0; job < n.sequences * n.kv_heads; job++) {
+    int64_t r = job / n.kv_heads, k = job % n.kv_heads, start = 0, stop = seen;
+    while (start < seen && widened(mask[r * seen + start]) != 0) start++;
+    while (stop > start && widened(mask[r * seen + stop - 1]) != 0) stop--;
+    int64_t count = stop - start;
+    auto at = [&](int64_t s) {
+      int64_t number = (start + s) / n.block, block = tables ? tables[r * n.blocks + number] : first + number;
+      return (block * n.block + (start + s) % n.block) * n.kv_heads + k;
+    };
+    std::vector<float> query(group * n.key), scores(group * count), sums(n.value);
+    int64_t head = r * n.heads + k * group;
+    for (int64_t g = 0; g < group; g++) spread(q + (head + g) * n.key, &query[g * n.key], n.key);
+    for (int64_t s = 0; s < count; s++)
+      for (int64_t g = 0; g < group; g++) {
+        numbers lanes[1] = {};
+        const T* key = keys + at(s) * n.key;
+        for (int64_t i = 0; i < n.key; i += RUN) add<T, 1>(key + i, &query[g * n.key + i], 0, lanes);
+        scores[g * count + s] = sum_of(lanes[0]) * scale;
+      }
+    for (int64_t g = 0; g < group; g++) {
+      float* score = &scores[g * count];
+      float most = -INFINITY, total = 0;
+      for (int64_t s = 0; s < count; s++) most = score[s] > most ? score[s] : most;
+      for (int64_t s = 0; s < count; s++) total += score[s] = std::exp(score[s] - most);
+      std::fill(sums.begin(), sums.end(), 0.f);
+      for (int64_t s = 0; s < count; s++) {
+        const T* value = values + at(s) * n.value;
+        for (int64_t i = 0; i < n.value; i += RUN) {
+          numbers row[2];
+          take(value + i, row);
+          for (int part = 0; part < 2; part++) {
+            float* to = &sums[i + part * RUN / 2];
+            numbers sum = load<numbers>(to) + row[part] * score[s];
+            memcpy(to, &sum, sizeof sum);
+          }
+        }
+      }
+      for (int64_t i = 0; i < n.value; i++) store(y + (head + g) * n.value + i, sums[place(y, i)] / total);
+    }
+  }
+}
+
+}  // namespace
+
+extern "C" {
+void float32_rows(const float* x, const float* w, const float* bias, float* y, int64_t M, int64_t I, int64_t O, int threads) {
+  product(x, w, bias, y, M, I, O, threads);
+}
+void bfloat16_rows(const half* x, const half* w, const half* bias, half* y, int64_t M, int64_t I, int64_t O, int threads) {
+  product(x, w, bias, y, M, I, O, threads);
+}
+void float32_attention(const float* q, const float* keys, const float* values, const int64_t* tables, int64_t first,
+                       const float* mask, float* y, const Sizes* sizes, float scale, int threads) {
+  attention(q, keys, values, tables, first, mask, y, *sizes, scale, threads);
+}
+void bfloat16_attention(const half* q, const half* keys, const half* values, const int64_t* tables, int64_t first,
+                        const half* mask, half* y, const Sizes* sizes, float scale, int threads) {
+  attention(q, keys, values, tables, first, mask, y, *sizes, scale, threads);
+}
+}

@@ -1,0 +1,147 @@
+"""Steps of one token a sequence, in fixed sizes: as a CUDA graph, such a step is one launch instead of a thousand.
+
+A graph computes again what was recorded, from the same memory. So sequences, and the blocks of their tables, are padded to
+the next of a few sizes; each size has buffers of its own, which a batch is copied into, and is recorded when it is first
+needed. A row of padding is a sequence of one token, which it keeps in a block that no other has. What is padded and
+what is recorded are apart: without a GPU the same step just runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weft.models.attention import LayerCache
+from weft.models.decoder import Decoder
+from weft.models.latent import LatentCache
+from weft.serve.batch import Batch
+from weft.serve.cache import Group, PagedCache
+
+FEWEST_BLOCKS = 8
+"""Of a table, in the smallest size."""
+
+WARMUPS = 2
+"""Times that a step runs before it is recorded: libraries take their memory, kernels are compiled and chosen."""
+
+
+class StaticStep:
+    """A step of a fixed number of sequences, with a fixed number of blocks each.
+
+    Args:
+        layers: what the model's blocks are called with; those of `cache`, or around them.
+        scratch: the block of the cache that padding writes to.
+    """
+
+    def __init__(
+        self, model: Decoder, cache: PagedCache, layers: Sequence[LayerCache | LatentCache], scratch: int,
+        sequences: int, blocks: int,
+    ) -> None:  # fmt: skip
+        self.model, self.cache, self.layers, self.scratch = model, cache, layers, scratch
+        self.sequences, self.blocks = sequences, blocks
+        self.input = torch.zeros(sequences * (4 + blocks), dtype=torch.long, device=cache.device)
+        self.tokens, self.positions, self.slots, self.skipped = self.input[: 4 * sequences].view(4, sequences)
+        self.tables = self.input[4 * sequences :].view(sequences, blocks)
+
+    def load(self, batch: Batch) -> None:
+        """Copy a batch of at most so many sequences, of at most so many blocks, into the buffers."""
+        missing, nowhere = self.sequences - len(batch.counts), self.cache.num_blocks  # the block of zeros
+        behind = [blocks_behind(end, self.cache) for end in batch.ends]
+        tables = [table[skip:] for table, skip in zip(batch.tables, behind, strict=True)] + missing * [[self.scratch]]
+        skipped = torch.tensor(behind) * self.cache.block
+        rows = ((batch.tokens, 0), (batch.positions, 0), (batch.slots, self.scratch * self.cache.block), (skipped, 0))
+        padded = [torch.cat((row, row.new_full((missing,), fill))) for row, fill in rows]
+        table = torch.tensor([table + [nowhere] * (self.blocks - len(table)) for table in tables])
+        self.input.copy_(torch.cat((*padded, table.flatten())))
+
+    def run(self) -> Tensor:
+        """Logits of all sequences, padding too, [sequences, V]; of nothing but what lies in the buffers."""
+        keys = self.skipped[:, None] + torch.arange(self.blocks * self.cache.block, device=self.input.device)
+        hidden = keys > self.positions[:, None]
+        if self.cache.window is not None:
+            hidden |= self.positions[:, None] - keys >= self.cache.window
+        mask = torch.zeros(hidden.shape, dtype=self.cache.dtype, device=hidden.device)
+        mask = mask.masked_fill_(hidden, float("-inf"))[:, None, None]
+        group = Group(self.sequences, None, self.tables, mask, adapter=0)
+        for layer in self.cache.layers:
+            layer.slots, layer.groups = self.slots, [group]
+        x = self.model.body(self.tokens[None], self.positions[None], caches=self.layers)
+        assert self.model.norm is not None
+        assert self.model.head is not None
+        logits: Tensor = self.model.head(self.model.norm(x))[0]
+        return logits
+
+
+class Decoding:
+    """The steps of all sizes, each made when it is first needed.
+
+    Args:
+        model, cache, layers, scratch: as in StaticStep.
+    """
+
+    def __init__(
+        self, model: Decoder, cache: PagedCache, layers: Sequence[LayerCache | LatentCache], scratch: int,
+        most_sequences: int, most_blocks: int,
+    ) -> None:  # fmt: skip
+        self.cache, self.most_sequences, self.most_blocks = cache, most_sequences, most_blocks
+        self.make = partial(StaticStep, model, cache, layers, scratch)
+        self.steps: dict[tuple[int, int], tuple[StaticStep, Callable[[], Tensor]]] = {}
+        self.pool: Any = None  # torch's word for a memory that graphs share
+
+    def takes(self, batch: Batch) -> bool:
+        """Whether it is a step of this kind: one token of each sequence, and its logits."""
+        return len(batch.rows) == len(batch.tokens) == len(batch.counts)
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Logits [R, V], good until the next call."""
+        sequences = size_above(len(batch.counts), 1, self.most_sequences)
+        seen = [
+            len(table) - blocks_behind(end, self.cache) for table, end in zip(batch.tables, batch.ends, strict=True)
+        ]
+        blocks = size_above(max(seen), FEWEST_BLOCKS, self.most_blocks)
+        if (sequences, blocks) not in self.steps:
+            step = self.make(sequences, blocks)
+            step.load(batch)
+            run = self.record(step) if step.input.device.type == "cuda" else step.run
+            self.steps[sequences, blocks] = step, run
+        step, run = self.steps[sequences, blocks]
+        step.load(batch)
+        return run()[: len(batch.counts)]
+
+    def record(self, step: StaticStep) -> Callable[[], Tensor]:
+        """The step as a CUDA graph. What it writes while it warms up is what it will write: the batch's own."""
+        device = step.input.device
+        with torch.cuda.device(device):
+            current, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+            aside.wait_stream(current)
+            with torch.cuda.stream(aside):
+                for _ in range(WARMUPS):
+                    step.run()
+            current.wait_stream(aside)
+            graph = torch.cuda.CUDAGraph()
+            # of other threads, which may serve other models, nothing is asked meanwhile
+            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+                logits = step.run()
+            self.pool = graph.pool()  # one memory for all sizes: of two graphs never more than one is at work
+
+        def replay() -> Tensor:
+            graph.replay()
+            return logits
+
+        return replay
+
+
+def blocks_behind(end: int, cache: PagedCache) -> int:
+    """How many blocks of a sequence of `end` tokens its last one no longer sees, for they lie behind the window."""
+    return 0 if cache.window is None else max(0, end - cache.window) // cache.block
+
+
+def size_above(count: int, least: int, most: int) -> int:
+    """The first of least, 2 · least, 4 · least … that is not below; never above `most`, which is one too."""
+    size = least
+    while size < count:
+        size *= 2
+    return min(size, max(most, count))
