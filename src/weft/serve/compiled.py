@@ -10,6 +10,7 @@ others share one, for any number of tokens. What was compiled is kept where torc
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import FunctionType
 from typing import Any
 from weakref import ref
 
@@ -119,11 +120,12 @@ def compile_step(model: Decoder, layers: Sequence[PagedLayer | LatentLayer]) -> 
 
 
 def compiled(fullgraph: bool) -> Forward:
-    """The forward pass of any block of one kind."""
-    options = {"guard_filter_fn": of_sizes}
-    return torch.compile(  # type: ignore[call-overload]  # what torch declares leaves the last but one out
-        Block.forward, fullgraph=fullgraph, dynamic=True, isolate_recompiles=True, options=options
-    )
+    """The forward pass of any block of one kind, in one model: what torch compiles is kept by the code that it was, and no
+    other model must find it, for nothing but sizes is looked at. So the code is a copy."""
+    plain = Block.forward
+    forward = FunctionType(plain.__code__.replace(), plain.__globals__, plain.__name__, plain.__defaults__)
+    options: dict[str, Any] = {"guard_filter_fn": of_sizes}
+    return torch.compile(forward, fullgraph=fullgraph, dynamic=True, options=options)
 
 
 def of_sizes(guards: Sequence[Any]) -> list[bool]:

@@ -1,8 +1,9 @@
 // A decoding step on a CPU, of float or bfloat16. Built by native.py.
 //
-// Products of a few rows: x [M, I] times a matrix w [O, I] gives y [M, O]. The matrix is read once, at the speed of memory: each run of it meets up to four rows of x while it is in registers. A
-// bfloat16 is the upper half of a float. Of two in one word, a shift makes the even one a float, and a mask the odd one;
-// so in every run of x the even numbers stand first. The vectors are those of GCC and Clang, for any CPU.
+// Products of a few rows: x [M, I] times a matrix w [O, I] gives y [M, O]. The matrix is read once, at the speed of memory:
+// each run of it meets up to four rows of x while it is in registers. A bfloat16 is the upper half of a float. Of two in one
+// word, a shift makes the even one a float, and a mask the odd one; so in every run of x the even numbers stand first. The
+// vectors are those of GCC and Clang, for any CPU.
 //
 // Attention of one token of each sequence, over a paged cache: keys and values are read where they lie, once.
 

@@ -57,6 +57,7 @@ SERVED = {nn.Linear: ServedLinear, Head: ServedHead, RowLinear: ServedRowLinear}
 
 def quicken(model: nn.Module) -> None:
     """Let a model's products choose their way while it serves; anywhere else it is what it was."""
+    library()  # which may take two seconds: now, not when somebody waits
     for module in model.modules():
         if type(module) in SERVED:
             module.__class__ = SERVED[type(module)]
@@ -73,9 +74,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def chosen(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The way that is the fastest for so many rows."""
     rows, low = x.numel() // x.shape[-1], weight.dtype == torch.bfloat16 and not multiplies_bf16()
-    if x.is_cuda or not torch.is_inference_mode_enabled():
+    if x.is_cuda or x.dtype != weight.dtype or not torch.is_inference_mode_enabled():
         return F.linear(x, weight, bias)
-    if rows in OURS.get(weight.dtype, ()) and (low or weight.dtype == torch.float32) and library():
+    ours = rows in OURS.get(weight.dtype, ()) and (low or weight.dtype == torch.float32)
+    if ours and weight.is_contiguous() and library():
         return rows_product(x, weight, bias)
     if weight.dtype == torch.float32 and rows in FEW:
         y = torch.mm(weight, x.flatten(0, -2).t()).t().contiguous().view(*x.shape[:-1], -1)
