@@ -35,12 +35,12 @@ DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 def rows_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x [..., I], weight [O, I] → [..., O], all of them float32 or all bfloat16, on the CPU; `library` is there."""
-    run = kernel("rows", weight.dtype)
-    x, columns = x.contiguous(), x.shape[-1]
-    y = x.new_empty(*x.shape[:-1], len(weight))
-    added = None if bias is None else bias.data_ptr()
-    sizes = (x.numel() // columns, columns, len(weight))
-    run(x.data_ptr(), weight.data_ptr(), added, y.data_ptr(), *sizes, torch.get_num_threads())
+    run, x, (outputs, inputs) = kernel("rows", weight.dtype), x.contiguous(), weight.shape
+    y = x.new_empty((*x.shape[:-1], outputs))
+    run(
+        x.data_ptr(), weight.data_ptr(), None if bias is None else bias.data_ptr(), y.data_ptr(), x.numel() // inputs,
+        inputs, outputs, torch.get_num_threads(),
+    )  # fmt: skip
     return y
 
 
