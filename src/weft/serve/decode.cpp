@@ -19,6 +19,7 @@ using half = uint16_t;
 using words = uint32_t __attribute__((vector_size(32)));
 using numbers = float __attribute__((vector_size(32)));
 constexpr int64_t RUN = 16, TILE = 4, AHEAD = 1024;
+constexpr int64_t ALONE = 1 << 17;  // numbers to read for which no other thread is woken
 
 template <class T> T load(const void* from) {
   T to;
@@ -85,7 +86,7 @@ template <class T>
 void product(const T* x, const T* w, const T* bias, T* y, int64_t M, int64_t I, int64_t O, int threads) {
   std::vector<float> wide(M * I);
   for (int64_t m = 0; m < M; m++) spread(x + m * I, wide.data() + m * I, I);
-#pragma omp parallel for num_threads(threads) if (threads > 1)
+#pragma omp parallel for num_threads(threads) if (threads > 1 && I * O > ALONE)
   for (int64_t o = 0; o < O; o++)
     for (int64_t m = 0; m < M; m += TILE) {
       const T* row = w + o * I;
@@ -111,7 +112,7 @@ template <class T>
 void attention(const T* q, const T* keys, const T* values, const int64_t* tables, int64_t first, const T* mask, T* y,
                Sizes n, float scale, int threads) {
   int64_t group = n.heads / n.kv_heads, seen = n.blocks * n.block;
-#pragma omp parallel for num_threads(threads) if (threads > 1)
+#pragma omp parallel for num_threads(threads) if (threads > 1 && n.sequences * n.kv_heads * seen * n.key > ALONE)
   for (int64_t job = 0; job < n.sequences * n.kv_heads; job++) {
     int64_t r = job / n.kv_heads, k = job % n.kv_heads, start = 0, stop = seen;
     while (start < seen && widened(mask[r * seen + start]) != 0) start++;
