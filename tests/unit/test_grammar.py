@@ -6,6 +6,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -18,7 +20,7 @@ from weft.models.decoder import Decoder
 from weft.models.shape import Shape
 from weft.serve.config import EngineConfig
 from weft.serve.engine import Engine
-from weft.serve.forms import HELPERS
+from weft.serve.forms import HELPERS, Helpers
 from weft.serve.grammar import Grammar, GrammarCompiler
 from weft.serve.request import Output, Request, Sampling
 
@@ -98,6 +100,21 @@ def test_a_form_that_overflows_the_stack_harms_nobody() -> None:
     compiler.compile("regex", "after+")
 
 
+def stop(process: subprocess.Popen[bytes]) -> None:
+    os.kill(process.pid, signal.SIGSTOP)
+    os.waitpid(process.pid, os.WUNTRACED)  # until then it may go on
+
+
+def test_a_helper_that_stops_in_the_middle_of_a_line_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import time; print('half a', end='', flush=True); time.sleep(60)"
+    helper = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    helpers = Helpers("", ())
+    monkeypatch.setattr(helpers, "_begin", lambda: helper)
+    with pytest.raises(ValueError, match="the regex took more than"):
+        helpers.check("regex", "a", timeout=1)
+    assert helper.returncode is not None
+
+
 def test_slow_forms_give_way_to_others() -> None:
     """Two that would take for ever occupy both helpers: whoever comes next waits about a second."""
     compiler = GrammarCompiler(byte_tokenizer().to_str(), (EOS,))
@@ -107,7 +124,7 @@ def test_slow_forms_give_way_to_others() -> None:
         slow = []
         for number in range(HELPERS):
             [helper] = helpers._processes
-            os.kill(helper.pid, signal.SIGSTOP)  # what a form without an end looks like
+            stop(helper)  # what a form without an end looks like
             helpers._processes.discard(helper)
             slow.append((threads.submit(compiler.compile, "regex", f"b{{{number}}}", 60), helper))
             if number < HELPERS - 1:
@@ -137,7 +154,7 @@ def test_forms_that_cannot_be_followed_are_refused() -> None:
         with pytest.raises(ValueError, match=sentence):
             compiler.compile(kind, source)  # type: ignore[arg-type]
     for helper in compiler._helpers._processes:
-        os.kill(helper.pid, signal.SIGSTOP)
+        stop(helper)
     with pytest.raises(ValueError, match=r"the regex took more than 0\.2\d* s to compile: simplify it"):
         compiler.compile("regex", "b+", timeout=0.2)
     grammar = compiler.compile("regex", "a+")

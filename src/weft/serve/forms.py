@@ -8,6 +8,7 @@ the server, in a thread of more stack.
 from __future__ import annotations
 
 import json
+import os
 import queue
 import resource
 import select
@@ -16,7 +17,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Literal
 
@@ -108,7 +109,8 @@ class Helpers:
         helper = subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, stderr=silent)
         self._processes.add(helper)
         self._write(helper, self._first)
-        if not self._readable(helper, START_SECONDS) or not self._line(helper):
+        until = time.monotonic() + START_SECONDS
+        if not self._line(helper, lambda: time.monotonic() > until):
             self._end(helper)
             raise ValueError("forms cannot be compiled at the moment: leave the form out, or try again later")
         return helper
@@ -116,16 +118,18 @@ class Helpers:
     def _ask(self, helper: subprocess.Popen[bytes], kind: Kind, text: str, until: float) -> str:
         """What is wrong with a form; "": nothing. A helper that is late has ended."""
         began = time.monotonic()
-        self._write(helper, json.dumps([kind, text]))
-        while not self._readable(helper, 0.05):
+
+        def late() -> bool:
             now = time.monotonic()
-            if now > until or (now > began + FAIR_SECONDS and self._waiting):
-                self._end(helper)
-                return f"the {kind} took more than {now - began:.2g} s to compile: simplify it"
-        if not (line := self._line(helper)):
-            self._end(helper)
-            return f"the {kind} cannot be compiled: it is too deep, or needs too much memory: simplify it"
-        return str(json.loads(line))
+            return now > until or (now > began + FAIR_SECONDS and self._waiting > 0)
+
+        self._write(helper, json.dumps([kind, text]))
+        if line := self._line(helper, late):
+            return str(json.loads(line))
+        self._end(helper)
+        if line is None:
+            return f"the {kind} took more than {time.monotonic() - began:.2g} s to compile: simplify it"
+        return f"the {kind} cannot be compiled: it is too deep, or needs too much memory: simplify it"
 
     def _write(self, helper: subprocess.Popen[bytes], line: str) -> None:
         assert helper.stdin is not None
@@ -133,13 +137,18 @@ class Helpers:
             helper.stdin.write(line.encode() + b"\n")
             helper.stdin.flush()
 
-    def _readable(self, helper: subprocess.Popen[bytes], seconds: float) -> bool:
+    def _line(self, helper: subprocess.Popen[bytes], late: Callable[[], bool]) -> bytes | None:
+        """What it says next; empty: it has ended; None: it is late, be it in the middle of a line."""
         assert helper.stdout is not None
-        return bool(select.select([helper.stdout], [], [], seconds)[0])
-
-    def _line(self, helper: subprocess.Popen[bytes]) -> bytes:
-        assert helper.stdout is not None
-        return helper.stdout.readline()
+        line, pipe = b"", helper.stdout.fileno()
+        while not line.endswith(b"\n"):
+            if select.select([pipe], [], [], 0.05)[0]:
+                if not (part := os.read(pipe, 1 << 16)):
+                    return b""
+                line += part
+            elif late():
+                return None
+        return line
 
     def _end(self, helper: subprocess.Popen[bytes]) -> None:
         self._processes.discard(helper)
@@ -173,7 +182,7 @@ def _help() -> None:
     tokenizer, eos = json.loads(sys.stdin.readline())
     tokens = llguidance.LLTokenizer(tokenizer, eos_token=eos)
     resource.setrlimit(resource.RLIMIT_AS, (HELPER_MEMORY, HELPER_MEMORY))
-    print("ready", flush=True)
+    say("ready")
     for line in sys.stdin:
         error = ""
         try:
@@ -181,4 +190,9 @@ def _help() -> None:
             matcher.deep_copy().compute_bitmask()
         except ValueError as wrong:
             error = str(wrong)
-        print(json.dumps(error), flush=True)
+        say(json.dumps(error))
+
+
+def say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
