@@ -68,8 +68,8 @@ def device_of(profile: Profile) -> Device | None:
         return Device(about["device"], about["peak_flops"], about["bytes_per_s"], about.get("peak_source", ""))
     name = next((str(it.get("name", "")) for it in profile.ranks[0].trace.devices), "")
     for preset in sorted(cluster_names(), key=len, reverse=True):
-        model = preset.partition("-")[0].upper()
-        if model in name.upper() and "CPU" not in model:
+        words = preset.upper().split("-")  # h100-96gb is an H100, and not the one of 80 GB
+        if all(word in name.upper() for word in words) and "CPU" not in words[0]:
             cluster = read_cluster(preset)
             return Device(name, cluster.peak_tflops * 1e12, cluster.memory_gb_per_s * 1e9, f"datasheet, {preset}")
     return None
