@@ -87,7 +87,7 @@ def library() -> ctypes.CDLL | None:
     """The kernels; None: they cannot be made here."""
     try:
         kernels = ctypes.CDLL(str(built()))
-    except (OSError, subprocess.SubprocessError):  # no compiler, one that fails, or no place to keep what it makes
+    except (OSError, RuntimeError, subprocess.SubprocessError):  # no compiler, a bad one, no place for it
         return None
     for name, arguments in ARGUMENTS.items():
         for dtype in DTYPES.values():
