@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import shutil
 import socket
@@ -17,7 +16,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from weft.checkpoint.manifest import FileRecord, Manifest
 from weft.checkpoint.region import Region
 from weft.checkpoint.weights import create_weights_folder
 from weft.models.parameters import stored_sizes
@@ -63,18 +61,6 @@ def make_folder(path: Path, seed: int = 0, spread: float = 0.3, shape: Shape = S
     settings = {"eos_token": SPECIAL[0], "chat_template": TEMPLATE}
     (path / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     (path / "generation_config.json").write_text(json.dumps({"eos_token_id": 256}), encoding="utf-8")
-    return path
-
-
-def save_step(source: Path, run: Path, step: int) -> Path:
-    """A finished checkpoint of a run, of these weights."""
-    path = run / "checkpoints" / f"step-{step:08d}"
-    shutil.copytree(source, path / "model")
-    files = {}
-    for file in sorted((path / "model").iterdir()):
-        content = file.read_bytes()
-        files[f"model/{file.name}"] = FileRecord(size=len(content), sha256=hashlib.sha256(content).hexdigest())
-    (path / "manifest.json").write_bytes(Manifest(step=step, layout="dp1", files=files).to_json())
     return path
 
 

@@ -15,9 +15,10 @@ from typing import Any
 import grpc
 import httpx
 import pytest
-from served import Served, make_folder, model, save_step, served
+from served import Served, make_folder, model, served
 
 import weft.serve.server.hosted as hosted_module
+from checkpoints import save_step
 from weft.serve.server.errors import FAILED
 from weft.serve.server.kserve.schema import MESSAGES
 

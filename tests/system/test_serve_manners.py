@@ -24,8 +24,9 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from served import Served, config, make_folder, model, save_step, served
+from served import Served, config, make_folder, model, served
 
+from checkpoints import save_step
 from weft.serve.request import Output, RefusedError, Request, Sampling
 from weft.serve.server.config import ServerConfig
 from weft.serve.server.hosted import Hosted

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +16,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from typer.testing import CliRunner, Result
 
-from weft.checkpoint.manifest import FileRecord, Manifest
+from checkpoints import save_step
 from weft.checkpoint.weights import load_decoder
 from weft.cli.generate import generate
 from weft.models.huggingface import config_from_shape
@@ -58,18 +56,6 @@ def completion(folder: Path, prompt: str, num_tokens: int) -> str:
     _, model = load_decoder(folder)
     ids = complete(model, [tokenizer.encode(prompt).ids], Sampling(max_tokens=num_tokens))[0]
     return tokenizer.decode(ids).rstrip("\ufffd")
-
-
-def save_step(folder: Path, run: Path, step: int) -> Path:
-    """A finished checkpoint of a run, of these weights."""
-    path = run / "checkpoints" / f"step-{step:08d}"
-    shutil.copytree(folder, path / "model")
-    files = {}
-    for file in sorted((path / "model").iterdir()):
-        content = file.read_bytes()
-        files[f"model/{file.name}"] = FileRecord(size=len(content), sha256=hashlib.sha256(content).hexdigest())
-    (path / "manifest.json").write_bytes(Manifest(step=step, layout="dp1", files=files).to_json())
-    return path
 
 
 def weft_generate(*arguments: object, stdin: str = "") -> Result:

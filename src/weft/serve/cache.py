@@ -164,6 +164,10 @@ class PagedCache:
         """Whether sequences of different adapters cannot be attended to at once."""
         return any(isinstance(layer, LatentLayer) and layer.matrices for layer in self.layers)
 
+    def behind(self, place: int) -> int:
+        """Of a sequence's first blocks, how many its token at this place no longer sees: they lie behind the window."""
+        return 0 if self.window is None else max(0, place + 1 - self.window) // self.block
+
     def begin(self, batch: Batch) -> None:
         """Make ready for a step: what all layers need to know, worked out once."""
         slots, groups = batch.slots.to(self.device), self._groups(batch)
@@ -196,7 +200,7 @@ class PagedCache:
             return Group(1, tokens, torch.empty(0), None, adapter)
         tables = [batch.tables[row] for row in rows]
         # blocks wholly behind the window are seen by nobody
-        first = [0 if self.window is None else max(0, end - count + 1 - self.window) // self.block for end in ends]
+        first = [self.behind(end - count) for end in ends]
         tables = [table[skip:] for table, skip in zip(tables, first, strict=True)]
         longest = max(map(len, tables))
         row = range(tables[0][0], tables[0][0] + longest)

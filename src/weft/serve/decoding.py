@@ -49,7 +49,7 @@ class StaticStep:
     def load(self, batch: Batch) -> None:
         """Copy a batch of at most so many sequences, of at most so many blocks, into the buffers."""
         missing, nowhere = self.sequences - len(batch.counts), self.cache.num_blocks  # the block of zeros
-        behind = [blocks_behind(end, self.cache) for end in batch.ends]
+        behind = [self.cache.behind(end - 1) for end in batch.ends]
         tables = [table[skip:] for table, skip in zip(batch.tables, behind, strict=True)] + missing * [[self.scratch]]
         skipped = torch.tensor(behind) * self.cache.block
         rows = ((batch.tokens, 0), (batch.positions, 0), (batch.slots, self.scratch * self.cache.block), (skipped, 0))
@@ -98,9 +98,7 @@ class Decoding:
     def __call__(self, batch: Batch) -> Tensor:
         """Logits [R, V], good until the next call."""
         sequences = size_above(len(batch.counts), 1, self.most_sequences)
-        seen = [
-            len(table) - blocks_behind(end, self.cache) for table, end in zip(batch.tables, batch.ends, strict=True)
-        ]
+        seen = [len(table) - self.cache.behind(end - 1) for table, end in zip(batch.tables, batch.ends, strict=True)]
         blocks = size_above(max(seen), FEWEST_BLOCKS, self.most_blocks)
         if (sequences, blocks) not in self.steps:
             step = self.make(sequences, blocks)
@@ -132,11 +130,6 @@ class Decoding:
             return logits
 
         return replay
-
-
-def blocks_behind(end: int, cache: PagedCache) -> int:
-    """How many blocks of a sequence of `end` tokens its last one no longer sees, for they lie behind the window."""
-    return 0 if cache.window is None else max(0, end - cache.window) // cache.block
 
 
 def size_above(count: int, least: int, most: int) -> int:
