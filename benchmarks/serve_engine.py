@@ -1,6 +1,7 @@
 """The engine against transformers: the same weights and prompts, in one run, taking turns.
 
     python benchmarks/serve_engine.py                        # GPT-2 124M, random weights; minutes on a CPU
+    python benchmarks/serve_engine.py --model 1.5B --points bfloat16:1 --prompt 32 --tokens 9 --rounds 2
     python benchmarks/serve_engine.py --device cuda
 
 A ratio is transformers' seconds over weft's of one pair of neighbouring runs: above 1, weft is faster. Prefill is the time
@@ -36,7 +37,13 @@ from weft.serve.generate import complete
 from weft.serve.products import multiplies_bf16
 from weft.serve.request import Request, Sampling
 
-GPT2 = Shape(family="gpt2", num_layers=12, hidden=768, num_heads=12, ffn=3072, vocab=50257, max_seq=1024)
+SIZES = {
+    "124M": Shape(family="gpt2", num_layers=12, hidden=768, num_heads=12, ffn=3072, vocab=50257, max_seq=1024),
+    "355M": Shape(family="gpt2", num_layers=24, hidden=1024, num_heads=16, ffn=4096, vocab=50257, max_seq=1024),
+    "774M": Shape(family="gpt2", num_layers=36, hidden=1280, num_heads=20, ffn=5120, vocab=50257, max_seq=1024),
+    "1.5B": Shape(family="gpt2", num_layers=48, hidden=1600, num_heads=25, ffn=6400, vocab=50257, max_seq=1024),
+}
+"""Those of GPT-2."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 Clock = Callable[[], float]
@@ -118,7 +125,7 @@ def compare(folder: Path, dtype: str, batch: int, options: argparse.Namespace, c
     _, model = load_decoder(folder, device, DTYPES[dtype])
     reference = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype]).eval().to(device)
     numbers = torch.Generator().manual_seed(batch)
-    prompts = torch.randint(GPT2.vocab, (batch, options.prompt), generator=numbers).tolist()
+    prompts = torch.randint(SIZES[options.model].vocab, (batch, options.prompt), generator=numbers).tolist()
     config = EngineConfig(max_sequences=max(64, batch), step_tokens=max(512, batch), prefix_cache=False)
     timings: dict[str, list[Timing]] = {"weft": [], "generate": [], "generate_batch": [], "llama_cpp": []}
 
@@ -164,6 +171,7 @@ def compare(folder: Path, dtype: str, batch: int, options: argparse.Namespace, c
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--model", choices=SIZES, default="124M", help="a size of GPT-2's")
     points = [f"{dtype}:{batch}" for dtype in DTYPES for batch in (1, 8, 64)]
     parser.add_argument("--points", nargs="+", default=points, metavar="DTYPE:BATCH")
     parser.add_argument("--prompt", type=int, default=128, help="tokens of each prompt")
@@ -180,19 +188,20 @@ def main() -> None:
     clock = gpu_clock if options.device.startswith("cuda") else time.process_time
     head = {
         "question": "how fast does the engine read and write, next to transformers with the same weights?",
-        "model": "GPT-2 124M, random weights", "prompt_tokens": options.prompt, "new_tokens": options.tokens,
+        "model": f"GPT-2 {options.model}, random weights", "prompt_tokens": options.prompt, "new_tokens": options.tokens,
     }  # fmt: skip
-    earlier = measured("serve_engine")
+    name = "serve_engine" if options.model == "124M" else f"serve_engine_{options.model}"
+    earlier = measured(name)
     same = all(earlier.get(name) == value for name, value in head.items())
     rows: dict[str, dict[str, Any]] = {f"{row['dtype']}:{row['batch']}": row for row in earlier["rows"]} if same else {}
-    with TemporaryDirectory() as name:
-        config = transformers.AutoConfig.for_model(**config_from_shape(GPT2))
-        transformers.AutoModelForCausalLM.from_config(config).save_pretrained(name)
+    with TemporaryDirectory() as folder:
+        config = transformers.AutoConfig.for_model(**config_from_shape(SIZES[options.model]))
+        transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
         for point in options.points:
             dtype, batch = point.split(":")
-            rows[point] = compare(Path(name), dtype, int(batch), options, clock)
+            rows[point] = compare(Path(folder), dtype, int(batch), options, clock)
             print(rows[point], flush=True)
-            path = write("serve_engine", head | {"rows": list(rows.values())}, ("torch", "transformers"))
+            path = write(name, head | {"rows": list(rows.values())}, ("torch", "transformers"))
     print(f"written to {shown(path)}")
 
 

@@ -1,11 +1,13 @@
 """Claim: asked ten times as much as it can do, the server does about as much as ever, and refuses the rest at once.
 
     python benchmarks/serve_overload.py
-    python benchmarks/serve_overload.py --seconds 20 --rounds 3
+    python benchmarks/serve_overload.py --size 0.1b --seconds 20 --rounds 3
 
 In rounds, each: peak (as many clients as fit, each asking again when it is answered), overload (requests at ten times that
-rate, whatever comes back), and good clients (two, one request after the other) alone and beside each attack. The server is
-a process of its own, and so is nothing else: clients and server share the machine's cores.
+rate, whatever comes back), and good clients (two, one request after the other) alone and beside each attack. Answers differ
+in length, so that they do not end together. The server is a process of its own, and so is nothing else: clients and server
+share the machine's cores. Two models: one of the size of GPT-2's smallest, and one so small that to refuse ten times as
+many is work worth counting.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import argparse
 import asyncio
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -29,9 +32,12 @@ from common import ROOT, spread, write
 sys.path.insert(0, str(ROOT / "tests" / "system"))
 from served import SHAPE, make_folder
 
-SIZES = {"num_layers": 4, "hidden": 256, "num_heads": 8, "num_kv_heads": 4, "ffn": 512}
+SIZES = {
+    "0.1b": {"num_layers": 12, "hidden": 768, "num_heads": 12, "num_kv_heads": 12, "ffn": 2048},
+    "tiny": {"num_layers": 4, "hidden": 256, "num_heads": 8, "num_kv_heads": 4, "ffn": 512},
+}
 SEQUENCES, WAITING = 8, 16
-BODY = json.dumps({"prompt": "a good request", "max_tokens": 24, "temperature": 0, "ignore_eos": True}).encode()
+LENGTHS = random.Random(0)
 
 
 class Answer(NamedTuple):
@@ -47,7 +53,7 @@ async def ask(port: int) -> Answer:
     start = time.monotonic()
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(post(BODY))
+        writer.write(post(body(LENGTHS.randint(12, 36))))
         answer = await reader.read(-1)
         writer.close()
     except OSError:
@@ -114,6 +120,10 @@ async def send_often(port: int, data: bytes, pause: float) -> None:
         await asyncio.sleep(pause)
 
 
+def body(tokens: int) -> bytes:
+    return json.dumps({"prompt": "a good request", "max_tokens": tokens, "temperature": 0, "ignore_eos": True}).encode()
+
+
 def post(body: bytes, *headers: str) -> bytes:
     lines = [
         "POST /v1/completions HTTP/1.1",
@@ -129,7 +139,7 @@ async def hang_ups(port: int) -> None:
     while True:
         try:
             _, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(post(BODY.replace(b"24", b"400")))
+            writer.write(post(body(400)))
             await asyncio.sleep(0.1)
             writer.transport.abort()
         except OSError:
@@ -176,13 +186,10 @@ async def measure(port: int, seconds: float) -> dict[str, Any]:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
-    parser.add_argument("--rounds", type=int, default=3)
-    arguments = parser.parse_args()
+def serve(size: str, seconds: float, rounds: int) -> dict[str, Any]:
+    """The median and the spread of each figure over rounds, of a server of a model of a size."""
     with tempfile.TemporaryDirectory() as folder:
-        path = make_folder(Path(folder) / "model", spread=0.02, shape=SHAPE.model_copy(update=SIZES))
+        path = make_folder(Path(folder) / "model", spread=0.02, shape=SHAPE.model_copy(update=SIZES[size]))
         process = subprocess.Popen(
             [sys.executable, "-m", "weft", "serve", str(path), "--port", "0", "--device", "cpu", "--max-sequences",
              str(SEQUENCES), "--max-waiting", str(WAITING)],
@@ -195,11 +202,21 @@ def main() -> None:
                 lines.append(process.stdout.readline())
             port = int(re.search(r":(\d+)", lines[0].split("//")[1])[1])  # type: ignore[index]
             asyncio.run(closed(port, 2, 1))  # warm
-            rounds = [asyncio.run(measure(port, arguments.seconds)) for _ in range(arguments.rounds)]
+            found = [asyncio.run(measure(port, seconds)) for _ in range(rounds)]
         finally:
             process.terminate()
             process.wait(60)
-    result = {name: spread([one[name] for one in rounds]) for name in rounds[0]}
+    return {name: spread([one[name] for one in found]) for name in found[0]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, help="only this model")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    sizes = [arguments.size] if arguments.size else list(SIZES)
+    result = {size: serve(size, arguments.seconds, arguments.rounds) for size in sizes}
     print(json.dumps(result, indent=2))
     write("serve_overload", {"seconds": arguments.seconds, "results": result}, ("torch", "uvicorn", "fastapi"))
 

@@ -100,7 +100,7 @@ def _fork(rank: int, world: int, work: Callable[[int], None], folder: Path) -> i
     return pid
 
 
-def trace(config: Config, folder: Path, steps: int = 3) -> Path:
+def trace(config: Config, folder: Path, steps: int = 2) -> Path:
     """A trace of the config's run, made by as many processes as its layout takes."""
     folder.mkdir(parents=True)
     run_forked(config.layout.world, lambda rank: record(config, steps, folder, torch.device("cpu")))
@@ -124,7 +124,7 @@ def losses(config: Config, folder: Path, steps: int = 50) -> list[float]:
     return json.loads((folder / "losses.json").read_text())
 
 
-def against_one_process(config: Config, folder: Path, steps: int = 3) -> LayoutReport:
+def against_one_process(config: Config, folder: Path, steps: int = 2) -> LayoutReport:
     """Compare a layout with one process in the same precision."""
     single = config.model_copy(update={"layout": type(config.layout)(precision=config.layout.precision)})
     reference = trace(single, folder / "one", steps)
