@@ -27,8 +27,9 @@ def run(*arguments: str) -> str:
     return done.output
 
 
-def test_one_is_drawn_and_written(tmp_path: Path) -> None:
-    svg, csv = tmp_path / "zbv.svg", tmp_path / "zbv.csv"
+def test_one_is_drawn_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # short names: lines are counted
+    svg, csv = Path("zbv.svg"), Path("zbv.csv")
     shown = run("zbv", "--pp", "2", "--micro-batches", "4", "--svg", str(svg), "--csv", str(csv))
     assert "process 0 F0 F1 F2 f0 b0 w0" in shown
     assert max(map(len, shown.splitlines())) <= 80
