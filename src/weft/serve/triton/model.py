@@ -85,6 +85,7 @@ class TritonPythonModel:
             deadline=time.monotonic() + microseconds / 1e6 if microseconds else None,
             adapter=values.get("lora_name"),
             logprobs=0 if sender.logprobs else None,
+            prompt_logprobs=0 if values.get("return_prompt_logprobs") else None,
         )
         engine.check(request)
         sender.ends = [None] * request.n

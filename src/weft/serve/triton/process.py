@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from weft.serve.triton.home import ONNXRUNTIME, STUB, Home
+from weft.serve.triton.home import STAND_INS, STUB, Home
 from weft.serve.triton.repository import LOADED, Model
 from weft.serve.triton.tensors import AGAIN
 
@@ -39,7 +39,7 @@ FOLLOW = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.a
 """Become Triton, and be told to end (signal 15) should the process that began it be gone."""
 
 
-PYTHON = ("python", ONNXRUNTIME)
+PYTHON = ("python", *STAND_INS)
 """Backends that run stubs."""
 
 SILENT = "does not answer"
@@ -195,7 +195,7 @@ class TritonProcess:
             connection.close()
 
     def _find_stubs(self) -> dict[int, str]:
-        """The processes that run Python models: process id → model."""
+        """The processes that run Python models: process id → model, or backend."""
         found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             try:
@@ -203,7 +203,8 @@ class TritonProcess:
             except OSError:  # it is gone meanwhile
                 continue
             if Path(words[0]).name == STUB and any(word.startswith(self.memory) for word in words):
-                found[int(folder.name)] = Path(words[1]).parents[1].name
+                place = Path(words[1]).parent  # a model's version, or a backend that is in Python
+                found[int(folder.name)] = place.parent.name if place.name.isdigit() else place.name
         return found
 
 
