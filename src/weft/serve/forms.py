@@ -74,6 +74,7 @@ class Helpers:
         for _ in range(HELPERS):
             self._free.put(None)  # not begun
         self._waiting = 0
+        self._counting = threading.Lock()
         self._processes: set[subprocess.Popen[bytes]] = set()
         self._finalizer = weakref.finalize(self, end_all, self._processes)
 
@@ -84,13 +85,13 @@ class Helpers:
             ValueError: it cannot, or not in this time.
         """
         until = time.monotonic() + timeout
-        self._waiting += 1
+        self._wait(1)
         try:
             helper = self._free.get(timeout=timeout)
         except queue.Empty:
             raise ValueError(f"the {kind} waited for more than {timeout:g} s behind others: try again later") from None
         finally:
-            self._waiting -= 1
+            self._wait(-1)
         try:
             if helper is None or helper.poll() is not None:
                 helper = self._begin()
@@ -101,7 +102,21 @@ class Helpers:
             raise ValueError(error)
 
     def close(self) -> None:
-        self._finalizer()
+        """End them. One that is at work is cleared away by the thread that waits for it: it alone may close the pipes."""
+        for helper in list(self._processes):
+            helper.kill()
+        free = []
+        with suppress(queue.Empty):
+            while True:
+                free.append(self._free.get_nowait())
+        for idle in free:
+            if idle is not None:
+                self._end(idle)
+            self._free.put(None)
+
+    def _wait(self, more: int) -> None:
+        with self._counting:
+            self._waiting += more
 
     def _begin(self) -> subprocess.Popen[bytes]:
         code = "from weft.serve.forms import main; main()"
@@ -156,7 +171,8 @@ class Helpers:
 
 
 def end_all(helpers: set[subprocess.Popen[bytes]]) -> None:
-    for helper in helpers:
+    while helpers:  # others may begin one meanwhile
+        helper = helpers.pop()
         helper.kill()
         helper.wait()
         assert helper.stdout is not None
@@ -164,7 +180,6 @@ def end_all(helpers: set[subprocess.Popen[bytes]]) -> None:
         helper.stdout.close()
         with suppress(BrokenPipeError):
             helper.stdin.close()
-    helpers.clear()
 
 
 def main() -> None:
