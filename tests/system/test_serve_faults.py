@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from served import Served, make_folder, model, served
 
+from checkpoints import save_step
 from weft.serve import pace
 from weft.serve.engine import Engine
 from weft.serve.server import hosted as hosted_module
@@ -190,6 +191,26 @@ def test_a_model_is_loaded_once_however_many_ask(folder: Path, monkeypatch: pyte
         assert hosted.current is version
         assert engines() - before == 1
         assert post(one, SHORT).status_code == 200
+
+
+def test_an_engine_comes_back_though_its_checkpoint_is_gone(tmp_path: Path) -> None:
+    """A run keeps its last checkpoints alone."""
+    run = tmp_path / "run"
+    first = save_step(make_folder(tmp_path / "a", seed=1), run, 1)
+    with served(model(run)) as one:
+        hosted = one.catalogue.models["tiny"]
+        save_step(make_folder(tmp_path / "b", seed=2), run, 2)
+        shutil.rmtree(first)
+
+        def fail() -> None:
+            raise MemoryError
+
+        hosted.current.loop.engine.step = fail  # type: ignore[method-assign]
+        assert post(one, SHORT).status_code == 503
+        while not (hosted.restarts and hosted.ready):
+            time.sleep(0.01)
+        answer = post(one, SHORT)
+        assert (answer.status_code, answer.headers["x-weft-version"]) == (200, "2")
 
 
 def test_what_is_loaded_for_nobody_is_let_go(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

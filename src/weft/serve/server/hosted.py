@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Literal
 
@@ -267,7 +268,7 @@ class Hosted:
                 await self._revive(self._current)
 
     async def _revive(self, dead: Version) -> None:
-        """Build the same weights' engine again, until one lives."""
+        """Build the same weights' engine again, until one lives; the newest ones', where a run has let go of those."""
         log.error("%s: the engine died and will be started again: %s", self.name, dead.loop.error)
         self._current, self.state, self.reason = None, "UNAVAILABLE", "the engine died and is being started again"
         self.restarts += 1
@@ -275,20 +276,18 @@ class Hosted:
             await asyncio.to_thread(dead.loop.close)
         except Exception as error:  # noqa: BLE001 (what is dead may not even end well; its place is free all the same)
             log.error("%s: the dead engine did not end: %s", self.name, error)
-        attempt = 0
-        while True:
-            await asyncio.sleep(PAUSES[min(attempt, len(PAUSES) - 1)])
-            attempt += 1
+        for attempt, pause in enumerate(chain(PAUSES, repeat(PAUSES[-1])), start=1):
+            await asyncio.sleep(pause)
             async with self._changing:
                 if self.ready:
                     return  # a client had it loaded
                 try:
-                    version = await self._load(dead.folder)
+                    version = await self._load(dead.folder if dead.folder.is_dir() else self.config.path)
                 except Exception as error:  # noqa: BLE001 (whatever it is, another attempt follows)
                     log.error("%s: attempt %d to start the engine again failed: %s", self.name, attempt, error)
                     self.reason = "the engine died, and starting it again failed"
                     continue
-                self._take(replace(version, number=dead.number))
+                self._take(replace(version, number=dead.number) if version.folder == dead.folder else version)
                 log.warning("%s: the engine is back", self.name)
                 return
 
