@@ -37,6 +37,8 @@ HELPER_STACK = 2 << 20
 
 HELPER_MEMORY = 4 << 30
 
+LATER = "forms cannot be compiled at the moment: leave the form out, or try again later"
+
 
 def make_matcher(tokenizer: Any, kind: Kind, text: str) -> Any:
     """llguidance's matcher of a form, at its start.
@@ -73,6 +75,7 @@ class Helpers:
         self._free: queue.LifoQueue[subprocess.Popen[bytes] | None] = queue.LifoQueue()
         for _ in range(HELPERS):
             self._free.put(None)  # not begun
+        self._closed = False
         self._waiting = 0
         self._counting = threading.Lock()
         self._processes: set[subprocess.Popen[bytes]] = set()
@@ -103,6 +106,7 @@ class Helpers:
 
     def close(self) -> None:
         """End them. One that is at work is cleared away by the thread that waits for it: it alone may close the pipes."""
+        self._closed = True
         for helper in list(self._processes):
             helper.kill()
         free = []
@@ -127,7 +131,7 @@ class Helpers:
         until = time.monotonic() + START_SECONDS
         if not self._line(helper, lambda: time.monotonic() > until):
             self._end(helper)
-            raise ValueError("forms cannot be compiled at the moment: leave the form out, or try again later")
+            raise ValueError(LATER)
         return helper
 
     def _ask(self, helper: subprocess.Popen[bytes], kind: Kind, text: str, until: float) -> str:
@@ -142,6 +146,8 @@ class Helpers:
         if line := self._line(helper, late):
             return str(json.loads(line))
         self._end(helper)
+        if self._closed:
+            return LATER
         if line is None:
             return f"the {kind} took more than {time.monotonic() - began:.2g} s to compile: simplify it"
         return f"the {kind} cannot be compiled: it is too deep, or needs too much memory: simplify it"
