@@ -94,7 +94,7 @@ def serving(repository: Path) -> Iterator[Served]:
             stdout=file, stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
     try:
-        wait_for(lambda: "ready: " in log.read_text() or process.poll() is not None)
+        wait_for(lambda: "ready: HTTP" in log.read_text() or process.poll() is not None)
         found = re.search(r"ready: HTTP http://127.0.0.1:(\d+), gRPC 127.0.0.1:(\d+)", log.read_text())
         assert found, log.read_text()
         yield Served(process, log, int(found[1]), int(found[2]))

@@ -561,6 +561,18 @@ def test_a_triton_that_lost_its_models_is_begun_again(
         serve_triton(tmp_path / "models", options)
 
 
+def test_a_triton_that_crashes_is_begun_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(serve, "PAUSES", (0.0, 0.0))
+    made = fake_triton(tmp_path / "triton", "kill -ABRT $$")
+    export_triton(folder, tmp_path / "models", "small", link=True)
+    options = TritonOptions(http=0, grpc=0, metrics=0, triton=made)
+    with pytest.raises(ValueError, match="after 2 tries; last: Triton ended with exit code -6 before it was ready"):
+        serve_triton(tmp_path / "models", options)
+    assert capsys.readouterr().err.count("exit code -6") == 3
+
+
 def test_triton_ends_with_its_starter(folder: Path, tmp_path: Path) -> None:
     made = fake_triton(
         tmp_path / "triton", f"echo $$ > {tmp_path}/new; mv {tmp_path}/new {tmp_path}/pid; exec sleep 100"

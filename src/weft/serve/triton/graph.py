@@ -14,6 +14,8 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
+from weft.serve.triton.repository import say_loaded
+
 Run = Callable[[dict[str, Any]], Sequence[Any]]
 """From inputs by name to the outputs, in the order of the config."""
 
@@ -29,6 +31,7 @@ class Graph(ABC):
         config = json.loads(args["model_config"])
         self.inputs, self.outputs = ([one["name"] for one in config[side]] for side in ("input", "output"))
         self.run = self.load(Path(args["model_repository"]) / args["model_version"], config)
+        say_loaded(args["model_name"])
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return [self._answer(request) for request in requests]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,12 @@ def read_repository(folder: Path) -> list[Model]:
     if not configs:
         raise ValueError(f"{folder} is no repository of Triton's: no folder in it has a {CONFIG}")
     return [_read_model(config) for config in configs]
+
+
+def say_loaded(model: str) -> None:
+    """Of a model of weft's, from inside of Triton."""
+    if folder := os.environ.get(LOADED):
+        (Path(folder) / model).touch()
 
 
 def without_aoti(repository: Path, empty: Path) -> Path:
