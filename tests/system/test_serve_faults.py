@@ -7,6 +7,7 @@ import asyncio
 import json
 import random
 import shutil
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -18,6 +19,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from served import Served, make_folder, model, served
+
+from checkpoints import save_step
+from weft.serve import pace
+from weft.serve.engine import Engine
+from weft.serve.server import hosted as hosted_module
 
 LONG = {"prompt": "abc", "max_tokens": 400, "temperature": 0, "ignore_eos": True}
 SHORT = {**LONG, "max_tokens": 4}
@@ -136,6 +142,113 @@ def test_a_model_comes_and_goes_under_load(folder: Path) -> None:
         answer = post(one, SHORT)
         assert (answer.status_code, answer.headers["x-weft-version"]) == (200, "9")
         idle(one)
+
+
+def engines() -> int:
+    return sum(thread.name == "weft-engine" for thread in threading.enumerate())
+
+
+def test_whoever_has_a_model_unloaded_may_leave(folder: Path) -> None:
+    """It is unloaded all the same, when what is being answered has ended."""
+    with served(model(folder), model_control=True) as one:
+        loop = one.catalogue.models["tiny"].current.loop
+        step = loop.engine.step
+        loop.engine.step = lambda: (time.sleep(0.01), step())[1]  # type: ignore[method-assign]
+        with httpx.stream(
+            "POST", f"{one.url}/v1/completions", json={**LONG, "max_tokens": 80, "stream": True}
+        ) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(f"{one.url}/v2/repository/models/tiny/unload", timeout=0.2)
+            assert json.loads([line for line in lines if line][-2][6:])["choices"][0]["finish_reason"] == "length"
+        loop._thread.join(20)
+        assert not loop._thread.is_alive()
+
+
+def test_a_model_is_loaded_once_however_many_ask(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def both(one: Served) -> None:
+        await asyncio.gather(one.catalogue.load("tiny"), one.catalogue.load("tiny"))
+
+    before = engines()
+    with served(model(folder)) as one:
+        hosted = one.catalogue.models["tiny"]
+        one.call(one.catalogue.unload, "tiny")
+        one.call(both, one)
+        assert (hosted.current.number, engines() - before) == ("2", 1)
+        monkeypatch.setattr(hosted_module, "PAUSES", (0.5,))
+
+        def fail() -> None:
+            raise MemoryError
+
+        hosted.current.loop.engine.step = fail  # type: ignore[method-assign]
+        assert post(one, SHORT).status_code == 503
+        while hosted.restarts == 0:
+            time.sleep(0.01)
+        one.call(one.catalogue.load, "tiny")  # sooner than it would have come back by itself
+        version = hosted.current
+        time.sleep(0.8)
+        assert hosted.current is version
+        assert engines() - before == 1
+        assert post(one, SHORT).status_code == 200
+
+
+def test_an_engine_comes_back_though_its_checkpoint_is_gone(tmp_path: Path) -> None:
+    """A run keeps its last checkpoints alone."""
+    run = tmp_path / "run"
+    first = save_step(make_folder(tmp_path / "a", seed=1), run, 1)
+    with served(model(run)) as one:
+        hosted = one.catalogue.models["tiny"]
+        save_step(make_folder(tmp_path / "b", seed=2), run, 2)
+        shutil.rmtree(first)
+
+        def fail() -> None:
+            raise MemoryError
+
+        hosted.current.loop.engine.step = fail  # type: ignore[method-assign]
+        assert post(one, SHORT).status_code == 503
+        while not (hosted.restarts and hosted.ready):
+            time.sleep(0.01)
+        answer = post(one, SHORT)
+        assert (answer.status_code, answer.headers["x-weft-version"]) == (200, "2")
+
+
+def test_what_is_loaded_for_nobody_is_let_go(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = threading.Event()
+    monkeypatch.setattr(Engine, "close", lambda self: closed.set())
+
+    async def leave(one: Served) -> None:
+        loading = asyncio.create_task(one.catalogue.models["tiny"]._load(folder))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        loading.cancel()
+        await asyncio.wait([loading])
+        assert loading.cancelled()
+
+    with served(model(folder)) as one:
+        one.call(leave, one)
+        assert closed.wait(20)
+
+
+def test_a_hang_is_noticed_by_the_pace_of_the_steps_before(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long before a minute is over, which a first step may take."""
+    monkeypatch.setattr(pace, "SURE_SECONDS", 0.5)
+    monkeypatch.setattr(pace, "TIMES", 4)
+    with served(model(folder)) as one:
+        loop = one.catalogue.models["tiny"].current.loop
+        assert loop.patience(60.0) == 60.0
+        post(one, SHORT)
+        assert loop.patience(60.0) < 60
+        release, step = threading.Event(), loop.engine.step
+        loop.engine.step = lambda: (release.wait(30), step())[1]  # type: ignore[method-assign]
+        thread = threading.Thread(target=post, args=[one, SHORT])
+        thread.start()
+        while httpx.get(f"{one.url}/health/live").status_code == 200:
+            time.sleep(0.05)
+        assert not release.is_set()
+        release.set()
+        thread.join()
+        assert httpx.get(f"{one.url}/health/live").status_code == 200
 
 
 def test_weights_that_are_no_numbers_fail_loudly_and_alone(folder: Path, tmp_path: Path) -> None:

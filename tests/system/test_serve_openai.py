@@ -216,6 +216,13 @@ def test_a_chat(client: openai.OpenAI) -> None:
     assert roles[0] == "assistant"
     assert set(roles[1:]) == {None}
     assert [end for end in ends if end] == ["length"]
+    more: Any = {"extra_body": {"return_token_ids": True, "prompt_logprobs": 1}, **settings}
+    extra = client.chat.completions.create(**more).model_extra
+    assert extra is not None
+    events = [event.choices[0].model_extra or {} for event in client.chat.completions.create(stream=True, **more)]
+    for name in ("prompt_token_ids", "prompt_logprobs"):  # a stream's first event says what the whole says
+        assert events[0][name] == extra[name]
+        assert not any(name in event for event in events[1:])
 
 
 def test_a_chat_in_a_form(client: openai.OpenAI) -> None:

@@ -25,6 +25,7 @@ import tritonclient.grpc as grpc
 import tritonclient.http as http_client
 from forked import SHAPE, settings, train
 from profiled import LETTERS, REQUESTS, TOKENS, needs_aiperf, profile
+from served import SHAPE as PLAIN
 from served import SPECIAL, make_adapter, make_folder
 from tritonclient.utils import InferenceServerException
 
@@ -93,7 +94,7 @@ def serving(repository: Path) -> Iterator[Served]:
             stdout=file, stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
     try:
-        wait_for(lambda: "ready: " in log.read_text() or process.poll() is not None)
+        wait_for(lambda: "ready: HTTP" in log.read_text() or process.poll() is not None)
         found = re.search(r"ready: HTTP http://127.0.0.1:(\d+), gRPC 127.0.0.1:(\d+)", log.read_text())
         assert found, log.read_text()
         yield Served(process, log, int(found[1]), int(found[2]))
@@ -205,7 +206,8 @@ def test_one_response_for_those_who_want_no_stream(served: Served, trained: Path
         ({"input_ids": [1], "n": 2**31 - 1}, "n is 2147483647; it must be at least 1, and at most 320"),
         ({"input_ids": [1], "n": 2}, "every completion is the same at temperature 0"),
         ({"input_ids": [1], "regex": "("}, "the regex cannot be compiled"),
-        ({"input_ids": [1], "regex": "a", "json_schema": "{}"}, "a text has one form; leave one of them out"),
+        ({"input_ids": [1], "lark": "start: x"}, "the lark cannot be compiled"),
+        ({"input_ids": [1], "regex": "a", "lark": "{}"}, "regex and lark: a text has one form; leave all but one"),
         ({"input_ids": [1], "sampling_parameters": "{"}, "sampling_parameters is not JSON"),
     ],
 )
@@ -222,10 +224,35 @@ def test_texts_have_the_form_that_was_asked_for(served: Served) -> None:
     assert status == 200
     assert json.loads(answer["text_output"]) in ("yes", "no")
     assert answer["finish_reason"] == "stop"
+    grammar = 'start: "per" "haps"~1..3 "!"'
+    _, answer = served.ask(text_input="a", lark=grammar, max_tokens=60)
+    assert re.fullmatch("per(haps){1,3}!", answer["text_output"])
     body = {"text_input": "a", "stream": True, "max_tokens": 30, "temperature": 1.0}
     events = [json.loads(line) for line in streamed(served, **body, parameters={"regex": "[0-9]{3}(yes|no)"})]
     assert re.fullmatch("[0-9]{3}(yes|no)", "".join(event["text_output"] for event in events))
     assert len(events) > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_prompts_log_probabilities_are_the_models(
+    served: Served, client: tuple[grpc.InferenceServerClient, queue.Queue], trained: Path, stream: bool
+) -> None:
+    talker, answers = client
+    prompt = [1, 2, 3, 200, 7, 7]
+    made = inputs(prompt, stream=stream, max_tokens=5, ignore_eos=True, return_prompt_logprobs=True)
+    talker.async_stream_infer("small", made)
+    told, reason = [], None
+    while reason is None:
+        result, error = answers.get(timeout=PATIENCE)
+        assert error is None, error
+        told.append(result.as_numpy("prompt_logprobs"))
+        reason = result.as_numpy("finish_reason")
+    assert [one is not None for one in told] == [True] + [False] * (len(told) - 1)
+    with torch.inference_mode():
+        logprobs = load_decoder(trained)[1](torch.tensor([prompt])).float().log_softmax(-1)[0]
+    expected = [logprobs[at, token].item() for at, token in enumerate(prompt[1:])]
+    assert np.allclose(told[0], expected, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -369,30 +396,48 @@ def streamed(served: Served, **body: Any) -> Iterator[str]:
     connection.close()
 
 
+GRAPHS = {"onnxruntime": ("input_ids", "logits"), "aoti": ("INPUT__0", "OUTPUT__0")}
+
+
 @pytest.mark.slow
-def test_a_graph_of_onnx_gives_the_models_logits(trained: Path, tmp_path: Path) -> None:
-    """Its config as Triton's own backend takes it; which pip's Triton has not, and weft stands in for."""
-    export_triton(trained, tmp_path / "models", "small", "onnxruntime")
-    _, decoder = load_decoder(trained)
+def test_graphs_give_the_models_logits(tmp_path: Path) -> None:
+    """Their configs are as NVIDIA's own backends take them; which pip's Triton has not, and weft stands in for."""
+    shape = PLAIN.model_copy(update={"num_layers": 1, "max_seq": 40})
+    folder = make_folder(tmp_path / "plain", shape=shape)
+    for backend in GRAPHS:
+        export_triton(folder, tmp_path / "models", backend, backend)
+    _, decoder = load_decoder(folder)
     with (
         serving(tmp_path / "models") as running,
         http_client.InferenceServerClient(f"127.0.0.1:{running.http}") as asks,
     ):
-        for size in ((1, 1), (2, 7), (1, 30)):
+
+        def logits(backend: str, tokens: torch.Tensor) -> np.ndarray:
+            entry, out = GRAPHS[backend]
+            given = http_client.InferInput(entry, list(tokens.shape), "INT64")
+            given.set_data_from_numpy(tokens.numpy())
+            return asks.infer(backend, [given]).as_numpy(out)
+
+        for size in ((1, 1), (2, 7), (1, 40)):
             tokens = torch.randint(VOCAB, size, generator=torch.Generator().manual_seed(size[1]))
-            entry = http_client.InferInput("input_ids", list(size), "INT64")
-            entry.set_data_from_numpy(tokens.numpy())
             with torch.inference_mode():
                 expected = decoder(tokens).float().numpy()
-            assert np.allclose(asks.infer("small", [entry]).as_numpy("logits"), expected, atol=1e-4)
-        bad = http_client.InferInput("input_ids", [1, 1], "INT64")
-        bad.set_data_from_numpy(np.array([[VOCAB]]))
-        with pytest.raises(InferenceServerException, match="indices element out of data bounds"):
-            asks.infer("small", [bad])
+            for backend in GRAPHS:
+                assert np.allclose(logits(backend, tokens), expected, atol=1e-4), (backend, size)
         stubs = running.stubs()
+        for backend, bad, said in (
+            ("onnxruntime", torch.tensor([[VOCAB]]), "indices element out of data bounds"),
+            ("aoti", torch.tensor([[VOCAB]]), f"a token is outside the model's vocabulary of {VOCAB}"),
+            ("aoti", torch.zeros(1, 41, dtype=torch.long), r"the shape is \[1, 41\]; it must be .* of 1 to 40 tokens"),
+        ):
+            with pytest.raises(InferenceServerException, match=said):
+                logits(backend, bad)
+        assert running.stubs() == stubs
         os.kill(stubs[0], signal.SIGKILL)
         wait_for(lambda: "Triton is back, and its models answer" in running.log.read_text())
-        assert np.allclose(asks.infer("small", [entry]).as_numpy("logits"), expected, atol=1e-4)
+        assert re.search("the process that runs (onnxruntime|pytorch) died", running.log.read_text())
+        for backend in GRAPHS:
+            assert np.allclose(logits(backend, tokens), expected, atol=1e-4), backend
 
 
 def wait_for(condition: Callable[[], object]) -> None:

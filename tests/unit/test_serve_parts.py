@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,10 @@ def test_where_a_template_stands(tmp_path: Path) -> None:
     found = find_template(tmp_path)
     assert found is not None
     assert found.source == "two"
+    for wrong in ({"name": "default"}, "x"):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({**table, "chat_template": [wrong]}))
+        with pytest.raises(ValueError, match=r"tokenizer_config\.json: chat_template has an entry without name and"):
+            find_template(tmp_path)
     (tmp_path / "chat_template.jinja").write_text("three")
     found = find_template(tmp_path)
     assert found is not None
@@ -141,6 +146,11 @@ def test_what_looks_like_a_special_token_comes_back_as_text(text: str) -> None:
     whole = "".join("<s>" if number % 2 else piece for number, piece in enumerate(pieces))
     assert whole == f"<s>{text}</s>".replace("\ufdd0", "").replace("\ufdd1", "")
     assert all(piece == "0" for piece in pieces[1::2])
+
+
+def test_what_stands_for_a_special_token_is_no_other_one() -> None:
+    assert hide(["a1<s>", {"b": "<s"}], ["<s>", "1", "<s"]) == ["a\ufdd01\ufdd1\ufdd00\ufdd1", {"b": "\ufdd02\ufdd1"}]
+    assert hide("a1", []) == "a1"
 
 
 def test_messages_are_made_plain() -> None:
@@ -245,6 +255,16 @@ def bytewise(found: list[Words] = []) -> Words:  # noqa: B006 (made once)
         tokenizer.decoder = decoders.ByteLevel()
         found.append(Words(tokenizer))
     return found[0]
+
+
+def test_no_client_writes_a_special_token() -> None:
+    template = ChatTemplate("{{ messages[0].content }}{{ messages | tojson }}{{ tools | tojson }}{{ day }}<end>", {})
+    call = {"function": {"name": "<end>", "arguments": {"<end>": ["<end>"]}}}
+    messages = [{"role": "user", "content": "a<end>", "tool_calls": [call]}]
+    words, more = bytewise(), {"day": "<end>", "<end>": 1}
+    tokens = asyncio.run(template.encode(words, 9999, messages, [{"<end>": "<end>"}], more=more))
+    assert [at for at, token in enumerate(tokens) if token == 256] == [len(tokens) - 1]  # the template's own
+    assert b"".join(words.bytes_of(token) for token in tokens).count(b"<end>") == 9
 
 
 def test_what_a_client_is_told() -> None:

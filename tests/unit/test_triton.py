@@ -27,19 +27,19 @@ from weft.checkpoint.weights import create_weights_folder, load_decoder
 from weft.cli.app import app
 from weft.cli.export_triton import model_name
 from weft.export.triton import graph
-from weft.export.triton.backends import BACKENDS, GRAPHS
+from weft.export.triton.backends import BACKENDS, GRAPHS, Wanted
 from weft.export.triton.pbtxt import Word, pbtxt
 from weft.export.triton.repository import export_triton
 from weft.models.parameters import stored_sizes
 from weft.models.shape import Shape
 from weft.serve.config import EngineConfig
 from weft.serve.engine import Engine
-from weft.serve.request import Output, RefusedError, Request, Sampling
+from weft.serve.request import Output, RefusedError, Request, Sampling, TokenLogprob
 from weft.serve.stats import Stats
 from weft.serve.triton import home, keeper, metrics, process, replies, serve
 from weft.serve.triton.keeper import EngineKeeper
 from weft.serve.triton.replies import FAILED, Replies, values_of
-from weft.serve.triton.repository import LOADED, Model, read_repository
+from weft.serve.triton.repository import LOADED, Model, read_repository, without_aoti
 from weft.serve.triton.serve import TritonOptions, begin_again, serve_triton
 from weft.serve.triton.settings import read_settings, settings_table
 from weft.serve.triton.tensors import INPUTS, form_of, prompt_of, read_values, sampling_of
@@ -102,8 +102,9 @@ def test_a_prompt_is_a_text_or_ids_and_has_one_form_at_most(folder: Path) -> Non
     assert prompt_of({"input_ids": [1]}, None) == [1]
     assert form_of({"regex": "a+"}) == ("regex", "a+")
     assert form_of({"n": 1}) is None
-    with pytest.raises(ValueError, match="json_schema and regex: a text has one form"):
-        form_of({"regex": "a", "json_schema": "{}"})
+    assert form_of({"lark": 'start: "a"'}) == ("lark", 'start: "a"')
+    with pytest.raises(ValueError, match="json_schema and lark: a text has one form; leave all but one of them out"):
+        form_of({"lark": "a", "json_schema": "{}"})
 
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
@@ -201,6 +202,8 @@ def test_values_of_outputs() -> None:
     whole = {"text_output": ["xy"], "output_ids": [1, 2, 3], "finish_reason": ["stop"]}
     assert values_of(outputs, False, [None]) == whole
     assert values_of(outputs[:1], True, [None]) == {"text_output": ["x"], "output_ids": [1, 2], "logprobs": []}
+    told = replace(outputs[0], prompt_logprobs=(None, TokenLogprob(5, -1.5), TokenLogprob(6, -0.5)))
+    assert values_of([told, outputs[1]], False, [None]) == {**whole, "prompt_logprobs": [-1.5, -0.5]}
 
 
 def test_values_of_several_completions() -> None:
@@ -319,23 +322,21 @@ def test_a_repository_is_what_triton_reads(backend: str, folder: Path, tmp_path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", GRAPHS)
-def test_a_graph_is_the_model(backend: str, tmp_path: Path) -> None:
+def test_a_graph_is_the_model(tmp_path: Path) -> None:
+    """AOTInductor's takes a minute to make: that one is looked at where Triton serves it, in tests/system."""
+    import onnxruntime
+
     folder = model_in(tmp_path / "one-layer", SHAPE.model_copy(update={"num_layers": 1}))
-    made = export_triton(folder, tmp_path / "models", "small", backend)
+    made = export_triton(folder, tmp_path / "models", "small", "onnxruntime")
     config = parsed(made / "config.pbtxt")
     assert list(config.output[0].dims)[-1] == 67
-    assert (made / "1" / ("model.onnx" if backend == "onnxruntime" else "model.pt2")).exists()
     module = graph.Logits(load_decoder(folder)[1].eval())
-    if backend == "onnxruntime":
-        import onnxruntime
-
-        session = onnxruntime.InferenceSession(made / "1/model.onnx/model.onnx")
-        assert [one.name for one in session.get_inputs()] == [config.input[0].name]
-        assert [one.name for one in session.get_outputs()] == [config.output[0].name]
-        module.model.head.weight.data[3] += 0.1  # another model: the comparison sees it
-        run = lambda tokens: torch.from_numpy(session.run(None, {"input_ids": tokens.numpy()})[0])  # noqa: E731
-        assert graph.compare(module, run) > 1e-3
+    session = onnxruntime.InferenceSession(made / "1/model.onnx/model.onnx")
+    assert [one.name for one in session.get_inputs()] == [config.input[0].name]
+    assert [one.name for one in session.get_outputs()] == [config.output[0].name]
+    module.model.head.weight.data[3] += 0.1  # another model: the comparison sees it
+    run = lambda tokens: torch.from_numpy(session.run(None, {"input_ids": tokens.numpy()})[0])  # noqa: E731
+    assert graph.compare(module, run) > 1e-3
 
 
 def test_a_graph_that_differs_is_removed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -471,6 +472,26 @@ def test_settings_are_all_of_the_engines() -> None:
     assert table["cache_bytes"] is None
 
 
+def test_what_an_old_triton_refuses_is_left_out_of_configs(folder: Path, tmp_path: Path) -> None:
+    repository, empty = tmp_path / "models", tmp_path / "empty"
+    export_triton(folder, repository, "small", link=True)
+    empty.mkdir()
+    assert without_aoti(repository, empty) == repository
+    compiled = repository / "compiled"
+    (compiled / "1").mkdir(parents=True)
+    (compiled / "1/model.pt2").touch()
+    (compiled / "config.pbtxt").write_text(pbtxt(BACKENDS["aoti"](Wanted("compiled", compiled, SHAPE, 1)).config))
+    assert without_aoti(repository, empty) == empty
+    assert [one.name for one in read_repository(empty)] == ["compiled", "small"]
+    before, after = (parsed(where / "compiled/config.pbtxt") for where in (repository, empty))
+    assert (before.platform, after.platform) == ("torch_aoti", "")
+    assert before.parameters["max_seq"].string_value == "64"
+    before.platform = ""
+    assert after == before
+    assert (empty / "compiled/1/model.pt2").is_file()
+    assert read_settings(empty / "small/1")[0].is_dir()
+
+
 # -- Triton -----------------------------------------------------------------------------------------------------------
 
 
@@ -481,6 +502,9 @@ def test_repositories_that_cannot_be_served(folder: Path, tmp_path: Path) -> Non
         serve_triton(tmp_path)
     export_triton(folder, tmp_path, "small", "vllm", link=True)
     with pytest.raises(ValueError, match="the Triton that pip brings has no backend 'vllm', only python, and weft"):
+        serve_triton(tmp_path)
+    (tmp_path / "small/config.pbtxt").write_text('backend: "pytorch"\nplatform: "pytorch_libtorch"')
+    with pytest.raises(ValueError, match=r"no backend 'pytorch', only python, .* and pytorch for a model\.pt2"):
         serve_triton(tmp_path)
     with pytest.raises(ValueError, match="holds no Triton: it needs bin/tritonserver and backends/"):
         serve_triton(tmp_path, TritonOptions(triton=tmp_path))
@@ -535,6 +559,18 @@ def test_a_triton_that_lost_its_models_is_begun_again(
     monkeypatch.setattr(process.TritonProcess, "_ask", answer)
     with pytest.raises(ValueError, match=r"do not answer as they should: small says 400 .* reads numpy 1 alone"):
         serve_triton(tmp_path / "models", options)
+
+
+def test_a_triton_that_crashes_is_begun_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(serve, "PAUSES", (0.0, 0.0))
+    made = fake_triton(tmp_path / "triton", "kill -ABRT $$")
+    export_triton(folder, tmp_path / "models", "small", link=True)
+    options = TritonOptions(http=0, grpc=0, metrics=0, triton=made)
+    with pytest.raises(ValueError, match="after 2 tries; last: Triton ended with exit code -6 before it was ready"):
+        serve_triton(tmp_path / "models", options)
+    assert capsys.readouterr().err.count("exit code -6") == 3
 
 
 def test_triton_ends_with_its_starter(folder: Path, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def triton(
     else:
         print("weights linked" if link else "weights copied, and proved bit for bit")
     print(f"{made / 'README.md'} says how to start it", end="")
-    print(f"; here: weft serve-triton {out}" if backend == "weft" else "")
+    print(f"; here: weft serve-triton {out}" if backend in ("weft", *GRAPHS) else "")
 
 
 def model_name(source: Path) -> str:

@@ -37,6 +37,8 @@ HELPER_STACK = 2 << 20
 
 HELPER_MEMORY = 4 << 30
 
+LATER = "forms cannot be compiled at the moment: leave the form out, or try again later"
+
 
 def make_matcher(tokenizer: Any, kind: Kind, text: str) -> Any:
     """llguidance's matcher of a form, at its start.
@@ -73,7 +75,9 @@ class Helpers:
         self._free: queue.LifoQueue[subprocess.Popen[bytes] | None] = queue.LifoQueue()
         for _ in range(HELPERS):
             self._free.put(None)  # not begun
+        self._closed = False
         self._waiting = 0
+        self._counting = threading.Lock()
         self._processes: set[subprocess.Popen[bytes]] = set()
         self._finalizer = weakref.finalize(self, end_all, self._processes)
 
@@ -84,13 +88,13 @@ class Helpers:
             ValueError: it cannot, or not in this time.
         """
         until = time.monotonic() + timeout
-        self._waiting += 1
+        self._wait(1)
         try:
             helper = self._free.get(timeout=timeout)
         except queue.Empty:
             raise ValueError(f"the {kind} waited for more than {timeout:g} s behind others: try again later") from None
         finally:
-            self._waiting -= 1
+            self._wait(-1)
         try:
             if helper is None or helper.poll() is not None:
                 helper = self._begin()
@@ -101,7 +105,22 @@ class Helpers:
             raise ValueError(error)
 
     def close(self) -> None:
-        self._finalizer()
+        """End them. One that is at work is cleared away by the thread that waits for it: it alone may close the pipes."""
+        self._closed = True
+        for helper in list(self._processes):
+            helper.kill()
+        free = []
+        with suppress(queue.Empty):
+            while True:
+                free.append(self._free.get_nowait())
+        for idle in free:
+            if idle is not None:
+                self._end(idle)
+            self._free.put(None)
+
+    def _wait(self, more: int) -> None:
+        with self._counting:
+            self._waiting += more
 
     def _begin(self) -> subprocess.Popen[bytes]:
         code = "from weft.serve.forms import main; main()"
@@ -112,7 +131,7 @@ class Helpers:
         until = time.monotonic() + START_SECONDS
         if not self._line(helper, lambda: time.monotonic() > until):
             self._end(helper)
-            raise ValueError("forms cannot be compiled at the moment: leave the form out, or try again later")
+            raise ValueError(LATER)
         return helper
 
     def _ask(self, helper: subprocess.Popen[bytes], kind: Kind, text: str, until: float) -> str:
@@ -127,6 +146,8 @@ class Helpers:
         if line := self._line(helper, late):
             return str(json.loads(line))
         self._end(helper)
+        if self._closed:
+            return LATER
         if line is None:
             return f"the {kind} took more than {time.monotonic() - began:.2g} s to compile: simplify it"
         return f"the {kind} cannot be compiled: it is too deep, or needs too much memory: simplify it"
@@ -156,7 +177,8 @@ class Helpers:
 
 
 def end_all(helpers: set[subprocess.Popen[bytes]]) -> None:
-    for helper in helpers:
+    while helpers:  # others may begin one meanwhile
+        helper = helpers.pop()
         helper.kill()
         helper.wait()
         assert helper.stdout is not None
@@ -164,7 +186,6 @@ def end_all(helpers: set[subprocess.Popen[bytes]]) -> None:
         helper.stdout.close()
         with suppress(BrokenPipeError):
             helper.stdin.close()
-    helpers.clear()
 
 
 def main() -> None:

@@ -93,21 +93,25 @@ class GrammarCompiler:
         Raises:
             ValueError: the form is malformed or too large, or took too long.
         """
-        text = json.dumps(source) if isinstance(source, dict) else source
+        text = text_of(source)
         if len(text) > MAX_SOURCE:
             raise ValueError(f"the {kind} has {len(text)} characters; {MAX_SOURCE} at most are compiled")
-        key = (kind, text)
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
+        if (kept := self.kept(kind, text)) is not None:
+            return kept
         self._helpers.check(kind, text, timeout)
         grammar = Grammar(make_matcher(self._tokens(), kind, text))
         with self._lock:
-            self._kept[key] = grammar
+            self._kept[kind, text] = grammar
             while len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
         return grammar
+
+    def kept(self, kind: Kind, text: str) -> Grammar | None:
+        """The grammar of a form that was compiled of late; None: it was not."""
+        with self._lock:
+            if (kind, text) in self._kept:
+                self._kept.move_to_end((kind, text))
+            return self._kept.get((kind, text))
 
     def close(self) -> None:
         """End the processes that try forms, if any has begun."""
@@ -120,6 +124,10 @@ class GrammarCompiler:
             if self._tokenizer is None:
                 self._tokenizer = llguidance.LLTokenizer(self._text, eos_token=self._eos)
             return self._tokenizer
+
+
+def text_of(source: str | dict[str, Any]) -> str:
+    return json.dumps(source) if isinstance(source, dict) else source
 
 
 def with_end(tokenizer: str) -> tuple[str, list[int]]:

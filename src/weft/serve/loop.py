@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from weft.serve.engine import Engine
+from weft.serve.pace import Pace
 from weft.serve.request import Output, RefusedError, Request
 from weft.serve.stats import Stats
 
@@ -68,13 +69,15 @@ class EngineLoop:
     Attributes:
         engine: not to be touched elsewhere; but `check`, `shape`, `eos`, `tokenizer` and `max_context` never change.
         error: what the engine failed of; None while it lives.
-        last_step: when a step last ended, on `time.monotonic`'s clock: with work to do and none done for long, it hangs.
+        last_step: when a step last ended, on `time.monotonic`'s clock.
     """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.error: BaseException | None = None
         self.last_step = time.monotonic()
+        self._pace = Pace()
+        self._aside = False  # the thread is busy with what is no step
         self._live: dict[str, tuple[Deliver, set[int]]] = {}  # and the indices that have not ended
         self._inbox: deque[Request | str | Job] = deque()  # requests, ids to cancel, and what else is to be done
         self._queued = 0  # completions of the requests in the inbox
@@ -102,6 +105,11 @@ class EngineLoop:
     def stats(self) -> Stats:
         """Now; requests that no step has seen yet count as waiting in `num_live` alone."""
         return self.engine.stats()
+
+    def patience(self, most: float) -> float:
+        """Seconds from the last step's end after which the engine hangs, if there is work; `most` at most."""
+        compiles = self.engine.config.compile  # steps of a new kind, whatever those before took
+        return most if self._aside or compiles else self._pace.patience(self.engine.scheduler.planned, most)
 
     def submit(self, request: Request, deliver: Deliver) -> None:
         """Take in a request. `deliver` gets each output, on the engine's thread: it must be quick, and must not raise.
@@ -222,7 +230,10 @@ class EngineLoop:
     def _work(self) -> None:
         try:
             while self._take_in():
+                began = time.monotonic()
                 outputs = self.engine.step()
+                if planned := self.engine.scheduler.planned:
+                    self._pace.took(planned, time.monotonic() - began)
                 with self._telling:
                     for output in outputs if self.error is None else ():
                         self._tell(output)
@@ -249,8 +260,10 @@ class EngineLoop:
                 else:
                     self.engine.cancel(item)
         while jobs:  # not under the lock: others may come meanwhile
+            self._aside = True
             try:
                 jobs.pop(0).run(self.engine)
+                self.last_step, self._aside = time.monotonic(), False
             except BaseException:
                 for job in jobs:
                     job.refuse(DeadError("the engine has ended"))

@@ -1,7 +1,7 @@
 """Weights in huge pages, on a CPU: for every decoded token all of them are read, and a page of 4 KB ends soon.
 
-With pages of 2 MB, GPT-2 124M in fp32 takes 0.85 of the time for a token (AMD EPYC). Linux gives them to who
-asks (`madvise`); where it does not, all stays as it is.
+With pages of 2 MB, GPT-2 124M in fp32 takes 0.85 of the time for a token (AMD EPYC; `benchmarks/serve_start.py`).
+Linux gives them to who asks (`madvise`); where it does not, all stays as it is.
 """
 
 from __future__ import annotations

@@ -42,7 +42,11 @@ class Work:
 
 
 class Scheduler:
-    """All live sequences: `running` ones hold blocks, `waiting` ones do not. Both are kept in order."""
+    """All live sequences: `running` ones hold blocks, `waiting` ones do not. Both are kept in order.
+
+    Attributes:
+        planned: tokens of the present step, or of the last.
+    """
 
     def __init__(self, blocks: Blocks, config: EngineConfig, window: int | None = None) -> None:
         """window: tokens that every layer of every model sees; None: all."""
@@ -50,7 +54,7 @@ class Scheduler:
         self.room = Room(blocks.size, config.step_tokens, window)
         self.running: list[Sequence] = []
         self.waiting: list[Sequence] = []
-        self.preemptions = 0
+        self.preemptions = self.planned = 0
 
     def longest(self, num_tokens: int) -> int:
         """Of so many tokens, those that one sequence may have, alone in the cache."""
@@ -86,6 +90,7 @@ class Scheduler:
             if left < 1 or not self._admit(sequence, works):
                 break
             left -= self._plan(sequence, left, works)
+        self.planned = sum(work.stop - work.start for work in works)
         return works
 
     def computed(self, work: Work) -> None:

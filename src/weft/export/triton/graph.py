@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from weft.checkpoint.weights import load_decoder
 from weft.models.decoder import Decoder
+from weft.serve.triton.repository import PACKAGE
 
 OPSET = 20
 BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
@@ -113,7 +114,7 @@ def write_aoti(module: Logits, version: Path) -> Run:
     from torch._inductor import aoti_compile_and_package, aoti_load_package
 
     exported = torch.export.export(module, (EXAMPLE,), dynamic_shapes=dims(module))
-    package = aoti_compile_and_package(exported, package_path=str(version / "model.pt2"))
+    package = aoti_compile_and_package(exported, package_path=str(version / PACKAGE))
     return aoti_load_package(package)
 
 

@@ -155,13 +155,13 @@ def _onnxruntime(wanted: Wanted) -> str:
 A model for NVIDIA's Triton Inference Server with ONNX Runtime: token ids in, logits of every place out, the whole context
 each time. weft has run the graph in ONNX Runtime and compared the logits with its own.
 
-{_graph(wanted, "input_ids", "--gpus all ", HERE.format(repository=wanted.folder.parent))}
+{_graph(wanted, "input_ids", "--gpus all ")}
 """
 
 
 HERE = """
 On this machine: `weft serve-triton {repository}`. The Triton that pip brings has no such backend; weft gives it one in
-Python, which runs the graph on the CPU. NVIDIA's own backend is in its container, and weft's tests have not run that:
+Python, which runs the graph on the CPU. NVIDIA's own backend is in its container, and weft's tests have not run that.
 """
 
 
@@ -170,20 +170,20 @@ def _aoti(wanted: Wanted) -> str:
 # {wanted.name}
 
 A model for NVIDIA's Triton Inference Server as a library that PyTorch's AOTInductor compiled for the CPU of the machine
-where it was exported: token ids in, logits of every place out, the whole context each time. The container must have the
-PyTorch that compiled it, or one that loads its packages, and Triton 26.03 or newer. weft has loaded the library and
-compared the logits with its own; Triton's backend around it, it has not run.
+where it was exported: token ids in, logits of every place out, the whole context each time. weft has loaded the library
+and compared the logits with its own. A container must have the PyTorch that compiled it, or one that loads its packages,
+and Triton 26.03 or newer.
 
 {_graph(wanted, "INPUT__0", "")}
 """
 
 
-def _graph(wanted: Wanted, entry: str, gpus: str, here: str = "") -> str:
+def _graph(wanted: Wanted, entry: str, gpus: str) -> str:
     repository = wanted.folder.parent
     start = f"tritonserver --model-repository={repository}"
     body = {"inputs": [{"name": entry, "shape": [1, 3], "datatype": "INT64", "data": [1, 2, 3]}]}
     return f"""## Start
-{here}
+{HERE.format(repository=repository)}
 In a container, or where Triton is installed with this backend: `{start}`.
 
 ```

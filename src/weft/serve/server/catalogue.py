@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Coroutine
+from typing import Any, NamedTuple
 
 from weft.serve.server.config import ServerConfig
 from weft.serve.server.errors import UnknownModelError
@@ -41,6 +41,7 @@ class Catalogue:
         self.models = {model.name: Hosted(model, config, self.metrics) for model in config.models}
         self.adapters = {name: hosted for hosted in self.models.values() for name in hosted.config.engine.adapters}
         self.started = self.draining = False
+        self._changes: set[asyncio.Task[None]] = set()
 
     async def start(self, loaded: Callable[[Hosted], None] | None = None) -> None:
         """Load all models, one after the other: each wants the whole disk.
@@ -116,7 +117,11 @@ class Catalogue:
             ValueError: as Hosted.start and Hosted.swap.
         """
         hosted = self.get(name or "?")
-        await (hosted.refresh() if hosted.ready else hosted.start())
+
+        async def load() -> None:
+            await (hosted.refresh() if hosted.ready else hosted.start())
+
+        await self._change(load())
 
     async def refresh(self) -> None:
         """Have every model take its newest checkpoint. One that cannot goes on with what it has, and the log says why."""
@@ -133,7 +138,19 @@ class Catalogue:
         Raises:
             UnknownModelError: no model has this name.
         """
-        await self.get(name or "?").close(self.config.drain_seconds)
+        hosted = self.get(name or "?")
+
+        async def unload() -> None:
+            await hosted.close(self.config.drain_seconds)
+
+        await self._change(unload())
+
+    async def _change(self, change: Coroutine[Any, Any, None]) -> None:
+        """To its end, though whoever asked for it hangs up: half of one would leave an engine that nobody knows."""
+        task = asyncio.create_task(change)
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+        await asyncio.shield(task)
 
     async def close(self, drain_seconds: float) -> bool:
         """Stop: what is unfinished after so many seconds is cancelled; whether nothing was."""

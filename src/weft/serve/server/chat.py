@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -71,14 +72,15 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None, add_generation_prompt: bool = True,
         more: Mapping[str, Any] | None = None,
     ) -> list[int]:  # fmt: skip
-        """The tokens of a chat. A special token's text in a message is tokenized as text: nobody can forge a turn.
+        """The tokens of a chat. A special token's text in what a client wrote, be it the name of an argument or of a tool's
+        or one of the template's own (`more`), is tokenized as text: nobody can forge a turn.
 
         Raises:
             ValueError: the template does not take these messages, or they do not fit into `most` tokens.
         """
         special = [token for token in words.special if token]
-        safe = [hide(message, special) for message in messages]
-        text = self.render(safe, hide(tools or (), special), add_generation_prompt, more)
+        safe, safe_tools, safe_more = (hide(one, special) for one in (messages, tools or (), more or {}))
+        text = self.render(safe, safe_tools, add_generation_prompt, safe_more)
         tokens: list[int] = []
         for number, piece in enumerate(split_forged(text)):
             if number % 2:
@@ -89,17 +91,20 @@ class ChatTemplate:
 
 
 def hide(value: Any, special: Sequence[str]) -> Any:
-    """The same message, with special tokens' texts replaced."""
-    if isinstance(value, str):
-        value = value.replace(OPEN, "").replace(CLOSE, "")
-        for number, token in enumerate(special):
-            value = value.replace(token, f"{OPEN}{number}{CLOSE}")
+    """The same messages, with special tokens' texts replaced: all in one pass, for a model may have hundreds."""
+    numbers = {token: f"{OPEN}{number}{CLOSE}" for number, token in enumerate(special)}
+    any_of = re.compile("|".join(re.escape(token) for token in sorted(special, key=len, reverse=True)) or "(?!)")
+
+    def hidden(value: Any) -> Any:
+        if isinstance(value, str):
+            return any_of.sub(lambda found: numbers[found[0]], value.replace(OPEN, "").replace(CLOSE, ""))
+        if isinstance(value, Mapping):
+            return {hidden(name): hidden(one) for name, one in value.items()}
+        if isinstance(value, list | tuple):
+            return [hidden(one) for one in value]
         return value
-    if isinstance(value, Mapping):
-        return {name: hide(one, special) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [hide(one, special) for one in value]
-    return value
+
+    return hidden(value)
 
 
 def split_forged(text: str) -> list[str]:
@@ -130,7 +135,10 @@ def find_template(folder: Path, file: Path | None = None) -> ChatTemplate | None
     else:
         source = table.get("chat_template")
     if isinstance(source, list):  # several, by name
-        named = {one["name"]: one["template"] for one in source}
+        try:
+            named = {one["name"]: one["template"] for one in source}
+        except (TypeError, KeyError):
+            raise ValueError(f"{settings}: chat_template has an entry without name and template") from None
         source = named.get("default") or next(iter(named.values()), None)
     if not source:
         return None

@@ -47,7 +47,8 @@ class ServerConfig:
             room, so that no key takes all of it.
         request_seconds: after which a request ends, where it names no earlier time itself.
         drain_seconds: that requests have to end once the server stops, or new weights have come.
-        hang_seconds: without a step, though there is work, after which an engine counts as hung.
+        hang_seconds: without a step, though there is work, after which an engine counts as hung; sooner, if it has been
+            quick (`serve/pace.py`).
         follow_seconds: how often to look for a newer checkpoint of each run; None: only when told to (SIGHUP).
         gate: by how much (nats per token) the loss of newer weights may be above that of the present ones, on `gate_text`;
             None: they are taken unseen, if they are finite.

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +18,7 @@ from weft.serve.loop import DeadError, EngineLoop
 from weft.serve.request import RefusedError, Request
 from weft.serve.server.chat import ChatTemplate, find_template
 from weft.serve.server.config import ModelConfig, ServerConfig
+from weft.serve.server.forms import Forms
 from weft.serve.server.gate import compare
 from weft.serve.server.metrics import Meter, Metrics
 from weft.serve.server.outputs import Outputs
@@ -28,6 +30,7 @@ from weft.serve.server.words import Words
 log = logging.getLogger("weft.serve")
 
 State = Literal["LOADING", "READY", "UNAVAILABLE"]
+Loaded = tuple[Path, Engine, Words | None, ChatTemplate | None]
 
 PAUSES = (0.2, 1.0, 5.0, 15.0, 30.0)
 """Seconds before each attempt to bring an engine back; the last one again and again."""
@@ -48,6 +51,7 @@ class Hosted:
         restarts: engines that died.
         meter: counts its requests.
         shares: who has how many of its places.
+        forms: compiles what its requests' texts must look like.
         statistics: how those of KServe went.
     """
 
@@ -55,7 +59,9 @@ class Hosted:
         self.config, self.server, self.name = config, server, config.name
         self.meter = Meter(config.name, metrics)
         self.statistics = Statistics()
-        self.shares = Shares(server.most_per_key(config.engine.max_sequences + config.engine.max_waiting))
+        room = config.engine.max_sequences + config.engine.max_waiting
+        self.shares = Shares(server.most_per_key(room))
+        self.forms = Forms(self.shares, room)
         metrics.states[config.name] = lambda: self._current.loop.stats() if self._current is not None else None
         self.state: State = "LOADING"
         self.reason = "loading"
@@ -91,7 +97,7 @@ class Hosted:
         if self._current is None or not self._current.loop.num_live:
             return False
         last = max(self._current.loop.last_step, self._busy_since)
-        return time.monotonic() - last > self.server.hang_seconds
+        return time.monotonic() - last > self._current.loop.patience(self.server.hang_seconds)
 
     @property
     def healthy(self) -> bool:
@@ -145,12 +151,14 @@ class Hosted:
     # -- coming and going --------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Load it, and watch over it.
+        """Load it, if somebody else has not meanwhile, and watch over it.
 
         Raises:
             ValueError: there is no model there, or its settings cannot be.
         """
         async with self._changing:
+            if self.ready:
+                return
             self.state, self.reason = "LOADING", "loading"
             try:
                 self._take(await self._load(self.config.path))
@@ -218,15 +226,21 @@ class Hosted:
     async def _load(self, path: Path) -> Version:
         """A new version, whose engine runs; nobody knows it yet."""
 
-        def load() -> tuple[Path, EngineLoop, Words | None, ChatTemplate | None]:
+        def load() -> Loaded:
             folder, damage = find_model(path)
             for finding in damage:
                 log.warning("%s: passed over a damaged checkpoint: %s", self.name, finding)
+            template = find_template(folder, self.config.chat_template)
             engine = Engine.load(folder, self.config.engine, self.config.draft)
-            words = Words(engine.tokenizer) if engine.tokenizer is not None else None
-            return folder, EngineLoop(engine), words, find_template(folder, self.config.chat_template)
+            return folder, engine, Words(engine.tokenizer) if engine.tokenizer is not None else None, template
 
-        folder, loop, words, template = await asyncio.to_thread(load)
+        loading = asyncio.create_task(asyncio.to_thread(load))
+        try:
+            folder, engine, words, template = await asyncio.shield(loading)
+        except asyncio.CancelledError:  # the thread goes on, and nobody would know what it makes
+            loading.add_done_callback(let_go)
+            raise
+        loop = EngineLoop(engine)
         loop.start()
         return Version(self.name, str(self._count + 1), folder, loop, words, template)
 
@@ -254,22 +268,31 @@ class Hosted:
                 await self._revive(self._current)
 
     async def _revive(self, dead: Version) -> None:
-        """Build the same weights' engine again, until one lives."""
+        """Build the same weights' engine again, until one lives; the newest ones', where a run has let go of those."""
         log.error("%s: the engine died and will be started again: %s", self.name, dead.loop.error)
         self._current, self.state, self.reason = None, "UNAVAILABLE", "the engine died and is being started again"
         self.restarts += 1
-        await asyncio.to_thread(dead.loop.close)
-        attempt = 0
-        while True:
-            await asyncio.sleep(PAUSES[min(attempt, len(PAUSES) - 1)])
-            attempt += 1
+        try:
+            await asyncio.to_thread(dead.loop.close)
+        except Exception as error:  # noqa: BLE001 (what is dead may not even end well; its place is free all the same)
+            log.error("%s: the dead engine did not end: %s", self.name, error)
+        for attempt, pause in enumerate(chain(PAUSES, repeat(PAUSES[-1])), start=1):
+            await asyncio.sleep(pause)
             async with self._changing:
+                if self.ready:
+                    return  # a client had it loaded
                 try:
-                    version = await self._load(dead.folder)
+                    version = await self._load(dead.folder if dead.folder.is_dir() else self.config.path)
                 except Exception as error:  # noqa: BLE001 (whatever it is, another attempt follows)
                     log.error("%s: attempt %d to start the engine again failed: %s", self.name, attempt, error)
                     self.reason = "the engine died, and starting it again failed"
                     continue
-                self._take(replace(version, number=dead.number))
+                self._take(replace(version, number=dead.number) if version.folder == dead.folder else version)
                 log.warning("%s: the engine is back", self.name)
                 return
+
+
+def let_go(loading: asyncio.Task[Loaded]) -> None:
+    """What was loaded, and is not wanted any more."""
+    if not loading.cancelled() and loading.exception() is None:
+        asyncio.get_running_loop().run_in_executor(None, loading.result()[1].close)

@@ -25,8 +25,9 @@ SERVER, LIBRARIES, STUB = "pytriton/tritonserver", "nvidia_pytriton.libs", "trit
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 SITE = f"lib/python{VERSION}/site-packages"
 
-ONNXRUNTIME = "onnxruntime"
-ONNXRUNTIME_IMPORT = "from weft.serve.triton.onnx import TritonPythonModel"
+ONNXRUNTIME, PYTORCH = "onnxruntime", "pytorch"
+STAND_INS = {ONNXRUNTIME: "weft.serve.triton.onnx", PYTORCH: "weft.serve.triton.aoti"}
+"""Backends of NVIDIA's that weft has in Python, and where: see `graph.py`."""
 
 SEE_THROUGH = """\
 import os, sys; sys.path += filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
@@ -65,7 +66,7 @@ def find_home(folder: Path | None = None) -> Home:
     kept = kept_folder()
     if not kept.is_dir():
         install(kept)
-    add_onnxruntime(kept / "backends")
+    add_stand_ins(kept / "backends")
     site = kept / SITE
     return Home(
         binary=site / SERVER / "bin" / "tritonserver",
@@ -113,11 +114,11 @@ def install(kept: Path) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def add_onnxruntime(backends: Path) -> None:
-    """Give Triton's Python backend this name as well, see `onnx.py`."""
-    folder = backends / ONNXRUNTIME
-    folder.mkdir(exist_ok=True)
-    (folder / CODE).write_text(f"{ONNXRUNTIME_IMPORT}\n", encoding="utf-8")
+def add_stand_ins(backends: Path) -> None:
+    """Give Triton's Python backend these names as well."""
+    for name, module in STAND_INS.items():
+        (backends / name).mkdir(exist_ok=True)
+        (backends / name / CODE).write_text(f"from {module} import TritonPythonModel\n", encoding="utf-8")
 
 
 def find_libpython() -> Path:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -29,7 +28,7 @@ from weft.serve.request import Output, RefusedError, Request
 from weft.serve.triton.keeper import EngineKeeper
 from weft.serve.triton.metrics import Metrics
 from weft.serve.triton.replies import Replies, Reply, values_of
-from weft.serve.triton.repository import LOADED
+from weft.serve.triton.repository import say_loaded
 from weft.serve.triton.settings import read_settings
 from weft.serve.triton.tensors import AGAIN, INPUTS, OUTPUTS, form_of, prompt_of, read_values, sampling_of
 
@@ -49,8 +48,7 @@ class TritonPythonModel:
         # more than there are helpers: a slow form gives way only to one that waits
         self.compiling = ThreadPoolExecutor(4 * HELPERS, thread_name_prefix="weft-forms")
         self.may_compile = BoundedSemaphore(config.max_waiting or 1)
-        if folder := os.environ.get(LOADED):
-            (Path(folder) / args["model_name"]).touch()
+        say_loaded(args["model_name"])
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
@@ -85,6 +83,7 @@ class TritonPythonModel:
             deadline=time.monotonic() + microseconds / 1e6 if microseconds else None,
             adapter=values.get("lora_name"),
             logprobs=0 if sender.logprobs else None,
+            prompt_logprobs=0 if values.get("return_prompt_logprobs") else None,
         )
         engine.check(request)
         sender.ends = [None] * request.n

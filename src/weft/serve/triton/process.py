@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from weft.serve.triton.home import ONNXRUNTIME, STUB, Home
+from weft.serve.triton.home import STAND_INS, STUB, Home
 from weft.serve.triton.repository import LOADED, Model
 from weft.serve.triton.tensors import AGAIN
 
@@ -39,7 +39,7 @@ FOLLOW = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.a
 """Become Triton, and be told to end (signal 15) should the process that began it be gone."""
 
 
-PYTHON = ("python", ONNXRUNTIME)
+PYTHON = ("python", *STAND_INS)
 """Backends that run stubs."""
 
 SILENT = "does not answer"
@@ -47,10 +47,10 @@ NUMPY = "; this Triton's Python backend reads numpy 1 alone: give it numpy < 2, 
 
 
 class LostError(ValueError):
-    """Triton lost touch with a model while it loaded, and now waits for ever; the next time it may go well.
+    """Triton crashed, or lost touch with a model while it loaded and now waits for ever; the next time it may go well.
 
     It asks the stub for a sign of life every second. On a machine that is very busy the sign can be late; then Triton
-    wants the stub to end, does not tell it so, and waits for that.
+    wants the stub to end, does not tell it so, and waits for that; or it waits too long for a lock, and aborts.
     """
 
 
@@ -104,14 +104,16 @@ class TritonProcess:
         """Until Triton says so, and each of weft's models has given a token: Triton says so of dead ones too.
 
         Raises:
-            LostError: all models are loaded, and Triton does not know.
+            LostError: all models are loaded, and Triton does not know; or it crashed.
             ValueError: it ended, or took longer than `seconds`.
         """
-        end, names = time.monotonic() + seconds, {model.name for model in self.models if model.ours}
+        end = time.monotonic() + seconds
+        names = {model.name for model in self.models if model.ours or model.backend in STAND_INS}
         lost = float("inf")
         while not stop.is_set():
             if (code := self.process.poll()) is not None:
-                raise ValueError(f"Triton ended with exit code {code} before it was ready: its own words are above")
+                kind = LostError if code < 0 else ValueError
+                raise kind(f"Triton ended with exit code {code} before it was ready: its own words are above")
             wrong = self._trouble()
             if not wrong:
                 self._answered = time.monotonic()
@@ -195,7 +197,7 @@ class TritonProcess:
             connection.close()
 
     def _find_stubs(self) -> dict[int, str]:
-        """The processes that run Python models: process id → model."""
+        """The processes that run Python models: process id → model, or backend."""
         found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             try:
@@ -203,7 +205,8 @@ class TritonProcess:
             except OSError:  # it is gone meanwhile
                 continue
             if Path(words[0]).name == STUB and any(word.startswith(self.memory) for word in words):
-                found[int(folder.name)] = Path(words[1]).parents[1].name
+                place = Path(words[1]).parent  # a model's version, or a backend that is in Python
+                found[int(folder.name)] = place.parent.name if place.name.isdigit() else place.name
         return found
 
 

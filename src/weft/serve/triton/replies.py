@@ -156,4 +156,7 @@ def values_of(outputs: list[Output], logprobs: bool, ends: list[str | None]) -> 
         values["finish_reason"] = list(ends)
     if logprobs:
         values["logprobs"] = [one.logprob for mine in each for output in mine for one in output.logprobs or ()]
+    for output in outputs:
+        if output.prompt_logprobs is not None:
+            values["prompt_logprobs"] = [one.logprob for one in output.prompt_logprobs if one is not None]
     return values

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from weft.serve.triton.settings import read_settings
 
-CONFIG, CODE = "config.pbtxt", "model.py"
+CONFIG, CODE, PACKAGE = "config.pbtxt", "model.py", "model.pt2"
 IMPORT = "from weft.serve.triton.model import TritonPythonModel"
 """What makes a Python model one of weft's."""
 
+
+CONTEXT = "max_seq"
+"""A parameter in the config of a compiled model: tokens of its context."""
+
+AOTI = re.compile(r'^\s*platform\s*:\s*"torch_aoti"\s*$', re.MULTILINE)
 
 LOADED = "WEFT_TRITON_LOADED"
 """An environment variable: the folder in which a model of weft's makes a file of its name when it is loaded."""
@@ -42,6 +48,31 @@ def read_repository(folder: Path) -> list[Model]:
     if not configs:
         raise ValueError(f"{folder} is no repository of Triton's: no folder in it has a {CONFIG}")
     return [_read_model(config) for config in configs]
+
+
+def say_loaded(model: str) -> None:
+    """Of a model of weft's, from inside of Triton."""
+    if folder := os.environ.get(LOADED):
+        (Path(folder) / model).touch()
+
+
+def without_aoti(repository: Path, empty: Path) -> Path:
+    """The repository for a Triton that refuses every config with a platform `torch_aoti`, as it does not know it: links in
+    an empty folder, and such configs without the name. Itself, where there are none."""
+    configs = {config.parent: config.read_text(encoding="utf-8") for config in repository.glob(f"*/{CONFIG}")}
+    named = {folder: text for folder, text in configs.items() if AOTI.search(text)}
+    if not named:
+        return repository
+    for path in repository.iterdir():
+        if path not in named:
+            (empty / path.name).symlink_to(path)
+            continue
+        (empty / path.name).mkdir()
+        for one in path.iterdir():
+            if one.name != CONFIG:
+                (empty / path.name / one.name).symlink_to(one)
+        (empty / path.name / CONFIG).write_text(AOTI.sub("", named[path]), encoding="utf-8")
+    return empty
 
 
 def _read_model(config: Path) -> Model:

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from weft.serve.triton.home import ONNXRUNTIME, find_home
+from weft.serve.triton.home import ONNXRUNTIME, PYTORCH, STAND_INS, find_home
 from weft.serve.triton.process import Addresses, LostError, TritonProcess
-from weft.serve.triton.repository import Model, read_repository
+from weft.serve.triton.repository import PACKAGE, Model, read_repository, without_aoti
 
 PAUSES = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0)
 """Seconds before each try to start it again; after the last it is given up."""
@@ -57,7 +58,7 @@ def serve_triton(
     addresses = Addresses(options.host, options.http, options.grpc, options.metrics).found()
 
     def begin() -> TritonProcess:
-        process = TritonProcess(home, repository.resolve(), models, addresses, options.drain_seconds)
+        process = TritonProcess(home, served, models, addresses, options.drain_seconds)
         try:
             process.wait_until_ready(options.start_seconds, stop)
         except BaseException:
@@ -65,7 +66,9 @@ def serve_triton(
             raise
         return process
 
-    with stop_signal() as stop:
+    with stop_signal() as stop, TemporaryDirectory(prefix="weft-triton-") as empty:
+        served = repository.resolve()
+        served = without_aoti(served, Path(empty)) if options.triton is None else served
         try:
             process = begin()
         except LostError as error:
@@ -106,11 +109,12 @@ def check_backends(repository: Path, models: list[Model]) -> None:
     for model in models:
         if model.backend == ONNXRUNTIME and importlib.util.find_spec("onnxruntime") is None:
             raise ValueError(f"{repository / model.name} needs ONNX Runtime: pip install 'weft[onnx]'")
-        if model.backend not in ("python", ONNXRUNTIME):
+        compiled = any((repository / model.name).glob(f"*/{PACKAGE}"))
+        if model.backend not in ("python", *STAND_INS) or (model.backend == PYTORCH and not compiled):
             raise ValueError(
                 f"{repository / model.name}: the Triton that pip brings has no backend {model.backend!r}, only python, "
-                f"and weft's own {ONNXRUNTIME}: start it in NVIDIA's container, as {model.name}/README.md says, or give "
-                "--triton, the folder of an installed one"
+                f"and weft's own {ONNXRUNTIME}, and {PYTORCH} for a {PACKAGE}: start it in NVIDIA's container, as "
+                f"{model.name}/README.md says, or give --triton, the folder of an installed one"
             )
 
 

@@ -44,6 +44,7 @@ INPUTS = (
     Tensor("stream", "BOOL", "a response for every few tokens; false: one, at the end"),
     Tensor("exclude_input_in_output", "BOOL", "false: the first text begins with the prompt"),
     Tensor("return_logprobs", "BOOL", "the log-probability of each new token"),
+    Tensor("return_prompt_logprobs", "BOOL", "the log-probability of each token of the prompt but the first"),
     Tensor("sampling_parameters", "STRING", "a JSON table of any of the following"),
     Tensor("max_tokens", "INT32", "new tokens at most"),
     Tensor("min_tokens", "INT32", "no end before so many"),
@@ -61,6 +62,7 @@ INPUTS = (
     Tensor("n", "INT32", "completions of the prompt, at a temperature above 0; see lengths"),
     Tensor("json_schema", "STRING", "the text is JSON of this schema"),
     Tensor("regex", "STRING", "the text matches this regular expression, as a whole"),
+    Tensor("lark", "STRING", "the text is of this grammar, in Lark's notation"),
     Tensor("lora_name", "STRING", "an adapter, of those that model.json names"),
     Tensor("priority", "INT32", "smaller goes first"),
 )
@@ -72,6 +74,7 @@ OUTPUTS = (
     Tensor("lengths", "INT32", "how many of output_ids each completion has; where n is above 1", many=True),
     Tensor("finish_reason", "STRING", "stop, length or deadline, of each; in the last response alone", many=True),
     Tensor("logprobs", "FP32", "of each new token, where asked for", many=True),
+    Tensor("prompt_logprobs", "FP32", "where asked for, in one response alone", many=True),
 )
 
 RESERVED = (
@@ -79,7 +82,7 @@ RESERVED = (
 )  # fmt: skip
 """Parameters that Triton takes for itself; so does every `triton_…`."""
 
-FORMS: tuple[Kind, ...] = ("json_schema", "regex")
+FORMS: tuple[Kind, ...] = ("json_schema", "regex", "lark")
 
 _INPUTS = {tensor.name: tensor for tensor in INPUTS}
 _DIRECT = (
@@ -121,11 +124,11 @@ def form_of(values: Mapping[str, Any]) -> tuple[Kind, str] | None:
     """The form that the text must have, and of which kind it is.
 
     Raises:
-        ValueError: there are two.
+        ValueError: there are several.
     """
     asked = [kind for kind in FORMS if kind in values]
     if len(asked) > 1:
-        raise ValueError("json_schema and regex: a text has one form; leave one of them out")
+        raise ValueError(f"{' and '.join(asked)}: a text has one form; leave all but one of them out")
     return (asked[0], values[asked[0]]) if asked else None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
 from collections.abc import AsyncGenerator
@@ -15,12 +14,11 @@ from weft.serve.server.config import ServerConfig
 from weft.serve.server.errors import UnknownModelError, cut_off
 from weft.serve.server.hosted import Hosted
 from weft.serve.server.kserve.call import Call, Response, answer
-from weft.serve.server.openai.asking import WAITERS
 from weft.serve.server.version import Version
 
 __all__ = ["infer", "version_of", "whole"]
 
-GRAMMARS: tuple[Kind, ...] = ("json_schema", "regex")
+GRAMMARS: tuple[Kind, ...] = ("json_schema", "regex", "lark")
 
 
 def version_of(hosted: Hosted, asked: str) -> Version:
@@ -55,7 +53,7 @@ async def infer(
         version = version_of(hosted, asked)
         version = version.under(adapter) if adapter else version
         hosted.check_room(tenant)  # before the prompt is tokenized: in a rush, refusals must be cheap
-        request = await make_request(call, version, config, tenant)
+        request = await make_request(call, hosted, version, config, tenant)
         clock.read = time.monotonic()
         kept: list[Output] = []
         begun = False
@@ -88,11 +86,12 @@ async def whole(
     return response
 
 
-async def make_request(call: Call, version: Version, config: ServerConfig, tenant: str) -> Request:
+async def make_request(call: Call, hosted: Hosted, version: Version, config: ServerConfig, tenant: str) -> Request:
     """What the engine is asked.
 
     Raises:
         ValueError: the call asks for what is not possible, or for more than the server's limits.
+        ValueError, RefusedError, HttpError: as Forms.compile.
     """
     settings = call.settings
     config.limits.check_stops(settings.get("stop", ()))
@@ -103,10 +102,11 @@ async def make_request(call: Call, version: Version, config: ServerConfig, tenan
         told = min(sampling.max_tokens, version.max_context) * (1 + logprobs)
         config.limits.check_count("log-probabilities in one answer", told, config.limits.told)
     latest = time.monotonic() + config.request_seconds
+    until = min(latest, call.deadline or latest)
     return Request(
-        f"kserve-{secrets.token_hex(8)}", await _prompt(call, version), sampling, priority=call.priority,
-        deadline=min(latest, call.deadline or latest), salt=f"{tenant}:", adapter=version.adapter, logprobs=logprobs,
-        grammar=await _grammar(call, version),
+        f"kserve-{secrets.token_hex(8)}", await _prompt(call, version), sampling, priority=call.priority, deadline=until,
+        salt=f"{tenant}:", adapter=version.adapter, logprobs=logprobs,
+        grammar=await _grammar(call, hosted, version, tenant, until),
     )  # fmt: skip
 
 
@@ -119,13 +119,12 @@ async def _prompt(call: Call, version: Version) -> list[int]:
     return await version.need_words().encode(text, version.max_context)
 
 
-async def _grammar(call: Call, version: Version) -> Grammar | None:
+async def _grammar(call: Call, hosted: Hosted, version: Version, tenant: str, until: float) -> Grammar | None:
     asked = [kind for kind in GRAMMARS if kind in call.settings]
     if len(asked) > 1:
-        raise ValueError("json_schema and regex: a text has one form; leave one of them out")
+        raise ValueError(f"{' and '.join(asked)}: a text has one form; leave all but one of them out")
     if not asked:
         return None
     version.need_words()
-    compiler = version.loop.engine.grammars
-    wait = asyncio.get_running_loop().run_in_executor
-    return await wait(WAITERS, compiler.compile, asked[0], call.settings[asked[0]])
+    [kind], left = asked, until - time.monotonic()
+    return await hosted.forms.compile(version.loop.engine.grammars, kind, call.settings[kind], tenant, left)

@@ -32,7 +32,7 @@ INPUTS = {
         Field("min_p", "FP32"), Field("repetition_penalty", "FP32"), Field("frequency_penalty", "FP32"),
         Field("presence_penalty", "FP32"), Field("seed", "INT64"), Field("stop", "BYTES", MANY),
         Field("stop_token_ids", "INT32", MANY), Field("ignore_eos", "BOOL"), Field("logprobs", "INT32"),
-        Field("json_schema", "BYTES"), Field("regex", "BYTES"), Field("stream", "BOOL"),
+        Field("json_schema", "BYTES"), Field("regex", "BYTES"), Field("lark", "BYTES"), Field("stream", "BOOL"),
     )
 }  # fmt: skip
 """A prompt as text or as ids, and how to continue it: names and meanings of `Sampling`, and what vLLM calls the rest."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import secrets
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from fastapi import Request as HttpRequest
@@ -16,11 +14,9 @@ from weft.serve.grammar import Grammar
 from weft.serve.request import Request, Sampling
 from weft.serve.server.config import ServerConfig
 from weft.serve.server.errors import FieldError
+from weft.serve.server.hosted import Hosted
 from weft.serve.server.openai.bodies import Generation
 from weft.serve.server.version import Version
-
-WAITERS = ThreadPoolExecutor(8, thread_name_prefix="weft-forms")
-"""Threads that wait for a form to be compiled: not those that tokenize, so a slow form holds up other forms alone."""
 
 TIMEOUT_HEADER = "x-request-timeout"
 
@@ -84,14 +80,17 @@ def deadline(asked: float | None, http: HttpRequest, config: ServerConfig) -> fl
     return time.monotonic() + min(seconds)
 
 
-async def make_grammar(body: Generation, version: Version, forced: dict[str, Any] | None = None) -> Grammar | None:
+async def make_grammar(
+    body: Generation, hosted: Hosted, version: Version, http: HttpRequest, forced: dict[str, Any] | None = None
+) -> Grammar | None:
     """The form that the answer must have.
 
     Args:
         forced: the JSON schema of the calls that it has to make.
 
     Raises:
-        ValueError: there are several, or it cannot be compiled in time.
+        ValueError: there are several.
+        ValueError, RefusedError, HttpError: as Forms.compile.
     """
     forms = list(asked_forms(body)) + ([("json_schema", forced)] if forced is not None else [])
     if not forms:
@@ -100,8 +99,8 @@ async def make_grammar(body: Generation, version: Version, forced: dict[str, Any
         raise ValueError("the answer can have one form: leave all but one of response_format, structured_outputs, "
                          "guided_… and a forced tool_choice out")  # fmt: skip
     [(kind, source)] = forms
-    compiler = version.loop.engine.grammars
-    return await asyncio.get_running_loop().run_in_executor(WAITERS, compiler.compile, kind, source)
+    left = deadline(body.timeout, http, hosted.server) - time.monotonic()
+    return await hosted.forms.compile(version.loop.engine.grammars, kind, source, http.state.tenant, left)
 
 
 def asked_forms(body: Generation) -> list[tuple[Kind, str | dict[str, Any]]]:

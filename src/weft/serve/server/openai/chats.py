@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
-import time
+from collections.abc import Iterator
 from typing import Any
 
 from fastapi import APIRouter
@@ -15,10 +14,10 @@ from weft.serve.server.catalogue import Catalogue
 from weft.serve.server.chat import ChatTemplate
 from weft.serve.server.config import ServerConfig
 from weft.serve.server.errors import FieldError, cut_off
-from weft.serve.server.openai.answers import EventAnswer, Events, JsonAnswer, Usage
 from weft.serve.server.openai.asking import make_grammar, make_requests
 from weft.serve.server.openai.bodies import ChatBody, TokenizeBody, read
-from weft.serve.server.openai.logprobs import Namer, chat_logprobs, prompt_table
+from weft.serve.server.openai.job import Job
+from weft.serve.server.openai.logprobs import chat_logprobs, prompt_table
 from weft.serve.server.openai.tools import Call, forced_form, make_reader
 from weft.serve.server.outputs import Outputs
 from weft.serve.server.version import Version
@@ -43,14 +42,9 @@ def chats_router(catalogue: Catalogue, config: ServerConfig) -> APIRouter:
         requests = make_requests(
             body, [prompt], most or max(1, version.max_context - len(prompt)), version, config, http, n=body.n,
             logprobs=body.top_logprobs or 0 if body.logprobs else None, prompt_logprobs=body.prompt_logprobs,
-            grammar=await make_grammar(body, version, forced),
+            grammar=await make_grammar(body, hosted, version, http, forced),
         )  # fmt: skip
-        outputs = hosted.outputs(requests, version, http.state.tenant)
-        job = ChatJob(body, version, requests[0])
-        if body.stream:
-            return EventAnswer(job.events(outputs), outputs, version)
-        with outputs:
-            return JsonAnswer(await job.whole(outputs), version)
+        return await ChatJob(body, version, requests).answer(hosted, http.state.tenant)
 
     return router
 
@@ -99,22 +93,14 @@ class ChatChoice:
         self.tokens: list[int] = []
 
 
-class ChatJob:
-    """The answer to one chat."""
+class ChatJob(Job):
+    """Of one request: a chat is one prompt."""
 
-    def __init__(self, body: ChatBody, version: Version, request: Request) -> None:
-        self.body, self.version, self.request = body, version, request
-        self.namer = Namer(version.words)
-        self.usage = Usage(len(request.prompt))
-        self.id, self.created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
-        self.choices = [ChatChoice(body, need_template(version).source) for _ in range(request.n)]
+    def __init__(self, body: ChatBody, version: Version, requests: list[Request]) -> None:
+        super().__init__(body, version, requests, "chatcmpl", "chat.completion.chunk")
+        self.body, [self.request] = body, requests
+        self.choices = [ChatChoice(body, need_template(version).source) for _ in range(self.request.n)]
         self.prompt_logprobs: list[Any] | None = None
-
-    def _head(self, kind: str) -> dict[str, Any]:
-        return {
-            "id": self.id, "object": kind, "created": self.created, "model": self.version.model,
-            "system_fingerprint": self.version.fingerprint,
-        }  # fmt: skip
 
     def take(self, output: Output) -> tuple[ChatChoice, str, list[Call], dict[str, Any] | None]:
         """An answer's next part: what it says, what it calls, and its log-probabilities.
@@ -127,10 +113,7 @@ class ChatJob:
             raise error
         self.usage.count(output, not choice.tokens)
         choice.tokens += output.tokens
-        text = output.text
-        if output.finish == "stop" and isinstance(output.stopped_by, str) and self.body.include_stop_str_in_output:
-            text += output.stopped_by
-        said, calls = choice.reader.push(text)
+        said, calls = choice.reader.push(self.text(output))
         if output.finish is not None:
             rest, more = choice.reader.close()
             said, calls = said + rest, calls + more
@@ -140,7 +123,7 @@ class ChatJob:
         choice.calls += calls
         if output.finish is not None:
             choice.finish = "tool_calls" if choice.calls and output.finish == "stop" else output.finish
-            choice.stopped_by = output.stopped_by if output.stopped_by not in self.version.eos else None
+            choice.stopped_by = self.stop_reason(output)
         told = None
         if self.body.logprobs:
             told = chat_logprobs(self.namer, output.logprobs or ())
@@ -149,31 +132,23 @@ class ChatJob:
             self.prompt_logprobs = prompt_table(self.namer, output.prompt_logprobs)
         return choice, said, calls, told
 
-    async def events(self, outputs: Outputs) -> Events:
-        options = self.body.stream_options
-        head = self._head("chat.completion.chunk")
-
-        def event(index: int, delta: dict[str, Any], finish: str | None = None, told: Any = None) -> dict[str, Any]:
-            choice = {"index": index, "delta": delta, "logprobs": told, "finish_reason": finish}
-            return {**head, "choices": [choice], **self.usage.event(options)}
-
-        async for output in outputs:
-            choice, said, calls, told = self.take(output)
-            delta: dict[str, Any] = {"content": said} if said else {}
-            if not choice.begun:
-                choice.begun = True
-                delta = {"role": "assistant", "content": said}
-            if calls:
-                start = len(choice.calls) - len(calls)
-                delta["tool_calls"] = [call.table(start + number) for number, call in enumerate(calls)]
-            if self.body.return_token_ids:
-                delta["token_ids"] = list(output.tokens)
-            if delta or told:
-                yield event(output.index, delta, None, told)
-            if choice.finish is not None:
-                yield event(output.index, {}, choice.finish)
-        if options.include_usage:
-            yield {**head, "choices": [], "usage": self.usage.table()}
+    def parts(self, output: Output) -> Iterator[dict[str, Any]]:
+        choice, said, calls, told = self.take(output)
+        delta: dict[str, Any] = {"content": said} if said else {}
+        of_prompt: dict[str, Any] = {}
+        if not choice.begun:
+            choice.begun = True
+            delta = {"role": "assistant", "content": said}
+            of_prompt = self._of_prompt() if output.index == 0 else {}
+        if calls:
+            start = len(choice.calls) - len(calls)
+            delta["tool_calls"] = [call.table(start + number) for number, call in enumerate(calls)]
+        if self.body.return_token_ids:
+            delta["token_ids"] = list(output.tokens)
+        if delta or told:
+            yield {"index": output.index, "delta": delta, "logprobs": told, "finish_reason": None, **of_prompt}
+        if choice.finish is not None:
+            yield {"index": output.index, "delta": {}, "logprobs": None, "finish_reason": choice.finish}
 
     async def whole(self, outputs: Outputs) -> dict[str, Any]:
         async for output in outputs:
@@ -191,9 +166,10 @@ class ChatJob:
             if self.body.return_token_ids:
                 table["token_ids"] = choice.tokens
             choices.append(table)
-        whole = {**self._head("chat.completion"), "choices": choices, "usage": self.usage.table()}
-        if self.body.return_token_ids:
-            whole["prompt_token_ids"] = list(self.request.prompt)
-        if self.prompt_logprobs is not None:
-            whole["prompt_logprobs"] = self.prompt_logprobs
-        return whole
+        head = {**self.head, "object": "chat.completion"}
+        return {**head, "choices": choices, "usage": self.usage.table(), **self._of_prompt()}
+
+    def _of_prompt(self) -> dict[str, Any]:
+        """What is said of the prompt, where the client asked for it."""
+        ids = {"prompt_token_ids": list(self.request.prompt)} if self.body.return_token_ids else {}
+        return ids | ({"prompt_logprobs": self.prompt_logprobs} if self.prompt_logprobs is not None else {})

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -16,10 +14,10 @@ from weft.serve.request import Output, Request, TokenLogprob
 from weft.serve.server.catalogue import Catalogue
 from weft.serve.server.config import ServerConfig
 from weft.serve.server.errors import FieldError, cut_off
-from weft.serve.server.openai.answers import EventAnswer, Events, JsonAnswer, Usage
 from weft.serve.server.openai.asking import make_grammar, make_requests
 from weft.serve.server.openai.bodies import CompletionBody, Prompt, read
-from weft.serve.server.openai.logprobs import CompletionLogprobs, Namer, prompt_table
+from weft.serve.server.openai.job import Job
+from weft.serve.server.openai.logprobs import CompletionLogprobs, prompt_table
 from weft.serve.server.outputs import Outputs
 from weft.serve.server.version import Version
 
@@ -44,14 +42,9 @@ def completions_router(catalogue: Catalogue, config: ServerConfig) -> APIRouter:
         requests = make_requests(
             body, prompts, max_tokens, version, config, http, n=body.best_of or body.n, logprobs=logprobs,
             prompt_logprobs=body.logprobs if body.echo and body.logprobs is not None else body.prompt_logprobs,
-            grammar=await make_grammar(body, version),
+            grammar=await make_grammar(body, hosted, version, http),
         )  # fmt: skip
-        outputs = hosted.outputs(requests, version, http.state.tenant)
-        job = Job(body, version, requests, drop=max_tokens == 0)
-        if body.stream:
-            return EventAnswer(job.events(outputs), outputs, version)
-        with outputs:
-            return JsonAnswer(await job.whole(outputs), version)
+        return await CompletionJob(body, version, requests, drop=max_tokens == 0).answer(hosted, http.state.tenant)
 
     return router
 
@@ -98,21 +91,15 @@ class Choice:
         return fmean(one.logprob for one in self.logprobs) if self.logprobs else float("-inf")
 
 
-class Job:
-    """The answer to one request of a client.
-
+class CompletionJob(Job):
+    """
     Args:
         drop: nothing but the prompt was asked for: leave the computed token out.
     """
 
     def __init__(self, body: CompletionBody, version: Version, requests: list[Request], drop: bool) -> None:
-        self.body, self.version, self.drop = body, version, drop
-        self.namer = Namer(version.words)
-        self.usage = Usage(sum(len(request.prompt) for request in requests))
-        self.head = {
-            "id": f"cmpl-{secrets.token_hex(12)}", "object": "text_completion", "created": int(time.time()),
-            "model": version.model, "system_fingerprint": version.fingerprint,
-        }  # fmt: skip
+        super().__init__(body, version, requests, "cmpl", "text_completion")
+        self.body, self.drop = body, drop
         self.prompts = [
             (body.prompt[at] if isinstance(body.prompt[at], str) else self._decode(request.prompt)) if body.echo else ""
             for at, request in enumerate(requests)
@@ -142,9 +129,7 @@ class Job:
         if self.drop:
             output = Output(output.id, output.index, finish="length", prompt_logprobs=output.prompt_logprobs)
         self.usage.count(output, first)
-        text = output.text
-        if output.finish == "stop" and isinstance(output.stopped_by, str) and self.body.include_stop_str_in_output:
-            text += output.stopped_by
+        text = self.text(output)
         tokens, told = list(output.tokens), list[TokenLogprob | None](output.logprobs or ())
         if output.prompt_logprobs is not None:
             choice.prompt_logprobs = output.prompt_logprobs
@@ -162,7 +147,7 @@ class Job:
         if self.body.logprobs is not None:
             table["logprobs"] = choice.told.table(told, tokens)
         if output.finish == "stop":
-            table["stop_reason"] = output.stopped_by if output.stopped_by not in self.version.eos else None
+            table["stop_reason"] = self.stop_reason(output)
         if self.body.return_token_ids:
             table["token_ids"] = list(output.tokens)
             if first:
@@ -171,14 +156,10 @@ class Job:
             table["prompt_logprobs"] = prompt_table(self.namer, choice.prompt_logprobs)
         return choice, table
 
-    async def events(self, outputs: Outputs) -> Events:
-        options = self.body.stream_options
-        async for output in outputs:
-            _, table = self.take(output)
-            if table["text"] or table["finish_reason"] or table["logprobs"] or self.body.return_token_ids:
-                yield {**self.head, "choices": [table], **self.usage.event(options)}
-        if options.include_usage:
-            yield {**self.head, "choices": [], "usage": self.usage.table()}
+    def parts(self, output: Output) -> Iterator[dict[str, Any]]:
+        _, table = self.take(output)
+        if table["text"] or table["finish_reason"] or table["logprobs"] or self.body.return_token_ids:
+            yield table
 
     async def whole(self, outputs: Outputs) -> dict[str, Any]:
         found: dict[int, dict[str, Any]] = {}
