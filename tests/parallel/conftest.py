@@ -16,7 +16,7 @@ from weft.verify.layout import LayoutReport, compare
 
 @pytest.fixture(scope="session")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Compared:
-    """Compares a layout, over 2 steps (the second has what the first left behind), with one process in the same precision."""
+    """Compares a layout, over 2 steps (the second has what the first left), with one process in the same precision."""
     references: dict[str, tuple[Config, Path]] = {}
 
     def run(config: Config) -> LayoutReport:
