@@ -126,7 +126,9 @@ def compare(folder: Path, dtype: str, batch: int, options: argparse.Namespace, c
     reference = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype]).eval().to(device)
     numbers = torch.Generator().manual_seed(batch)
     prompts = torch.randint(SIZES[options.model].vocab, (batch, options.prompt), generator=numbers).tolist()
-    config = EngineConfig(max_sequences=max(64, batch), step_tokens=max(512, batch * options.prompt), prefix_cache=False)
+    config = EngineConfig(
+        max_sequences=max(64, batch), step_tokens=max(512, batch * options.prompt), prefix_cache=False
+    )
     timings: dict[str, list[Timing]] = {"weft": [], "generate": [], "generate_batch": [], "llama_cpp": []}
 
     def timed(name: str, run: Callable[..., Timing], *arguments: Any) -> Callable[[], float]:
