@@ -7,10 +7,13 @@ Every run is predicted from its shape, layout, cluster and job alone, with const
 plan/constants.py. For each set of runs:
 
     MAPE, bias     mean of |predicted/measured - 1|, and of predicted/measured - 1, of the step time
-    null           MAPE of one median TFLOP/s for each GPU and precision of the same set, recomputation credited: a model
-                   that knows the answers and nothing else. `skill` is 1 - MAPE/null
+    null           MAPE of one median TFLOP/s for each GPU and precision, of the rows that constants were fitted to but
+                   two sweeps over all layouts, recomputation credited. Where none of them has both: the GPU's in the
+                   other precision, as much faster or slower as the peak is; a GPU that none of them has is left out.
+                   `skill` is 1 - MAPE/null
+    own null       the same of medians of the set's own rows: it knows the answers, and nothing else
     inside         share of runs within what is told beside a prediction as ±
-    memory         MAPE of the peak that rank 0's allocator saw
+    memory         MAPE of the peak that an allocator saw: rank 0's, allocated, or as the row says
     false fits     runs that ran out of memory and were said to fit; false no: runs that ran and were said not to
     Spearman       of the order of layouts, mean over cells of one model on as many GPUs, of 5 layouts or more
     regret         how much slower than the best of its cell the layout is that the plan would pick: median
@@ -28,16 +31,23 @@ from typing import Any
 
 import numpy as np
 
+from common import RESULTS
 from published import Run, read_rows, read_run
+from weft.plan.constants import CONSTANTS
 from weft.plan.footprint import footprint
 from weft.plan.time import step_time
 from weft.plan.work import stack
 
-HELD_OUT = (
-    "megatron-bridge", "fms-fsdp", "jax-toolbox-pax", "mt-nlg", "mcore-h100-weak", "deepspeed-azure", "megatron-2021-01",
-    "torchtitan", "megascale-megatron", "nt4-340b", "bloom", "llama3-405b", "vtrain-multi",
+FITTED = (
+    "megatron-sc21", "korthikanti22", "megatron-2020-09", "dgxc-benchmarking", "nemo-24.07", "nemo-longseq", "simumax-b200",
+    "llm-foundry-mpt", "internevo", "single", "recalled-single", "vtrain-single", "nanotron-ultrascale",
+    "nanotron-ultrascale-failed",
 )  # fmt: skip
-"""Sets of which no row was looked at when the constants were fitted; of the others every second row was not."""
+"""Sets of which every second row was fitted to; of no other set was a row looked at then."""
+SWEEPS = ("vtrain-single", "nanotron-ultrascale")
+"""Every layout that would run of small models: most are far slower than anybody would train with."""
+Rates = dict[str, float]
+"""Card and precision → the median FLOP/s of a GPU."""
 
 
 def main() -> None:
@@ -46,7 +56,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     runs, left_out = read(args.rows)
-    report = score(runs) | {"left out": left_out}
+    rates = fitted_rates(runs) or json.loads((RESULTS / "planner.json").read_text(encoding="utf-8"))["rates"]
+    report = score(runs, rates) | {"rates": rates, "left out": left_out}
     show(report)
     if args.json:
         args.json.write_text(json.dumps(report, indent=1, ensure_ascii=False, default=int) + "\n", encoding="utf-8")
@@ -85,12 +96,14 @@ def predict(runs: list[Run]) -> Predicted:
     work = stack([run.work for run in runs])
     held, first = footprint(work), footprint(work, first=True)
     time, fits = step_time(work), held.fits(work.machine)
-    return Predicted(*map(np.asarray, (time.total, time.spread, first.allocated, first.spread, fits)))
+    told = np.where([run.fullest for run in runs], held.allocated, first.allocated)
+    told = told / np.where([run.reserved for run in runs], CONSTANTS.usable, 1.0)  # the rest are holes
+    return Predicted(*map(np.asarray, (time.total, time.spread, told, first.spread, fits)))
 
 
 def fitted_on(run: Run) -> bool:
-    """Whether the constants were fitted with this run: every second one of the sets that are not held out."""
-    return run.set not in HELD_OUT and int.from_bytes(run.name.encode()[-4:]) % 2 == 0
+    """Whether the constants were fitted with this run."""
+    return run.set in FITTED and int.from_bytes(run.name.encode()[-4:]) % 2 == 0
 
 
 def stalls(run: Run) -> bool:
@@ -98,7 +111,7 @@ def stalls(run: Run) -> bool:
     return run.set == "nanotron-ultrascale" and run.layout.pp > 1
 
 
-def score(runs: list[Run]) -> dict[str, Any]:
+def score(runs: list[Run], rates: Rates) -> dict[str, Any]:
     predicted = predict(runs)
     sets = defaultdict(list)
     for index, run in enumerate(runs):
@@ -108,7 +121,7 @@ def score(runs: list[Run]) -> dict[str, Any]:
         "unseen": [i for i, run in enumerate(runs) if not fitted_on(run)],
         "unseen, 100 GPUs or more": [i for i, run in enumerate(runs) if not fitted_on(run) and run.layout.world >= 100],
         "held-out sets, 100 GPUs or more": [
-            i for i, run in enumerate(runs) if run.set in HELD_OUT and run.layout.world >= 100
+            i for i, run in enumerate(runs) if run.set not in FITTED and run.layout.world >= 100
         ],
         "unseen, without stalling pipelines": [
             i for i, run in enumerate(runs) if not fitted_on(run) and not stalls(run)
@@ -124,31 +137,33 @@ def score(runs: list[Run]) -> dict[str, Any]:
     }
 
     def of(ids: list[int]) -> dict[str, Any]:
-        return figures([runs[i] for i in ids], predicted.rows(ids))
+        return figures([runs[i] for i in ids], predicted.rows(ids), rates)
 
     return {
         "sets": {name: of(ids) for name, ids in sets.items()},
         "together": {name: of(ids) for name, ids in groups.items() if ids},
-        "split": f"held out: {', '.join(HELD_OUT)}; of the others every second row",
-    }  # fmt: skip
+        "split": f"fitted to: every second row of {', '.join(FITTED)}",
+    }
 
 
-def figures(runs: list[Run], predicted: Predicted) -> dict[str, Any]:
+def figures(runs: list[Run], predicted: Predicted, rates: Rates) -> dict[str, Any]:
     seconds, memory, fits = predicted.seconds, predicted.bytes, predicted.fits
     timed = [i for i, run in enumerate(runs) if run.seconds and not run.duplicate]
     ratio = np.array([seconds[i] / runs[i].seconds for i in timed])
     found: dict[str, Any] = {"rows": len(runs), "timed": len(timed)}
     if timed:
-        null = np.array(null_model([runs[i] for i in timed]))
-        found |= {
-            "MAPE": pct(np.abs(ratio - 1).mean()),
-            "bias": pct((ratio - 1).mean()),
-            "null": pct(np.abs(null - 1).mean()),
-        }
+        off = np.abs(ratio - 1)
+        found |= {"MAPE": pct(off.mean()), "bias": pct((ratio - 1).mean())}
+        nulls = {"null": null_model([runs[i] for i in timed], rates), "own null": own_null([runs[i] for i in timed])}
+        for name, null in nulls.items():
+            known = ~np.isnan(null)
+            error = np.abs(null[known] - 1).mean() if known.any() else 0.0
+            if error > 0:  # a set of one run is its own median
+                skill = round(float(1 - off[known].mean() / error), 2)
+                found |= {name: pct(error), name.replace("null", "skill"): skill}
+        found["without a null"] = int(np.isnan(nulls["null"]).sum())
         within = np.exp(np.abs(np.log(ratio))) <= 1 + predicted.within[timed]
         found["inside"] = pct(within.mean())
-        if np.abs(null - 1).mean() > 0:  # a set of one run is its own median
-            found["skill"] = round(float(1 - np.abs(ratio - 1).mean() / np.abs(null - 1).mean()), 2)
     weighed = [i for i, run in enumerate(runs) if run.memory]
     if weighed:
         off = np.array([memory[i] / runs[i].memory for i in weighed])
@@ -183,13 +198,43 @@ def figures(runs: list[Run], predicted: Predicted) -> dict[str, Any]:
     return found
 
 
-def null_model(runs: list[Run]) -> list[float]:
-    """Predicted over measured, if all runs of a GPU and precision had the median TFLOP/s of them."""
+def fitted_rates(runs: list[Run]) -> Rates:
+    """What the null model knows: medians of the rows that were fitted to, without SWEEPS where there are others."""
+    kinds: dict[str, dict[bool, list[float]]] = defaultdict(lambda: {False: [], True: []})
+    for run in runs:
+        if run.seconds and not run.duplicate and fitted_on(run):
+            kinds[f"{card(run)} {run.job.matmul}"][run.set in SWEEPS].append(hardware_flops(run) / run.seconds)
+    return {kind: median(rates[False] or rates[True]) for kind, rates in sorted(kinds.items())}
+
+
+def null_model(runs: list[Run], rates: Rates) -> np.ndarray:
+    """Predicted over measured, if all runs of a GPU and precision had its rate; nan where none is known."""
+    return np.array([hardware_flops(run) / (run.seconds or 1) / _rate(run, rates) for run in runs])
+
+
+def _rate(run: Run, rates: Rates) -> float:
+    name, low = card(run), run.job.matmul == "fp8"
+    if rate := rates.get(f"{name} {run.job.matmul}"):
+        return rate
+    peaks = run.cluster.peak_8bit_tflops / run.cluster.peak_tflops
+    other = rates.get(f"{name} {'16 bit' if low else 'fp8'}", float("nan"))
+    return other * peaks if low else other / peaks
+
+
+def own_null(runs: list[Run]) -> np.ndarray:
+    """Predicted over measured, if all runs of a set, GPU and precision had the median TFLOP/s of them."""
     rates = [hardware_flops(run) / (run.seconds or 1) for run in runs]
     kinds = defaultdict(list)
     for run, rate in zip(runs, rates, strict=True):
-        kinds[run.gpu, run.job.matmul].append(rate)
-    return [rate / median(kinds[run.gpu, run.job.matmul]) for run, rate in zip(runs, rates, strict=True)]
+        kinds[run.set, run.gpu, run.job.matmul].append(rate)
+    return np.array(
+        [rate / median(kinds[run.set, run.gpu, run.job.matmul]) for run, rate in zip(runs, rates, strict=True)]
+    )
+
+
+def card(run: Run) -> str:
+    """The GPU's name, whatever its memory: H100."""
+    return next(word for word in run.cluster.title.split() if any(letter.isdigit() for letter in word))
 
 
 def hardware_flops(run: Run) -> float:
@@ -215,6 +260,7 @@ def show(report: dict[str, Any]) -> None:
         "bias",
         "null",
         "skill",
+        "own null",
         "inside",
         "memory MAPE",
         "memory bias",

@@ -22,7 +22,7 @@ from weft.plan.constants import CONSTANTS
 from weft.plan.time import step_time
 from weft.plan.work import Work, stack
 
-FIXED = ("outside", "communicator", "usable", "attention_length", "short_head", "ep_hidden")
+FIXED = ("outside", "communicator", "usable", "attention_length", "short_head", "ep_hidden", "cpu_adam")
 SHARES = (
     "wave",
     "hbm",

@@ -31,6 +31,7 @@ MEGATRON_CORE = Software(flash=2, overlap_tp=1, overlap_pp=1, gradients=2, reduc
 MEGATRON_24 = replace(
     MEGATRON_CORE, flash=1
 )  # before Transformer Engine preferred cuDNN's attention on Hopper, mid-2024
+MEGATRON_25 = replace(MEGATRON_CORE, flash=3)  # with the cuDNN of December 2024 and later
 NEMO_24 = replace(MEGATRON_CORE, master=2)  # Apex keeps the 16 bits that bf16 weights lack
 TORCH = Software(fused=0, weights=4, gradients=4, master=0, reduced=4)
 NANOTRON = Software(
@@ -48,8 +49,9 @@ SOFTWARE: tuple[tuple[str, Software], ...] = (
     ("DeepSpeed", replace(MEGATRON_21, reduced=2, overlap_dp=0.5)),
     ("2021-01", replace(MEGATRON_21, whole_pp=1)), ("Smith et al. 2022", replace(MEGATRON_21, whole_pp=1, adds=1)),
     ("SimuMax", Software(flash=2, overlap_dp=0)),
-    ("NeMo 24.", NEMO_24), ("nemo-24", NEMO_24), ("DeepSeek-V3 README", replace(MEGATRON_CORE, overlap_ep=1, dedup=1)),
-    ("Bridge", replace(MEGATRON_CORE, overlap_ep=1, dedup=1)), ("dgxc", MEGATRON_CORE), ("NeMo", MEGATRON_CORE),
+    ("NeMo 24.12", replace(NEMO_24, flash=3)), ("NeMo 25", MEGATRON_25), ("NeMo 24.", NEMO_24), ("nemo-24", NEMO_24),
+    ("DeepSeek-V3 README", replace(MEGATRON_CORE, overlap_ep=1, dedup=1)),
+    ("Bridge", replace(MEGATRON_25, overlap_ep=1, dedup=1)), ("dgxc", MEGATRON_CORE), ("NeMo", MEGATRON_CORE),
     ("Megatron-Core", MEGATRON_24),
     ("mcore", MEGATRON_24), ("JAX", replace(MEGATRON_CORE, overlap_tp=0)), ("pax", replace(MEGATRON_CORE, overlap_tp=0)),
     ("TinyLlama", replace(TORCH, fused=1)),
@@ -79,9 +81,12 @@ class Run:
 
     Attributes:
         seconds: of a step; None where it failed or nothing follows.
-        memory: bytes at the peak, allocated; None where it is not told.
+        memory: bytes at the peak, of rank 0 if not told otherwise; None where it is not told.
         status: why it gave no number, else "".
         duplicate: another row tells the same run.
+        zero: of what is sharded over cp alone.
+        fullest: the memory is that of the GPU that has most.
+        reserved: it is what the allocator took, holes and all.
     """
 
     name: str
@@ -98,6 +103,8 @@ class Run:
     status: str
     duplicate: bool
     zero: int = 0
+    fullest: bool = False
+    reserved: bool = False
 
     @property
     def work(self) -> Work:
@@ -135,7 +142,8 @@ def read_run(row: dict[str, Any]) -> Run:
         name=row["id"], set=row.get("set", "?"), gpu=row["gpu"], model=str(row["model"].get("name")),
         shape=shape, layout=layout, job=job, cluster=cluster, software=software, seconds=seconds,
         memory=memory * GIB if memory else None, status=str(measured.get("status") or ""),
-        duplicate="duplicate_of" in row, zero=row.get("zero_stage") or 0,
+        duplicate="duplicate_of" in row, zero=_zero(row) or 0, fullest=measured.get("peak_mem_gpu") == "fullest",
+        reserved=measured.get("peak_mem_kind") == "reserved",
     )  # fmt: skip
 
 
@@ -168,7 +176,7 @@ def _that_fits(shape: Shape, layout: Layout, job: Job, cluster: Cluster, softwar
         return layout, replace(software, keeps_gathered=0)
     if held.total > 1.4 * cluster.memory:
         return layout.model_copy(update={"recompute": "full"}), software
-    if software.flash == 2:
+    if software.flash >= 2:
         return layout.model_copy(update={"recompute": "selective"}), software
     return layout, software
 
@@ -234,12 +242,10 @@ def _layout(row: dict[str, Any], job: Job) -> Layout:
         raise ValueError("tp·pp·cp does not divide the GPUs")
     replicas = gpus // (tp * pp * cp)
     hopper = not any(word in row["gpu"] for word in ("A100", "V100"))
-    zero = row.get("zero_stage")
+    zero = _zero(row)
     if zero is None:
         zero = 3 if row.get("fsdp") else int(hopper)
-    titan = "torchtitan" in f"{row.get('framework')} {row.get('set')} {row.get('source')}".lower()
-    if titan and zero == 3 and pp > 1:
-        zero = 1  # beside a pipeline it keeps gathered weights, and adds up whole gradients, until the step's end
+    titan = _is_titan(row)
     groups = re.findall(r"\d+", f"{row.get('fsdp') or ''}")
     group = row.get("zero1_group")
     shards = int(groups[0]) if groups else group if isinstance(group, int) and group > 0 else replicas
@@ -254,11 +260,13 @@ def _layout(row: dict[str, Any], job: Job) -> Layout:
     counted = "recompute" in str(row.get("flops_convention", ""))
     # paxml's own GPT experiments save nothing
     recompute = str(row.get("recompute") or ("full" if counted or "pax" in row.get("set", "") else "none"))
+    recompute = re.split("[ :]", recompute)[0]
     told = row.get("measured", {})
     if recompute.startswith("selective") and told.get("hfu") and told.get("mfu") and row.get("fsdp"):
-        share = 3 * (told["hfu"] / told["mfu"] - 1)  # of the blocks: torch's "selective" is every n-th block, whole
-        recompute = "full" if share > 0.75 else f"full/{max(2, round(1 / share))}" if share > 0.05 else "none"
-    recompute = re.split("[ :]", recompute)[0]
+        share = 3 * (told["hfu"] / told["mfu"] - 1)  # of the blocks: torch's "selective" is some of them, whole
+        layers = row["model"].get("layers") or KNOWN[row["model"]["name"].lower()]["layers"]
+        again = round(share * layers)
+        recompute = "full" if again >= layers else f"full:{again}" if again > 0 else "none"
     if titan and pp > 1 and not row.get("grad_accum") and local // micro_batch < pp:
         micro_batch = max(1, local // pp)  # its local batch is cut into as many as there are stages
     sp = row.get("sp")
@@ -290,6 +298,16 @@ def _layout(row: dict[str, Any], job: Job) -> Layout:
         micro_batch=max(1, int(micro_batch)), precision="bf16",
         recompute=recompute if recompute.startswith(("full", "selective")) else "none",
     )  # fmt: skip
+
+
+def _is_titan(row: dict[str, Any]) -> bool:
+    return "torchtitan" in f"{row.get('framework')} {row.get('set')} {row.get('source')}".lower()
+
+
+def _zero(row: dict[str, Any]) -> int | None:
+    """As the row says; but torchtitan's pipelines keep gathered weights, and add up whole gradients, to the step's end."""
+    zero = row.get("zero_stage")
+    return 1 if zero == 3 and _is_titan(row) and (row.get("pp") or 1) > 1 else zero
 
 
 PRESETS = (
@@ -345,6 +363,8 @@ def _software(row: dict[str, Any]) -> Software:
         found = replace(found, flash=max(1, found.flash))
     if "compile" in extras:
         found = replace(found, fused=1)
+        if _is_titan(row) and "2024" not in row.get("source", ""):  # the loss too, but in 2024 (its train.py)
+            found = replace(found, logits=4)
     if "no tp comm overlap" in extras:
         found = replace(found, overlap_tp=0)
     elif "tp-comm-overlap" in extras or re.search(r"async[ -]?tp", extras):

@@ -44,7 +44,7 @@ CASES: dict[str, tuple[str, dict]] = {  # layout, optimizer
     "moments of 8 bits": ("single", {"states": "8bit"}),
     "activations offloaded": ("offload", {}),
     "activations offloaded, full": ("full.offload", {}),
-    "optimizer offloaded": ("single", {"offload": True}),
+    "optimizer offloaded": ("offloadoptimizer", {}),
     "bf16": ("bf16", {}),
     "weights offloaded": ("offloadweights.bf16", {}),
     "bf16, gradients in bf16": ("bf16.bf16grads", {}),

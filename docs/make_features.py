@@ -81,6 +81,7 @@ FEATURES = [
     of_layout("redo", lambda it: it.recompute.startswith("redo"), recompute="redo-mlp"),
     of_layout("offload", lambda it: it.offload, offload=True),
     of_layout("offloadweights", lambda it: it.offload_weights, fsdp=2, offload_weights=True),
+    of_layout("offloadoptimizer", lambda it: it.offload_optimizer, offload_optimizer=True),
     of_layout("chunked", lambda it: it.loss == "chunked", loss="chunked"),
     *(
         of_layout(name, lambda it, name=name: it.precision == name, precision=name)
@@ -94,7 +95,6 @@ FEATURES = [
     of_layout("compile", lambda it: it.compile, compile=True),
     of_optimizer("muon", kind="muon"),
     of_optimizer("8bit", states="8bit"),
-    of_optimizer("zero-offload", offload=True),
     Feature(
         "documents", {}, lambda config: config.data.document_mask, {"data": {"paths": ["x"], "document_mask": True}}
     ),

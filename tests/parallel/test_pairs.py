@@ -17,15 +17,15 @@ EVERY = EXPERTS | {"experts": {"num_experts": 4, "per_token": 4}}
 """Each token goes to every expert: no rounding can send it to another one, so low precisions compare as of dense models."""
 
 PAIRS = [
-    ("llama", "dp2.fsdp2.zero2.pp2.vp2.stages1-1-1-1.bfs.selective.chunked.fp8row", "muon+offload", True),
+    ("llama", "dp2.fsdp2.zero2.pp2.vp2.stages1-1-1-1.bfs.selective.offloadoptimizer.chunked.fp8row", "muon", True),
     ("llama", "fsdp2.cp2.pp2.stages3-1.gpipe.redo-mlp.bf16.bf16grads", "muon+8bit", False),
     ("llama", "cp2.ulysses.pp2.dualpipev.full.fp16", "muon+8bit", False),
-    ("llama", "cp2.pp2.vp2.interleaved.selective.fp8", "muon+offload", True),
+    ("llama", "cp2.pp2.vp2.interleaved.selective.offloadoptimizer.fp8", "muon", True),
     ("mixtral", "fsdp2.zero1.ep2.tp2.sp.pp2.dualpipev.redo-mlp", "", False),
-    ("llama", "cp2.ulysses.pp2.zbv.redo-mlp", "muon+offload", False),
+    ("llama", "cp2.ulysses.pp2.zbv.redo-mlp.offloadoptimizer", "muon", False),
     ("llama", "tp2.sp.pp2.gpipe.selective.fp16", "", False),
     ("llama", "dp2.fsdp2.pp2.vp2.interleaved.full.fp16", "", False),
-    ("llama", "cp2.ring.pp2.zbh1", "muon+offload", False),
+    ("llama", "cp2.ring.pp2.zbh1.offloadoptimizer", "muon", False),
     ("llama", "dp2.cp2.ulysses.pp2.gpipe.fp8", "", False),
     ("mixtral", "cp2.ulysses.etp2.pp2.zbh1", "", False),
     ("llama", "cp2.pp2.vp2.bfs.fp8row", "", False),
@@ -38,13 +38,18 @@ PAIRS = [
     ("llama", "dp2.fsdp2.pp2.gpipe", "", False),
     ("llama", "dp2.fsdp2.cp2", "", False),
     ("llama", "dp2.fsdp2.tp2.sp", "", False),
-    ("mixtral", "cp2.ulysses.ep2.etp2.tp2.sp.pp2.vp2.stages1-1-1-1.interleaved.redo-mlp.chunked", "offload", True),
-    ("llama", "fsdp2.zero1.pp2.stages3-1.gpipe.full.chunked.bf16.bf16grads", "offload", True),
+    (
+        "mixtral",
+        "cp2.ulysses.ep2.etp2.tp2.sp.pp2.vp2.stages1-1-1-1.interleaved.redo-mlp.offloadoptimizer.chunked",
+        "",
+        True,
+    ),
+    ("llama", "fsdp2.zero1.pp2.stages3-1.gpipe.full.offloadoptimizer.chunked.bf16.bf16grads", "", True),
     ("mixtral", "fsdp2.zero2.cp2.ring.ep2.etp2.pp2.stages3-1.zbh1.mb2.full.chunked", "8bit", True),
-    ("mixtral", "dp2.fsdp2.zero2.ep2.etp2.pp2.stages1-1-1-1.dualpipev.redo-mlp.chunked", "offload", True),
+    ("mixtral", "dp2.fsdp2.zero2.ep2.etp2.pp2.stages1-1-1-1.dualpipev.redo-mlp.offloadoptimizer.chunked", "", True),
     ("llama", "fsdp2.zero1.tp2.sp.pp2.vp2.stages1-1-1-1.bfs.redo-mlp.fp8", "8bit", False),
     ("mixtral", "fsdp2.zero1.etp2.pp2.zbv.selective.chunked", "8bit", True),
-    ("llama", "cp2.ring.pp2.vp2.stages1-1-1-1.bfs.full.fp16", "offload", True),
+    ("llama", "cp2.ring.pp2.vp2.stages1-1-1-1.bfs.full.offloadoptimizer.fp16", "", True),
     ("llama", "cp2.ring.pp2.gpipe.redo-mlp.fp8row", "8bit", False),
     ("llama", "tp2.sp.pp2.dualpipev.selective.bf16.bf16grads", "", False),
     ("mixtral", "fsdp2.zero1.ep2.fp8row", "", False),
@@ -60,7 +65,7 @@ PAIRS = [
     ("mixtral", "dp2.etp2.pp2.vp2.bfs", "", False),
     ("mixtral", "dp2.etp2.pp2", "", False),
     ("llama", "dp2.fsdp2.pp2.zbh1", "", False),
-    ("llama", "dp2.fsdp2.zero2.offload.fp16", "muon+offload", True),
+    ("llama", "dp2.fsdp2.zero2.offload.offloadoptimizer.fp16", "muon", True),
     ("llama", "cp2.pp2.dualpipev.offload.fp8row.bf16grads", "8bit", False),
     ("llama", "cp2.ulysses.pp2.stages3-1.gpipe.offload", "", False),
     ("llama", "pp2.vp2.bfs.offload", "", False),
@@ -69,7 +74,7 @@ PAIRS = [
     ("llama", "dp2.pp2.zbv.fp8", "", False),
     ("llama", "pp2.dualpipev.fp8", "", False),
     ("llama", "fsdp2.zero1.cp2.tp2.sp.asynctp.full.bf16.bf16grads", "muon+8bit", True),
-    ("llama", "fsdp2.zero2.tp2.sp.asynctp.pp2.stages3-1.gpipe.chunked.fp16", "offload", False),
+    ("llama", "fsdp2.zero2.tp2.sp.asynctp.pp2.stages3-1.gpipe.offloadoptimizer.chunked.fp16", "", False),
     ("llama", "dp2.fsdp2.tp2.sp.asynctp.mb2.offload", "", False),
     ("mixtral", "cp2.ring.ep2.etp2.tp2.sp.asynctp.pp2.vp2.interleaved", "", False),
     ("llama", "cp2.ulysses.tp2.sp.asynctp.pp2.vp2.bfs", "", False),
@@ -93,7 +98,7 @@ PAIRS = [
 ]
 MODELS = {"llama": ("llama", DENSE), "mixtral": ("mixtral", EXPERTS), "every": ("mixtral", EVERY)}
 COMPILED = [
-    ("llama", "dp2.fsdp2.zero1.chunked.fp16.compile", "muon+offload", True),
+    ("llama", "dp2.fsdp2.zero1.offloadoptimizer.chunked.fp16.compile", "muon", True),
     ("llama", "pp2.stages3-1.gpipe.fp8.bf16grads.compile", "8bit", False),
     ("llama", "pp2.vp2.interleaved.bf16.compile", "", False),
     ("llama", "pp2.vp2.bfs.compile", "", False),
@@ -101,7 +106,7 @@ COMPILED = [
     ("mixtral", "dp2.etp2.compile", "muon", False),
     ("llama", "fsdp2.offloadweights.compile", "", False),
 ]
-OPTIMIZERS = {"muon": {"kind": "muon"}, "8bit": {"states": "8bit"}, "offload": {"offload": True}}
+OPTIMIZERS = {"muon": {"kind": "muon"}, "8bit": {"states": "8bit"}}
 
 
 @pytest.mark.slow

@@ -121,7 +121,7 @@ def test_killed_between_the_save_and_the_next_step(tmp_path: Path) -> None:
     [
         ("single", {"kind": "muon"}),
         ("fsdp2.tp2", {"kind": "muon"}),
-        ("fsdp2", {"offload": True}),
+        ("fsdp2.offloadoptimizer", {}),
         ("fsdp2.tp2", {"states": "8bit"}),
     ],
 )

@@ -196,13 +196,13 @@ def test_learned_positions_end() -> None:
 
 
 def test_8bit_moments_are_not_offloaded() -> None:
-    with pytest.raises(ValueError, match=r"optimizer.states = 8bit .*optimizer.offload .*leave one of them out"):
-        small(optimizer={"states": "8bit", "offload": True})
+    with pytest.raises(ValueError, match=r"optimizer.states = 8bit .*layout.offload_optimizer .*leave one of them out"):
+        small(layout="offloadoptimizer", optimizer={"states": "8bit"})
 
 
 def test_moments_are_not_offloaded_twice() -> None:
-    with pytest.raises(ValueError, match=r"layout.offload_weights .*optimizer.offload .*leave one of them out"):
-        small(layout="offloadweights.bf16", optimizer={"offload": True})
+    with pytest.raises(ValueError, match=r"layout.offload_weights .*layout.offload_optimizer .*leave one of them out"):
+        small(layout="offloadweights.offloadoptimizer.bf16")
 
 
 def test_missing_sizes_are_named_all_at_once() -> None:

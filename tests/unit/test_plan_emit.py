@@ -38,6 +38,7 @@ def there_and_back(config: Config, system: str, tmp_path: Path, **known: object)
         ("llama3-8b", "dp4.fsdp8.cp2.ring.mb1.selective.bf16"),
         ("llama3-8b", "fsdp8.zero2.cp4.ulysses.mb2.redo-mlp.fp8"),
         ("llama3-8b", "dp8.cp2.mb1.fp16"),
+        ("llama3-8b", "fsdp8.zero1.mb1.offloadoptimizer.bf16"),
         ("mixtral-8x7b", "fsdp8.zero1.ep8.etp1.tp2.sp.mb1.bf16"),
         ("qwen3-8b", "fsdp8.zero1.mb1.bf16"),
         ("gpt3-13b", "dp8.tp2.mb4"),
@@ -66,7 +67,14 @@ def test_megatron_and_back_is_the_same_run(model: str, layout: str, tmp_path: Pa
 
 @pytest.mark.parametrize(
     "layout",
-    ["fsdp8.zero1.mb2.bf16", "dp4.mb2.fp16", "dp2.fsdp4.mb1.bf16.bf16grads", "fsdp8.mb1", "fsdp8.mb1.offloadweights"],
+    [
+        "fsdp8.zero1.mb2.bf16",
+        "dp4.mb2.fp16",
+        "dp2.fsdp4.mb1.bf16.bf16grads",
+        "fsdp8.mb1",
+        "fsdp8.mb1.offloadweights",
+        "fsdp8.mb1.offloadoptimizer",
+    ],
 )
 def test_deepspeed_and_back_is_the_same_layout(layout: str, tmp_path: Path) -> None:
     config = a_run("llama3-8b", layout, 64)
@@ -95,6 +103,9 @@ def test_weft_and_back_is_the_same_run(tmp_path: Path) -> None:
         ("megatron", "llama3-8b", "fsdp8.mb1.fp8row", "layout.precision = fp8row"),
         ("megatron", "llama3-8b", "fsdp8.mb1.full/2.bf16", "layout.recompute = full/2"),
         ("megatron", "mixtral-8x7b", "fsdp8.tp2.mb1.bf16", "needs layout.sp"),
+        ("megatron", "llama3-8b", "fsdp8.mb1.offloadoptimizer.bf16", "offload_optimizer: .*zero1 with fsdp above 1"),
+        ("torchtitan", "llama3-8b", "fsdp8.mb1.offloadoptimizer.bf16", "layout.offload_optimizer"),
+        ("nemo", "llama3-8b", "fsdp8.zero1.mb1.offloadoptimizer.bf16", "layout.offload_optimizer"),
         ("nemo", "llama3-8b", "dp2.pp4.gpipe.mb1.bf16", "NeMo cannot run this: layout.schedule = gpipe"),
         ("nemo", "llama3-8b", "fsdp8.mb1.bf16", "layout.zero = 3"),
         ("deepspeed", "llama3-8b", "dp4.tp2.mb1", "layout.tp = 2"),

@@ -194,7 +194,7 @@ def test_8bit_moments(kind: str, layout: str) -> None:
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_offloaded_moments_are_not_on_the_gpu(kind: str) -> None:
     matrices = 12 * GPT2.block_matmul_params(0) if kind == "muon" else 0
-    made = config(optimizer={"kind": kind, "offload": True})
+    made = config(layout="offloadoptimizer", optimizer={"kind": kind})
     [gpu], [cpu] = (layout_memory(made, device) for device in ("cuda", "cpu"))
     assert gpu.peak.optimizer == 4 * matrices
     assert cpu.peak.optimizer == 4 * matrices + 16 * (GPT2.num_params - matrices)

@@ -120,6 +120,7 @@ def layouts(
     from rich.console import Console
 
     from weft.config.layout import Layout
+    from weft.config.precision import FP8
     from weft.plan.advice import Question
     from weft.plan.findings import show_answers, show_closest, show_plan, show_search
     from weft.plan.machine import read_cluster
@@ -129,6 +130,10 @@ def layouts(
 
     if html is not None and layout is not None:
         raise ValueError("--html draws a whole search: leave --layout out")
+    if fp8 and layout is not None:
+        raise ValueError(
+            f"--fp8 is of a search: say it in --layout {layout} itself, as one of its parts, fp8 or fp8row"
+        )
     if exact and layout is None:
         raise ValueError("--exact is of one layout: name it with --layout")
     if out is not None and emit is None:
@@ -136,9 +141,13 @@ def layouts(
     console = Console(stderr=emit is not None and out is None)  # stdout is the settings' alone
     console = console if console.is_terminal else Console(width=160)  # a pipe has no width: let no column be cut there
     shape, machines = _shape(model), read_cluster(cluster)
-    job = Job(seq=seq, global_batch=batch, tokens=tokens, matmul="fp8" if fp8 else "16 bit")
-    if layout is not None:
-        shown: Plan | None = Plan.of(shape, Layout.parse(layout), job, machines)
+    if fp8 and machines.peak_8bit_tflops <= machines.peak_tflops:
+        raise ValueError(f"--fp8: {machines.title} multiplies 8 bits no faster than 16: leave it out")
+    named = Layout.parse(layout) if layout is not None else None
+    low = fp8 or (named is not None and named.precision in FP8)
+    job = Job(seq=seq, global_batch=batch, tokens=tokens, matmul="fp8" if low else "16 bit")
+    if named is not None:
+        shown: Plan | None = Plan.of(shape, named, job, machines)
     else:
         found = search(shape, job, machines)
         plans = found.best(count)
@@ -162,7 +171,7 @@ def layouts(
         print(f"written: {html}", file=sys.stderr if emit and out is None else sys.stdout)
     if emit is not None:
         if shown is None:
-            raise ValueError(f"--emit {emit}: no layout fits, so there is nothing to write")
+            raise ValueError(f"--emit {emit}: there is no layout to write")
         _emit(shown, emit, out)
 
 

@@ -71,6 +71,7 @@ class Layout(BaseModel):
         False,
         description="weights, their reduced gradients, moments and update are the CPU's; blocks get copies in turn",
     )
+    offload_optimizer: bool = Field(False, description="AdamW's moments and its update are the CPU's; weights stay")
     loss: Literal["whole", "chunked"] = Field(
         "whole", description="from logits that exist as a whole, or from those of some positions at a time"
     )
@@ -259,6 +260,7 @@ class Layout(BaseModel):
         parts += [self.recompute] if self.recompute != "none" else []
         parts += ["offload"] if self.offload else []
         parts += ["offloadweights"] if self.offload_weights else []
+        parts += ["offloadoptimizer"] if self.offload_optimizer else []
         parts += [self.loss] if self.loss != "whole" else []
         parts += [self.precision] if self.precision != "fp32" else []
         parts += ["bf16grads"] if self.gradients == "bf16" else []

@@ -17,6 +17,7 @@ WORDS: dict[str, tuple[str, object]] = {
     **{name: ("schedule", name) for name in ORDERS},
     "offload": ("offload", True),
     "offloadweights": ("offload_weights", True),
+    "offloadoptimizer": ("offload_optimizer", True),
     "chunked": ("loss", "chunked"),
     "fp32": ("precision", "fp32"),
     "bf16": ("precision", "bf16"),
@@ -44,6 +45,6 @@ def parse_part(part: str, text: str) -> tuple[str, object]:
     raise ValueError(
         f"layout {text!r}: {part!r} is not understood. Parts, joined by dots: dp2 fsdp2 zero1|2|3 cp2 ring|ulysses "
         "ep2 etp2 tp2 sp asynctp pp2 vp2 stages3-1 gpipe|1f1b|interleaved|bfs|zbh1|zbv|dualpipev|csv(FILE.csv) "
-        "mb1 selective|full|redo-mlp|fit40g offload offloadweights chunked bf16|fp16|fp8|fp8row bf16grads compile; "
-        "or single"
+        "mb1 selective|full|redo-mlp|fit40g offload offloadweights|offloadoptimizer chunked bf16|fp16|fp8|fp8row "
+        "bf16grads compile; or single"
     )

@@ -26,6 +26,11 @@ def check_computation(layout: Layout) -> None:
             "layout.offload_weights is FSDP2's, and nothing is sharded here: set layout.fsdp above 1 or "
             "layout.precision = bf16, or leave it out"
         )
+    if layout.offload_weights and layout.offload_optimizer:
+        raise ValueError(
+            "layout.offload_weights keeps weights and moments on the CPU, so there is nothing for layout.offload_optimizer "
+            "to copy there: leave one of them out"
+        )
     if layout.gradients == "bf16" and layout.precision not in ("bf16", *FP8):
         raise ValueError("layout.gradients = bf16 is for gradients that come in bf16: set layout.precision = bf16")
     if layout.async_tp:

@@ -35,7 +35,6 @@ class OptimizerConfig(Section):
     states: Literal["fp32", "8bit"] = Field(
         "fp32", description="AdamW's moments of matrices; 8bit: in blocks of 256 numbers with a scale each"
     )
-    offload: bool = Field(False, description="AdamW's moments in the CPU's memory, and its update on the CPU")
     momentum: float = Field(0.95, ge=0, lt=1, description="of Muon")
     weight_decay: float = Field(0.1, ge=0)
     clip_norm: float = Field(1.0, ge=0, description="largest global gradient norm; 0: no clipping")
@@ -150,15 +149,10 @@ class Config(Section):
                 "balance.capacity drops the later tokens of a sequence, and cp gives each process some early and some "
                 "late ones: set layout.cp = 1, or balance.capacity = 0"
             )
-        if self.optimizer.states == "8bit" and self.optimizer.offload:
+        if self.optimizer.states == "8bit" and self.layout.offload_optimizer:
             raise ValueError(
-                "optimizer.states = 8bit makes moments small where they are, and optimizer.offload moves fp32 ones "
+                "optimizer.states = 8bit makes moments small where they are, and layout.offload_optimizer moves fp32 ones "
                 "to the CPU: leave one of them out"
-            )
-        if self.layout.offload_weights and self.optimizer.offload:
-            raise ValueError(
-                "layout.offload_weights keeps weights and moments on the CPU, so there is nothing for optimizer.offload to "
-                "copy there: leave one of them out"
             )
         self.layout.check(self.model, self.train.global_batch, self.seq)
         return self

@@ -170,7 +170,7 @@ def name_what_is_there(training: Training, watch: Watch, device: Device) -> None
         for replicas in chunk.replicas:
             for bucket in replicas.buckets:
                 ledger.mark(bucket, "gradients")
-    if device == "cuda" and training.config.optimizer.offload:
+    if device == "cuda" and training.config.layout.offload_optimizer:
         optimizer = training.optimizer
         moments = (moment for state in optimizer.adamw.state.values() for moment in state.values())
         for x in (*optimizer.tensors, *(optimizer.gradients or []), *moments):

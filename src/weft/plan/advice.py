@@ -86,7 +86,8 @@ class Question:
 
     def smaller_moments(self) -> Plan | None:
         """The best plan with optimizer.states = 8bit: a byte for each moment, and a scale for each 256 of them."""
-        return self.best(software=replace(self.software, moments=2 * (1 + 4 / 256)))
+        small = search(self.shape, self.job, self.cluster, replace(self.software, moments=2 * (1 + 4 / 256)))
+        return next((plan for plan in small.best(10) if not plan.layout.offload_optimizer), None)
 
     def answers(self, plan: Plan | None, days: float | None, *, what_if: bool) -> Iterator[Answer]:
         """Largest batch, longest sequence, GPUs for a deadline, 8-bit moments, slower links."""

@@ -105,6 +105,7 @@ def block_time(work: Work, experts: bool) -> Block:
     filled = np.minimum(1.0, rows / chip.sms)
     length = s.seq / c.cp
     kernel = np.where((soft.flash == 1) & (chip.generation >= 2), C.flash2, 1.0)
+    kernel = np.where((soft.flash == 3) & (chip.generation == 2), C.flash3, kernel)
     flops = 2 * scores * (s.head_dim + s.values)
     flash = flops / (chip.peak * chip.attention * kernel * head * filled * length / (length + C.attention_length))
     plain = flops / (0.6 * chip.peak * chip.gemm) + scores * C.scores / (chip.hbm * C.hbm)
@@ -122,9 +123,11 @@ def block_time(work: Work, experts: bool) -> Block:
     )
 
     volume = tokens * s.hidden * c.item
-    one = collectives.gather(tp, 1, chip, volume) + collectives.waited(tp, 1, chip)
+    one, waited = collectives.gather(tp, 1, chip, volume), collectives.waited(tp, 1, chip)
+    sums = 2 * collectives.reduce(tp, 1, chip, volume)  # without sp, two of them each way
     shown = np.where(soft.overlap_tp, 1 - C.tp_hidden, 1.0)
-    tp_time = (4 * one * shown, np.where(c.sp > 0, 6 - 2 * soft.keeps_gathered, 4) * one * shown)
+    gathers = (4, 6 - 2 * soft.keeps_gathered)
+    tp_time = tuple(np.where(c.sp > 0, n * (one + waited), sums + 4 * waited) * shown for n in gathers)
 
     keys = 2 * tokens * kv * c.item
     hop = collectives.gather(c.cp, tp, chip, keys * c.cp)

@@ -48,8 +48,15 @@ def waited(size: Num, stride: Num, machine: Machine) -> Num:
 
 
 def reduce(size: Num, stride: Num, machine: Machine, volume: Num) -> Num:
-    """Seconds of an all-reduce: a reduce-scatter and an all-gather."""
-    return 2 * gather(size, stride, machine, volume)
+    """Seconds of an all-reduce: a reduce-scatter and an all-gather round a ring. Between two nodes NCCL's double binary
+    tree is better: each node adds up inside, sends the whole once, and gets it once."""
+    inside = near(size, stride, machine)
+    nodes = np.ceil(size / inside)
+    ring = 2 * gather(size, stride, machine, volume)
+    across = volume / (inside * machine.network * C.network * nodes**-C.falloff)
+    within = 2 * (inside - 1) / inside * volume / (machine.nvlink * C.nvlink)
+    tree = 2 * latency(size, stride, machine) + np.maximum(across, within) * (1 + np.minimum(1, C.half / volume))
+    return np.where((size > 1) & (nodes == 2), np.minimum(ring, tree), ring)
 
 
 def all_to_all(size: Num, stride: Num, machine: Machine, volume: Num, copies: Num = 1) -> Num:

@@ -19,6 +19,7 @@ class Constants:
     flash2: float = (
         0.496  # of the rate of Hopper's own attention kernels, that FlashAttention-2 has (Shah et al. 2024, fig. 5)
     )
+    flash3: float = 1.25  # of Hopper's kernels of 2024, that those of 2025 have
     eager: float = 1.3  # times the traffic of fused element-wise kernels
     host: float = 7.2e-06  # s that the CPU takes to launch one kernel
     kernels: float = 22  # of one block's forward pass, fused
@@ -46,6 +47,9 @@ class Constants:
     short_head: float = 0.72  # of attention's efficiency at a head_dim of 64
     loss: float = 39.4  # bytes moved for each logit
     adam: float = 20  # bytes moved for each parameter of the optimizer
+    cpu_adam: float = (
+        0.43  # of the CPU's memory bandwidth, that its update reaches (Ren et al. 2021, table of Adam's latency)
+    )
     step: float = 0.0107  # s that a step takes beside all that
     straggle: float = 0.00229  # by which a doubling of the GPUs above 8 slows a step
     imbalance: float = 1  # of experts' tokens

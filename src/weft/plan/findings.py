@@ -29,7 +29,7 @@ def show_search(found: Search, plans: Sequence[Plan], console: Console) -> None:
         if rivals:
             console.print(_rivals(rivals, plans[0]))
     else:
-        console.print("[red]no layout fits[/]")
+        console.print("[red]no layout fits[/]" if not len(found.order) else _refusal(found), highlight=False)
     if near := found.nearest():
         short_of, change, words = near
         need = short_of.bytes - CONSTANTS.usable * cluster.memory
@@ -50,6 +50,15 @@ def show_closest(plan: Plan, found: Search, console: Console) -> None:
     if plan.layout.precision != change.layout.precision:
         words = [*words, f"precision {plan.layout.precision} → {change.layout.precision}"]
     console.print(_change(change, words), highlight=False)
+
+
+def _refusal(found: Search) -> str:
+    """Why weft does not run the fastest that fits."""
+    try:
+        found.plan(int(found.order[0]))
+    except ValueError as error:
+        return f"[red]no layout that fits is one that weft runs[/]: {error}"
+    return ""
 
 
 def _change(plan: Plan, words: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ plan/memory.py counts weft's own steps moment by moment; this is the same in a f
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -86,7 +86,23 @@ def block_activations(work: Work) -> Num:
     every = kept + c.item * more + masks + np.where(c.selective > 0, 0.0, scores)
     given = tokens * (query + 2 * kv) + 2 * s.hidden * wide + (s.matrices - 1) * activated  # by products
     second = c.item * (s.hidden * wide + tokens * query + given / 2) + tokens * s.heads / tp * 4
-    return np.where(c.selective * soft.alternate > 0, second, every)
+    columns = (1 - share) * s.ffn + share * s.shared_ffn
+    sent = np.where(tp > 1, 2 * s.hidden * (tokens + c.sp * wide), 0.0)
+    results = tokens * (2 * query + 2 * kv + (s.matrices - 1) * columns / tp + s.hidden * (1 + (columns > 0)))
+    third = c.item * (s.hidden * wide + results + sent) + tokens * s.heads / tp * 4
+    kinds = [c.selective * soft.alternate > 0, c.selective * soft.results > 0]
+    return np.select(kinds, [second + 0 * every, third + 0 * every], every)
+
+
+def waiting_gradients(work: Work) -> Num:
+    """Bytes that one block keeps of one micro-batch whose gradients of weights are put off: what each matrix took, and the
+    gradient of what it gave; but experts', whose gradients never wait."""
+    s, c, share = work.sizes, work.cut, work.mixed
+    query, kv = s.heads * s.head_dim / c.tp, np.maximum(1, s.kv_heads / c.tp) * s.head_dim
+    latent = 2 * s.latents + (s.heads * (s.head_dim + s.values) + s.raised) / c.tp
+    attention = 2 * s.hidden + np.where(s.kv_rank > 0, latent, 2 * query + 2 * kv)
+    columns = (1 - share) * s.ffn + share * s.shared_ffn
+    return c.item * work.tokens * (attention + (columns > 0) * (2 * s.hidden + s.matrices * columns / c.tp))
 
 
 def footprint(work: Work, *, first: bool = False) -> Footprint:
@@ -95,7 +111,13 @@ def footprint(work: Work, *, first: bool = False) -> Footprint:
     common, experts, table = parameters(work)
     head = np.where(soft.balanced, s.vocab * s.hidden / c.tp / (common + experts), 0.0)  # is worth so many blocks
     most = (s.layers + head) / c.pp
-    blocks = np.clip(np.where(soft.balanced > 1, np.floor(most + 0.5), np.ceil(most)), 1, s.layers)
+    with_head = np.clip(
+        np.floor(most - head + 0.5), c.vp, s.layers
+    )  # blocks of that process; the others share the rest
+    others = np.ceil((s.layers - with_head) / np.maximum(1, c.pp - 1))
+    blocks = np.clip(
+        np.where((soft.balanced > 1) & (c.pp > 1), np.maximum(with_head, others), np.ceil(most)), 1, s.layers
+    )
     tables = table * np.where(c.pp > 1, 1.0, 2 - s.tied) + s.positions * s.hidden
     held = blocks * (common + experts) + tables
     shards = c.fsdp * c.cp
@@ -104,8 +126,10 @@ def footprint(work: Work, *, first: bool = False) -> Footprint:
     apart = (c.zero == 3) | ((c.zero > 0) & (soft.weights > c.item))  # ZeRO 1 and 2 shard what is not computed with
     here = 1 - c.away
     weights = here * soft.weights * np.where(apart, shared, held)
-    gradients = soft.gradients * np.where(c.zero >= 2, here * shared, held)
-    optimizer = here * (soft.master + soft.moments) * np.where(c.zero >= 1, shared, held)
+    goes = (c.zero >= 2) | ((c.zero == 0) & (c.away > 0))  # FSDP over one process brings them down too
+    gradients = soft.gradients * np.where(goes, here * shared, held)
+    states = np.where(c.zero >= 1, shared, held)
+    optimizer = here * (1 - c.moments_away) * (soft.master + soft.moments) * states
     copies = np.where(soft.weights > c.item, c.item, 0.0)
     gathered = np.where(
         c.zero == 3, 2 * (common + experts) * np.minimum(c.item, soft.weights) + tables * c.item, copies * held
@@ -118,9 +142,15 @@ def footprint(work: Work, *, first: bool = False) -> Footprint:
     one = work.tokens * s.hidden * c.item / np.where(c.sp, c.tp, 1)
     per_block = c.full * one + (1 - c.full) * kept
     flying = np.minimum(work.micro_batches, c.flying)
-    activations = np.where(c.offload > 0, np.minimum(2, flying * blocks), flying * blocks) * per_block
+    waiting = np.minimum(flying, c.put_off)
+    put_off = waiting * waiting_gradients(work)
+    later = (flying - waiting) * per_block + put_off
+    most = np.maximum(flying * per_block, later)
+    activations = np.where(c.offload > 0, np.minimum(2, flying * blocks) * per_block + blocks * put_off, blocks * most)
     host = c.offload * flying * blocks * per_block
+    copied = soft.gradients + soft.moments + np.where(soft.master > 0, soft.master, soft.weights)
     host = host + c.away * shared * (soft.weights + soft.gradients + soft.master + soft.moments)
+    host = host + c.moments_away * states * copied
     # gradients inside of a block's MLP, while all else is still kept; where the logits are, these are larger and gone
     share = work.mixed
     inner = (1 - share) * s.ffn / c.tp + share * (s.expert_ffn * s.per_token / c.etp / c.tp + s.shared_ffn / c.tp)
@@ -129,14 +159,32 @@ def footprint(work: Work, *, first: bool = False) -> Footprint:
     logits = np.where(c.chunked, logits / 16, logits)
     # the first stage of a pipeline has most in flight, the last has the logits
     fewer = np.where(soft.balanced > 0, np.clip(s.layers - (c.pp - 1) * blocks, 1, blocks), blocks)
-    last = np.where((c.pp > 1) & (c.offload == 0), np.minimum(flying, 1.0) * fewer * per_block, activations)
+    vee = (c.put_off > 0) & (c.vp > 1)  # there and back: the first process has the last stage too
+    behind = np.minimum(flying, 1.0) * per_block + np.maximum(0.0, waiting - 1) * waiting_gradients(work)
+    last = np.where(c.pp > 1, np.where(vee, blocks * flying * per_block, fewer * behind), activations)
+    # one block is on its way while the logits are there, and two when they are gone
+    last = np.where(c.offload > 0, activations - np.minimum(activations / 2, logits), last)
     front = np.where(c.pp > 1, activations, 0.0)
     logits_last = last + logits
     leads = (front >= logits_last) | first
     top = np.where(leads & (c.pp > 1), front, logits_last)
     shown = np.where(leads | (c.pp == 1), activations, last)
-    working = np.where(c.full > 0, kept, 0.0) + np.maximum(0.0, inner - np.where(leads & (c.pp > 1), 0.0, logits))
-    working = working + 2 * work.tokens * s.hidden * c.item
+    there = top - shown
+    again = np.where(c.full > 0, kept, 0.0)
+    working = again + np.maximum(0.0, inner - there)
+    # FSDP2 has a block's gradients as they came and as they are reduced, beside all that the block does; or until then what
+    # those of the tables were reduced from, in the pass before
+    whole = replace(work, cut=replace(c, selective=0 * c.selective))
+    again = again + np.where(c.selective > 0, block_activations(whole) - kept, 0.0)
+    reduced = (c.item + soft.reduced) * (common + experts) + c.away * soft.reduced * (common + experts) / shards
+    reduced = np.maximum(reduced, (c.zero != 1) * (work.micro_batches > 1) * soft.reduced * tables)
+    fsdp2 = np.maximum(0.0, again + inner + reduced - there)
+    working = np.where((soft.weights > c.item) & (soft.alternate == 0), fsdp2, working)
+    # what was put off is made for all blocks of a stage, and then reduced, when what it was made of is gone
+    made, done = blocks * (common + experts), waiting_gradients(work) * blocks / c.vp
+    made = np.maximum(c.item * made, np.where(c.zero == 1, 0.0, soft.gradients * made - done))
+    made = (c.put_off > 0) * (soft.weights > c.item) * made - blocks * (most - later) * (c.offload == 0)
+    working = np.maximum(working + 2 * work.tokens * s.hidden * c.item, made)
     axes = 1.0 * (c.tp > 1) + (c.pp > 1) + (c.cp > 1) + (c.replicas > 1)
     return Footprint(
         weights=weights, gradients=gradients, optimizer=optimizer, gathered=gathered, activations=shown, working=working,

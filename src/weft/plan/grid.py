@@ -10,7 +10,7 @@ import numpy as np
 from weft.config.layout import Layout
 from weft.models.shape import Shape
 from weft.plan.machine import Cluster
-from weft.plan.numbers import BUBBLE, Job, flying
+from weft.plan.numbers import BUBBLE, Job, flying, put_off
 from weft.plan.work import Cut, Num
 
 POWERS = tuple(2**power for power in range(15))
@@ -20,7 +20,7 @@ SCHEDULES = ("1f1b", "interleaved", "zbh1", "zbv", "dualpipev", "bfs")
 RECOMPUTES = ("none", "selective", "full/4", "full/2", "full")
 CP_KINDS = ("ring", "allgather", "ulysses")
 LOSSES = ("whole", "chunked")
-OFFLOADS = ("off", "activations", "weights")
+OFFLOADS = ("off", "activations", "weights", "optimizer")
 AXES = (
     "tp", "sp", "cp", "cp_kind", "pp", "vp", "schedule", "ep", "etp", "kind", "micro_batch", "recompute", "offload",
     "loss",
@@ -63,6 +63,11 @@ def grid(shape: Shape, job: Job, cluster: Cluster, fixed: dict[str, int]) -> dic
         # interleaved wants rounds of pp; dualpipev two micro-batches a process; the split ones, weights that are whole
         wrong = (schedule == 1) & (counts % pp > 0) | (schedule == 5) & (counts % pp == 0)
         wrong |= (schedule == 4) & (counts < 2 * pp) | np.isin(schedule, (2, 3, 4)) & (kind >= 3)
+        # experts are dealt out over all that share weights, or over these and a part of the copies
+        node = np.gcd(replicas, max(1, cluster.nvlink_domain // (tp * cp)))
+        inner = cp * tp * np.select([kind == 0, kind == 4], [1, node], replicas)
+        dealt = table[:, 6] * (table[:, 7] if experts else 1)
+        wrong |= (replicas * cp * tp % dealt > 0) | (inner % dealt > 0) & (dealt % inner > 0)
         tables.append(
             np.column_stack([table[:, :5], turn, table[:, 6:], np.zeros((len(table), 2), dtype=np.int64)])[~wrong]
         )
@@ -74,7 +79,8 @@ def grid(shape: Shape, job: Job, cluster: Cluster, fixed: dict[str, int]) -> dic
 def row_of(layout: Layout, shape: Shape, job: Job) -> dict[str, int]:
     """A layout as a candidate's row, as near as one comes."""
     kind = "dp" if layout.fsdp == 1 else {1: "zero1", 2: "zero2"}.get(layout.zero, "hsdp" if layout.dp > 1 else "fsdp")
-    offload = "weights" if layout.offload_weights else "activations" if layout.offload else "off"
+    held = {"activations": layout.offload, "weights": layout.offload_weights, "optimizer": layout.offload_optimizer}
+    offload = " and ".join(name for name, away in held.items() if away) or "off"
     cp_kind = layout.cp_kind if layout.cp > 1 else CP_KINDS[0]
     schedule = layout.schedule if layout.pp > 1 else SCHEDULES[0]
     words = {
@@ -95,14 +101,16 @@ def settled(columns: dict[str, Num], fixed: dict[str, int]) -> dict[str, Num]:
     return {axis: column[kept] for axis, column in columns.items()}
 
 
-def with_savings(columns: dict[str, Num], full: Num) -> dict[str, Num]:
-    """With finer ways to save memory, where it does not suffice: some blocks computed again, activations or weights on
-    the CPU, the loss in chunks."""
+def with_savings(columns: dict[str, Num], full: Num, nearly: Num, gpus: int) -> dict[str, Num]:
+    """With finer ways to save memory, where it does not suffice (`full`): some blocks computed again, activations or
+    weights on the CPU, the loss in chunks; and where no more is missing than the optimizer takes (`nearly`), that."""
     plain = np.flatnonzero(full & (columns["recompute"] == 0))
+    fsdp = (columns["kind"] >= 3) | (columns["tp"] * columns["cp"] * columns["pp"] == gpus)  # or over one process
     parts = [columns]
     for index, changes in [
         (plain, {"recompute": 2}), (plain, {"recompute": 3}), (plain, {"offload": 1}), (np.flatnonzero(full), {"loss": 1}),
-        (plain, {"recompute": 3, "loss": 1}), (np.flatnonzero(full & (columns["kind"] >= 3)), {"offload": 2}),
+        (plain, {"recompute": 3, "loss": 1}), (np.flatnonzero(full & fsdp), {"offload": 2}),
+        (np.flatnonzero(nearly), {"offload": 3}),
     ]:  # fmt: skip
         some = {axis: column[index] for axis, column in columns.items()}
         parts.append(some | {axis: np.full(len(index), value) for axis, value in changes.items()})
@@ -113,8 +121,8 @@ def _turns(shape: Shape, pp: int) -> list[tuple[int, int]]:
     """Stages of each process, and the schedule's index."""
     if pp == 1:
         return [(1, 0)]
-    turns = [(1, 0), (1, 2)] + ([(2, 3), (2, 4)] if 2 * pp <= shape.num_layers else [])
-    loops = [(vp, 1) for vp in (2, 3, 4, 5, 6, 8, 12, 16)] + [(2, 5), (4, 5)]
+    turns = [(1, 0), (1, 2)]
+    loops = [(2, 3), (2, 4)] + [(vp, 1) for vp in (2, 3, 4, 5, 6, 8, 12, 16)] + [(2, 5), (4, 5)]
     even = 1.15 * shape.num_layers / pp  # stages that are much longer than others are only slow
     return turns + [
         (vp, index)
@@ -140,13 +148,18 @@ def cut_of(shape: Shape, columns: dict[str, Num], job: Job, cluster: Cluster) ->
     kept = np.select(
         [schedule == index for index in range(len(SCHEDULES))], [flying(name, pp, vp) for name in SCHEDULES]
     )
+    waiting = np.select(
+        [schedule == index for index in range(len(SCHEDULES))], [put_off(name, pp) for name in SCHEDULES]
+    )
     every = np.array([0, 0, 4, 2, 1])[redone]
-    full = np.where(every > 0, -(-shape.num_layers // np.maximum(1, every)) / shape.num_layers, 0.0)
+    stage = -(-shape.num_layers // (pp * vp))  # blocks of the largest
+    full = np.where(every > 0, -(-stage // np.maximum(1, every)) / stage, 0.0)
     return Cut(
         dp=replicas // fsdp, fsdp=fsdp, zero=np.where(fsdp > 1, np.array([0, 1, 2, 3, 3])[kind], 0), tp=tp,
         sp=columns["sp"], cp=cp, gathers=(columns["cp_kind"] == 1) * 1.0, pp=pp, vp=vp, ep=columns["ep"],
         etp=columns["etp"], micro_batch=columns["micro_batch"], full=full, selective=(redone == 1) * 1.0,
         chunked=columns["loss"] * 1.0, item=2, fp8=float(job.matmul == "fp8"), bubble=bubbles[schedule], flying=kept,
+        put_off=waiting,
         ulysses=(columns["cp_kind"] == 2) * 1.0, offload=(columns["offload"] == 1) * 1.0,
-        away=(columns["offload"] == 2) * 1.0,
+        away=(columns["offload"] == 2) * 1.0, moments_away=(columns["offload"] == 3) * 1.0,
     )  # fmt: skip

@@ -36,7 +36,8 @@ class Cluster(BaseModel):
     network_wait_us: float = Field(0, ge=0, description="of a collective that is waited for, a node; EFA: 350")
     per_node: int = Field(8, ge=1)
     host_gb_per_s: float = Field(25, gt=0, description="between a GPU and its CPU's memory")
-    host_memory_gib: float = Field(256, gt=0, description="of the CPU, for each GPU")
+    host_memory_gib: float = Field(256, ge=0, description="of the CPU, for each GPU; 0: there is no other memory")
+    host_memory_gb_per_s: float = Field(50, gt=0, description="of that memory, for each GPU")
     generation: int = Field(2, ge=0, le=3, description="0 Volta, 1 Ampere, 2 Hopper, 3 Blackwell")
     curves: Curves | None = Field(None, description="measured here, by `weft plan calibrate`")
 
@@ -63,6 +64,7 @@ class Cluster(BaseModel):
             generation=self.generation,
             host=self.host_gb_per_s * 1e9,
             host_memory=self.host_memory_gib * 2**30,
+            host_hbm=self.host_memory_gb_per_s * 1e9,
         )
 
 

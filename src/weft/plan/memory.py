@@ -144,7 +144,7 @@ def optimizer_bytes(config: Config, stage: Stage, device: Device) -> int:
     if config.optimizer.states == "8bit":
         coarse, muon = by_adamw - stage.vector_shard, stage.shard - by_adamw
         return FLOAT * (muon + 2 * stage.vector_shard) + 2 * (coarse + FLOAT * coarse // EIGHT_BIT_BLOCK)
-    if not config.optimizer.offload:
+    if not config.layout.offload_optimizer:
         return FLOAT * moments(config, stage)
     return FLOAT * (stage.shard - by_adamw + (4 * by_adamw if device == "cpu" else 0))
 

@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from weft.config.layout import Layout
+from weft.config.precision import FP8
 from weft.config.recompute import Recompute
 from weft.models.shape import Shape
 from weft.plan.machine import Cluster
@@ -23,8 +24,13 @@ def flying(schedule: str, pp: Num, vp: Num) -> Num:
     README of DualPipe. gpipe and bfs keep all."""
     if schedule in ("gpipe", "bfs"):
         return np.inf + 0 * pp
-    more = {"interleaved": (pp - 1) / vp, "dualpipev": 1}.get(schedule, 0)
+    more = {"interleaved": (pp - 1) / vp, "dualpipev": 0.5}.get(schedule, 0)
     return pp + more
+
+
+def put_off(schedule: str, pp: Num) -> Num:
+    """Micro-batches whose gradients of weights wait at a time, on a process late in the pipeline: schedules/orders.py."""
+    return {"zbh1": pp, "zbv": pp - 0.5, "dualpipev": pp / 2}.get(schedule, 0 * pp)
 
 
 class Job(BaseModel):
@@ -43,8 +49,9 @@ WEFT = Software(
     balanced=2,
     fused=0,
     fused_norm=2,
-    logits=4,
+    logits=2,
     keeps_gathered=1,
+    results=1,
     adds=1,
     weights=4,
     gradients=4,
@@ -63,6 +70,12 @@ def numbers(shape: Shape, layout: Layout, job: Job, cluster: Cluster, software: 
 
 
 def sizes(shape: Shape, job: Job) -> Sizes:
+    """Raises: ValueError: the sequences are longer than the model's learned positions."""
+    if shape.positions == "learned" and job.seq > shape.max_seq:
+        raise ValueError(
+            f"sequences of {job.seq:,} tokens are longer than the {shape.max_seq:,} learned positions of the model: take "
+            "shorter ones, or a model with rotary positions"
+        )
     experts, latent = shape.experts, shape.latent
     return Sizes(
         layers=shape.num_layers,
@@ -92,7 +105,8 @@ def sizes(shape: Shape, job: Job) -> Sizes:
 
 def cut(shape: Shape, layout: Layout, job: Job) -> Cut:
     recompute = Recompute.parse(layout.recompute)
-    again = len(recompute.blocks(shape.num_layers)) / shape.num_layers if recompute.budget is None else 0.0
+    stage = -(-shape.num_layers // layout.num_stages)  # blocks of the largest
+    again = len(recompute.blocks(stage)) / stage if recompute.budget is None else 0.0
     partly = bool(recompute.redone or recompute.keeps)
     return Cut(
         dp=layout.dp,
@@ -111,10 +125,12 @@ def cut(shape: Shape, layout: Layout, job: Job) -> Cut:
         selective=again if partly else 0.0,
         chunked=float(layout.loss == "chunked"),
         item=4 if layout.precision == "fp32" else 2,
-        fp8=float("fp8" in (job.matmul, layout.precision)),
+        fp8=float(job.matmul == "fp8" or layout.precision in FP8),
         bubble=BUBBLE.get(layout.schedule, 1.0),
         flying=float(flying(layout.schedule, layout.pp, layout.num_chunks)),
+        put_off=float(put_off(layout.schedule, layout.pp)),
         ulysses=float(layout.cp_kind == "ulysses"),
         offload=float(layout.offload),
         away=float(layout.offload_weights),
+        moments_away=float(layout.offload_optimizer),
     )

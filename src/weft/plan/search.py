@@ -10,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from weft.config.layout import Layout
+from weft.config.precision import FP8
 from weft.models.shape import Shape
 from weft.plan.block import Passes
 from weft.plan.constants import CONSTANTS
@@ -62,8 +63,12 @@ class Plan:
             raise ValueError(f"layout {layout} takes {layout.world:,} GPUs and the cluster has {cluster.gpus:,}")
         layout.check(shape, job.global_batch, job.seq)
         work = numbers(shape, layout, job, cluster, software)
-        curves = cluster.curves if software is WEFT else None
-        time = counted_time(shape, layout, job, curves) if curves else plain(step_time(work))
+        time = plain(step_time(work))
+        if cluster.curves and software is WEFT:  # which have no bus and no update on the CPU
+            away = layout.offload_weights or layout.offload_optimizer
+            counted = counted_time(shape, layout, job, cluster.curves)
+            optimizer = time.optimizer if away else counted.optimizer
+            time = replace(counted, optimizer=optimizer, offload=time.offload)
         return cls(shape, layout, job, cluster, software, time, plain(footprint(work)))
 
     @property
@@ -93,7 +98,8 @@ class Plan:
 
     def mfu(self, *, causal: bool) -> float:
         """Share of the dense peak of the precision, in model FLOPs."""
-        peak = self.cluster.peak_8bit_tflops if self.job.matmul == "fp8" else self.cluster.peak_tflops
+        low = self.job.matmul == "fp8" or self.layout.precision in FP8
+        peak = self.cluster.peak_8bit_tflops if low else self.cluster.peak_tflops
         flops = self.shape.flops_per_token(self.job.seq, causal=causal) * self.tokens_per_s
         return flops / (self.cluster.gpus * peak * 1e12)
 
@@ -164,8 +170,9 @@ class Search:
             sp=bool(one["sp"]), cp=cp, cp_kind=CP_KINDS[int(one["cp_kind"])] if cp > 1 else "allgather", pp=pp,
             vp=int(one["vp"]) if schedule in LOOPED else 1, schedule=schedule, ep=int(one["ep"]),
             etp=int(one["etp"]) if self.shape.experts and tp > 1 else None, micro_batch=int(one["micro_batch"]),
-            precision="bf16", recompute=RECOMPUTES[int(one["recompute"])], offload=one["offload"] == 1,
-            offload_weights=one["offload"] == 2, loss=LOSSES[int(one["loss"])],
+            precision="fp8" if self.job.matmul == "fp8" else "bf16", recompute=RECOMPUTES[int(one["recompute"])],
+            offload=one["offload"] == 1,
+            offload_weights=one["offload"] == 2, offload_optimizer=one["offload"] == 3, loss=LOSSES[int(one["loss"])],
         )  # fmt: skip
         layout.check(self.shape, self.job.global_batch, self.job.seq)
         return layout
@@ -255,7 +262,9 @@ def search(shape: Shape, job: Job, cluster: Cluster, software: Software = WEFT, 
     columns = grid(shape, job, cluster, fixed)
     machine, model = cluster.machine(), sizes(shape, job)
     held = footprint(Work(model, cut_of(shape, columns, job, cluster), machine, software))
-    columns = settled(with_savings(columns, ~held.fits(machine)), fixed)
+    full = ~held.fits(machine)
+    nearly = full & (held.total - held.optimizer <= CONSTANTS.usable * machine.memory)
+    columns = settled(with_savings(columns, full, nearly, cluster.gpus), fixed)
     work = Work(model, cut_of(shape, columns, job, cluster), machine, software)
     held = footprint(work)
     there = np.flatnonzero(held.host <= CONSTANTS.usable * machine.host_memory + 0 * work.cut.tp)

@@ -111,7 +111,7 @@ def step_time(work: Work, passes: Passes | None = None) -> Time:
     away = np.maximum(0.0, moved - busy[0]) + np.maximum(0.0, moved - busy[1])
     # each share travels up to be gathered, and down once its gradients are reduced: in every micro-batch, as ZeRO has it
     trip = c.away * 4 * (common + experts) / shards / chip.host
-    gathers, reductions = np.where(c.zero == 3, count, 1), np.where(c.zero >= 2, count, 1)
+    gathers, reductions = np.where(c.zero == 3, count, 1), np.where(c.zero == 1, 1, count)
     carried = gathers * np.maximum(0.0, trip - busy[0])
     carried = carried + reductions * np.maximum(0.0, trip * np.where(c.zero == 3, 2, 1) - busy[1])
     gpu = busy[0] + busy[1] + fsdp
@@ -141,14 +141,15 @@ def step_time(work: Work, passes: Passes | None = None) -> Time:
     held = blocks * (common + experts) + tables
     ways = np.where(c.zero == 3, c.dp, c.dp * shards)
     stride = np.where(c.zero == 3, inner * c.fsdp, c.tp)
-    reduction = collectives.gather(ways, stride, chip, held / np.where(zero3, shards, 1) * soft.reduced)
+    summed = held / np.where(zero3, shards, 1) * soft.reduced
     zero1 = (c.zero == 1) | (c.zero == 2)
-    reduction = reduction * np.where(zero1, 1 + soft.whole_dp, 1)
+    scattered = collectives.gather(ways, stride, chip, summed) * (1 + soft.whole_dp)
+    reduction = np.where(zero1, scattered, collectives.reduce(ways, stride, chip, summed) / 2)
     # where a part of the replicas shares the states, these gather among themselves, and gradients go round the rest
     among = np.where(zero1 & (c.dp > 1), shards, ways)
-    spread = collectives.gather(
-        among, stride, chip, held / np.where(zero3, shards, 1) * np.where(zero1, 2, soft.reduced)
-    ) + np.where(zero1, collectives.gather(c.dp, stride * shards, chip, held / shards * soft.reduced), 0.0)
+    copies = collectives.gather(among, stride, chip, 2 * held)
+    copies = copies + collectives.gather(c.dp, stride * shards, chip, held / shards * soft.reduced)
+    spread = np.where(zero1, copies, reduction)
     # interleaved, a chunk's gradients are whole while the other chunks still have a round to do
     rounds = np.where(c.vp > 1, np.maximum(1.0, np.minimum(count, c.pp) * (c.vp - 1) / c.vp), 1.0)
     window_b, window_f = (rounds * blocks * time * C.dp_hidden for time in (busy[1], busy[0]))
@@ -165,8 +166,10 @@ def step_time(work: Work, passes: Passes | None = None) -> Time:
 
     state = held / np.where(c.zero > 0, shards, 1)
     optimizer = (C.adam * state + 12 * held / np.where(zero3, shards, 1)) / (chip.hbm * C.hbm)
-    # the part of the CPU's memory that is one GPU's is taken to be as fast as its bus
-    optimizer = np.where(c.away, ADAM * state / chip.host, optimizer)
+    on_cpu = state / (chip.host_hbm * C.cpu_adam)
+    optimizer = np.where(c.away + c.moments_away, ADAM * on_cpu, optimizer)
+    copied = c.moments_away * 12 * state / chip.host  # weights and gradients down, weights back, and nothing beside it
+    copied = copied + c.away * (reductions - 1) * 12 * on_cpu  # what later passes bring down is added there
 
     added = soft.adds * (c.zero < 3) * count * held * (c.item + 2 * soft.gradients) / (chip.hbm * C.hbm)
 
@@ -183,7 +186,7 @@ def step_time(work: Work, passes: Passes | None = None) -> Time:
         head=count * slowest_head, recompute=count * blocks * redo, launch=launch,
         tp=count * blocks * (of("tp", 0) + of("tp", 1)), cp=count * blocks * (of("cp", 0) + of("cp", 1)),
         ep=count * blocks * (of("ep", 0) + of("ep", 1)), dp=dp, pp=pp, bubble=bubble, optimizer=optimizer + added, rest=0.0,
-        offload=count * blocks * away + blocks * carried,
+        offload=count * blocks * away + blocks * carried + copied,
     )  # fmt: skip
     slow = C.straggle * np.log2(np.maximum(1.0, c.gpus / 8))
     return Time(**{**{f.name: getattr(parts, f.name) for f in fields(parts)}, "rest": C.step + slow * parts.total})

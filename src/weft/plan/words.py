@@ -49,6 +49,8 @@ def describe(config: Config) -> Iterator[tuple[str, str]]:
         yield "offload", "what blocks keep for backward waits in the CPU's memory; one block more is on its way back"
     if layout.offload_weights:
         yield "offloadweights", "weights, reduced gradients and moments lie in the CPU's memory, which updates them"
+    if layout.offload_optimizer:
+        yield "offloadoptimizer", "AdamW's moments lie in the CPU's memory, which updates copies of the weights"
     if layout.loss == "chunked":
         yield "chunked", "logits exist for some positions at a time; their gradients are worked out with the loss"
     if layout.compute != "fp32":

@@ -84,9 +84,11 @@ class Cut:
     fp8: Num  # matrices multiplied in 8 bits
     bubble: Num  # of the schedule, as a part of 1f1b's
     flying: Num  # micro-batches that the first stage's process keeps at a time, where there are so many
+    put_off: Num = 0  # micro-batches whose gradients of weights wait at most, on the process that has most of them
     ulysses: Num = 0  # cp_kind
     offload: Num = 0  # of activations
     away: Num = 0  # weights, reduced gradients and moments lie in the CPU's memory, and it updates them
+    moments_away: Num = 0  # moments alone do, beside copies of weights and gradients, and it updates those
 
     @property
     def gpus(self) -> Num:
@@ -116,6 +118,7 @@ class Machine:
     wait: Num = 0.0  # s a node, of a collective over nodes that the computation waits for
     host: Num = 25e9  # bytes/s between a GPU and its CPU's memory
     host_memory: Num = 256e9  # of the CPU, for each GPU
+    host_hbm: Num = 50e9  # bytes/s of that memory, for each GPU
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,8 @@ class Software:
         fused_norm: norms are, even where activations are not; 2: and rotary positions.
         logits: bytes kept for each, with its gradient: 4 where gradients take the place of logits; 12 where torch's loss
             has three fp32 tables at once: logarithms, their gradients, and those of the logits.
-        flash: attention never writes its scores: 1 FlashAttention-2, 2 the best kernels of the GPU's generation.
+        flash: attention never writes its scores: 1 FlashAttention-2, 2 the best kernels of the GPU's generation, 3 those of
+            2025.
         overlap_dp: gradients are reduced and weights gathered beside the computation; 0.5: gradients only, and of
             ZeRO-3's half.
         overlap_tp: tp's messages go beside the matrix products.
@@ -144,6 +148,7 @@ class Software:
         stall: s that a micro-batch waits at a boundary of stages.
         keeps_gathered: under sp, what part of the matrices' inputs is kept whole for backward, not gathered again.
         alternate: selective recomputation keeps what attention and every second product gave, and nothing else.
+        results: it keeps what attention, every product but experts' and every message gave, and nothing else.
         copies: hidden states of each token, cut over tp, that a block keeps beside what its backward pass needs.
         whole_dp: under ZeRO 1 and 2 all processes get all gradients, not their own shares alone.
         turns: s for each process, where under ZeRO 1 and 2 they give their weights to all others one after the other.
@@ -170,6 +175,7 @@ class Software:
     stall: Num = 0
     keeps_gathered: Num = 0
     alternate: Num = 0
+    results: Num = 0
     copies: Num = 0
     whole_dp: Num = 0
     turns: Num = 0

@@ -24,11 +24,13 @@ class Optimizer:
 
     Matrices decay; norms and biases do not. The moments exist from the start, so memory is known before the first step.
 
-    With `optimizer.offload` AdamW works on the CPU (ZeRO-Offload, Ren et al., 2021): weights and gradients are copied there
+    With `offload` AdamW works on the CPU (ZeRO-Offload, Ren et al., 2021): weights and gradients are copied there
     and the weights back. They are copied down in every step: whoever fills the weights need not know of the copies.
     """
 
-    def __init__(self, weights: Sequence[Weight], config: OptimizerConfig, mesh: Mesh) -> None:
+    def __init__(
+        self, weights: Sequence[Weight], config: OptimizerConfig, mesh: Mesh, *, offload: bool = False
+    ) -> None:
         matrices = [weight for weight in weights if config.by_muon(weight.name, weight.data.shape)]
         self.muon = Muon(matrices, mesh, config.momentum, config.weight_decay) if matrices else None
         coarse = [weight for weight in weights if config.in_8bit(weight.name, weight.data.shape)]
@@ -37,8 +39,8 @@ class Optimizer:
         self.weights = [weight for weight in weights if id(weight) not in others]
         # the same memory as the weight, without the wrapping of whoever sharded it; or a copy to work on
         shares = [weight.data for weight in self.weights]
-        self.tensors = [torch.nn.Parameter(_on_cpu(x) if config.offload else x) for x in shares]
-        self.gradients = [_on_cpu(x) for x in shares] if config.offload else None
+        self.tensors = [torch.nn.Parameter(_on_cpu(x) if offload else x) for x in shares]
+        self.gradients = [_on_cpu(x) for x in shares] if offload else None
         decayed = [weight.data.dim() > 1 for weight in self.weights]
         groups = [
             {"params": [x for x, yes in zip(self.tensors, decayed, strict=True) if yes == group], "weight_decay": rate}

@@ -71,9 +71,8 @@ def build(config: Config, device: torch.device, *, fill: bool = True) -> Trainin
         fill_from(woven, Path(config.train.init_from), initial)
     elif fill:
         woven.fill(initial)
-    return Training(
-        config, mesh, woven, Optimizer(woven.weights, config.optimizer, mesh), LossScaler.of(config.layout.precision)
-    )
+    optimizer = Optimizer(woven.weights, config.optimizer, mesh, offload=config.layout.offload_optimizer)
+    return Training(config, mesh, woven, optimizer, LossScaler.of(config.layout.precision))
 
 
 def initial_region(shape: Shape, seed: int, region: Region) -> Tensor:

@@ -14,7 +14,7 @@ from weft.plan.search import Plan, search
 
 LOOKED_AT = 400
 """Of a search, those of its order that are timed one by one."""
-KEPT = ("precision", "gradients", "loss", "offload", "offload_weights", "compile")
+KEPT = ("precision", "gradients", "loss", "offload", "offload_weights", "offload_optimizer", "compile")
 """Of a layout, what a search does not decide: it stays as the run has it."""
 
 

@@ -58,7 +58,7 @@ def write(config: Config, per_node: int = 8) -> Written:
     zero: dict[str, Any] = {"stage": layout.zero if layout.fsdp > 1 else 0}
     if layout.dp > 1 and layout.fsdp > 1:
         zero["mics_shard_size"] = layout.fsdp
-    if config.optimizer.offload or layout.offload_weights:
+    if layout.offload_optimizer or layout.offload_weights:
         zero["offload_optimizer"] = {"device": "cpu"}
     if layout.offload_weights:
         zero["offload_param"] = {"device": "cpu"}
@@ -114,7 +114,7 @@ def read(text: str, model: Shape | None = None, gpus: int | None = None) -> tupl
     if taken.get("zero_optimization.offload_param.device") == "cpu":
         layout["offload_weights"] = True
     elif taken.get("zero_optimization.offload_optimizer.device") == "cpu":
-        put(tree, "optimizer.offload", True)
+        layout["offload_optimizer"] = True
     return make_config(tree), [f"{key} = {json.dumps(value)}" for key, value in flat.items()]
 
 

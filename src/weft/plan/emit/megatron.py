@@ -65,6 +65,8 @@ CHOICES = {
 """Argument ↔ setting, by other words; the first word of --cp-comm-type is Megatron's default."""
 SHARDING = {2: "optim_grads", 3: "optim_grads_params"}
 """layout.zero → --data-parallel-sharding-strategy of Megatron-FSDP; 1 is the distributed optimizer."""
+OFFLOADED = ("--optimizer-cpu-offload", "--use-precision-aware-optimizer")
+"""layout.offload_optimizer; Megatron's offloading wants the second one too."""
 GRANTED = (
     "--use-mcore-models", "--overlap-grad-reduce", "--overlap-param-gather", "--group-query-attention",
     "--accumulate-allreduce-grads-in-fp32", "--moe-grouped-gemm", "--mock-data",
@@ -103,6 +105,9 @@ def check(config: Config, system: str) -> None:
         f"layout.precision = {layout.precision}: its fp8 has no scale for each row": layout.precision == "fp8row",
         "layout.offload: weft's is of every block, Megatron's of chosen modules": layout.offload,
         "layout.offload_weights: its weights stay on the GPU": layout.offload_weights,
+        "layout.offload_optimizer: it offloads what its distributed optimizer has, zero1 with fsdp above 1": (
+            layout.offload_optimizer and (layout.zero != 1 or layout.fsdp == 1)
+        ),
         f"layout.recompute = {layout.recompute}: it has full, full:N, selective and redo-mlp": (
             layout.recompute not in ("none", "full", "selective", "redo-mlp")
             and (recompute.first is None or not layout.recompute.startswith("full:"))
@@ -211,6 +216,8 @@ def _sharding(config: Config) -> Iterator[str]:
     yield from ("--overlap-grad-reduce", "--overlap-param-gather")
     if layout.dp > 1:
         yield f"--num-distributed-optimizer-instances {layout.dp}"
+    if layout.offload_optimizer:
+        yield from OFFLOADED
 
 
 def _precision(config: Config) -> Iterator[str]:

@@ -10,7 +10,7 @@ from weft.config.load import make_config
 from weft.config.pipeline import balanced, placement_of
 from weft.config.tree import Config
 from weft.models.shape import Shape
-from weft.plan.emit.megatron import CHOICES, GRANTED, NUMBERS, SHARDING, SWITCHES, llama3_scaling
+from weft.plan.emit.megatron import CHOICES, GRANTED, NUMBERS, OFFLOADED, SHARDING, SWITCHES, llama3_scaling
 from weft.plan.emit.settings import put
 
 Arguments = dict[str, list[str]]
@@ -145,6 +145,10 @@ def _sharding(there: Arguments, layout: dict[str, Any], gpus: int | None) -> Non
         if words[0] not in known:
             raise ValueError(f"--data-parallel-sharding-strategy {words[0]}: weft has {', '.join(known)}")
         zero = known[words[0]]
+    if there.get(OFFLOADED[0]) == [] and float(there.get("--optimizer-offload-fraction", ["1"])[0]) == 1:
+        layout["offload_optimizer"] = True
+        for name in (*OFFLOADED, "--optimizer-offload-fraction", "--overlap-cpu-optimizer-d2h-h2d"):
+            there.pop(name, None)
     if zero and replicas // copies > 1:
         layout |= {"dp": copies, "fsdp": replicas // copies, "zero": zero}
     else:

@@ -40,6 +40,7 @@ def write(config: Config, per_node: int = 8) -> Written:
             layout.fsdp > 1 and layout.zero != 1
         ),
         f"layout.precision = {layout.precision}: this file writes bf16": layout.precision != "bf16",
+        "layout.offload_optimizer: this file does not write it": layout.offload_optimizer,
     }
     for reason, wrong in refused.items():
         if wrong:

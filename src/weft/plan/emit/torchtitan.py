@@ -43,6 +43,7 @@ def write(config: Config, per_node: int = 8) -> Written:
         f"layout.precision = {layout.precision}: it has bf16, fp32, fp8 and fp8row": layout.precision not in PRECISION,
         "layout.gradients = bf16: it reduces in float32": layout.gradients == "bf16",
         "layout.offload: its CPU offload is of weights": layout.offload,
+        "layout.offload_optimizer: its CPU offload is of weights too": layout.offload_optimizer,
         f"optimizer.kind = {config.optimizer.kind}: this file writes adamw only": config.optimizer.kind != "adamw",
         "optimizer.states = 8bit": config.optimizer.states == "8bit",
     }
@@ -102,7 +103,6 @@ def write(config: Config, per_node: int = 8) -> Written:
     if layout.schedule in ("zbv", "dualpipev"):
         remarks.append(f"{SCHEDULES[layout.schedule]}: issues 773 and 774 of torchtitan say that it is slow or fails.")
     remarks += ["layout.loss = chunked: its logits exist as a whole."] if layout.loss == "chunked" else []
-    remarks += ["optimizer.offload is left out."] if config.optimizer.offload else []
     return Written(commented(tuple(remarks)) + toml_text(tree), tuple(remarks))
 
 
