@@ -8,8 +8,8 @@ from weft.config.layout import Layout
 from weft.config.load import make_config
 from weft.models.shape import Shape
 from weft.plan.activations import Pass
+from weft.plan.block import parameters as counted
 from weft.plan.footprint import footprint
-from weft.plan.footprint import parameters as counted
 from weft.plan.machine import read_cluster
 from weft.plan.memory import layout_memory
 from weft.plan.numbers import MEGATRON, Job, numbers

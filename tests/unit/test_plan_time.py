@@ -11,8 +11,9 @@ from weft.config.layout import Layout
 from weft.models.shape import Shape
 from weft.plan import collectives
 from weft.plan.block import Passes
-from weft.plan.footprint import block_activations, footprint
+from weft.plan.footprint import footprint
 from weft.plan.gemm import gemm_time
+from weft.plan.kept import block_activations
 from weft.plan.machine import cluster_names, read_cluster
 from weft.plan.numbers import MEGATRON, WEFT, Job, flying, numbers
 from weft.plan.time import step_time

@@ -11,6 +11,7 @@ import numpy as np
 
 from weft.plan.block import parameters
 from weft.plan.constants import CONSTANTS as C
+from weft.plan.kept import block_activations, waiting_gradients
 from weft.plan.work import Machine, Num, Work
 
 
@@ -57,136 +58,163 @@ class Footprint:
         return sum(getattr(self, field.name) for field in fields(self) if field.name != "host")
 
 
-def block_activations(work: Work) -> Num:
-    """Bytes that one block keeps of one micro-batch: Korthikanti et al. 2022, section 4, by the block's own sizes."""
+@dataclass(frozen=True)
+class Held:
+    """Parameters of the fullest process.
+
+    Attributes:
+        blocks: how many it has.
+        block: of one of them; `table`: of one of the vocabulary's.
+        tables: of all that are no block's.
+        whole, share: of all; and of those, where they are shared among the replicas.
+        shards: processes that share a block.
+    """
+
+    blocks: Num
+    block: Num
+    table: Num
+    tables: Num
+    whole: Num
+    share: Num
+    shards: Num
+
+    @classmethod
+    def of(cls, work: Work) -> Held:
+        s, c = work.sizes, work.cut
+        common, experts, table = parameters(work)
+        blocks = most_blocks(work, common + experts)
+        tables = table * np.where(c.pp > 1, 1.0, 2 - s.tied) + s.positions * s.hidden
+        shards = c.fsdp * c.cp
+        expert_shards = np.maximum(1, shards * c.tp / np.maximum(1, c.ep * c.etp))
+        share = (blocks * common + tables) / shards + blocks * experts / expert_shards
+        return cls(blocks, common + experts, table, tables, blocks * (common + experts) + tables, share, shards)
+
+
+def most_blocks(work: Work, block: Num) -> Num:
+    """Blocks of the process that has most."""
     s, c, soft = work.sizes, work.cut, work.software
-    tokens, tp = work.tokens, c.tp
-    wide = tokens / np.where(c.sp, tp, 1)
-    query, kv = s.heads * s.head_dim / tp, np.maximum(1, s.kv_heads / tp) * s.head_dim
-    share = work.mixed
-    # two norms' inputs and outputs; queries, keys, values, the result; the MLP's two or three inner states. Computed again
-    # are all but what products and attention give
-    cheap = c.selective * (soft.flash > 0)
-    hidden = (4 - 2 * cheap) * s.hidden * wide
-    states = s.matrices - cheap
-    latent = 2 * s.latents + (2 * s.heads * s.head_dim + 2 * s.heads * s.value_dim) / tp
-    inner = tokens * np.where(s.kv_rank > 0, latent, 2 * query + 2 * kv)
-    ffn = tokens * states * s.ffn / tp
-    mine = tokens / tp * s.per_token
-    routed = mine * (2 * s.hidden + states * s.expert_ffn) + tokens * states * s.shared_ffn / tp
-    kept = c.item * (hidden + inner + (1 - share) * ffn + share * routed) + tokens * s.heads / tp * 4
-    # one kernel, one result: of activations, rotary positions, and norms
-    activated = (1 - share) * tokens * s.ffn / tp + share * (mine * s.expert_ffn + tokens * s.shared_ffn / tp)
-    eager = activated + np.where(soft.fused_norm > 1, 0.0, tokens * (query + kv))
-    eager = eager + np.where(soft.fused_norm > 0, 0.0, 4 * s.hidden * wide)
-    more = np.where((soft.fused > 0) | (s.matrices == 2), 0.0, eager * (1 - cheap))
-    more = more + soft.copies * s.hidden * tokens / tp + c.sp * soft.keeps_gathered * 2 * s.hidden * (tokens - wide)
-    masks = soft.dropout * 2 * s.hidden * wide
-    scores = np.where(soft.flash, 0.0, c.micro_batch * s.heads / tp * s.seq**2 / c.cp * (2 * c.item + soft.dropout))
-    every = kept + c.item * more + masks + np.where(c.selective > 0, 0.0, scores)
-    given = tokens * (query + 2 * kv) + 2 * s.hidden * wide + (s.matrices - 1) * activated  # by products
-    second = c.item * (s.hidden * wide + tokens * query + given / 2) + tokens * s.heads / tp * 4
-    columns = (1 - share) * s.ffn + share * s.shared_ffn
-    sent = np.where(tp > 1, 2 * s.hidden * (tokens + c.sp * wide), 0.0)
-    results = tokens * (2 * query + 2 * kv + (s.matrices - 1) * columns / tp + s.hidden * (1 + (columns > 0)))
-    third = c.item * (s.hidden * wide + results + sent) + tokens * s.heads / tp * 4
-    kinds = [c.selective * soft.alternate > 0, c.selective * soft.results > 0]
-    return np.select(kinds, [second + 0 * every, third + 0 * every], every)
+    head = np.where(soft.balanced, s.vocab * s.hidden / c.tp / block, 0.0)  # is worth so many blocks
+    most = (s.layers + head) / c.pp
+    beside_head = np.clip(np.floor(most - head + 0.5), c.vp, s.layers)  # and the other processes have the rest
+    others = np.ceil((s.layers - beside_head) / np.maximum(1, c.pp - 1))
+    uneven = (soft.balanced > 1) & (c.pp > 1)
+    return np.clip(np.where(uneven, np.maximum(beside_head, others), np.ceil(most)), 1, s.layers)
 
 
-def waiting_gradients(work: Work) -> Num:
-    """Bytes that one block keeps of one micro-batch whose gradients of weights are put off: what each matrix took, and the
-    gradient of what it gave; but experts', whose gradients never wait."""
-    s, c, share = work.sizes, work.cut, work.mixed
-    query, kv = s.heads * s.head_dim / c.tp, np.maximum(1, s.kv_heads / c.tp) * s.head_dim
-    latent = 2 * s.latents + (s.heads * (s.head_dim + s.values) + s.raised) / c.tp
-    attention = 2 * s.hidden + np.where(s.kv_rank > 0, latent, 2 * query + 2 * kv)
-    columns = (1 - share) * s.ffn + share * s.shared_ffn
-    return c.item * work.tokens * (attention + (columns > 0) * (2 * s.hidden + s.matrices * columns / c.tp))
+@dataclass(frozen=True)
+class Flight:
+    """Activations of the micro-batches in flight, in bytes.
+
+    Attributes:
+        kept: by one block of one micro-batch; `per_block`: by the mean block, where some keep their input alone.
+        flying: micro-batches in flight.
+        first, last: of the process that has most of them, and of that with the logits.
+        delayed: by one block of one micro-batch whose gradients of weights are put off.
+        released: what a block has let go of when gradients that were put off are made.
+    """
+
+    kept: Num
+    per_block: Num
+    flying: Num
+    first: Num
+    last: Num
+    delayed: Num
+    released: Num
+
+    @classmethod
+    def of(cls, work: Work, held: Held, logits: Num) -> Flight:
+        s, c, soft = work.sizes, work.cut, work.software
+        kept, delayed = block_activations(work), waiting_gradients(work)
+        one = work.tokens * s.hidden * c.item / np.where(c.sp, c.tp, 1)
+        per_block = c.full * one + (1 - c.full) * kept
+        flying = np.minimum(work.micro_batches, c.flying)
+        waiting = np.minimum(flying, c.put_off)
+        later = (flying - waiting) * per_block + waiting * delayed
+        most = np.maximum(flying * per_block, later)
+        here = np.minimum(2, flying * held.blocks) * per_block + held.blocks * waiting * delayed
+        first = np.where(c.offload > 0, here, held.blocks * most)
+        # the first stage of a pipeline has most in flight, the last has the logits; there and back, one process has both
+        fewer = np.where(soft.balanced > 0, np.clip(s.layers - (c.pp - 1) * held.blocks, 1, held.blocks), held.blocks)
+        behind = np.minimum(flying, 1.0) * per_block + np.maximum(0.0, waiting - 1) * delayed
+        vee = (c.put_off > 0) & (c.vp > 1)
+        last = np.where(c.pp > 1, np.where(vee, held.blocks * flying * per_block, fewer * behind), first)
+        # one block is on its way while the logits are there, and two when they are gone
+        last = np.where(c.offload > 0, first - np.minimum(first / 2, logits), last)
+        return cls(kept, per_block, flying, first, last, delayed, most - later)
 
 
 def footprint(work: Work, *, first: bool = False) -> Footprint:
     """Of the fullest process, or of the first stage's, which is the one that most systems report."""
     s, c, soft = work.sizes, work.cut, work.software
-    common, experts, table = parameters(work)
-    head = np.where(soft.balanced, s.vocab * s.hidden / c.tp / (common + experts), 0.0)  # is worth so many blocks
-    most = (s.layers + head) / c.pp
-    with_head = np.clip(
-        np.floor(most - head + 0.5), c.vp, s.layers
-    )  # blocks of that process; the others share the rest
-    others = np.ceil((s.layers - with_head) / np.maximum(1, c.pp - 1))
-    blocks = np.clip(
-        np.where((soft.balanced > 1) & (c.pp > 1), np.maximum(with_head, others), np.ceil(most)), 1, s.layers
-    )
-    tables = table * np.where(c.pp > 1, 1.0, 2 - s.tied) + s.positions * s.hidden
-    held = blocks * (common + experts) + tables
-    shards = c.fsdp * c.cp
-    expert_shards = np.maximum(1, shards * c.tp / np.maximum(1, c.ep * c.etp))
-    shared = (blocks * common + tables) / shards + blocks * experts / expert_shards
-    apart = (c.zero == 3) | ((c.zero > 0) & (soft.weights > c.item))  # ZeRO 1 and 2 shard what is not computed with
-    here = 1 - c.away
-    weights = here * soft.weights * np.where(apart, shared, held)
-    goes = (c.zero >= 2) | ((c.zero == 0) & (c.away > 0))  # FSDP over one process brings them down too
-    gradients = soft.gradients * np.where(goes, here * shared, held)
-    states = np.where(c.zero >= 1, shared, held)
-    optimizer = here * (1 - c.moments_away) * (soft.master + soft.moments) * states
-    copies = np.where(soft.weights > c.item, c.item, 0.0)
-    gathered = np.where(
-        c.zero == 3, 2 * (common + experts) * np.minimum(c.item, soft.weights) + tables * c.item, copies * held
-    )
-    gathered = gathered + (c.zero == 3) * table * c.item  # the head's gradient waits whole until all others are reduced
-
-    gathered = gathered + c.away * soft.weights * (common + experts) / shards  # a share that has come up to be gathered
-
-    kept = block_activations(work)
-    one = work.tokens * s.hidden * c.item / np.where(c.sp, c.tp, 1)
-    per_block = c.full * one + (1 - c.full) * kept
-    flying = np.minimum(work.micro_batches, c.flying)
-    waiting = np.minimum(flying, c.put_off)
-    put_off = waiting * waiting_gradients(work)
-    later = (flying - waiting) * per_block + put_off
-    most = np.maximum(flying * per_block, later)
-    activations = np.where(c.offload > 0, np.minimum(2, flying * blocks) * per_block + blocks * put_off, blocks * most)
-    host = c.offload * flying * blocks * per_block
-    copied = soft.gradients + soft.moments + np.where(soft.master > 0, soft.master, soft.weights)
-    host = host + c.away * shared * (soft.weights + soft.gradients + soft.master + soft.moments)
-    host = host + c.moments_away * states * copied
-    # gradients inside of a block's MLP, while all else is still kept; where the logits are, these are larger and gone
-    share = work.mixed
-    inner = (1 - share) * s.ffn / c.tp + share * (s.expert_ffn * s.per_token / c.etp / c.tp + s.shared_ffn / c.tp)
-    inner = c.item * work.tokens * (s.matrices * inner + 2 * s.hidden)
+    held = Held.of(work)
     logits = soft.logits * work.tokens * s.vocab / c.tp
     logits = np.where(c.chunked, logits / 16, logits)
-    # the first stage of a pipeline has most in flight, the last has the logits
-    fewer = np.where(soft.balanced > 0, np.clip(s.layers - (c.pp - 1) * blocks, 1, blocks), blocks)
-    vee = (c.put_off > 0) & (c.vp > 1)  # there and back: the first process has the last stage too
-    behind = np.minimum(flying, 1.0) * per_block + np.maximum(0.0, waiting - 1) * waiting_gradients(work)
-    last = np.where(c.pp > 1, np.where(vee, blocks * flying * per_block, fewer * behind), activations)
-    # one block is on its way while the logits are there, and two when they are gone
-    last = np.where(c.offload > 0, activations - np.minimum(activations / 2, logits), last)
-    front = np.where(c.pp > 1, activations, 0.0)
-    logits_last = last + logits
-    leads = (front >= logits_last) | first
-    top = np.where(leads & (c.pp > 1), front, logits_last)
-    shown = np.where(leads | (c.pp == 1), activations, last)
-    there = top - shown
-    again = np.where(c.full > 0, kept, 0.0)
-    working = again + np.maximum(0.0, inner - there)
-    # FSDP2 has a block's gradients as they came and as they are reduced, beside all that the block does; or until then what
-    # those of the tables were reduced from, in the pass before
-    whole = replace(work, cut=replace(c, selective=0 * c.selective))
-    again = again + np.where(c.selective > 0, block_activations(whole) - kept, 0.0)
-    reduced = (c.item + soft.reduced) * (common + experts) + c.away * soft.reduced * (common + experts) / shards
-    reduced = np.maximum(reduced, (c.zero != 1) * (work.micro_batches > 1) * soft.reduced * tables)
-    fsdp2 = np.maximum(0.0, again + inner + reduced - there)
-    working = np.where((soft.weights > c.item) & (soft.alternate == 0), fsdp2, working)
-    # what was put off is made for all blocks of a stage, and then reduced, when what it was made of is gone
-    made, done = blocks * (common + experts), waiting_gradients(work) * blocks / c.vp
-    made = np.maximum(c.item * made, np.where(c.zero == 1, 0.0, soft.gradients * made - done))
-    made = (c.put_off > 0) * (soft.weights > c.item) * made - blocks * (most - later) * (c.offload == 0)
-    working = np.maximum(working + 2 * work.tokens * s.hidden * c.item, made)
+    flight = Flight.of(work, held, logits)
+    leads = (np.where(c.pp > 1, flight.first, 0.0) >= flight.last + logits) | first
+    activations = np.where(leads | (c.pp == 1), flight.first, flight.last)
+    there = np.where(leads & (c.pp > 1), flight.first, flight.last + logits) - activations  # of the logits
+    weights, gradients, optimizer = states(work, held)
     axes = 1.0 * (c.tp > 1) + (c.pp > 1) + (c.cp > 1) + (c.replicas > 1)
     return Footprint(
-        weights=weights, gradients=gradients, optimizer=optimizer, gathered=gathered, activations=shown, working=working,
-        logits=top - shown, outside=C.outside + C.communicator * axes, host=host,
+        weights=weights, gradients=gradients, optimizer=optimizer, gathered=gathered(work, held), activations=activations,
+        working=working(work, held, flight, there), logits=there, outside=C.outside + C.communicator * axes,
+        host=on_host(work, held, flight),
     )  # fmt: skip
+
+
+def states(work: Work, held: Held) -> tuple[Num, Num, Num]:
+    """Bytes of this process's share of weights, gradients, and what the optimizer has."""
+    c, soft = work.cut, work.software
+    here = 1 - c.away
+    apart = (c.zero == 3) | ((c.zero > 0) & (soft.weights > c.item))  # ZeRO 1 and 2 shard what is not computed with
+    goes = (c.zero >= 2) | ((c.zero == 0) & (c.away > 0))  # FSDP over one process brings them down too
+    moments = (1 - c.moments_away) * (soft.master + soft.moments)
+    return (
+        here * soft.weights * np.where(apart, held.share, held.whole),
+        soft.gradients * np.where(goes, here * held.share, held.whole),
+        here * moments * np.where(c.zero >= 1, held.share, held.whole),
+    )
+
+
+def gathered(work: Work, held: Held) -> Num:
+    """Bytes of whole weights, and of copies of them."""
+    c, soft = work.cut, work.software
+    copies = np.where(soft.weights > c.item, c.item, 0.0) * held.whole
+    two = 2 * held.block * np.minimum(c.item, soft.weights) + held.tables * c.item
+    head = (c.zero == 3) * held.table * c.item  # its gradient waits whole until all others are reduced
+    come = c.away * soft.weights * held.block / held.shards  # a share that has come up to be gathered
+    return np.where(c.zero == 3, two, copies) + head + come
+
+
+def on_host(work: Work, held: Held, flight: Flight) -> Num:
+    """Bytes in the CPU's memory."""
+    c, soft = work.cut, work.software
+    copied = soft.gradients + soft.moments + np.where(soft.master > 0, soft.master, soft.weights)
+    return (
+        c.offload * flight.flying * held.blocks * flight.per_block
+        + c.away * held.share * (soft.weights + soft.gradients + soft.master + soft.moments)
+        + c.moments_away * np.where(c.zero >= 1, held.share, held.whole) * copied
+    )
+
+
+def working(work: Work, held: Held, flight: Flight, logits: Num) -> Num:
+    """Bytes that a backward pass takes beside what was kept: those of logits, which are gone by then, are there again."""
+    s, c, soft, share = work.sizes, work.cut, work.software, work.mixed
+    # gradients inside of a block's MLP, while all else is still kept
+    inner = (1 - share) * s.ffn / c.tp + share * (s.expert_ffn * s.per_token / c.etp / c.tp + s.shared_ffn / c.tp)
+    inner = c.item * work.tokens * (s.matrices * inner + 2 * s.hidden)
+    again = np.where(c.full > 0, flight.kept, 0.0)
+    plain = again + np.maximum(0.0, inner - logits)
+    # FSDP2 has a block's gradients as they came and as they are reduced, beside all that the block does; or until then what
+    # those of the tables were reduced from, in the pass before
+    whole = block_activations(replace(work, cut=replace(c, selective=0 * c.selective)))
+    again = again + np.where(c.selective > 0, whole - flight.kept, 0.0)
+    reduced = (c.item + soft.reduced) * held.block + c.away * soft.reduced * held.block / held.shards
+    reduced = np.maximum(reduced, (c.zero != 1) * (work.micro_batches > 1) * soft.reduced * held.tables)
+    fsdp2 = np.maximum(0.0, again + inner + reduced - logits)
+    most = np.where((soft.weights > c.item) & (soft.alternate == 0), fsdp2, plain)
+    # what was put off is made for all blocks of a stage, and then reduced, when what it was made of is gone
+    made, done = held.blocks * held.block, flight.delayed * held.blocks / c.vp
+    made = np.maximum(c.item * made, np.where(c.zero == 1, 0.0, soft.gradients * made - done))
+    made = (c.put_off > 0) * (soft.weights > c.item) * made - held.blocks * flight.released * (c.offload == 0)
+    return np.maximum(most + 2 * work.tokens * s.hidden * c.item, made)

@@ -13,7 +13,7 @@ import numpy as np
 from weft.plan import collectives
 from weft.plan.block import Passes, parameters
 from weft.plan.constants import CONSTANTS as C
-from weft.plan.footprint import block_activations
+from weft.plan.kept import block_activations
 from weft.plan.work import Num, Work
 
 ADAM = 28

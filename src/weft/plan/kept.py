@@ -1,0 +1,57 @@
+"""What a block keeps of one micro-batch for its backward pass, in closed form. Torch-free."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from weft.plan.work import Num, Work
+
+
+def block_activations(work: Work) -> Num:
+    """Bytes that one block keeps of one micro-batch: Korthikanti et al. 2022, section 4, by the block's own sizes."""
+    s, c, soft = work.sizes, work.cut, work.software
+    tokens, tp = work.tokens, c.tp
+    wide = tokens / np.where(c.sp, tp, 1)
+    query, kv = s.heads * s.head_dim / tp, np.maximum(1, s.kv_heads / tp) * s.head_dim
+    share = work.mixed
+    # two norms' inputs and outputs; queries, keys, values, the result; the MLP's two or three inner states. Computed again
+    # are all but what products and attention give
+    cheap = c.selective * (soft.flash > 0)
+    hidden = (4 - 2 * cheap) * s.hidden * wide
+    states = s.matrices - cheap
+    latent = 2 * s.latents + (2 * s.heads * s.head_dim + 2 * s.heads * s.value_dim) / tp
+    inner = tokens * np.where(s.kv_rank > 0, latent, 2 * query + 2 * kv)
+    ffn = tokens * states * s.ffn / tp
+    mine = tokens / tp * s.per_token
+    routed = mine * (2 * s.hidden + states * s.expert_ffn) + tokens * states * s.shared_ffn / tp
+    kept = c.item * (hidden + inner + (1 - share) * ffn + share * routed) + tokens * s.heads / tp * 4
+    # one kernel, one result: of activations, rotary positions, and norms
+    activated = (1 - share) * tokens * s.ffn / tp + share * (mine * s.expert_ffn + tokens * s.shared_ffn / tp)
+    eager = activated + np.where(soft.fused_norm > 1, 0.0, tokens * (query + kv))
+    eager = eager + np.where(soft.fused_norm > 0, 0.0, 4 * s.hidden * wide)
+    more = np.where((soft.fused > 0) | (s.matrices == 2), 0.0, eager * (1 - cheap))
+    more = more + soft.copies * s.hidden * tokens / tp + c.sp * soft.keeps_gathered * 2 * s.hidden * (tokens - wide)
+    masks = soft.dropout * 2 * s.hidden * wide
+    scores = np.where(soft.flash, 0.0, c.micro_batch * s.heads / tp * s.seq**2 / c.cp * (2 * c.item + soft.dropout))
+    every = kept + c.item * more + masks + np.where(c.selective > 0, 0.0, scores)
+    # or every second product is computed again, as torchtitan has it
+    given = tokens * (query + 2 * kv) + 2 * s.hidden * wide + (s.matrices - 1) * activated  # by products
+    second = c.item * (s.hidden * wide + tokens * query + given / 2) + tokens * s.heads / tp * 4
+    # or the results of products stay, and what came over the network, as weft has it
+    columns = (1 - share) * s.ffn + share * s.shared_ffn
+    sent = np.where(tp > 1, 2 * s.hidden * (tokens + c.sp * wide), 0.0)
+    results = tokens * (2 * query + 2 * kv + (s.matrices - 1) * columns / tp + s.hidden * (1 + (columns > 0)))
+    stay = c.item * (s.hidden * wide + results + sent) + tokens * s.heads / tp * 4
+    kinds = [c.selective * soft.alternate > 0, c.selective * soft.results > 0]
+    return np.select(kinds, [second + 0 * every, stay + 0 * every], every)
+
+
+def waiting_gradients(work: Work) -> Num:
+    """Bytes that one block keeps of one micro-batch whose gradients of weights are put off: what each matrix took, and the
+    gradient of what it gave; but experts', whose gradients never wait."""
+    s, c, share = work.sizes, work.cut, work.mixed
+    query, kv = s.heads * s.head_dim / c.tp, np.maximum(1, s.kv_heads / c.tp) * s.head_dim
+    latent = 2 * s.latents + (s.heads * (s.head_dim + s.values) + s.raised) / c.tp
+    attention = 2 * s.hidden + np.where(s.kv_rank > 0, latent, 2 * query + 2 * kv)
+    columns = (1 - share) * s.ffn + share * s.shared_ffn
+    return c.item * work.tokens * (attention + (columns > 0) * (2 * s.hidden + s.matrices * columns / c.tp))
