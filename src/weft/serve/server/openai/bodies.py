@@ -190,7 +190,6 @@ class EmbeddingBody(Body):
     input: Any
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[int, Field(ge=1)] | None = None
-    priority: Int32 = 0
     timeout: Annotated[float, Field(gt=0, le=86400)] | None = None
 
     @field_validator("input", mode="plain")
