@@ -75,33 +75,45 @@ def traffic(work: Work, size: Num) -> Num:
 
 
 def block_time(work: Work, experts: bool) -> Block:
-    s, c, chip, soft = work.sizes, work.cut, work.machine, work.software
-    tokens, tp = work.tokens, c.tp
-    query, kv = s.heads * s.head_dim / tp, np.maximum(1, s.kv_heads / tp) * s.head_dim
-    parts = projections(work)
-    inner = s.ffn
-    ep_time: tuple[Num, Num] = (0.0, 0.0)
-    moved = 0.0
+    s, c, soft = work.sizes, work.cut, work.software
+    parts, inner, ep, moved = projections(work), s.ffn, (0.0, 0.0), 0.0
     if experts:
-        parts_, ep_time, moved = expert_time(work)
-        parts += parts_
-        if np.any(s.shared_ffn > 0):
-            wide = np.maximum(1, s.shared_ffn / tp)
-            beside = product(work, tokens, 2 * wide, s.hidden), product(work, tokens, s.hidden, wide)
-            parts += [(part[0] * (s.shared_ffn > 0), part[1] * (s.shared_ffn > 0)) for part in beside]
+        mlp, ep, moved = expert_time(work)
         inner = s.expert_ffn * s.per_token + s.shared_ffn
     else:
-        parts += [
-            product(work, tokens, (s.matrices - 1) * s.ffn / tp, s.hidden),
-            product(work, tokens, s.hidden, s.ffn / tp),
+        mlp = [
+            product(work, work.tokens, (s.matrices - 1) * s.ffn / c.tp, s.hidden),
+            product(work, work.tokens, s.hidden, s.ffn / c.tp),
         ]
-    matmul = (sum(part[0] for part in parts), sum(part[1] for part in parts))
+    parts = parts + mlp
+    attention = attention_time(work)
+    fused = (
+        np.where(soft.fused, C.kernels, C.eager_kernels)
+        + C.tp_kernels * (c.tp > 1) * np.where(soft.fused, 0.3, 1.0)
+        + 12 * (c.cp > 1)
+        + (C.expert_kernels + C.each_expert * np.maximum(1, s.experts / c.ep)) * experts
+    )
+    return Block(
+        matmul=(sum(part[0] for part in parts), sum(part[1] for part in parts)), attention=attention,
+        elementwise=elementwise_time(work, inner, moved, experts), tp=tensor_messages(work),
+        cp=context_messages(work, attention), ep=ep, kernels=(fused, fused * C.backward_kernels),
+    )  # fmt: skip
 
+
+def widths(work: Work) -> tuple[Num, Num]:
+    """Numbers of a token's queries and of its keys (or values), on one process of tp."""
+    s, tp = work.sizes, work.cut.tp
+    return s.heads * s.head_dim / tp, np.maximum(1, s.kv_heads / tp) * s.head_dim
+
+
+def attention_time(work: Work) -> tuple[Num, Num]:
+    """Scores and what they weigh, in one kernel or, without flash attention, in several over all scores."""
+    s, c, chip, soft = work.sizes, work.cut, work.machine, work.software
     seen = np.minimum(s.window, s.seq)
     seen = seen - seen**2 / (2 * s.seq)  # causal
-    scores = tokens * np.where(soft.flash, seen, s.seq) * s.heads / tp
+    scores = work.tokens * np.where(soft.flash, seen, s.seq) * s.heads / c.tp
     head = np.where(s.head_dim >= 128, 1.0, C.short_head + (1 - C.short_head) * np.maximum(0, s.head_dim - 64) / 64)
-    rows = c.micro_batch * s.heads / tp * np.ceil(s.seq / c.cp / 128)
+    rows = c.micro_batch * s.heads / c.tp * np.ceil(s.seq / c.cp / 128)
     filled = np.minimum(1.0, rows / chip.sms)
     length = s.seq / c.cp
     kernel = np.where((soft.flash == 1) & (chip.generation >= 2), C.flash2, 1.0)
@@ -110,41 +122,55 @@ def block_time(work: Work, experts: bool) -> Block:
     flash = flops / (chip.peak * chip.attention * kernel * head * filled * length / (length + C.attention_length))
     plain = flops / (0.6 * chip.peak * chip.gemm) + scores * C.scores / (chip.hbm * C.hbm)
     forward = np.where(soft.flash, flash, plain) + C.kernel
-    backward = np.where(soft.flash, 2.5 * flash / C.attention_backward, 2 * plain) + 3 * C.kernel
+    return forward, np.where(soft.flash, 2.5 * flash / C.attention_backward, 2 * plain) + 3 * C.kernel
 
+
+def elementwise_time(work: Work, inner: Num, moved: Num, experts: bool) -> tuple[Num, Num]:
+    """Norms, activations, rotary positions, residuals, and in fp8 the rounding.
+
+    Args:
+        inner: numbers inside of a token's MLP, on all processes of tp.
+        moved: bytes of dealing tokens out to experts.
+    """
+    s, c, chip, soft = work.sizes, work.cut, work.machine, work.software
+    tokens, tp = work.tokens, c.tp
+    query, kv = widths(work)
     wide = tokens / np.where(c.sp, tp, 1)
-    numbers = 10 * s.hidden * wide + (2 * (query + kv) + (s.matrices + 0) * inner / tp) * tokens
+    numbers = 10 * s.hidden * wide + (2 * (query + kv) + s.matrices * inner / tp) * tokens
     numbers = numbers + 2 * s.latents * tokens + soft.dropout * 4 * s.hidden * wide
-    bytes_ = c.item * numbers + moved
+    seconds = traffic(work, c.item * numbers + moved)
     quantized = C.quantize * tokens * c.fp8 * ((2 + experts * s.per_token / tp) * s.hidden + query + inner / tp)
-    elementwise = (
-        traffic(work, bytes_) + quantized / (chip.hbm * C.hbm),
-        C.traffic_backward * traffic(work, bytes_) + quantized / (chip.hbm * C.hbm),
-    )
+    rounding = quantized / (chip.hbm * C.hbm)
+    return seconds + rounding, C.traffic_backward * seconds + rounding
 
-    volume = tokens * s.hidden * c.item
-    one, waited = collectives.gather(tp, 1, chip, volume), collectives.waited(tp, 1, chip)
-    sums = 2 * collectives.reduce(tp, 1, chip, volume)  # without sp, two of them each way
+
+def tensor_messages(work: Work) -> tuple[Num, Num]:
+    """What tp's processes send each other: gathers and reduce-scatters with sp, sums without."""
+    c, chip, soft = work.cut, work.machine, work.software
+    volume = work.tokens * work.sizes.hidden * c.item
+    one, waited = collectives.gather(c.tp, 1, chip, volume), collectives.waited(c.tp, 1, chip)
+    sums = 2 * collectives.reduce(c.tp, 1, chip, volume)  # two of them each way
     shown = np.where(soft.overlap_tp, 1 - C.tp_hidden, 1.0)
-    gathers = (4, 6 - 2 * soft.keeps_gathered)
-    tp_time = tuple(np.where(c.sp > 0, n * (one + waited), sums + 4 * waited) * shown for n in gathers)
-
-    keys = 2 * tokens * kv * c.item
-    hop = collectives.gather(c.cp, tp, chip, keys * c.cp)
-    dealt = collectives.all_to_all(c.cp, tp, chip, 2 * (query + kv) * tokens * c.item)
-    ways = [
-        np.where(c.gathers, times * hop, np.maximum(0, times * hop - 0.9 * busy) + (c.cp - 1) * 3 * C.kernel * times)
-        for times, busy in ((1, forward), (2, backward))
-    ]
-    cp_time = tuple(np.where(c.cp > 1, np.where(c.ulysses, dealt, way), 0.0) for way in ways)
-    fused = (
-        np.where(soft.fused, C.kernels, C.eager_kernels)
-        + C.tp_kernels * (tp > 1) * np.where(soft.fused, 0.3, 1.0)
-        + 12 * (c.cp > 1)
-        + (C.expert_kernels + C.each_expert * np.maximum(1, s.experts / c.ep)) * experts
+    forward, backward = (
+        np.where(c.sp > 0, gathers * (one + waited), sums + 4 * waited) * shown
+        for gathers in (4, 6 - 2 * soft.keeps_gathered)
     )
-    kernels = (fused, fused * C.backward_kernels)
-    return Block(matmul, (forward, backward), elementwise, tp_time, cp_time, ep_time, kernels)  # type: ignore[arg-type]
+    return forward, backward
+
+
+def context_messages(work: Work, attention: tuple[Num, Num]) -> tuple[Num, Num]:
+    """What cp's processes send each other: keys and values gathered, or from hand to hand beside `attention`; or heads
+    dealt out."""
+    c, chip = work.cut, work.machine
+    query, kv = widths(work)
+    hop = collectives.gather(c.cp, c.tp, chip, 2 * work.tokens * kv * c.item * c.cp)
+    dealt = collectives.all_to_all(c.cp, c.tp, chip, 2 * (query + kv) * work.tokens * c.item)
+
+    def way(times: int, busy: Num) -> Num:
+        ring = np.maximum(0, times * hop - 0.9 * busy) + (c.cp - 1) * 3 * C.kernel * times
+        return np.where(c.cp > 1, np.where(c.ulysses, dealt, np.where(c.gathers, times * hop, ring)), 0.0)
+
+    return way(1, attention[0]), way(2, attention[1])
 
 
 def projections(work: Work) -> list[tuple[Num, Num]]:
@@ -152,7 +178,7 @@ def projections(work: Work) -> list[tuple[Num, Num]]:
     vectors, which every process of tp makes whole, and of these each head's own."""
     s, c = work.sizes, work.cut
     tokens, tp = work.tokens, c.tp
-    query, kv = s.heads * s.head_dim / tp, np.maximum(1, s.kv_heads / tp) * s.head_dim
+    query, kv = widths(work)
     out = product(work, tokens, s.hidden, s.heads * s.values / tp)
     plain = product(work, tokens, query + 2 * kv, s.hidden)
     if not np.any(s.kv_rank > 0):
@@ -168,7 +194,7 @@ def projections(work: Work) -> list[tuple[Num, Num]]:
 
 
 def expert_time(work: Work) -> tuple[list[tuple[Num, Num]], tuple[Num, Num], Num]:
-    """The products of the experts, the messages to and from them, and the bytes of dealing tokens out."""
+    """The products of the experts, shared ones too, the messages to and from them, and the bytes of dealing tokens out."""
     s, c, chip, soft = work.sizes, work.cut, work.machine, work.software
     own = np.maximum(1, s.experts / c.ep)
     mine = work.tokens / c.tp * np.maximum(1, s.per_token)  # each process deals out its part of the sequence
@@ -177,6 +203,10 @@ def expert_time(work: Work) -> tuple[list[tuple[Num, Num]], tuple[Num, Num], Num
     up = product(work, each, 2 * s.expert_ffn / c.etp, s.hidden)
     down = product(work, each, s.hidden, s.expert_ffn / c.etp)
     products = [(own * (part[0] - C.kernel), own * (part[1] - 2 * C.kernel)) for part in (up, down)]
+    if np.any(s.shared_ffn > 0):
+        wide = np.maximum(1, s.shared_ffn / c.tp)
+        beside = product(work, work.tokens, 2 * wide, s.hidden), product(work, work.tokens, s.hidden, wide)
+        products += [(part[0] * (s.shared_ffn > 0), part[1] * (s.shared_ffn > 0)) for part in beside]
     way = collectives.all_to_all(c.ep, c.etp, chip, mine * s.hidden * c.item, np.where(soft.dedup, s.per_token, 1))
     way = way + collectives.gather(c.etp, 1, chip, mine * c.etp * s.hidden * c.item)  # each has a part of every expert
     shown = np.where(soft.overlap_ep, 1 - C.ep_hidden, 1.0)
