@@ -45,6 +45,12 @@ class Passes:
         mixed = block_time(work, experts=True) if np.any(work.sizes.experts > 0) else None
         return cls(block_time(work, experts=False), mixed, head_time(work))
 
+    def mean(self, name: str, way: int, work: Work) -> Num:
+        """A part of Block's, of the mean block."""
+        share = work.mixed
+        dense = (1 - share) * getattr(self.dense, name)[way]
+        return dense + share * getattr(self.mixed, name)[way] if self.mixed else dense
+
     def rows(self, index: Num) -> Passes:
         """Of these rows: many candidates have the same passes."""
 

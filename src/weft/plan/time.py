@@ -6,7 +6,8 @@ pipeline and the update around it. Every function takes one Work or columns of t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from weft.plan.work import Num, Work
 
 ADAM = 28
 """Bytes that an update moves for each parameter: gradient, weight and moments read, all but the gradient written."""
+
+SIMPLE = ("matmul", "attention", "elementwise", "tp", "cp", "ep")
+"""Of `Time`: what each pass through each block takes, added up."""
 
 
 @dataclass(frozen=True)
@@ -68,125 +72,175 @@ class Time:
 
 def step_time(work: Work, passes: Passes | None = None) -> Time:
     """`passes`: where they are known already."""
-    s, c, chip, soft = work.sizes, work.cut, work.machine, work.software
-    share, passes = work.mixed, passes or Passes.of(work)
-    kinds = [(passes.dense, 1 - share)] + ([(passes.mixed, share)] if passes.mixed else [])
+    passes = passes or Passes.of(work)
+    beat = Beat.of(work, passes)
+    stages = stage_times(work, beat, passes.head)
+    optimizer, copied = update_time(work)
+    every = work.micro_batches * work.blocks  # blocks' passes in a step
+    both = {name: every * (passes.mean(name, 0, work) + passes.mean(name, 1, work)) for name in SIMPLE}
+    parts = Time(
+        **both, head=stages.head, recompute=every * beat.redo, launch=stages.launch,
+        dp=replica_messages(work, beat) + every * beat.fsdp, pp=stages.pp, bubble=stages.bubble, optimizer=optimizer,
+        rest=0.0, offload=carried_time(work, beat) + copied,
+    )  # fmt: skip
+    slow = C.straggle * np.log2(np.maximum(1.0, work.cut.gpus / 8))
+    return replace(parts, rest=C.step + slow * parts.total)
 
-    def of(name: str, way: int) -> Num:
-        return sum(weight * getattr(block, name)[way] for block, weight in kinds)
 
-    again = c.full
-    compute = [sum(of(name, way) for name in ("matmul", "attention", "elementwise")) for way in (0, 1)]
-    messages = [sum(of(name, way) for name in ("tp", "cp", "ep")) for way in (0, 1)]
-    selective = c.selective * np.where(soft.flash > 0, of("elementwise", 0), of("attention", 0))
-    selective = selective + c.selective * soft.alternate * of("matmul", 0) / 2
-    redo = again * (compute[0] + messages[0]) + selective
+@dataclass(frozen=True)
+class Beat:
+    """Seconds of one micro-batch in a block, the mean of those with experts and those without.
 
-    blocks, count = work.blocks, work.micro_batches
-    head = passes.head
-    inner = c.tp * c.cp
-    common, experts, table = parameters(work)
+    Attributes:
+        busy: of the GPU, forward, and backward with what is computed again.
+        redo: what is computed again.
+        fsdp: ZeRO-3's messages, as far as nothing hides them.
+        launched: that the CPU takes to launch all that.
+    """
 
-    # ZeRO-3 gathers a block's weights forward and backward and scatters its gradients, beside its neighbour's computation
+    busy: tuple[Num, Num]
+    redo: Num
+    fsdp: Num
+    launched: Num
+
+    @classmethod
+    def of(cls, work: Work, passes: Passes) -> Beat:
+        c, soft = work.cut, work.software
+
+        def mean(name: str, way: int) -> Num:
+            return passes.mean(name, way, work)
+
+        forward, backward = (sum(mean(name, way) for name in SIMPLE) for way in (0, 1))
+        selective = c.selective * np.where(soft.flash > 0, mean("elementwise", 0), mean("attention", 0))
+        selective = selective + c.selective * soft.alternate * mean("matmul", 0) / 2
+        redo = c.full * forward + selective
+        busy = (forward, backward + redo)
+        host = C.host * np.where(soft.graphs, 0.3, 1.0)
+        launched = host * (mean("kernels", 0) * (1 + c.full) + mean("kernels", 1)) + soft.tp_host * (c.tp > 1)
+        return cls(busy, redo, shard_messages(work, busy), launched)
+
+    @property
+    def gpu(self) -> Num:
+        return self.busy[0] + self.busy[1] + self.fsdp
+
+    @property
+    def late(self) -> Num:
+        """The GPU waits for the CPU."""
+        return np.maximum(0.0, self.launched - self.gpu)
+
+
+def shard_messages(work: Work, busy: tuple[Num, Num]) -> Num:
+    """ZeRO-3 gathers a block's weights forward and backward and scatters its gradients, beside its neighbour's
+    computation."""
+    c, chip, soft = work.cut, work.machine, work.software
+    common, experts, _ = parameters(work)
     shards = c.fsdp * c.cp
-    volume = common + experts / np.maximum(1, c.ep / inner)
-    gather3 = collectives.gather(shards, c.tp, chip, volume * np.maximum(2, np.minimum(c.item, 2)))
-    scatter3 = collectives.gather(shards, c.tp, chip, volume * soft.reduced)
-    needs3 = (gather3, gather3 + scatter3)
-    sizes3 = (2 * volume, (2 + soft.reduced) * volume)
-    zero3 = (c.zero == 3) & (shards > 1)
-    busy = (compute[0] + messages[0], compute[1] + messages[1] + redo)
-    shown3 = [
+    volume = common + experts / np.maximum(1, c.ep / (c.tp * c.cp))
+    gather = collectives.gather(shards, c.tp, chip, volume * np.maximum(2, np.minimum(c.item, 2)))
+    scatter = collectives.gather(shards, c.tp, chip, volume * soft.reduced)
+    shown = [
         np.maximum((1 - soft.overlap_dp) * need, need - C.fsdp_hidden * time)
         + C.contention * np.minimum(size / chip.nvlink, time)
-        for need, size, time in zip(needs3, sizes3, busy, strict=True)
+        for need, size, time in zip(
+            (gather, gather + scatter), (2 * volume, (2 + soft.reduced) * volume), busy, strict=True
+        )
     ]
-    fsdp = np.where(zero3, shown3[0] + shown3[1], 0.0)
+    return np.where((c.zero == 3) & (shards > 1), shown[0] + shown[1], 0.0)
 
-    host = C.host * np.where(soft.graphs, 0.3, 1.0)
-    launched = host * (of("kernels", 0) * (1 + again) + of("kernels", 1)) + soft.tp_host * (c.tp > 1)
 
-    # what a block keeps goes to the CPU while it computes forward, and comes back while it computes backward
-    moved = c.offload * block_activations(work) * (1 - c.full) / chip.host
-    away = np.maximum(0.0, moved - busy[0]) + np.maximum(0.0, moved - busy[1])
-    # each share travels up to be gathered, and down once its gradients are reduced: in every micro-batch, as ZeRO has it
-    trip = c.away * 4 * (common + experts) / shards / chip.host
-    gathers, reductions = np.where(c.zero == 3, count, 1), np.where(c.zero == 1, 1, count)
-    carried = gathers * np.maximum(0.0, trip - busy[0])
-    carried = carried + reductions * np.maximum(0.0, trip * np.where(c.zero == 3, 2, 1) - busy[1])
-    gpu = busy[0] + busy[1] + fsdp
-    late = np.maximum(0.0, launched - gpu)
-    per_block = gpu + soft.blocking * late
+class Stages(NamedTuple):
+    """Seconds of a step that the pipeline adds, and those that depend on which process is slowest: as `Time` has them."""
+
+    head: Num
+    pp: Num
+    bubble: Num
+    launch: Num
+
+
+def stage_times(work: Work, beat: Beat, head: Num) -> Stages:
+    """`head`: seconds of the logits and their loss, of one micro-batch."""
+    s, c, chip, soft = work.sizes, work.cut, work.machine, work.software
+    blocks, count, piped = work.blocks, work.micro_batches, c.pp > 1
+    per_block = beat.gpu + soft.blocking * beat.late
     # the last process has the head too; where stages cannot be cut finer, it is the slowest
-    spare = np.where(c.pp > 1, blocks - s.layers / c.pp, 0.0) * per_block
-    slowest_head = np.where(c.pp > 1, np.maximum(0.0, head - spare), head)
+    spare = np.where(piped, blocks - s.layers / c.pp, 0.0) * per_block
+    slowest = np.where(piped, np.maximum(0.0, head - spare), head)
     even = np.ceil((s.layers * per_block + head) / c.pp / per_block) * per_block
-    slowest_head = np.where((soft.balanced > 0) & (c.pp > 1), np.maximum(head, even) - blocks * per_block, slowest_head)
+    slowest = np.where((soft.balanced > 0) & piped, np.maximum(head, even) - blocks * per_block, slowest)
+    sent = work.tokens * s.hidden * c.item / np.where(soft.whole_pp, 1, c.tp)
+    flow = collectives.send(c.tp * c.cp * c.dp * c.fsdp, chip, sent)
+    shown = np.where(soft.overlap_pp, C.pp_exposed * 0.4, C.pp_exposed)
+    pp = np.where(piped, 2 * flow * (count * c.vp * shown + (c.pp - 1)), 0.0)
     mean = (s.layers * per_block + head) / c.pp
-
-    flow = collectives.send(
-        inner * c.dp * c.fsdp, chip, work.tokens * s.hidden * c.item / np.where(soft.whole_pp, 1, c.tp)
-    )
-    pp_shown = np.where(soft.overlap_pp, C.pp_exposed * 0.4, C.pp_exposed)
-    pp = np.where(c.pp > 1, 2 * flow * (count * c.vp * pp_shown + (c.pp - 1)), 0.0)
-    bubble = np.where(c.pp > 1, (c.pp - 1) * mean / c.vp * c.bubble, 0.0)
+    bubble = np.where(piped, (c.pp - 1) * mean / c.vp * c.bubble, 0.0)
     # a CPU that does not wait for messages of stages goes on launching: it is late where all of its work takes longer
-    most = np.where((soft.balanced > 0) & (c.pp > 1), np.minimum(s.layers, even / per_block), blocks)
-    ahead = np.maximum(0.0, count * (most * launched - blocks * gpu) - pp - bubble)
-    launch = np.where(soft.blocking, count * blocks * late, ahead)
-    pp = pp + count * soft.stall * np.minimum(2, c.pp - 1)
+    most = np.where((soft.balanced > 0) & piped, np.minimum(s.layers, even / per_block), blocks)
+    ahead = np.maximum(0.0, count * (most * beat.launched - blocks * beat.gpu) - pp - bubble)
+    launch = np.where(soft.blocking, count * blocks * beat.late, ahead)
+    return Stages(count * slowest, pp + count * soft.stall * np.minimum(2, c.pp - 1), bubble, launch)
 
-    # gradients: reduced once a step, beside the last backward pass; weights gathered beside the first forward pass
-    tables = table * np.where(c.pp > 1, 1, 2 - s.tied)
-    held = blocks * (common + experts) + tables
+
+def weights_here(work: Work) -> Num:
+    """Parameters on the process with most blocks, whole."""
+    common, experts, table = parameters(work)
+    return work.blocks * (common + experts) + table * np.where(work.cut.pp > 1, 1, 2 - work.sizes.tied)
+
+
+def replica_messages(work: Work, beat: Beat) -> Num:
+    """Gradients are reduced once a step, beside the last backward pass; weights gathered beside the first forward pass."""
+    c, chip, soft = work.cut, work.machine, work.software
+    blocks, held, shards = work.blocks, weights_here(work), c.fsdp * c.cp
+    mine = held / np.where((c.zero == 3) & (shards > 1), shards, 1)
     ways = np.where(c.zero == 3, c.dp, c.dp * shards)
-    stride = np.where(c.zero == 3, inner * c.fsdp, c.tp)
-    summed = held / np.where(zero3, shards, 1) * soft.reduced
+    stride = np.where(c.zero == 3, c.tp * c.cp * c.fsdp, c.tp)
     zero1 = (c.zero == 1) | (c.zero == 2)
-    scattered = collectives.gather(ways, stride, chip, summed) * (1 + soft.whole_dp)
-    reduction = np.where(zero1, scattered, collectives.reduce(ways, stride, chip, summed) / 2)
+    scattered = collectives.gather(ways, stride, chip, mine * soft.reduced) * (1 + soft.whole_dp)
+    reduction = np.where(zero1, scattered, collectives.reduce(ways, stride, chip, mine * soft.reduced) / 2)
     # where a part of the replicas shares the states, these gather among themselves, and gradients go round the rest
     among = np.where(zero1 & (c.dp > 1), shards, ways)
     copies = collectives.gather(among, stride, chip, 2 * held)
     copies = copies + collectives.gather(c.dp, stride * shards, chip, held / shards * soft.reduced)
     spread = np.where(zero1, copies, reduction)
     # interleaved, a chunk's gradients are whole while the other chunks still have a round to do
-    rounds = np.where(c.vp > 1, np.maximum(1.0, np.minimum(count, c.pp) * (c.vp - 1) / c.vp), 1.0)
-    window_b, window_f = (rounds * blocks * time * C.dp_hidden for time in (busy[1], busy[0]))
-    hidden = np.maximum(0.0, reduction - window_b)
-    beside = np.where(zero1, window_f, np.maximum(0, window_b - reduction))
-    hidden = hidden + np.maximum(0.0, spread - np.where(soft.overlap_dp == 1, beside, 0.0))
+    rounds = np.where(c.vp > 1, np.maximum(1.0, np.minimum(work.micro_batches, c.pp) * (c.vp - 1) / c.vp), 1.0)
+    first, last = (rounds * blocks * time * C.dp_hidden for time in beat.busy)
+    beside = np.where(zero1, first, np.maximum(0, last - reduction))
+    shown = np.maximum(0.0, reduction - last)
+    shown = shown + np.maximum(0.0, spread - np.where(soft.overlap_dp == 1, beside, 0.0))
     tail = (reduction + spread) / np.maximum(1, blocks)
-    dp = np.where(
-        soft.overlap_dp > 0,
-        hidden + tail + C.contention * held / np.where(zero3, shards, 1) * 2 * soft.reduced / chip.nvlink,
-        reduction + spread,
-    )
-    dp = np.where(ways > 1, dp + zero1 * soft.turns * among, 0.0) + count * blocks * fsdp
+    slowed = C.contention * mine * 2 * soft.reduced / chip.nvlink
+    seconds = np.where(soft.overlap_dp > 0, shown + tail + slowed, reduction + spread)
+    return np.where(ways > 1, seconds + zero1 * soft.turns * among, 0.0)
 
+
+def reductions(work: Work) -> Num:
+    """Passes of a step in which gradients go to the CPU, where weights lie there."""
+    return np.where(work.cut.zero == 1, 1, work.micro_batches)
+
+
+def update_time(work: Work) -> tuple[Num, Num]:
+    """The optimizer, with sums of gradients where they are apart; and what it has to wait for from the CPU."""
+    c, chip, soft = work.cut, work.machine, work.software
+    held, shards = weights_here(work), c.fsdp * c.cp
     state = held / np.where(c.zero > 0, shards, 1)
-    optimizer = (C.adam * state + 12 * held / np.where(zero3, shards, 1)) / (chip.hbm * C.hbm)
+    mine = held / np.where((c.zero == 3) & (shards > 1), shards, 1)
+    here = (C.adam * state + 12 * mine) / (chip.hbm * C.hbm)
     on_cpu = state / (chip.host_hbm * C.cpu_adam)
-    optimizer = np.where(c.away + c.moments_away, ADAM * on_cpu, optimizer)
+    added = soft.adds * (c.zero < 3) * work.micro_batches * held * (c.item + 2 * soft.gradients) / (chip.hbm * C.hbm)
     copied = c.moments_away * 12 * state / chip.host  # weights and gradients down, weights back, and nothing beside it
-    copied = copied + c.away * (reductions - 1) * 12 * on_cpu  # what later passes bring down is added there
+    copied = copied + c.away * (reductions(work) - 1) * 12 * on_cpu  # what later passes bring down is added there
+    return np.where(c.away + c.moments_away, ADAM * on_cpu, here) + added, copied
 
-    added = soft.adds * (c.zero < 3) * count * held * (c.item + 2 * soft.gradients) / (chip.hbm * C.hbm)
 
-    plain = [
-        count * blocks * x
-        for x in (
-            of("matmul", 0) + of("matmul", 1),
-            of("attention", 0) + of("attention", 1),
-            of("elementwise", 0) + of("elementwise", 1),
-        )
-    ]
-    parts = Time(
-        matmul=plain[0], attention=plain[1], elementwise=plain[2],
-        head=count * slowest_head, recompute=count * blocks * redo, launch=launch,
-        tp=count * blocks * (of("tp", 0) + of("tp", 1)), cp=count * blocks * (of("cp", 0) + of("cp", 1)),
-        ep=count * blocks * (of("ep", 0) + of("ep", 1)), dp=dp, pp=pp, bubble=bubble, optimizer=optimizer + added, rest=0.0,
-        offload=count * blocks * away + blocks * carried + copied,
-    )  # fmt: skip
-    slow = C.straggle * np.log2(np.maximum(1.0, c.gpus / 8))
-    return Time(**{**{f.name: getattr(parts, f.name) for f in fields(parts)}, "rest": C.step + slow * parts.total})
+def carried_time(work: Work, beat: Beat) -> Num:
+    """What goes to the CPU and comes back, as far as no computation hides it."""
+    c, chip, busy, count = work.cut, work.machine, beat.busy, work.micro_batches
+    # what a block keeps goes there while it computes forward, and comes back while it computes backward
+    moved = c.offload * block_activations(work) * (1 - c.full) / chip.host
+    away = np.maximum(0.0, moved - busy[0]) + np.maximum(0.0, moved - busy[1])
+    # each share travels up to be gathered, and down once its gradients are reduced: in every micro-batch, as ZeRO has it
+    common, experts, _ = parameters(work)
+    trip = c.away * 4 * (common + experts) / (c.fsdp * c.cp) / chip.host
+    carried = np.where(c.zero == 3, count, 1) * np.maximum(0.0, trip - busy[0])
+    carried = carried + reductions(work) * np.maximum(0.0, trip * np.where(c.zero == 3, 2, 1) - busy[1])
+    return count * work.blocks * away + work.blocks * carried
