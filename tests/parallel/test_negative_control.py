@@ -71,8 +71,8 @@ def test_wrong_update(monkeypatch: pytest.MonkeyPatch, compared: Compared) -> No
     compared(make("llama", "single"))
     made = optimizer.Optimizer.__init__
 
-    def init(self: Any, weights: Any, config: Any, mesh: Any) -> None:
-        made(self, weights, config.model_copy(update={"weight_decay": 0.5}), mesh)
+    def init(self: Any, weights: Any, config: Any, mesh: Any, **rest: Any) -> None:
+        made(self, weights, config.model_copy(update={"weight_decay": 0.5}), mesh, **rest)
 
     monkeypatch.setattr(optimizer.Optimizer, "__init__", init)
     report = compared(make("llama", "fsdp2"))
