@@ -87,7 +87,7 @@ def commands(page: Path) -> Iterator[tuple[int, list[str]]]:
 def options(page: Path) -> set[str]:
     """Options that stand alone in running text."""
     prose = FENCE.sub("", page.read_text(encoding="utf-8"))
-    return {found for code in CODE.findall(prose) for found in re.findall(r"(?<![\w-])--[a-z][a-z-]+", code)}
+    return {found for code in CODE.findall(prose) for found in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", code)}
 
 
 def anchors(page: Path) -> set[str]:
