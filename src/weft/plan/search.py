@@ -275,7 +275,8 @@ def search(shape: Shape, job: Job, cluster: Cluster, software: Software = WEFT, 
     near = np.flatnonzero(fits | (total < 1.6 * cluster.memory))  # the rest is far from fitting: not worth its time
     seconds = np.full(len(total), np.inf)
     cut = _rows(work.cut, near)
-    seconds[near] = step_time(replace(work, cut=cut), _passes(work, cut)).total
+    # to a microsecond: what takes as long stays in the grid's order, however a machine rounds
+    seconds[near] = np.round(step_time(replace(work, cut=cut), _passes(work, cut)).total, 6)
     return Search(shape, job, cluster, software, columns, seconds, total, fits)
 
 
