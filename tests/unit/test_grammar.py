@@ -175,7 +175,9 @@ def test_forms_that_cannot_be_followed_are_refused() -> None:
             compiler.compile(kind, source)  # type: ignore[arg-type]
     for helper in compiler._helpers._processes:
         stop(helper)
-    with pytest.raises(ValueError, match=r"the regex took more than [\d.]+ s to compile: simplify it"):
+    with pytest.raises(
+        ValueError, match=r"the regex took more than (0\.[2-9]\d*|[1-9][\d.]*) s to compile: simplify it"
+    ):
         compiler.compile("regex", "b+", timeout=0.2)
     grammar = compiler.compile("regex", "a+")
     with pytest.raises(ValueError, match="min_tokens would go on"):

@@ -199,9 +199,8 @@ def test_memory_is_saved_where_it_is_said_to_be() -> None:
     assert plain[1] < quarter[1] < half[1] < full[1]
     for word in ("selective.", "offload.", "chunked."):
         saved = at(f"fsdp8.mb1.{word}bf16")
-        assert saved[0] <= plain[0], (
-            word
-        )  # where a block's backward pass takes more than the logits, chunks save nothing
+        # where a block's backward pass takes more than the logits, chunks save nothing
+        assert saved[0] < plain[0] or (word == "chunked." and saved[0] == plain[0]), word
         assert saved[1] >= plain[1], word
 
 
