@@ -137,6 +137,16 @@ def inputs(prompt: list[int], **settings: Any) -> list[grpc.InferInput]:
     return made
 
 
+def responses(answers: queue.Queue) -> Iterator[Any]:
+    """Of one stream, to its end."""
+    reason = None
+    while reason is None:
+        result, error = answers.get(timeout=PATIENCE)
+        assert error is None, error
+        reason = result.as_numpy("finish_reason")
+        yield result
+
+
 def read_streams(answers: queue.Queue, count: int) -> dict[str, tuple[list[int], list[float], str, int]]:
     """Until so many requests ended: of each its tokens, log-probabilities, reason, and the number of responses."""
     found: dict[str, tuple[list[int], list[float], str, int]] = {}
@@ -242,12 +252,7 @@ def test_a_prompts_log_probabilities_are_the_models(
     prompt = [1, 2, 3, 200, 7, 7]
     made = inputs(prompt, stream=stream, max_tokens=5, ignore_eos=True, return_prompt_logprobs=True)
     talker.async_stream_infer("small", made)
-    told, reason = [], None
-    while reason is None:
-        result, error = answers.get(timeout=PATIENCE)
-        assert error is None, error
-        told.append(result.as_numpy("prompt_logprobs"))
-        reason = result.as_numpy("finish_reason")
+    told = [result.as_numpy("prompt_logprobs") for result in responses(answers)]
     assert [one is not None for one in told] == [True] + [False] * (len(told) - 1)
     with torch.inference_mode():
         logprobs = load_decoder(trained)[1](torch.tensor([prompt])).float().log_softmax(-1)[0]
@@ -275,10 +280,8 @@ def test_several_completions_of_one_prompt(
     talker.async_stream_infer("small", made)
     texts: list[bytes] = [b""] * 3
     tokens: list[list[int]] = [[], [], []]
-    count, reasons = 0, None
-    while reasons is None:
-        result, error = answers.get(timeout=PATIENCE)
-        assert error is None, error
+    count, reasons = 0, ()
+    for result in responses(answers):
         texts = [a + b for a, b in zip(texts, result.as_numpy("text_output"), strict=True)]
         ids, lengths = result.as_numpy("output_ids").tolist(), result.as_numpy("lengths").tolist()
         assert len(result.as_numpy("logprobs")) == len(ids) == sum(lengths)

@@ -34,6 +34,7 @@ from weft.models.parameters import stored_sizes
 from weft.models.shape import Shape
 from weft.serve.config import EngineConfig
 from weft.serve.engine import Engine
+from weft.serve.forms import form_of
 from weft.serve.request import Output, RefusedError, Request, Sampling, TokenLogprob
 from weft.serve.stats import Stats
 from weft.serve.triton import home, keeper, metrics, process, replies, serve
@@ -42,7 +43,7 @@ from weft.serve.triton.replies import FAILED, Replies, values_of
 from weft.serve.triton.repository import LOADED, Model, read_repository, without_aoti
 from weft.serve.triton.serve import TritonOptions, begin_again, serve_triton
 from weft.serve.triton.settings import read_settings, settings_table
-from weft.serve.triton.tensors import INPUTS, form_of, prompt_of, read_values, sampling_of
+from weft.serve.triton.tensors import INPUTS, prompt_of, read_values, sampling_of
 
 SHAPE = Shape(family="llama", num_layers=2, hidden=32, num_heads=4, num_kv_heads=2, ffn=48, vocab=67, max_seq=64)
 

@@ -145,12 +145,9 @@ def cut_of(shape: Shape, columns: dict[str, Num], job: Job, cluster: Cluster) ->
     fsdp = np.where(kind == 0, 1, np.where(kind == 4, node, replicas))
     schedule, vp, redone = columns["schedule"], columns["vp"], columns["recompute"]
     bubbles = np.array([BUBBLE.get(name, 1.0) for name in SCHEDULES])
-    kept = np.select(
-        [schedule == index for index in range(len(SCHEDULES))], [flying(name, pp, vp) for name in SCHEDULES]
-    )
-    waiting = np.select(
-        [schedule == index for index in range(len(SCHEDULES))], [put_off(name, pp) for name in SCHEDULES]
-    )
+    which = [schedule == index for index in range(len(SCHEDULES))]
+    kept = np.select(which, [flying(name, pp, vp) for name in SCHEDULES])
+    waiting = np.select(which, [put_off(name, pp) for name in SCHEDULES])
     every = np.array([0, 0, 4, 2, 1])[redone]
     stage = -(-shape.num_layers // (pp * vp))  # blocks of the largest
     full = np.where(every > 0, -(-stage // np.maximum(1, every)) / stage, 0.0)

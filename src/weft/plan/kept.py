@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from weft.plan.block import widths
 from weft.plan.work import Num, Work
 
 
@@ -12,7 +13,7 @@ def block_activations(work: Work) -> Num:
     s, c, soft = work.sizes, work.cut, work.software
     tokens, tp = work.tokens, c.tp
     wide = tokens / np.where(c.sp, tp, 1)
-    query, kv = s.heads * s.head_dim / tp, np.maximum(1, s.kv_heads / tp) * s.head_dim
+    query, kv = widths(work)
     share = work.mixed
     # two norms' inputs and outputs; queries, keys, values, the result; the MLP's two or three inner states. Computed again
     # are all but what products and attention give
@@ -50,7 +51,7 @@ def waiting_gradients(work: Work) -> Num:
     """Bytes that one block keeps of one micro-batch whose gradients of weights are put off: what each matrix took, and the
     gradient of what it gave; but experts', whose gradients never wait."""
     s, c, share = work.sizes, work.cut, work.mixed
-    query, kv = s.heads * s.head_dim / c.tp, np.maximum(1, s.kv_heads / c.tp) * s.head_dim
+    query, kv = widths(work)
     latent = 2 * s.latents + (s.heads * (s.head_dim + s.values) + s.raised) / c.tp
     attention = 2 * s.hidden + np.where(s.kv_rank > 0, latent, 2 * query + 2 * kv)
     columns = (1 - share) * s.ffn + share * s.shared_ffn

@@ -103,6 +103,11 @@ def sizes(shape: Shape, job: Job) -> Sizes:
     )
 
 
+def in_8_bits(layout: Layout, job: Job) -> bool:
+    """Whether matrices are multiplied so."""
+    return job.matmul == "fp8" or layout.precision in FP8
+
+
 def cut(shape: Shape, layout: Layout, job: Job) -> Cut:
     recompute = Recompute.parse(layout.recompute)
     stage = -(-shape.num_layers // layout.num_stages)  # blocks of the largest
@@ -125,7 +130,7 @@ def cut(shape: Shape, layout: Layout, job: Job) -> Cut:
         selective=again if partly else 0.0,
         chunked=float(layout.loss == "chunked"),
         item=4 if layout.precision == "fp32" else 2,
-        fp8=float(job.matmul == "fp8" or layout.precision in FP8),
+        fp8=float(in_8_bits(layout, job)),
         bubble=BUBBLE.get(layout.schedule, 1.0),
         flying=float(flying(layout.schedule, layout.pp, layout.num_chunks)),
         put_off=float(put_off(layout.schedule, layout.pp)),

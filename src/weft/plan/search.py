@@ -10,7 +10,6 @@ from typing import TypeVar
 import numpy as np
 
 from weft.config.layout import Layout
-from weft.config.precision import FP8
 from weft.models.shape import Shape
 from weft.plan.block import Passes
 from weft.plan.constants import CONSTANTS
@@ -32,7 +31,7 @@ from weft.plan.grid import (
     with_savings,
 )
 from weft.plan.machine import Cluster
-from weft.plan.numbers import WEFT, Job, numbers, sizes
+from weft.plan.numbers import WEFT, Job, in_8_bits, numbers, sizes
 from weft.plan.time import Time, step_time
 from weft.plan.work import Cut, Num, Software, Work
 
@@ -98,7 +97,7 @@ class Plan:
 
     def mfu(self, *, causal: bool) -> float:
         """Share of the dense peak of the precision, in model FLOPs."""
-        low = self.job.matmul == "fp8" or self.layout.precision in FP8
+        low = in_8_bits(self.layout, self.job)
         peak = self.cluster.peak_8bit_tflops if low else self.cluster.peak_tflops
         flops = self.shape.flops_per_token(self.job.seq, causal=causal) * self.tokens_per_s
         return flops / (self.cluster.gpus * peak * 1e12)

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal
 
@@ -38,6 +38,19 @@ HELPER_STACK = 2 << 20
 HELPER_MEMORY = 4 << 30
 
 LATER = "forms cannot be compiled at the moment: leave the form out, or try again later"
+
+
+def form_of(settings: Mapping[str, Any]) -> tuple[Kind, str] | None:
+    """The form that a text must have, of settings named as kinds are, and of which kind it is.
+
+    Raises:
+        ValueError: there are several.
+    """
+    kinds: tuple[Kind, ...] = ("json_schema", "regex", "lark")
+    asked = [kind for kind in kinds if kind in settings]
+    if len(asked) > 1:
+        raise ValueError(f"{' and '.join(asked)}: a text has one form; leave all but one of them out")
+    return (asked[0], settings[asked[0]]) if asked else None
 
 
 def make_matcher(tokenizer: Any, kind: Kind, text: str) -> Any:

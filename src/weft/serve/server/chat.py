@@ -79,7 +79,7 @@ class ChatTemplate:
             ValueError: the template does not take these messages, or they do not fit into `most` tokens.
         """
         special = [token for token in words.special if token]
-        safe, safe_tools, safe_more = (hide(one, special) for one in (messages, tools or (), more or {}))
+        safe, safe_tools, safe_more = hide((messages, tools or (), more or {}), special)
         text = self.render(safe, safe_tools, add_generation_prompt, safe_more)
         tokens: list[int] = []
         for number, piece in enumerate(split_forged(text)):

@@ -23,14 +23,14 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from weft.serve.engine import Engine
-from weft.serve.forms import HELPERS, Kind
+from weft.serve.forms import HELPERS, Kind, form_of
 from weft.serve.request import Output, RefusedError, Request
 from weft.serve.triton.keeper import EngineKeeper
 from weft.serve.triton.metrics import Metrics
 from weft.serve.triton.replies import Replies, Reply, values_of
 from weft.serve.triton.repository import say_loaded
 from weft.serve.triton.settings import read_settings
-from weft.serve.triton.tensors import AGAIN, INPUTS, OUTPUTS, form_of, prompt_of, read_values, sampling_of
+from weft.serve.triton.tensors import AGAIN, INPUTS, OUTPUTS, prompt_of, read_values, sampling_of
 
 DTYPES = {"STRING": np.object_, "INT32": np.int32, "INT64": np.int64, "FP32": np.float32}
 KINDS = {tensor.name: tensor.kind for tensor in OUTPUTS}

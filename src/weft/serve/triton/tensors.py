@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from weft.serve.request import Sampling
 
 if TYPE_CHECKING:
-    from weft.serve.forms import Kind
+    pass
 
 AGAIN = "try again in"
 """Words of every refusal that passes: Triton gives its HTTP clients 400 for any error, so that they are the difference."""
@@ -82,8 +82,6 @@ RESERVED = (
 )  # fmt: skip
 """Parameters that Triton takes for itself; so does every `triton_…`."""
 
-FORMS: tuple[Kind, ...] = ("json_schema", "regex", "lark")
-
 _INPUTS = {tensor.name: tensor for tensor in INPUTS}
 _DIRECT = (
     "max_tokens", "min_tokens", "temperature", "top_p", "min_p", "seed", "ignore_eos", "repetition_penalty",
@@ -118,18 +116,6 @@ def prompt_of(values: Mapping[str, Any], tokenizer: Any) -> list[int]:
     if tokenizer is None:
         raise ValueError("text_input needs a tokenizer, and the model's folder has none: give input_ids")
     return tokenizer.encode(values["text_input"]).ids
-
-
-def form_of(values: Mapping[str, Any]) -> tuple[Kind, str] | None:
-    """The form that the text must have, and of which kind it is.
-
-    Raises:
-        ValueError: there are several.
-    """
-    asked = [kind for kind in FORMS if kind in values]
-    if len(asked) > 1:
-        raise ValueError(f"{' and '.join(asked)}: a text has one form; leave all but one of them out")
-    return (asked[0], values[asked[0]]) if asked else None
 
 
 def sampling_of(values: Mapping[str, Any], eos: tuple[int, ...]) -> Sampling:

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from weft.serve.forms import Kind
+from weft.serve.forms import form_of
 from weft.serve.grammar import Grammar
 from weft.serve.request import Output, Request, Sampling
 from weft.serve.server.config import ServerConfig
@@ -17,8 +17,6 @@ from weft.serve.server.kserve.call import Call, Response, answer
 from weft.serve.server.version import Version
 
 __all__ = ["infer", "version_of", "whole"]
-
-GRAMMARS: tuple[Kind, ...] = ("json_schema", "regex", "lark")
 
 
 def version_of(hosted: Hosted, asked: str) -> Version:
@@ -120,11 +118,8 @@ async def _prompt(call: Call, version: Version) -> list[int]:
 
 
 async def _grammar(call: Call, hosted: Hosted, version: Version, tenant: str, until: float) -> Grammar | None:
-    asked = [kind for kind in GRAMMARS if kind in call.settings]
-    if len(asked) > 1:
-        raise ValueError(f"{' and '.join(asked)}: a text has one form; leave all but one of them out")
-    if not asked:
+    form = form_of(call.settings)
+    if form is None:
         return None
     version.need_words()
-    [kind], left = asked, until - time.monotonic()
-    return await hosted.forms.compile(version.loop.engine.grammars, kind, call.settings[kind], tenant, left)
+    return await hosted.forms.compile(version.loop.engine.grammars, *form, tenant, until - time.monotonic())
