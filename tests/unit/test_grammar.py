@@ -128,7 +128,7 @@ def test_slow_forms_give_way_to_others() -> None:
             helpers._processes.discard(helper)
             slow.append((threads.submit(compiler.compile, "regex", f"b{{{number}}}", 60), helper))
             if number < HELPERS - 1:
-                while not helpers._free.qsize() < HELPERS:
+                while not len(helpers._free) < HELPERS:
                     time.sleep(0.001)
                 compiler.compile("regex", "c")  # begins the other one
         began = time.monotonic()
@@ -149,7 +149,7 @@ def test_a_form_that_is_tried_while_its_engine_ends_is_told_to_come_later() -> N
     stop(helper)
     with ThreadPoolExecutor(1) as thread:
         tried = thread.submit(compiler.compile, "regex", "b")
-        while compiler._helpers._free.qsize() == HELPERS:
+        while len(compiler._helpers._free) == HELPERS:
             time.sleep(0.001)
         compiler.close()
         with pytest.raises(

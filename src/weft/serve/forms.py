@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import queue
 import resource
 import select
 import subprocess
@@ -17,6 +16,7 @@ import sys
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal
@@ -85,12 +85,10 @@ class Helpers:
 
     def __init__(self, tokenizer: str, eos: Sequence[int]) -> None:
         self._first = json.dumps([tokenizer, list(eos)])
-        self._free: queue.LifoQueue[subprocess.Popen[bytes] | None] = queue.LifoQueue()
-        for _ in range(HELPERS):
-            self._free.put(None)  # not begun
+        self._free: list[subprocess.Popen[bytes] | None] = [None] * HELPERS  # None: not begun
+        self._waiting = deque[object]()  # for one of them: who came first has the first one
+        self._changed = threading.Condition()
         self._closed = False
-        self._waiting = 0
-        self._counting = threading.Lock()
         self._processes: set[subprocess.Popen[bytes]] = set()
         self._finalizer = weakref.finalize(self, end_all, self._processes)
 
@@ -101,19 +99,13 @@ class Helpers:
             ValueError: it cannot, or not in this time.
         """
         until = time.monotonic() + timeout
-        self._wait(1)
-        try:
-            helper = self._free.get(timeout=timeout)
-        except queue.Empty:
-            raise ValueError(f"the {kind} waited for more than {timeout:g} s behind others: try again later") from None
-        finally:
-            self._wait(-1)
+        helper = self._take(kind, timeout)
         try:
             if helper is None or helper.poll() is not None:
                 helper = self._begin()
             error = self._ask(helper, kind, text, until)
         finally:
-            self._free.put(helper)
+            self._give_back(helper)
         if error:
             raise ValueError(error)
 
@@ -122,18 +114,31 @@ class Helpers:
         self._closed = True
         for helper in list(self._processes):
             helper.kill()
-        free = []
-        with suppress(queue.Empty):
-            while True:
-                free.append(self._free.get_nowait())
-        for idle in free:
-            if idle is not None:
-                self._end(idle)
-            self._free.put(None)
+        with self._changed:
+            idle, self._free = self._free, [None] * len(self._free)
+        for helper in filter(None, idle):
+            self._end(helper)
 
-    def _wait(self, more: int) -> None:
-        with self._counting:
-            self._waiting += more
+    def _take(self, kind: Kind, timeout: float) -> subprocess.Popen[bytes] | None:
+        """
+        Raises:
+            ValueError: none was free in this time.
+        """
+        me = object()
+        with self._changed:
+            self._waiting.append(me)
+            try:
+                if not self._changed.wait_for(lambda: self._free and self._waiting[0] is me, timeout):
+                    raise ValueError(f"the {kind} waited for more than {timeout:g} s behind others: try again later")
+                return self._free.pop()
+            finally:
+                self._waiting.remove(me)
+                self._changed.notify_all()
+
+    def _give_back(self, helper: subprocess.Popen[bytes] | None) -> None:
+        with self._changed:
+            self._free.append(helper)
+            self._changed.notify_all()
 
     def _begin(self) -> subprocess.Popen[bytes]:
         code = "from weft.serve.forms import main; main()"
@@ -153,7 +158,7 @@ class Helpers:
 
         def late() -> bool:
             now = time.monotonic()
-            return now > until or (now > began + FAIR_SECONDS and self._waiting > 0)
+            return now > until or (now > began + FAIR_SECONDS and bool(self._waiting))
 
         self._write(helper, json.dumps([kind, text]))
         if line := self._line(helper, late):
