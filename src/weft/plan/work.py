@@ -98,6 +98,16 @@ class Cut:
     def replicas(self) -> Num:
         return self.dp * self.fsdp
 
+    @property
+    def shards(self) -> Num:
+        """Processes that share a block, or its states."""
+        return self.fsdp * self.cp
+
+    @property
+    def expert_shards(self) -> Num:
+        """Processes that share the same experts."""
+        return np.maximum(1, self.shards * self.tp / (self.ep * self.etp))
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -115,6 +125,7 @@ class Machine:
     domain: Num  # GPUs that NVLink joins
     network: Num  # of one GPU
     generation: Num  # 0 Volta, 1 Ampere, 2 Hopper, 3 Blackwell
+    halves: Num = 0.0  # bytes/s between a node's two CPUs, where its GPUs' messages pass there
     wait: Num = 0.0  # s a node, of a collective over nodes that the computation waits for
     host: Num = 25e9  # bytes/s between a GPU and its CPU's memory
     host_memory: Num = 256e9  # of the CPU, for each GPU
