@@ -316,6 +316,20 @@ def test_what_the_file_does_not_say_is_asked_for(tmp_path: Path) -> None:
     assert unknown == ['train_micro_batch_size_per_gpu = "auto"', "fp8.enabled = true"]
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"hidden_size": 64}', "is not DeepSpeed's: it has none of train_batch_size"),
+        ('{"fp16": @HERE}', "is no JSON: Expect"),
+    ],
+)
+def test_a_json_of_something_else_is_refused(text: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=said):
+        read(file, preset_shape("llama3-8b"), 8)
+
+
 def test_stages_of_a_pipeline_as_megatron_writes_them() -> None:
     assert stage_sizes("Et*3|(tt|)*2,tL") == [3, 2, 2, 1]
     with pytest.raises(ValueError, match="weft reads"):
