@@ -58,6 +58,7 @@ def arguments(shape: Shape) -> Iterator[str]:
     if shape.experts is None:
         return
     experts, usual = shape.experts, Experts(num_experts=1, per_token=1, ffn=1)
+    yield "--moe-router-dtype fp32"
     for name, (field, _) in ROUTING.items():
         if (value := getattr(experts, field)) != getattr(usual, field):
             yield f"{name} {value}"
@@ -86,6 +87,8 @@ def take(there: dict[str, list[str]], model: dict[str, Any], one: Callable[[str,
         return
     experts: dict[str, Any] = model["experts"]
     experts.setdefault("ffn", model.get("ffn"))
+    if there.get("--moe-router-dtype") == ["fp32"]:  # as weft's
+        del there["--moe-router-dtype"]
     for name, (field, kind) in ROUTING.items():
         if name in there:
             experts[field] = one(name, kind)
