@@ -98,6 +98,7 @@ def predict(runs: list[Run]) -> Predicted:
     time, fits = step_time(work), held.fits(work.machine)
     told = np.where([run.fullest for run in runs], held.allocated, first.allocated)
     told = told / np.where([run.reserved for run in runs], CONSTANTS.usable, 1.0)  # the rest are holes
+    told = told + np.where([run.all for run in runs], held.outside, 0.0)
     return Predicted(*map(np.asarray, (time.total, time.spread, told, first.spread, fits)))
 
 

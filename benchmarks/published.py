@@ -45,16 +45,19 @@ SOFTWARE: tuple[tuple[str, Software], ...] = (
     ("torchtitan", replace(TORCH, logits=12, alternate=1)),
     ("InternEvo", Software(blocking=1, fused=0, overlap_dp=0.5, reduced=2, gradients=2, adds=1, turns=2.5e-3)),
     ("vTrain", replace(MEGATRON_21, fused=0, adds=1, gradients=2)),
-    ("Megatron-DeepSpeed", replace(MEGATRON_21, reduced=2)),
+    ("Megatron-DeepSpeed", replace(MEGATRON_21, reduced=2)), ("bigscience", replace(MEGATRON_21, reduced=2)),
     ("DeepSpeed", replace(MEGATRON_21, reduced=2, overlap_dp=0.5)),
     ("2021-01", replace(MEGATRON_21, whole_pp=1)), ("Smith et al. 2022", replace(MEGATRON_21, whole_pp=1, adds=1)),
+    ("AutoModel", replace(TORCH, fused=1, flash=3, weights=2, gradients=2, master=0, moments=4, reduced=2)),
     ("SimuMax", Software(flash=2, overlap_dp=0)),
     ("NeMo 24.12", replace(NEMO_24, flash=3)), ("NeMo 25", MEGATRON_25), ("NeMo 24.", NEMO_24), ("nemo-24", NEMO_24),
     ("DeepSeek-V3 README", replace(MEGATRON_CORE, overlap_ep=1, dedup=1)),
-    ("Bridge", replace(MEGATRON_25, overlap_ep=1, dedup=1)), ("dgxc", MEGATRON_CORE), ("NeMo", MEGATRON_CORE),
-    ("Megatron-Core", MEGATRON_24),
+    ("Bridge", replace(MEGATRON_25, overlap_ep=1, dedup=1, routing=0.49)), ("dgxc", MEGATRON_CORE), ("NeMo", MEGATRON_CORE),
+    ("Megatron-Core 2025", MEGATRON_25), ("Megatron-Core", MEGATRON_24),
     ("mcore", MEGATRON_24), ("JAX", replace(MEGATRON_CORE, overlap_tp=0)), ("pax", replace(MEGATRON_CORE, overlap_tp=0)),
     ("TinyLlama", replace(TORCH, fused=1)),
+    ("Kempner", replace(TORCH, logits=12, flash=2, weights=2, gradients=2, moments=4, reduced=2)),
+    ("PyTorch", replace(TORCH, logits=12)), ("FSDP2", replace(TORCH, logits=12)), ("accelerate", replace(TORCH, logits=12)),
     ("Megatron-LM", MEGATRON_21), ("Narayanan", MEGATRON_21), ("Korthikanti", MEGATRON_21),
 )  # fmt: skip
 """A word of the row's set, framework or source → what that software does. The first that is found counts."""
@@ -87,6 +90,7 @@ class Run:
         zero: of what is sharded over cp alone.
         fullest: the memory is that of the GPU that has most.
         reserved: it is what the allocator took, holes and all.
+        all: it is what the driver sees: what CUDA and NCCL took too.
     """
 
     name: str
@@ -105,10 +109,13 @@ class Run:
     zero: int = 0
     fullest: bool = False
     reserved: bool = False
+    all: bool = False
 
     @property
     def work(self) -> Work:
         work = numbers(self.shape, self.layout, self.job, self.cluster, self.software)
+        if self.layout.offload:
+            work = replace(work, cut=replace(work.cut, offload=0.5))  # those recipes: of 20 to 40 blocks of 80
         if self.zero and self.layout.fsdp == 1 and self.layout.cp > 1:  # Megatron shards over cp where there is no dp
             work = replace(work, cut=replace(work.cut, zero=self.zero))
         return work
@@ -143,7 +150,8 @@ def read_run(row: dict[str, Any]) -> Run:
         shape=shape, layout=layout, job=job, cluster=cluster, software=software, seconds=seconds,
         memory=memory * GIB if memory else None, status=str(measured.get("status") or ""),
         duplicate="duplicate_of" in row, zero=_zero(row) or 0, fullest=measured.get("peak_mem_gpu") == "fullest",
-        reserved=measured.get("peak_mem_kind") == "reserved",
+        reserved=measured.get("peak_mem_kind") in ("reserved", "nvidia-smi"),
+        all=measured.get("peak_mem_kind") == "nvidia-smi",
     )  # fmt: skip
 
 
@@ -175,7 +183,8 @@ def _that_fits(shape: Shape, layout: Layout, job: Job, cluster: Cluster, softwar
     if software.keeps_gathered == 1:
         return layout, replace(software, keeps_gathered=0)
     if held.total > 1.4 * cluster.memory:
-        return layout.model_copy(update={"recompute": "full"}), software
+        near = cluster.host_gb_per_s > 150  # a Grace beside it: Megatron-Bridge's recipes for these have what blocks keep go there
+        return layout.model_copy(update={"offload": True} if near else {"recompute": "full"}), software
     if software.flash >= 2:
         return layout.model_copy(update={"recompute": "selective"}), software
     return layout, software
@@ -215,12 +224,8 @@ def _shape(row: dict[str, Any]) -> Shape:
 
 
 def _window(model: dict[str, Any]) -> int | None:
-    """Of GPT-OSS every other block sees all: the window with which every block would see as much."""
-    window, seq = model.get("sliding_window"), model.get("seq")
-    if not window or not seq or "GPT-OSS" not in str(model.get("name")):
-        return window
-    seen = (window - window**2 / (2 * seq) + seq / 2) / 2
-    return round(seq * (1 - (1 - 2 * seen / seq) ** 0.5))
+    """None for GPT-OSS, whose every other block has one: its runs take as long as if all of them saw all."""
+    return None if "GPT-OSS" in str(model.get("name")) else model.get("sliding_window")
 
 
 def _job(row: dict[str, Any]) -> Job:
@@ -311,10 +316,15 @@ def _zero(row: dict[str, Any]) -> int | None:
 
 
 PRESETS = (
-    ("GB300", "gb300"), ("GB200", "gb200"), ("GH200", "gh200"), ("B200", "b200"), ("H200", "h200"),
+    ("GB300", "gb300"), ("GB200", "gb200"), ("GH200", "gh200"), ("B300", "b300"),
+    ("B200", "b200"), ("H200", "h200"),
     ("H100-96", "h100-96gb"), ("H100", "h100"), ("H800", "h100"),
     ("A800", "a100-80gb"), ("A100-40", "a100-40gb"), ("A100", "a100-80gb"), ("V100", "v100-32gb"), ("MI300X", "mi300x"),
 )  # fmt: skip
+
+
+FP4 = 1.88
+"""Times as fast as in 8 bits products are in NVFP4, whose peak is 2 (GB200) and 3 (GB300) times as high."""
 
 
 def _cluster(row: dict[str, Any]) -> Cluster:
@@ -326,6 +336,8 @@ def _cluster(row: dict[str, Any]) -> Cluster:
     if "nanotron" in row.get("set", ""):
         # EFA: of 3,200 Gb/s a node two thirds (Ultrascale Playbook, all-reduce over nodes); the wait was fitted
         change |= {"network_gb_per_s": 35, "network_wait_us": 353}
+    if "fp4" in str(row.get("precision", "")).lower():
+        change["peak_8bit_tflops"] = FP4 * cluster.peak_8bit_tflops
     if domain := row.get("nvlink_domain"):
         change["nvlink_domain"] = domain
     per_node = row.get("gpus_per_node") or cluster.per_node
@@ -358,6 +370,14 @@ def _software(row: dict[str, Any]) -> Software:
         found = MEGATRON_CORE
     if found is NANOTRON:
         found = _nanotron(row)
+    if "dgxc" in told and row["gpu"] == "GB200":
+        found = replace(found, products8=0.77)
+    if found.flash == 1 and any(word in row["gpu"] for word in ("B200", "B300")):
+        found = replace(found, flash=2)  # FlashAttention-2 is none of Blackwell's
+    if ("megatron-deepspeed" in told or "bigscience" in told) and (item := {"fp16": 2, "bf16": 6}.get(row.get("precision", ""))):
+        found = replace(found, gradients=item)  # added up as they are, or beside them in fp32
+    if "bigscience" in told or "bloom" in told:  # CUDA_LAUNCH_BLOCKING=1 stands in its scripts, against hangs
+        found = replace(found, waits=1)
     extras = " ".join(row.get("extras", [])).lower()
     if "flash" in extras:
         found = replace(found, flash=max(1, found.flash))
@@ -371,10 +391,17 @@ def _software(row: dict[str, Any]) -> Software:
         found = replace(found, overlap_tp=1)
     if row.get("recipe"):
         found = replace(found, overlap_ep=int(bool(row["recipe"].get("moe_a2a_overlap"))))
-    if row.get("recipe", {}).get("moe_flex_dispatcher_backend"):
-        found = replace(found, dedup=1)
-    if row.get("recipe", {}).get("cuda_graph_impl"):
-        found = replace(found, graphs=1)
+    elif "bridge" in told and row["gpu"].startswith(("GB", "B")):  # as its recipes of v0.2.0 have it
+        found = replace(found, overlap_ep=0, graphs=int(row["gpu"].startswith("GB")))
+    if row.get("variant") == "tokendrop" and row["gpu"].startswith(("GB", "B")):
+        found = replace(found, graphs=2)  # each expert gets as many tokens, so that no CPU has to know how many
+    if "deepep" in told or row.get("recipe", {}).get("moe_flex_dispatcher_backend"):
+        found = replace(found, dedup=1, routing=min(0.49, found.routing))
+    if (container := re.search(r'"(2\d\.\d\d)', row.get("source", ""))) and float(container[1]) >= 26.06:
+        found = replace(found, routing=0.2, graphs=2 if row["model"].get("experts") and "B" in row["gpu"][:2] else 0)
+    if graphs := row.get("recipe", {}).get("cuda_graph_impl"):
+        whole = "full" in f"{graphs} {row['recipe'].get('cuda_graph_scope')}"
+        found = replace(found, graphs=0 if graphs == "none" else 2 if whole else 1)
     return found
 
 
