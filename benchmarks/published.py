@@ -45,7 +45,7 @@ SOFTWARE: tuple[tuple[str, Software], ...] = (
     ("torchtitan", replace(TORCH, logits=12, alternate=1)),
     ("InternEvo", Software(blocking=1, fused=0, overlap_dp=0.5, reduced=2, gradients=2, adds=1, turns=2.5e-3)),
     ("vTrain", replace(MEGATRON_21, fused=0, adds=1, gradients=2)),
-    ("Megatron-DeepSpeed", replace(MEGATRON_21, reduced=2)), ("bigscience", replace(MEGATRON_21, reduced=2)),
+    ("Megatron-DeepSpeed", replace(MEGATRON_21, reduced=2, adds=1)), ("bigscience", replace(MEGATRON_21, reduced=2, adds=1)),
     ("DeepSpeed", replace(MEGATRON_21, reduced=2, overlap_dp=0.5)),
     ("2021-01", replace(MEGATRON_21, whole_pp=1)), ("Smith et al. 2022", replace(MEGATRON_21, whole_pp=1, adds=1)),
     ("AutoModel", replace(TORCH, fused=1, flash=3, weights=2, gradients=2, master=0, moments=4, reduced=2)),
