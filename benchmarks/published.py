@@ -183,7 +183,9 @@ def _that_fits(shape: Shape, layout: Layout, job: Job, cluster: Cluster, softwar
     if software.keeps_gathered == 1:
         return layout, replace(software, keeps_gathered=0)
     if held.total > 1.4 * cluster.memory:
-        near = cluster.host_gb_per_s > 150  # a Grace beside it: Megatron-Bridge's recipes for these have what blocks keep go there
+        near = (
+            cluster.host_gb_per_s > 150
+        )  # a Grace beside it: Megatron-Bridge's recipes for these have what blocks keep go there
         return layout.model_copy(update={"offload": True} if near else {"recompute": "full"}), software
     if software.flash >= 2:
         return layout.model_copy(update={"recompute": "selective"}), software
@@ -374,7 +376,9 @@ def _software(row: dict[str, Any]) -> Software:
         found = replace(found, products8=0.77)
     if found.flash == 1 and any(word in row["gpu"] for word in ("B200", "B300")):
         found = replace(found, flash=2)  # FlashAttention-2 is none of Blackwell's
-    if ("megatron-deepspeed" in told or "bigscience" in told) and (item := {"fp16": 2, "bf16": 6}.get(row.get("precision", ""))):
+    if ("megatron-deepspeed" in told or "bigscience" in told) and (
+        item := {"fp16": 2, "bf16": 6}.get(row.get("precision", ""))
+    ):
         found = replace(found, gradients=item)  # added up as they are, or beside them in fp32
     if "bigscience" in told or "bloom" in told:  # CUDA_LAUNCH_BLOCKING=1 stands in its scripts, against hangs
         found = replace(found, waits=1)

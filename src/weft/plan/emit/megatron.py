@@ -69,7 +69,7 @@ OFFLOADED = ("--optimizer-cpu-offload", "--use-precision-aware-optimizer")
 """layout.offload_optimizer; Megatron's offloading wants the second one too."""
 GRANTED = (
     "--use-mcore-models", "--overlap-grad-reduce", "--overlap-param-gather", "--group-query-attention",
-    "--accumulate-allreduce-grads-in-fp32", "--moe-grouped-gemm", "--mock-data",
+    "--accumulate-allreduce-grads-in-fp32", "--moe-grouped-gemm", "--mock-data", "--ckpt-format",
 )  # fmt: skip
 """Arguments that say how, not what: weft has no setting for them."""
 
@@ -87,7 +87,7 @@ def write(config: Config, per_node: int = 8) -> Written:
         *remarks_on(config),
     )
     arguments = " \\\n".join(f"    {argument}" for argument in _arguments(config))
-    text = f"#!/bin/sh\n{commented(remarks)}torchrun --nnodes {nodes} --nproc-per-node {each} pretrain_gpt.py \\\n"
+    text = f"#!/bin/sh\n{commented(remarks)}{''.join(_environment(config))}torchrun --nnodes {nodes} --nproc-per-node {each} pretrain_gpt.py \\\n"
     return Written(f"{text}{arguments}\n", remarks)
 
 
@@ -117,6 +117,7 @@ def check(config: Config, system: str) -> None:
         "model.rope_scaling: of Llama 3's it has the factor alone, the rest is 1, 4 and 8192": (
             shape.rope_scaling is not None and shape.rope_scaling != llama3_scaling(shape.rope_scaling.factor)
         ),
+        f"model.rope_theta = {shape.rope_theta}: its --rotary-base is a whole number": shape.rope_theta % 1 != 0,
         "model.sliding_window: this file has no words for it": shape.sliding_window is not None,
         "model.experts: shared, dense or grouped experts, or other than softmax scores: no words for these": (
             experts is not None
@@ -159,6 +160,13 @@ def stage_text(sizes: list[int]) -> str:
     return "E" + "|".join(f"t*{size}" for size in sizes) + "L"
 
 
+def _environment(config: Config) -> Iterator[str]:
+    """Before Blackwell, Megatron refuses tp and cp without this, and its FSDP with it."""
+    layout = config.layout
+    if (layout.tp > 1 or layout.cp > 1) and not (layout.fsdp > 1 and layout.zero in SHARDING):
+        yield "export CUDA_DEVICE_MAX_CONNECTIONS=1\n"
+
+
 def _arguments(config: Config) -> Iterator[str]:
     layout, shape = config.layout, config.model
     for name, (path, _) in NUMBERS.items():
@@ -169,6 +177,8 @@ def _arguments(config: Config) -> Iterator[str]:
             value = config.seq
         if path == "model.max_seq":
             value = max(value, config.seq)
+        if path == "model.rope_theta":
+            value = int(value)  # a float is refused
         if value is not None:
             yield f"{name} {value}"
     yield "--group-query-attention"
@@ -212,7 +222,7 @@ def _sharding(config: Config) -> Iterator[str]:
         return
     yield "--use-distributed-optimizer"
     if layout.zero in SHARDING:
-        yield from ("--use-megatron-fsdp", f"--data-parallel-sharding-strategy {SHARDING[layout.zero]}")
+        yield from ("--use-megatron-fsdp", "--ckpt-format fsdp_dtensor", f"--data-parallel-sharding-strategy {SHARDING[layout.zero]}")
     yield from ("--overlap-grad-reduce", "--overlap-param-gather")
     if layout.dp > 1:
         yield f"--num-distributed-optimizer-instances {layout.dp}"
