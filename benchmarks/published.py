@@ -32,8 +32,10 @@ MEGATRON_24 = replace(
     MEGATRON_CORE, flash=1
 )  # before Transformer Engine preferred cuDNN's attention on Hopper, mid-2024
 MEGATRON_25 = replace(MEGATRON_CORE, flash=3)  # with the cuDNN of December 2024 and later
+MEGATRON_DS = replace(MEGATRON_21, reduced=2, adds=1)
 NEMO_24 = replace(MEGATRON_CORE, master=2)  # Apex keeps the 16 bits that bf16 weights lack
 TORCH = Software(fused=0, weights=4, gradients=4, master=0, reduced=4)
+TORCH_LOSS = replace(TORCH, logits=12)
 NANOTRON = Software(
     fused=0, fused_norm=1, logits=10.7, overlap_dp=0, balanced=1, keeps_gathered=1, copies=2, whole_dp=1, adds=1,
     tp_host=2.2e-3,
@@ -42,10 +44,10 @@ SOFTWARE: tuple[tuple[str, Software], ...] = (
     ("nanotron", NANOTRON),
     ("llm-foundry", replace(TORCH, logits=4)),
     ("fms-fsdp", replace(TORCH, fused=1, reduced=2)),
-    ("torchtitan", replace(TORCH, logits=12, alternate=1)),
+    ("torchtitan", replace(TORCH_LOSS, alternate=1)),
     ("InternEvo", Software(blocking=1, fused=0, overlap_dp=0.5, reduced=2, gradients=2, adds=1, turns=2.5e-3)),
     ("vTrain", replace(MEGATRON_21, fused=0, adds=1, gradients=2)),
-    ("Megatron-DeepSpeed", replace(MEGATRON_21, reduced=2, adds=1)), ("bigscience", replace(MEGATRON_21, reduced=2, adds=1)),
+    ("Megatron-DeepSpeed", MEGATRON_DS), ("bigscience", MEGATRON_DS),
     ("DeepSpeed", replace(MEGATRON_21, reduced=2, overlap_dp=0.5)),
     ("2021-01", replace(MEGATRON_21, whole_pp=1)), ("Smith et al. 2022", replace(MEGATRON_21, whole_pp=1, adds=1)),
     ("AutoModel", replace(TORCH, fused=1, flash=3, weights=2, gradients=2, master=0, moments=4, reduced=2)),
@@ -56,8 +58,8 @@ SOFTWARE: tuple[tuple[str, Software], ...] = (
     ("Megatron-Core 2025", MEGATRON_25), ("Megatron-Core", MEGATRON_24),
     ("mcore", MEGATRON_24), ("JAX", replace(MEGATRON_CORE, overlap_tp=0)), ("pax", replace(MEGATRON_CORE, overlap_tp=0)),
     ("TinyLlama", replace(TORCH, fused=1)),
-    ("Kempner", replace(TORCH, logits=12, flash=2, weights=2, gradients=2, moments=4, reduced=2)),
-    ("PyTorch", replace(TORCH, logits=12)), ("FSDP2", replace(TORCH, logits=12)), ("accelerate", replace(TORCH, logits=12)),
+    ("Kempner", replace(TORCH_LOSS, flash=2, weights=2, gradients=2, moments=4, reduced=2)),
+    ("PyTorch", TORCH_LOSS), ("FSDP2", TORCH_LOSS), ("accelerate", TORCH_LOSS),
     ("Megatron-LM", MEGATRON_21), ("Narayanan", MEGATRON_21), ("Korthikanti", MEGATRON_21),
 )  # fmt: skip
 """A word of the row's set, framework or source → what that software does. The first that is found counts."""
@@ -376,9 +378,7 @@ def _software(row: dict[str, Any]) -> Software:
         found = replace(found, products8=0.77)
     if found.flash == 1 and any(word in row["gpu"] for word in ("B200", "B300")):
         found = replace(found, flash=2)  # FlashAttention-2 is none of Blackwell's
-    if ("megatron-deepspeed" in told or "bigscience" in told) and (
-        item := {"fp16": 2, "bf16": 6}.get(row.get("precision", ""))
-    ):
+    if found is MEGATRON_DS and (item := {"fp16": 2, "bf16": 6}.get(row.get("precision", ""))):
         found = replace(found, gradients=item)  # added up as they are, or beside them in fp32
     if "bigscience" in told or "bloom" in told:  # CUDA_LAUNCH_BLOCKING=1 stands in its scripts, against hangs
         found = replace(found, waits=1)
@@ -393,18 +393,24 @@ def _software(row: dict[str, Any]) -> Software:
         found = replace(found, overlap_tp=0)
     elif "tp-comm-overlap" in extras or re.search(r"async[ -]?tp", extras):
         found = replace(found, overlap_tp=1)
-    if row.get("recipe"):
-        found = replace(found, overlap_ep=int(bool(row["recipe"].get("moe_a2a_overlap"))))
-    elif "bridge" in told and row["gpu"].startswith(("GB", "B")):  # as its recipes of v0.2.0 have it
+    return _experts(row, told, found)
+
+
+def _experts(row: dict[str, Any], told: str, found: Software) -> Software:
+    """How tokens get to their experts, and who launches that, as Megatron-Bridge's recipes have it."""
+    recipe, blackwell = row.get("recipe", {}), row["gpu"].startswith(("GB", "B"))
+    if recipe:
+        found = replace(found, overlap_ep=int(bool(recipe.get("moe_a2a_overlap"))))
+    elif "bridge" in told and blackwell:  # as its recipes of v0.2.0
         found = replace(found, overlap_ep=0, graphs=int(row["gpu"].startswith("GB")))
-    if row.get("variant") == "tokendrop" and row["gpu"].startswith(("GB", "B")):
+    if row.get("variant") == "tokendrop" and blackwell:
         found = replace(found, graphs=2)  # each expert gets as many tokens, so that no CPU has to know how many
-    if "deepep" in told or row.get("recipe", {}).get("moe_flex_dispatcher_backend"):
+    if "deepep" in told or recipe.get("moe_flex_dispatcher_backend"):
         found = replace(found, dedup=1, routing=min(0.49, found.routing))
     if (container := re.search(r'"(2\d\.\d\d)', row.get("source", ""))) and float(container[1]) >= 26.06:
-        found = replace(found, routing=0.2, graphs=2 if row["model"].get("experts") and "B" in row["gpu"][:2] else 0)
-    if graphs := row.get("recipe", {}).get("cuda_graph_impl"):
-        whole = "full" in f"{graphs} {row['recipe'].get('cuda_graph_scope')}"
+        found = replace(found, routing=0.2, graphs=2 if blackwell and row["model"].get("experts") else 0)
+    if graphs := recipe.get("cuda_graph_impl"):
+        whole = "full" in f"{graphs} {recipe.get('cuda_graph_scope')}"
         found = replace(found, graphs=0 if graphs == "none" else 2 if whole else 1)
     return found
 

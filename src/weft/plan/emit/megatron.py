@@ -87,7 +87,8 @@ def write(config: Config, per_node: int = 8) -> Written:
         *remarks_on(config),
     )
     arguments = " \\\n".join(f"    {argument}" for argument in _arguments(config))
-    text = f"#!/bin/sh\n{commented(remarks)}{''.join(_environment(config))}torchrun --nnodes {nodes} --nproc-per-node {each} pretrain_gpt.py \\\n"
+    head = f"#!/bin/sh\n{commented(remarks)}{_environment(config)}"
+    text = f"{head}torchrun --nnodes {nodes} --nproc-per-node {each} pretrain_gpt.py \\\n"
     return Written(f"{text}{arguments}\n", remarks)
 
 
@@ -160,11 +161,11 @@ def stage_text(sizes: list[int]) -> str:
     return "E" + "|".join(f"t*{size}" for size in sizes) + "L"
 
 
-def _environment(config: Config) -> Iterator[str]:
-    """Before Blackwell, Megatron refuses tp and cp without this, and its FSDP with it."""
+def _environment(config: Config) -> str:
+    """Before Blackwell, Megatron refuses tp and cp without one connection, and its FSDP with one."""
     layout = config.layout
-    if (layout.tp > 1 or layout.cp > 1) and not (layout.fsdp > 1 and layout.zero in SHARDING):
-        yield "export CUDA_DEVICE_MAX_CONNECTIONS=1\n"
+    one = (layout.tp > 1 or layout.cp > 1) and not (layout.fsdp > 1 and layout.zero in SHARDING)
+    return "export CUDA_DEVICE_MAX_CONNECTIONS=1\n" if one else ""
 
 
 def _arguments(config: Config) -> Iterator[str]:
@@ -222,7 +223,8 @@ def _sharding(config: Config) -> Iterator[str]:
         return
     yield "--use-distributed-optimizer"
     if layout.zero in SHARDING:
-        yield from ("--use-megatron-fsdp", "--ckpt-format fsdp_dtensor", f"--data-parallel-sharding-strategy {SHARDING[layout.zero]}")
+        yield from ("--use-megatron-fsdp", "--ckpt-format fsdp_dtensor")
+        yield f"--data-parallel-sharding-strategy {SHARDING[layout.zero]}"
     yield from ("--overlap-grad-reduce", "--overlap-param-gather")
     if layout.dp > 1:
         yield f"--num-distributed-optimizer-instances {layout.dp}"
