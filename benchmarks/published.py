@@ -54,7 +54,8 @@ SOFTWARE: tuple[tuple[str, Software], ...] = (
     ("SimuMax", Software(flash=2, overlap_dp=0)),
     ("NeMo 24.12", replace(NEMO_24, flash=3)), ("NeMo 25", MEGATRON_25), ("NeMo 24.", NEMO_24), ("nemo-24", NEMO_24),
     ("DeepSeek-V3 README", replace(MEGATRON_CORE, overlap_ep=1, dedup=1)),
-    ("Bridge", replace(MEGATRON_25, overlap_ep=1, dedup=1, routing=0.49)), ("dgxc", MEGATRON_CORE), ("NeMo", MEGATRON_CORE),
+    ("Bridge", replace(MEGATRON_25, overlap_ep=1, dedup=1, routing=0.49, keeps8=1)),
+    ("dgxc", MEGATRON_CORE), ("NeMo", MEGATRON_CORE),
     ("Megatron-Core 2025", MEGATRON_25), ("Megatron-Core", MEGATRON_24),
     ("mcore", MEGATRON_24), ("JAX", replace(MEGATRON_CORE, overlap_tp=0)), ("pax", replace(MEGATRON_CORE, overlap_tp=0)),
     ("TinyLlama", replace(TORCH, fused=1)),
@@ -269,6 +270,8 @@ def _layout(row: dict[str, Any], job: Job) -> Layout:
     counted = "recompute" in str(row.get("flops_convention", ""))
     # paxml's own GPT experiments save nothing
     recompute = str(row.get("recompute") or ("full" if counted or "pax" in row.get("set", "") else "none"))
+    if set(_modules(row)) <= {"mla_up_proj", "mlp"} and _modules(row):  # no more than latent attention, and few blocks
+        recompute = "none"
     recompute = re.split("[ :]", recompute)[0]
     told = row.get("measured", {})
     if recompute.startswith("selective") and told.get("hfu") and told.get("mfu") and row.get("fsdp"):
@@ -307,6 +310,11 @@ def _layout(row: dict[str, Any], job: Job) -> Layout:
         micro_batch=max(1, int(micro_batch)), precision="bf16",
         recompute=recompute if recompute.startswith(("full", "selective")) else "none",
     )  # fmt: skip
+
+
+def _modules(row: dict[str, Any]) -> list[str]:
+    """What Megatron-Core's selective recomputation is told to compute again."""
+    return [str(name) for name in row.get("recipe", {}).get("recompute_modules", [])]
 
 
 def _is_titan(row: dict[str, Any]) -> bool:
@@ -398,6 +406,7 @@ def _software(row: dict[str, Any]) -> Software:
 
 def _experts(row: dict[str, Any], told: str, found: Software) -> Software:
     """How tokens get to their experts, and who launches that, as Megatron-Bridge's recipes have it."""
+    found = replace(found, raises_again=int("mla_up_proj" in _modules(row)))
     recipe, blackwell = row.get("recipe", {}), row["gpu"].startswith(("GB", "B"))
     if recipe:
         found = replace(found, overlap_ep=int(bool(recipe.get("moe_a2a_overlap"))))

@@ -17,7 +17,8 @@ from weft.plan.work import Num, Work
 
 @dataclass(frozen=True)
 class Block:
-    """Seconds of one block with one micro-batch, forward (0) and backward (1)."""
+    """Seconds of one block with one micro-batch, forward (0) and backward (1); `routing` is a part of `elementwise`, and
+    `kernels` a number."""
 
     matmul: tuple[Num, Num]
     attention: tuple[Num, Num]

@@ -189,11 +189,16 @@ def weights_here(work: Work) -> Num:
     return work.blocks * (common + experts) + table * np.where(work.cut.pp > 1, 1, 2 - work.sizes.tied)
 
 
+def weights_mine(work: Work) -> Num:
+    """Of these, what this process has of its own under ZeRO-3."""
+    shards = work.cut.fsdp * work.cut.cp
+    return weights_here(work) / np.where((work.cut.zero == 3) & (shards > 1), shards, 1)
+
+
 def replica_messages(work: Work, beat: Beat) -> Num:
     """Gradients are reduced once a step, beside the last backward pass; weights gathered beside the first forward pass."""
     c, chip, soft = work.cut, work.machine, work.software
-    blocks, held, shards = work.blocks, weights_here(work), c.fsdp * c.cp
-    mine = held / np.where((c.zero == 3) & (shards > 1), shards, 1)
+    blocks, held, mine, shards = work.blocks, weights_here(work), weights_mine(work), c.fsdp * c.cp
     ways = np.where(c.zero == 3, c.dp, c.dp * shards)
     stride = np.where(c.zero == 3, c.tp * c.cp * c.fsdp, c.tp)
     zero1 = (c.zero == 1) | (c.zero == 2)
@@ -226,8 +231,7 @@ def update_time(work: Work) -> tuple[Num, Num]:
     c, chip, soft = work.cut, work.machine, work.software
     held, shards = weights_here(work), c.fsdp * c.cp
     state = held / np.where(c.zero > 0, shards, 1)
-    mine = held / np.where((c.zero == 3) & (shards > 1), shards, 1)
-    here = (C.adam * state + 12 * mine) / (chip.hbm * C.hbm)
+    here = (C.adam * state + 12 * weights_mine(work)) / (chip.hbm * C.hbm)
     on_cpu = state / (chip.host_hbm * C.cpu_adam)
     added = soft.adds * (c.zero < 3) * work.micro_batches * held * (c.item + 2 * soft.gradients) / (chip.hbm * C.hbm)
     copied = c.moments_away * 12 * state / chip.host  # weights and gradients down, weights back, and nothing beside it

@@ -152,6 +152,8 @@ class Software:
         keeps_gathered: under sp, what part of the matrices' inputs is kept whole for backward, not gathered again.
         alternate: selective recomputation keeps what attention and every second product gave, and nothing else.
         results: it keeps what attention, every product but experts' and every message gave, and nothing else.
+        keeps8: what products in 8 bits take is kept in 8 bits, too.
+        raises_again: latent attention makes queries, keys and values again of their short vectors.
         copies: hidden states of each token, cut over tp, that a block keeps beside what its backward pass needs.
         whole_dp: under ZeRO 1 and 2 all processes get all gradients, not their own shares alone.
         turns: s for each process, where under ZeRO 1 and 2 they give their weights to all others one after the other.
@@ -182,6 +184,8 @@ class Software:
     keeps_gathered: Num = 0
     alternate: Num = 0
     results: Num = 0
+    keeps8: Num = 0
+    raises_again: Num = 0
     copies: Num = 0
     whole_dp: Num = 0
     turns: Num = 0
