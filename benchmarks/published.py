@@ -19,6 +19,7 @@ from typing import Any
 
 from weft.config.layout import Layout
 from weft.models.shape import Experts, Latent, Shape
+from weft.plan.constants import CONSTANTS
 from weft.plan.footprint import footprint
 from weft.plan.machine import Cluster, read_cluster
 from weft.plan.numbers import Job, numbers
@@ -321,6 +322,10 @@ def _is_titan(row: dict[str, Any]) -> bool:
     return "torchtitan" in f"{row.get('framework')} {row.get('set')} {row.get('source')}".lower()
 
 
+def _is_bloom(row: dict[str, Any]) -> bool:
+    return any(word in f"{row.get('set')} {row.get('source')}".lower() for word in ("bloom", "bigscience"))
+
+
 def _zero(row: dict[str, Any]) -> int | None:
     """As the row says; but torchtitan's pipelines keep gathered weights, and add up whole gradients, to the step's end."""
     zero = row.get("zero_stage")
@@ -359,6 +364,8 @@ def _cluster(row: dict[str, Any]) -> Cluster:
         change["nvlink_gb_per_s"] = cluster.host_gb_per_s  # messages take the way to the CPU
     if "H800" in row["gpu"] or "A800" in row["gpu"]:
         change["nvlink_gb_per_s"] = 200
+    if _is_bloom(row):
+        change["nvlink_gb_per_s"] = 100  # "NVLink 4 inter-gpu connects" (its model card), where a DGX has 12
     return cluster.model_copy(update=change)
 
 
@@ -386,9 +393,11 @@ def _software(row: dict[str, Any]) -> Software:
         found = replace(found, products8=0.77)
     if found.flash == 1 and any(word in row["gpu"] for word in ("B200", "B300")):
         found = replace(found, flash=2)  # FlashAttention-2 is none of Blackwell's
-    if found is MEGATRON_DS and (item := {"fp16": 2, "bf16": 6}.get(row.get("precision", ""))):
-        found = replace(found, gradients=item)  # added up as they are, or beside them in fp32
-    if "bigscience" in told or "bloom" in told:  # CUDA_LAUNCH_BLOCKING=1 stands in its scripts, against hangs
+    if found is MEGATRON_DS and row.get("precision") == "fp16":  # added up as they are; its own share of them in fp32
+        found = replace(found, gradients=2, master=8)
+    elif found is MEGATRON_DS and row.get("precision") == "bf16":  # and beside them in fp32
+        found = replace(found, gradients=6)
+    if _is_bloom(row):  # CUDA_LAUNCH_BLOCKING=1 stands in its scripts, against hangs
         found = replace(found, waits=1)
     extras = " ".join(row.get("extras", [])).lower()
     if "flash" in extras:
@@ -402,6 +411,11 @@ def _software(row: dict[str, Any]) -> Software:
     elif "tp-comm-overlap" in extras or re.search(r"async[ -]?tp", extras):
         found = replace(found, overlap_tp=1)
     return _experts(row, told, found)
+
+
+BIASES = 28 / (2 * CONSTANTS.routing)
+"""What biases of experts add to tokens' traffic: 28 bytes for each number, since kernels of their own multiply them by
+probabilities in fp32, add them expert by expert, and join the parts (megatron/core/transformer/moe/experts.py)."""
 
 
 def _experts(row: dict[str, Any], told: str, found: Software) -> Software:
@@ -418,6 +432,8 @@ def _experts(row: dict[str, Any], told: str, found: Software) -> Software:
         found = replace(found, dedup=1, routing=min(0.49, found.routing))
     if (container := re.search(r'"(2\d\.\d\d)', row.get("source", ""))) and float(container[1]) >= 26.06:
         found = replace(found, routing=0.2, graphs=2 if blackwell and row["model"].get("experts") else 0)
+    if "bridge" in told and "GPT-OSS" in str(row["model"].get("name")):
+        found = replace(found, routing=found.routing + BIASES)
     if graphs := recipe.get("cuda_graph_impl"):
         whole = "full" in f"{graphs} {recipe.get('cuda_graph_scope')}"
         found = replace(found, graphs=0 if graphs == "none" else 2 if whole else 1)
