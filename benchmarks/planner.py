@@ -44,6 +44,8 @@ FITTED = (
     "nanotron-ultrascale-failed",
 )  # fmt: skip
 """Sets of which every second row was fitted to; of no other set was a row looked at then."""
+LATER = ("megatron-bridge", "megatron-bridge-blackwell")
+"""Sets of which every second row was fitted to when these had been scored: who launches experts, and cards of Blackwell."""
 SWEEPS = ("vtrain-single", "nanotron-ultrascale")
 """Every layout that would run of small models: most are far slower than anybody would train with."""
 Rates = dict[str, float]
@@ -98,12 +100,13 @@ def predict(runs: list[Run]) -> Predicted:
     time, fits = step_time(work), held.fits(work.machine)
     told = np.where([run.fullest for run in runs], held.allocated, first.allocated)
     told = told / np.where([run.reserved for run in runs], CONSTANTS.usable, 1.0)  # the rest are holes
+    told = told + np.where([run.all for run in runs], held.outside, 0.0)
     return Predicted(*map(np.asarray, (time.total, time.spread, told, first.spread, fits)))
 
 
 def fitted_on(run: Run) -> bool:
-    """Whether the constants were fitted with this run."""
-    return run.set in FITTED and int.from_bytes(run.name.encode()[-4:]) % 2 == 0
+    """Whether constants were fitted with this run."""
+    return run.set in FITTED + LATER and int.from_bytes(run.name.encode()[-4:]) % 2 == 0
 
 
 def stalls(run: Run) -> bool:
@@ -121,7 +124,7 @@ def score(runs: list[Run], rates: Rates) -> dict[str, Any]:
         "unseen": [i for i, run in enumerate(runs) if not fitted_on(run)],
         "unseen, 100 GPUs or more": [i for i, run in enumerate(runs) if not fitted_on(run) and run.layout.world >= 100],
         "held-out sets, 100 GPUs or more": [
-            i for i, run in enumerate(runs) if run.set not in FITTED and run.layout.world >= 100
+            i for i, run in enumerate(runs) if run.set not in FITTED + LATER and run.layout.world >= 100
         ],
         "unseen, without stalling pipelines": [
             i for i, run in enumerate(runs) if not fitted_on(run) and not stalls(run)
@@ -142,7 +145,7 @@ def score(runs: list[Run], rates: Rates) -> dict[str, Any]:
     return {
         "sets": {name: of(ids) for name, ids in sets.items()},
         "together": {name: of(ids) for name, ids in groups.items() if ids},
-        "split": f"fitted to: every second row of {', '.join(FITTED)}",
+        "split": f"fitted to: every second row of {', '.join(FITTED)}; later, of {', '.join(LATER)}",
     }
 
 
@@ -202,7 +205,7 @@ def fitted_rates(runs: list[Run]) -> Rates:
     """What the null model knows: medians of the rows that were fitted to, without SWEEPS where there are others."""
     kinds: dict[str, dict[bool, list[float]]] = defaultdict(lambda: {False: [], True: []})
     for run in runs:
-        if run.seconds and not run.duplicate and fitted_on(run):
+        if run.seconds and not run.duplicate and fitted_on(run) and run.set in FITTED:
             kinds[f"{card(run)} {run.job.matmul}"][run.set in SWEEPS].append(hardware_flops(run) / run.seconds)
     return {kind: median(rates[False] or rates[True]) for kind, rates in sorted(kinds.items())}
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from weft.config.layout import Layout
 from weft.models.shape import Experts, Latent, Shape
+from weft.plan.constants import CONSTANTS
 from weft.plan.footprint import footprint
 from weft.plan.machine import Cluster, read_cluster
 from weft.plan.numbers import Job, numbers
@@ -32,8 +33,10 @@ MEGATRON_24 = replace(
     MEGATRON_CORE, flash=1
 )  # before Transformer Engine preferred cuDNN's attention on Hopper, mid-2024
 MEGATRON_25 = replace(MEGATRON_CORE, flash=3)  # with the cuDNN of December 2024 and later
+MEGATRON_DS = replace(MEGATRON_21, reduced=2, adds=1)
 NEMO_24 = replace(MEGATRON_CORE, master=2)  # Apex keeps the 16 bits that bf16 weights lack
 TORCH = Software(fused=0, weights=4, gradients=4, master=0, reduced=4)
+TORCH_LOSS = replace(TORCH, logits=12)
 NANOTRON = Software(
     fused=0, fused_norm=1, logits=10.7, overlap_dp=0, balanced=1, keeps_gathered=1, copies=2, whole_dp=1, adds=1,
     tp_host=2.2e-3,
@@ -42,19 +45,23 @@ SOFTWARE: tuple[tuple[str, Software], ...] = (
     ("nanotron", NANOTRON),
     ("llm-foundry", replace(TORCH, logits=4)),
     ("fms-fsdp", replace(TORCH, fused=1, reduced=2)),
-    ("torchtitan", replace(TORCH, logits=12, alternate=1)),
+    ("torchtitan", replace(TORCH_LOSS, alternate=1)),
     ("InternEvo", Software(blocking=1, fused=0, overlap_dp=0.5, reduced=2, gradients=2, adds=1, turns=2.5e-3)),
     ("vTrain", replace(MEGATRON_21, fused=0, adds=1, gradients=2)),
-    ("Megatron-DeepSpeed", replace(MEGATRON_21, reduced=2)),
+    ("Megatron-DeepSpeed", MEGATRON_DS), ("bigscience", MEGATRON_DS),
     ("DeepSpeed", replace(MEGATRON_21, reduced=2, overlap_dp=0.5)),
     ("2021-01", replace(MEGATRON_21, whole_pp=1)), ("Smith et al. 2022", replace(MEGATRON_21, whole_pp=1, adds=1)),
+    ("AutoModel", replace(TORCH, fused=1, flash=3, weights=2, gradients=2, master=0, moments=4, reduced=2)),
     ("SimuMax", Software(flash=2, overlap_dp=0)),
     ("NeMo 24.12", replace(NEMO_24, flash=3)), ("NeMo 25", MEGATRON_25), ("NeMo 24.", NEMO_24), ("nemo-24", NEMO_24),
     ("DeepSeek-V3 README", replace(MEGATRON_CORE, overlap_ep=1, dedup=1)),
-    ("Bridge", replace(MEGATRON_25, overlap_ep=1, dedup=1)), ("dgxc", MEGATRON_CORE), ("NeMo", MEGATRON_CORE),
-    ("Megatron-Core", MEGATRON_24),
+    ("Bridge", replace(MEGATRON_25, overlap_ep=1, dedup=1, routing=0.49, keeps8=1)),
+    ("dgxc", MEGATRON_CORE), ("NeMo", MEGATRON_CORE),
+    ("Megatron-Core 2025", MEGATRON_25), ("Megatron-Core", MEGATRON_24),
     ("mcore", MEGATRON_24), ("JAX", replace(MEGATRON_CORE, overlap_tp=0)), ("pax", replace(MEGATRON_CORE, overlap_tp=0)),
     ("TinyLlama", replace(TORCH, fused=1)),
+    ("Kempner", replace(TORCH_LOSS, flash=2, weights=2, gradients=2, moments=4, reduced=2)),
+    ("PyTorch", TORCH_LOSS), ("FSDP2", TORCH_LOSS), ("accelerate", TORCH_LOSS),
     ("Megatron-LM", MEGATRON_21), ("Narayanan", MEGATRON_21), ("Korthikanti", MEGATRON_21),
 )  # fmt: skip
 """A word of the row's set, framework or source → what that software does. The first that is found counts."""
@@ -87,6 +94,7 @@ class Run:
         zero: of what is sharded over cp alone.
         fullest: the memory is that of the GPU that has most.
         reserved: it is what the allocator took, holes and all.
+        all: it is what the driver sees: what CUDA and NCCL took too.
     """
 
     name: str
@@ -105,10 +113,13 @@ class Run:
     zero: int = 0
     fullest: bool = False
     reserved: bool = False
+    all: bool = False
 
     @property
     def work(self) -> Work:
         work = numbers(self.shape, self.layout, self.job, self.cluster, self.software)
+        if self.layout.offload:
+            work = replace(work, cut=replace(work.cut, offload=0.5))  # those recipes: of 20 to 40 blocks of 80
         if self.zero and self.layout.fsdp == 1 and self.layout.cp > 1:  # Megatron shards over cp where there is no dp
             work = replace(work, cut=replace(work.cut, zero=self.zero))
         return work
@@ -143,7 +154,8 @@ def read_run(row: dict[str, Any]) -> Run:
         shape=shape, layout=layout, job=job, cluster=cluster, software=software, seconds=seconds,
         memory=memory * GIB if memory else None, status=str(measured.get("status") or ""),
         duplicate="duplicate_of" in row, zero=_zero(row) or 0, fullest=measured.get("peak_mem_gpu") == "fullest",
-        reserved=measured.get("peak_mem_kind") == "reserved",
+        reserved=measured.get("peak_mem_kind") in ("reserved", "nvidia-smi"),
+        all=measured.get("peak_mem_kind") == "nvidia-smi",
     )  # fmt: skip
 
 
@@ -175,7 +187,10 @@ def _that_fits(shape: Shape, layout: Layout, job: Job, cluster: Cluster, softwar
     if software.keeps_gathered == 1:
         return layout, replace(software, keeps_gathered=0)
     if held.total > 1.4 * cluster.memory:
-        return layout.model_copy(update={"recompute": "full"}), software
+        near = (
+            cluster.host_gb_per_s > 150
+        )  # a Grace beside it: Megatron-Bridge's recipes for these have what blocks keep go there
+        return layout.model_copy(update={"offload": True} if near else {"recompute": "full"}), software
     if software.flash >= 2:
         return layout.model_copy(update={"recompute": "selective"}), software
     return layout, software
@@ -215,12 +230,8 @@ def _shape(row: dict[str, Any]) -> Shape:
 
 
 def _window(model: dict[str, Any]) -> int | None:
-    """Of GPT-OSS every other block sees all: the window with which every block would see as much."""
-    window, seq = model.get("sliding_window"), model.get("seq")
-    if not window or not seq or "GPT-OSS" not in str(model.get("name")):
-        return window
-    seen = (window - window**2 / (2 * seq) + seq / 2) / 2
-    return round(seq * (1 - (1 - 2 * seen / seq) ** 0.5))
+    """None for GPT-OSS, whose every other block has one: its runs take as long as if all of them saw all."""
+    return None if "GPT-OSS" in str(model.get("name")) else model.get("sliding_window")
 
 
 def _job(row: dict[str, Any]) -> Job:
@@ -260,6 +271,8 @@ def _layout(row: dict[str, Any], job: Job) -> Layout:
     counted = "recompute" in str(row.get("flops_convention", ""))
     # paxml's own GPT experiments save nothing
     recompute = str(row.get("recompute") or ("full" if counted or "pax" in row.get("set", "") else "none"))
+    if set(_modules(row)) <= {"mla_up_proj", "mlp"} and _modules(row):  # no more than latent attention, and few blocks
+        recompute = "none"
     recompute = re.split("[ :]", recompute)[0]
     told = row.get("measured", {})
     if recompute.startswith("selective") and told.get("hfu") and told.get("mfu") and row.get("fsdp"):
@@ -300,8 +313,17 @@ def _layout(row: dict[str, Any], job: Job) -> Layout:
     )  # fmt: skip
 
 
+def _modules(row: dict[str, Any]) -> list[str]:
+    """What Megatron-Core's selective recomputation is told to compute again."""
+    return [str(name) for name in row.get("recipe", {}).get("recompute_modules", [])]
+
+
 def _is_titan(row: dict[str, Any]) -> bool:
     return "torchtitan" in f"{row.get('framework')} {row.get('set')} {row.get('source')}".lower()
+
+
+def _is_bloom(row: dict[str, Any]) -> bool:
+    return any(word in f"{row.get('set')} {row.get('source')}".lower() for word in ("bloom", "bigscience"))
 
 
 def _zero(row: dict[str, Any]) -> int | None:
@@ -311,10 +333,15 @@ def _zero(row: dict[str, Any]) -> int | None:
 
 
 PRESETS = (
-    ("GB300", "gb300"), ("GB200", "gb200"), ("GH200", "gh200"), ("B200", "b200"), ("H200", "h200"),
+    ("GB300", "gb300"), ("GB200", "gb200"), ("GH200", "gh200"), ("B300", "b300"),
+    ("B200", "b200"), ("H200", "h200"),
     ("H100-96", "h100-96gb"), ("H100", "h100"), ("H800", "h100"),
     ("A800", "a100-80gb"), ("A100-40", "a100-40gb"), ("A100", "a100-80gb"), ("V100", "v100-32gb"), ("MI300X", "mi300x"),
 )  # fmt: skip
+
+
+FP4 = 1.88
+"""Times as fast as in 8 bits products are in NVFP4, whose peak is 2 (GB200) and 3 (GB300) times as high."""
 
 
 def _cluster(row: dict[str, Any]) -> Cluster:
@@ -326,6 +353,8 @@ def _cluster(row: dict[str, Any]) -> Cluster:
     if "nanotron" in row.get("set", ""):
         # EFA: of 3,200 Gb/s a node two thirds (Ultrascale Playbook, all-reduce over nodes); the wait was fitted
         change |= {"network_gb_per_s": 35, "network_wait_us": 353}
+    if "fp4" in str(row.get("precision", "")).lower():
+        change["peak_8bit_tflops"] = FP4 * cluster.peak_8bit_tflops
     if domain := row.get("nvlink_domain"):
         change["nvlink_domain"] = domain
     per_node = row.get("gpus_per_node") or cluster.per_node
@@ -336,6 +365,8 @@ def _cluster(row: dict[str, Any]) -> Cluster:
         change |= {"nvlink_gb_per_s": cluster.host_gb_per_s, "halves_gb_per_s": 16}
     if "H800" in row["gpu"] or "A800" in row["gpu"]:
         change["nvlink_gb_per_s"] = 200
+    if _is_bloom(row):
+        change["nvlink_gb_per_s"] = 100  # "NVLink 4 inter-gpu connects" (its model card), where a DGX has 12
     return cluster.model_copy(update=change)
 
 
@@ -359,6 +390,16 @@ def _software(row: dict[str, Any]) -> Software:
         found = MEGATRON_CORE
     if found is NANOTRON:
         found = _nanotron(row)
+    if "dgxc" in told and row["gpu"] == "GB200":
+        found = replace(found, products8=0.77)
+    if found.flash == 1 and any(word in row["gpu"] for word in ("B200", "B300")):
+        found = replace(found, flash=2)  # FlashAttention-2 is none of Blackwell's
+    if found is MEGATRON_DS and row.get("precision") == "fp16":  # added up as they are; its own share of them in fp32
+        found = replace(found, gradients=2, master=8)
+    elif found is MEGATRON_DS and row.get("precision") == "bf16":  # and beside them in fp32
+        found = replace(found, gradients=6)
+    if _is_bloom(row):  # CUDA_LAUNCH_BLOCKING=1 stands in its scripts, against hangs
+        found = replace(found, waits=1)
     extras = " ".join(row.get("extras", [])).lower()
     if "flash" in extras:
         found = replace(found, flash=max(1, found.flash))
@@ -370,12 +411,33 @@ def _software(row: dict[str, Any]) -> Software:
         found = replace(found, overlap_tp=0)
     elif "tp-comm-overlap" in extras or re.search(r"async[ -]?tp", extras):
         found = replace(found, overlap_tp=1)
-    if row.get("recipe"):
-        found = replace(found, overlap_ep=int(bool(row["recipe"].get("moe_a2a_overlap"))))
-    if row.get("recipe", {}).get("moe_flex_dispatcher_backend"):
-        found = replace(found, dedup=1)
-    if row.get("recipe", {}).get("cuda_graph_impl"):
-        found = replace(found, graphs=1)
+    return _experts(row, told, found)
+
+
+BIASES = 28 / (2 * CONSTANTS.routing)
+"""What biases of experts add to tokens' traffic: 28 bytes for each number, since kernels of their own multiply them by
+probabilities in fp32, add them expert by expert, and join the parts (megatron/core/transformer/moe/experts.py)."""
+
+
+def _experts(row: dict[str, Any], told: str, found: Software) -> Software:
+    """How tokens get to their experts, and who launches that, as Megatron-Bridge's recipes have it."""
+    found = replace(found, raises_again=int("mla_up_proj" in _modules(row)))
+    recipe, blackwell = row.get("recipe", {}), row["gpu"].startswith(("GB", "B"))
+    if recipe:
+        found = replace(found, overlap_ep=int(bool(recipe.get("moe_a2a_overlap"))))
+    elif "bridge" in told and blackwell:  # as its recipes of v0.2.0
+        found = replace(found, overlap_ep=0, graphs=int(row["gpu"].startswith("GB")))
+    if row.get("variant") == "tokendrop" and blackwell:
+        found = replace(found, graphs=2)  # each expert gets as many tokens, so that no CPU has to know how many
+    if "deepep" in told or recipe.get("moe_flex_dispatcher_backend"):
+        found = replace(found, dedup=1, routing=min(0.49, found.routing))
+    if (container := re.search(r'"(2\d\.\d\d)', row.get("source", ""))) and float(container[1]) >= 26.06:
+        found = replace(found, routing=0.2, graphs=2 if blackwell and row["model"].get("experts") else 0)
+    if "bridge" in told and "GPT-OSS" in str(row["model"].get("name")):
+        found = replace(found, routing=found.routing + BIASES)
+    if graphs := recipe.get("cuda_graph_impl"):
+        whole = "full" in f"{graphs} {recipe.get('cuda_graph_scope')}"
+        found = replace(found, graphs=0 if graphs == "none" else 2 if whole else 1)
     return found
 
 

@@ -77,7 +77,7 @@ def test_megatron_and_back_is_the_same_run(model: str, layout: str, tmp_path: Pa
     [
         "fsdp8.zero1.mb2.bf16",
         "dp4.mb2.fp16",
-        "dp2.fsdp4.mb1.bf16.bf16grads",
+        "fsdp8.mb1.bf16.bf16grads",
         "fsdp8.mb1",
         "fsdp8.mb1.offloadweights",
         "fsdp8.mb1.offloadoptimizer",
@@ -89,6 +89,44 @@ def test_deepspeed_and_back_is_the_same_layout(layout: str, tmp_path: Path) -> N
     assert not unknown
     assert str(back.layout) == layout
     assert (back.train.global_batch, back.optimizer) == (64, config.optimizer)
+
+
+def test_groups_that_deepspeed_had_before_are_read(tmp_path: Path) -> None:
+    """`mics_shard_size`, which 0.19 refuses."""
+    file = tmp_path / "old.json"
+    keys = {"train_batch_size": 64, "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 8}
+    file.write_text(json.dumps(keys | {"zero_optimization": {"stage": 3, "mics_shard_size": 4}}))
+    back, unknown = read(file, model=preset_shape("llama3-8b"))
+    assert not unknown
+    assert (back.layout.dp, back.layout.fsdp, back.layout.zero) == (2, 4, 3)
+
+
+CONNECTIONS = "export CUDA_DEVICE_MAX_CONNECTIONS=1"
+
+
+@pytest.mark.parametrize(
+    ("layout", "there"),
+    [
+        ("fsdp8.zero1.mb1.bf16", []),
+        ("fsdp4.zero1.tp2.sp.mb1.bf16", [CONNECTIONS]),
+        ("dp4.cp2.mb1.bf16", [CONNECTIONS]),
+        ("fsdp8.mb1.bf16", ["--ckpt-format fsdp_dtensor"]),
+        ("fsdp4.zero2.tp2.sp.mb1.bf16", ["--ckpt-format fsdp_dtensor"]),
+    ],
+)
+def test_what_megatron_refuses_a_script_without(layout: str, there: list[str]) -> None:
+    """Its validate_args, of August 2026: tp and cp want one connection, its FSDP none and a format of its own, and
+    --rotary-base is a whole number."""
+    text = write(a_run("llama3-8b", layout), "megatron").text
+    assert [line for line in (CONNECTIONS, "--ckpt-format fsdp_dtensor") if line in text] == there
+    assert "--rotary-base 500000 " in text
+
+
+def test_a_rotary_base_that_megatron_cannot_read_is_refused() -> None:
+    shape = preset_shape("llama3-8b").model_copy(update={"rope_theta": 10000.5})
+    config = run_of(shape, Layout.parse("dp8.mb1"), Job(seq=2048, global_batch=64))
+    with pytest.raises(ValueError, match=r"model.rope_theta = 10000.5: its --rotary-base is a whole number"):
+        write(config, "megatron")
 
 
 def test_weft_and_back_is_the_same_run(tmp_path: Path) -> None:
@@ -116,7 +154,8 @@ def test_weft_and_back_is_the_same_run(tmp_path: Path) -> None:
         ("nemo", "llama3-8b", "dp2.pp4.gpipe.mb1.bf16", "NeMo cannot run this: layout.schedule = gpipe"),
         ("nemo", "llama3-8b", "fsdp8.mb1.bf16", "layout.zero = 3"),
         ("deepspeed", "llama3-8b", "dp4.tp2.mb1", "layout.tp = 2"),
-        ("deepspeed", "llama3-8b", "dp2.fsdp4.zero1.mb1", "only stage 3"),
+        ("deepspeed", "llama3-8b", "dp2.fsdp4.zero1.mb1", "shards over all replicas"),
+        ("deepspeed", "llama3-8b", "dp2.fsdp4.mb1", "0.19 has no MiCS"),
         ("deepspeed", "llama3-8b", "fsdp8.zero2.mb1.offloadweights", "only stage 3 has weights to offload"),
         ("torchtitan", "llama3-8b", "dp2.pp4.zbh1.mb1.bf16", "layout.schedule = zbh1"),
         ("torchtitan", "llama3-8b", "fsdp4.tp2.mb1.bf16", "always cuts the sequence"),

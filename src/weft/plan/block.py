@@ -17,7 +17,8 @@ from weft.plan.work import Num, Work
 
 @dataclass(frozen=True)
 class Block:
-    """Seconds of one block with one micro-batch, forward (0) and backward (1)."""
+    """Seconds of one block with one micro-batch, forward (0) and backward (1); `routing` is a part of `elementwise`, and
+    `kernels` a number."""
 
     matmul: tuple[Num, Num]
     attention: tuple[Num, Num]
@@ -26,6 +27,7 @@ class Block:
     cp: tuple[Num, Num]
     ep: tuple[Num, Num]
     kernels: tuple[Num, Num]
+    routing: tuple[Num, Num]
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def product(work: Work, m: Num, n: Num, k: Num, *, low: bool = True) -> tuple[Nu
     """Seconds of a linear layer, forward and backward: the gradients of its input and of its weights are products too."""
     chip, cut = work.machine, work.cut
     fp8 = cut.fp8 if low else 0
-    rate = np.where(fp8, chip.peak8 * chip.gemm8, chip.peak * chip.gemm)
+    rate = np.where(fp8, chip.peak8 * chip.gemm8 * work.software.products8, chip.peak * chip.gemm)
     rate = np.where(cut.item > 2, rate / 2, rate)
     item = np.where(fp8, 1, cut.item)
     forward = gemm_time(m, n, k, rate, chip.sms, chip.hbm, item)
@@ -93,16 +95,16 @@ def block_time(work: Work, experts: bool) -> Block:
         ]
     parts = parts + mlp
     attention = attention_time(work)
-    fused = (
-        np.where(soft.fused, C.kernels, C.eager_kernels)
-        + C.tp_kernels * (c.tp > 1) * np.where(soft.fused, 0.3, 1.0)
-        + 12 * (c.cp > 1)
-        + (C.expert_kernels + C.each_expert * np.maximum(1, s.experts / c.ep)) * experts
-    )
+    own = np.where(soft.fused, C.kernels, C.eager_kernels)
+    own = own + C.tp_kernels * (c.tp > 1) * np.where(soft.fused, 0.3, 1.0) + 12 * (c.cp > 1)
+    dealt = (C.expert_kernels + C.each_expert * np.maximum(1, s.experts / c.ep)) * experts
+    dealt = dealt * (1 + C.split_kernels * soft.overlap_ep)
+    kernels = own * np.where(soft.graphs > 0, C.graph, 1.0) + dealt * np.where(soft.graphs > 1, C.graph, 1.0)
     return Block(
         matmul=(sum(part[0] for part in parts), sum(part[1] for part in parts)), attention=attention,
         elementwise=elementwise_time(work, inner, moved, experts), tp=tensor_messages(work),
-        cp=context_messages(work, attention), ep=ep, kernels=(fused, fused * C.backward_kernels),
+        cp=context_messages(work, attention), ep=ep, kernels=(kernels, kernels * C.backward_kernels),
+        routing=(traffic(work, moved), traffic(work, moved)),
     )  # fmt: skip
 
 
@@ -118,7 +120,9 @@ def attention_time(work: Work) -> tuple[Num, Num]:
     seen = np.minimum(s.window, s.seq)
     seen = seen - seen**2 / (2 * s.seq)  # causal
     scores = work.tokens * np.where(soft.flash, seen, s.seq) * s.heads / c.tp
-    head = np.where(s.head_dim >= 128, 1.0, C.short_head + (1 - C.short_head) * np.maximum(0, s.head_dim - 64) / 64)
+    # exponents take as long as products where heads have 128 numbers (Blackwell), so half of these leave the products idle
+    short = np.where(chip.generation >= 3, 0.5, C.short_head)
+    head = np.where(s.head_dim >= 128, 1.0, short + (1 - short) * np.maximum(0, s.head_dim - 64) / 64)
     rows = c.micro_batch * s.heads / c.tp * np.ceil(s.seq / c.cp / 128)
     filled = np.minimum(1.0, rows / chip.sms)
     length = s.seq / c.cp
@@ -126,7 +130,9 @@ def attention_time(work: Work) -> tuple[Num, Num]:
     kernel = np.where((soft.flash == 3) & (chip.generation == 2), C.flash3, kernel)
     flops = 2 * scores * (s.head_dim + s.values)
     flash = flops / (chip.peak * chip.attention * kernel * head * filled * length / (length + C.attention_length))
-    plain = flops / (0.6 * chip.peak * chip.gemm) + scores * C.scores / (chip.hbm * C.hbm)
+    # heads that are no multiple of 16 bytes are none of the tensor cores'
+    rate = np.where(s.head_dim * c.item % 16, chip.peak / 16, 0.6 * chip.peak * chip.gemm)
+    plain = flops / rate + scores * C.scores / (chip.hbm * C.hbm)
     forward = np.where(soft.flash, flash, plain) + C.kernel
     return forward, np.where(soft.flash, 2.5 * flash / C.attention_backward, 2 * plain) + 3 * C.kernel
 
@@ -216,7 +222,7 @@ def expert_time(work: Work) -> tuple[list[tuple[Num, Num]], tuple[Num, Num], Num
     way = collectives.all_to_all(c.ep, c.etp, chip, mine * s.hidden * c.item, np.where(soft.dedup, s.per_token, 1))
     way = way + collectives.gather(c.etp, 1, chip, mine * c.etp * s.hidden * c.item)  # each has a part of every expert
     shown = np.where(soft.overlap_ep, 1 - C.ep_hidden, 1.0)
-    return products, (2 * way * shown, 2 * way * shown), C.routing * mine * c.etp * s.hidden * c.item
+    return products, (2 * way * shown, 2 * way * shown), C.routing * soft.routing * mine * c.etp * s.hidden * c.item
 
 
 def head_time(work: Work) -> Num:

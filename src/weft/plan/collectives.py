@@ -82,7 +82,8 @@ def all_to_all(size: Num, stride: Num, machine: Machine, volume: Num, copies: Nu
     nodes = np.ceil(size / inside)
     copies = np.maximum(1, copies)
     distinct = nodes * (1 - (1 - 1 / nodes) ** copies) / copies  # of the copies, to a node that has none yet
-    far = (size - inside) / size * distinct * volume / (machine.network * C.network)
+    reached = np.where(copies > 1, C.network_dealt, C.network)
+    far = (size - inside) / size * distinct * volume / (machine.network * reached)
     close = (inside - 1) / size * volume / (machine.nvlink * C.nvlink)
     # half of what one side sends goes to the other
     over = (

@@ -20,12 +20,19 @@ def block_activations(work: Work) -> Num:
     cheap = c.selective * (soft.flash > 0)
     hidden = (4 - 2 * cheap) * s.hidden * wide
     states = s.matrices - cheap
-    latent = 2 * s.latents + (2 * s.heads * s.head_dim + 2 * s.heads * s.value_dim) / tp
+    raised = np.where(soft.raises_again, s.value_dim, 2 * s.head_dim + 2 * s.value_dim)  # or the result alone
+    latent = 2 * s.latents + s.heads * raised / tp
     inner = tokens * np.where(s.kv_rank > 0, latent, 2 * query + 2 * kv)
     ffn = tokens * states * s.ffn / tp
     mine = tokens / tp * s.per_token
     routed = mine * (2 * s.hidden + states * s.expert_ffn) + tokens * states * s.shared_ffn / tp
     kept = c.item * (hidden + inner + (1 - share) * ffn + share * routed) + tokens * s.heads / tp * 4
+    # what products in 8 bits took is kept in 8 bits: after norms, before experts, and after activations
+    took = 2 * (1 - cheap) * s.hidden * wide + share * mine * s.hidden
+    took = took + (1 - cheap) * (
+        (1 - share) * tokens * s.ffn / tp + share * (mine * s.expert_ffn + tokens * s.shared_ffn / tp)
+    )
+    kept = kept - soft.keeps8 * c.fp8 * (c.item - 1) * took
     # one kernel, one result: of activations, rotary positions, and norms
     activated = (1 - share) * tokens * s.ffn / tp + share * (mine * s.expert_ffn + tokens * s.shared_ffn / tp)
     eager = activated + np.where(soft.fused_norm > 1, 0.0, tokens * (query + kv))

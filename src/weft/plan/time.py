@@ -96,12 +96,14 @@ class Beat:
         redo: what is computed again.
         fsdp: ZeRO-3's messages, as far as nothing hides them.
         launched: that the CPU takes to launch all that.
+        waits: whether each launch waits for the kernel before.
     """
 
     busy: tuple[Num, Num]
     redo: Num
     fsdp: Num
     launched: Num
+    waits: Num
 
     @classmethod
     def of(cls, work: Work, passes: Passes) -> Beat:
@@ -111,13 +113,13 @@ class Beat:
             return passes.mean(name, way, work)
 
         forward, backward = (sum(mean(name, way) for name in SIMPLE) for way in (0, 1))
-        selective = c.selective * np.where(soft.flash > 0, mean("elementwise", 0), mean("attention", 0))
+        cheap = mean("elementwise", 0) - mean("routing", 0)  # nobody deals tokens out again
+        selective = c.selective * np.where(soft.flash > 0, cheap, mean("attention", 0))
         selective = selective + c.selective * soft.alternate * mean("matmul", 0) / 2
         redo = c.full * forward + selective
         busy = (forward, backward + redo)
-        host = C.host * np.where(soft.graphs, 0.3, 1.0)
-        launched = host * (mean("kernels", 0) * (1 + c.full) + mean("kernels", 1)) + soft.tp_host * (c.tp > 1)
-        return cls(busy, redo, shard_messages(work, busy), launched)
+        launched = C.host * (mean("kernels", 0) * (1 + c.full) + mean("kernels", 1)) + soft.tp_host * (c.tp > 1)
+        return cls(busy, redo, shard_messages(work, busy), launched, soft.waits)
 
     @property
     def gpu(self) -> Num:
@@ -126,7 +128,7 @@ class Beat:
     @property
     def late(self) -> Num:
         """The GPU waits for the CPU."""
-        return np.maximum(0.0, self.launched - self.gpu)
+        return np.where(self.waits, C.blocked * self.launched, np.maximum(0.0, self.launched - self.gpu))
 
 
 def shard_messages(work: Work, busy: tuple[Num, Num]) -> Num:
@@ -162,7 +164,8 @@ def stage_times(work: Work, beat: Beat, head: Num) -> Stages:
     """`head`: seconds of the logits and their loss, of one micro-batch."""
     s, c, chip, soft = work.sizes, work.cut, work.machine, work.software
     blocks, count, piped = work.blocks, work.micro_batches, c.pp > 1
-    per_block = beat.gpu + soft.blocking * beat.late
+    blocking = np.maximum(soft.blocking, soft.waits)
+    per_block = beat.gpu + blocking * beat.late
     # the last process has the head too; where stages cannot be cut finer, it is the slowest
     spare = np.where(piped, blocks - s.layers / c.pp, 0.0) * per_block
     slowest = np.where(piped, np.maximum(0.0, head - spare), head)
@@ -177,7 +180,7 @@ def stage_times(work: Work, beat: Beat, head: Num) -> Stages:
     # a CPU that does not wait for messages of stages goes on launching: it is late where all of its work takes longer
     most = np.where((soft.balanced > 0) & piped, np.minimum(s.layers, even / per_block), blocks)
     ahead = np.maximum(0.0, count * (most * beat.launched - blocks * beat.gpu) - pp - bubble)
-    launch = np.where(soft.blocking, count * blocks * beat.late, ahead)
+    launch = np.where(blocking, count * blocks * beat.late, ahead)
     return Stages(count * slowest, pp + count * soft.stall * np.minimum(2, c.pp - 1), bubble, launch)
 
 

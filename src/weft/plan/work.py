@@ -141,6 +141,7 @@ class Software:
         fused_norm: norms are, even where activations are not; 2: and rotary positions.
         logits: bytes kept for each, with its gradient: 4 where gradients take the place of logits; 12 where torch's loss
             has three fp32 tables at once: logarithms, their gradients, and those of the logits.
+        products8: of the rate that products in 8 bits reach, the part that its libraries do.
         flash: attention never writes its scores: 1 FlashAttention-2, 2 the best kernels of the GPU's generation, 3 those of
             2025.
         overlap_dp: gradients are reduced and weights gathered beside the computation; 0.5: gradients only, and of
@@ -148,10 +149,12 @@ class Software:
         overlap_tp: tp's messages go beside the matrix products.
         overlap_pp: stages' messages go beside the computation.
         blocking: the CPU waits for each of them.
+        waits: it waits for each kernel, too (CUDA_LAUNCH_BLOCKING).
         whole_pp: every process of tp sends the whole of a stage's message, not its part.
         overlap_ep: experts' messages go beside the computation.
         dedup: a node is sent one copy of a token, however many of its experts it goes to.
-        graphs: kernels are launched by CUDA graphs.
+        routing: part of the traffic of dealing tokens out to experts that no other kernel does on its way.
+        graphs: kernels are launched by CUDA graphs; 2: those of experts too.
         dropout: masks are made and kept.
         balanced: the last stage has fewer blocks, for the head is work too; 2: as near to equal work as can be.
         adds: each micro-batch's gradients are added up by kernels of their own, not by the products that make them.
@@ -160,6 +163,8 @@ class Software:
         keeps_gathered: under sp, what part of the matrices' inputs is kept whole for backward, not gathered again.
         alternate: selective recomputation keeps what attention and every second product gave, and nothing else.
         results: it keeps what attention, every product but experts' and every message gave, and nothing else.
+        keeps8: what products in 8 bits take is kept in 8 bits, too.
+        raises_again: latent attention makes queries, keys and values again of their short vectors.
         copies: hidden states of each token, cut over tp, that a block keeps beside what its backward pass needs.
         whole_dp: under ZeRO 1 and 2 all processes get all gradients, not their own shares alone.
         turns: s for each process, where under ZeRO 1 and 2 they give their weights to all others one after the other.
@@ -170,14 +175,17 @@ class Software:
     fused: Num = 1
     fused_norm: Num = 0
     logits: Num = 8
+    products8: Num = 1
     flash: Num = 1
     overlap_dp: Num = 1
     overlap_tp: Num = 0
     overlap_pp: Num = 0
     blocking: Num = 0
+    waits: Num = 0
     whole_pp: Num = 0
     overlap_ep: Num = 0
     dedup: Num = 0
+    routing: Num = 1
     graphs: Num = 0
     dropout: Num = 0
     balanced: Num = 0
@@ -187,6 +195,8 @@ class Software:
     keeps_gathered: Num = 0
     alternate: Num = 0
     results: Num = 0
+    keeps8: Num = 0
+    raises_again: Num = 0
     copies: Num = 0
     whole_dp: Num = 0
     turns: Num = 0

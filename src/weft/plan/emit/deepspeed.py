@@ -35,8 +35,8 @@ def write(config: Config, per_node: int = 8) -> Written:
         f"layout.cp = {layout.cp}: sequences are cut in the program": layout.cp > 1,
         f"layout.ep = {layout.ep}: experts are dealt out in the program (deepspeed.moe)": layout.ep > 1,
         f"layout.precision = {layout.precision}: fp8 is the program's": layout.precision.startswith("fp8"),
-        f"layout.dp and layout.fsdp with zero{layout.zero}: only stage 3 shards within groups (MiCS)": (
-            layout.dp > 1 and layout.fsdp > 1 and layout.zero != 3
+        "layout.dp beside layout.fsdp: it shards over all replicas, since 0.19 has no MiCS": (
+            layout.dp > 1 and layout.fsdp > 1
         ),
         "layout.offload: its CPU offload is of weights and optimizer states": layout.offload,
         f"optimizer.kind = {config.optimizer.kind}: this file writes adamw only": config.optimizer.kind != "adamw",
@@ -56,8 +56,6 @@ def write(config: Config, per_node: int = 8) -> Written:
     tree["gradient_accumulation_steps"] = layout.num_micro_batches(batch)
     tree["optimizer"]["type"] = "AdamW"
     zero: dict[str, Any] = {"stage": layout.zero if layout.fsdp > 1 else 0}
-    if layout.dp > 1 and layout.fsdp > 1:
-        zero["mics_shard_size"] = layout.fsdp
     if layout.offload_optimizer or layout.offload_weights:
         zero["offload_optimizer"] = {"device": "cpu"}
     if layout.offload_weights:
@@ -111,6 +109,7 @@ def read(text: str, model: Shape | None = None, gpus: int | None = None) -> tupl
         gpus = batch // (micro * (passes or 1))
     if batch is None:
         put(tree, "train.global_batch", (micro or 1) * (passes or 1) * gpus)
+    # before 0.19, mics_shard_size said how many share
     stage, group = taken.get("zero_optimization.stage", 0), taken.get("zero_optimization.mics_shard_size", -1)
     layout = tree["layout"]
     if stage and gpus > 1:

@@ -70,7 +70,7 @@ OFFLOADED = ("--optimizer-cpu-offload", "--use-precision-aware-optimizer")
 """layout.offload_optimizer; Megatron's offloading wants the second one too."""
 GRANTED = (
     "--use-mcore-models", "--overlap-grad-reduce", "--overlap-param-gather", "--group-query-attention",
-    "--accumulate-allreduce-grads-in-fp32", "--moe-grouped-gemm", "--mock-data",
+    "--accumulate-allreduce-grads-in-fp32", "--moe-grouped-gemm", "--mock-data", "--ckpt-format",
 )  # fmt: skip
 """Arguments that say how, not what: weft has no setting for them."""
 
@@ -88,7 +88,8 @@ def write(config: Config, per_node: int = 8) -> Written:
         *remarks_on(config),
     )
     arguments = " \\\n".join(f"    {argument}" for argument in _arguments(config))
-    text = f"#!/bin/sh\n{commented(remarks)}torchrun --nnodes {nodes} --nproc-per-node {each} pretrain_gpt.py \\\n"
+    head = f"#!/bin/sh\n{commented(remarks)}{_environment(config)}"
+    text = f"{head}torchrun --nnodes {nodes} --nproc-per-node {each} pretrain_gpt.py \\\n"
     return Written(f"{text}{arguments}\n", remarks)
 
 
@@ -116,6 +117,7 @@ def check(config: Config, system: str) -> None:
         "model.rope_scaling: of Llama 3's it has the factor alone, the rest is 1, 4 and 8192": (
             shape.rope_scaling is not None and shape.rope_scaling != llama3_scaling(shape.rope_scaling.factor)
         ),
+        f"model.rope_theta = {shape.rope_theta}: its --rotary-base is a whole number": shape.rope_theta % 1 != 0,
         "model.sliding_window: this file has no words for it": shape.sliding_window is not None,
         "layout.tp with experts needs layout.sp: its routers want the sequence cut": (
             experts is not None and layout.tp > 1 and not layout.sp
@@ -154,6 +156,13 @@ def stage_text(sizes: list[int]) -> str:
     return "E" + "|".join(f"t*{size}" for size in sizes) + "L"
 
 
+def _environment(config: Config) -> str:
+    """Before Blackwell, Megatron refuses tp and cp without one connection, and its FSDP with one."""
+    layout = config.layout
+    one = (layout.tp > 1 or layout.cp > 1) and not (layout.fsdp > 1 and layout.zero in SHARDING)
+    return "export CUDA_DEVICE_MAX_CONNECTIONS=1\n" if one else ""
+
+
 def _arguments(config: Config) -> Iterator[str]:
     layout, shape = config.layout, config.model
     for name, (path, _) in NUMBERS.items():
@@ -165,7 +174,7 @@ def _arguments(config: Config) -> Iterator[str]:
         if path == "model.max_seq":
             value = max(value, config.seq)
         if value is not None and not (shape.latent and path in ("model.head_dim", "model.num_kv_heads")):
-            yield f"{name} {int(value) if value == round(value) else value}"  # some of its parsers take no 10000.0
+            yield f"{name} {int(value) if path == 'model.rope_theta' else value}"  # a float is refused
     if not shape.latent:
         yield "--group-query-attention"
     for name, (path, there, _) in SWITCHES.items():
@@ -209,7 +218,8 @@ def _sharding(config: Config) -> Iterator[str]:
         return
     yield "--use-distributed-optimizer"
     if layout.zero in SHARDING:
-        yield from ("--use-megatron-fsdp", f"--data-parallel-sharding-strategy {SHARDING[layout.zero]}")
+        yield from ("--use-megatron-fsdp", "--ckpt-format fsdp_dtensor")
+        yield f"--data-parallel-sharding-strategy {SHARDING[layout.zero]}"
     yield from ("--overlap-grad-reduce", "--overlap-param-gather")
     if layout.dp > 1:
         yield f"--num-distributed-optimizer-instances {layout.dp}"

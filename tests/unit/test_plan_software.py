@@ -1,0 +1,150 @@
+"""What training systems do with a layout (`Software`), and what cards do with a model, as far as a plan's numbers go."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from weft.config.layout import Layout
+from weft.models.shape import Shape
+from weft.plan import collectives
+from weft.plan.block import Passes, attention_time
+from weft.plan.constants import CONSTANTS as C
+from weft.plan.kept import block_activations
+from weft.plan.machine import read_cluster
+from weft.plan.numbers import MEGATRON, Job, numbers
+from weft.plan.time import Beat, step_time
+from weft.plan.work import Software, Work
+from weft.presets import preset_shape
+
+
+def work(
+    model: str | Shape, layout: str, software: Software = MEGATRON, *, cluster: str = "h100x64", matmul: str = "16 bit"
+) -> Work:
+    shape = preset_shape(model) if isinstance(model, str) else model
+    return numbers(
+        shape, Layout.parse(layout), Job(seq=2048, global_batch=64, matmul=matmul), read_cluster(cluster), software
+    )
+
+
+def launched(one: Work) -> float:
+    return float(Beat.of(one, Passes.of(one)).launched)
+
+
+def test_graphs_take_kernels_from_the_cpu_and_experts_last() -> None:
+    """Partial CUDA graphs hold attention and routers; how many tokens an expert has is known to the CPU alone."""
+    none, partly, whole = (
+        launched(work("qwen3-30b-a3b", "fsdp8.zero1.ep8.mb1.bf16", replace(MEGATRON, graphs=kind)))
+        for kind in (0, 1, 2)
+    )
+    assert none > partly > whole == pytest.approx(C.graph * none)
+    assert partly > 0.9 * none  # most kernels are the experts'
+
+
+def test_messages_beside_the_computation_split_what_is_launched() -> None:
+    plain, split = (
+        launched(work("qwen3-30b-a3b", "fsdp8.zero1.ep8.mb1.bf16", replace(MEGATRON, overlap_ep=flag)))
+        for flag in (0, 1)
+    )
+    assert plain < split < (1 + C.split_kernels) * plain
+
+
+def test_a_cpu_that_waits_for_each_kernel_hides_nothing() -> None:
+    """CUDA_LAUNCH_BLOCKING: all that is launched is time, however long the kernels are."""
+    run = work("llama3-70b", "fsdp8.zero1.tp8.mb1.full.bf16")
+    waiting = replace(run, software=replace(run.software, waits=1))
+    count = run.micro_batches * run.blocks
+    beat = Beat.of(run, Passes.of(run))
+    assert step_time(run).launch == 0
+    assert step_time(waiting).launch == pytest.approx(float(count * C.blocked * beat.launched))
+
+
+@pytest.mark.parametrize("item", [2, 4])
+def test_heads_off_16_bytes_are_not_the_tensor_cores(item: int) -> None:
+    """108 numbers of 2 bytes are no multiple of 16 bytes; of 4 they are. Flash kernels fill them up."""
+    gpt = Shape(family="gpt2", num_layers=4, hidden=13824, num_heads=96, vocab=51200, max_seq=2048)
+    narrow = gpt.model_copy(update={"num_heads": 128, "num_kv_heads": 128, "head_dim": 108})
+    precision = {2: "bf16", 4: "fp32"}[item]
+    for flash in (0, 1):
+        wide, odd = (
+            float(
+                attention_time(
+                    work(one, f"tp8.mb4.{precision}", replace(MEGATRON, flash=flash), cluster="a100-80gbx8")
+                )[0]
+            )
+            for one in (gpt, narrow)
+        )
+        assert (odd > 2 * wide) is (flash == 0 and item == 2)
+
+
+def test_exponents_bound_narrow_heads_on_blackwell() -> None:
+    """As many exponents as products where heads have 128 numbers: of 64, products wait for them half of the time."""
+    wide = Shape(family="llama", num_layers=2, hidden=4096, num_heads=32, ffn=11008, vocab=32000, max_seq=2048)
+    narrow = wide.model_copy(update={"num_heads": 64, "num_kv_heads": 64, "head_dim": 64})
+    ratios = [
+        float(
+            attention_time(work(narrow, "mb4.bf16", cluster=name))[0]
+            / attention_time(work(wide, "mb4.bf16", cluster=name))[0]
+        )
+        for name in ("h100x8", "b200x8")
+    ]
+    assert 1.1 < ratios[0] < 1.5 < ratios[1] < 2.1
+
+
+def test_kernels_that_deal_tokens_out_reach_more_of_the_network() -> None:
+    chip = read_cluster("h100x64").machine()
+    plain, made = (float(collectives.all_to_all(64, 1, chip, 8e9, copies)) for copies in (1, 8))
+    distinct = 8 * (1 - (7 / 8) ** 8) / 8  # of a token's 8 copies, those to a node that has none yet
+    assert made / plain == pytest.approx(distinct * C.network / C.network_dealt, rel=0.01)
+
+
+def test_tokens_are_not_dealt_out_again() -> None:
+    """Selective recomputation does norms and activations again, and no routing."""
+    run = work("qwen3-30b-a3b", "fsdp8.zero1.ep8.mb1.selective.bf16")
+    passes = Passes.of(run)
+    assert passes.mixed is not None
+    redo = float(Beat.of(run, passes).redo)
+    assert redo == pytest.approx(float(passes.mixed.elementwise[0] - passes.mixed.routing[0]))
+    less = replace(run, software=replace(run.software, routing=0.5))
+    assert float(Passes.of(less).mixed.routing[0]) == pytest.approx(float(passes.mixed.routing[0]) / 2)  # type: ignore[union-attr]
+
+
+def test_libraries_that_reach_less_in_8_bits() -> None:
+    slow = replace(MEGATRON, products8=0.5)
+    for matmul, factor in (("16 bit", 1.0), ("fp8", 2.0)):
+        fast, half = (
+            float(step_time(work("llama3-70b", "fsdp8.zero1.tp8.mb4.bf16", one, matmul=matmul)).matmul)
+            for one in (MEGATRON, slow)
+        )
+        assert half / fast == pytest.approx(factor, rel=0.1)
+
+
+def test_what_products_took_is_kept_in_8_bits() -> None:
+    """Llama: after two norms, and after the activation: a byte of each number less, in fp8 alone."""
+    keeps = replace(MEGATRON, keeps8=1)
+    for matmul in ("16 bit", "fp8"):
+        plain, less = (
+            float(block_activations(work("llama3-8b", "mb1.bf16", one, matmul=matmul))) for one in (MEGATRON, keeps)
+        )
+        saved = 2048 * (2 * 4096 + 14336) if matmul == "fp8" else 0
+        assert plain - less == pytest.approx(saved)
+
+
+def test_latent_attention_that_is_raised_again_keeps_its_result_alone() -> None:
+    again = replace(MEGATRON, raises_again=1)
+    plain, less = (
+        float(block_activations(work("deepseek-v3", "ep8.fsdp8.zero1.mb1.bf16", one))) for one in (MEGATRON, again)
+    )
+    assert plain - less == pytest.approx(2 * 2048 * 128 * (2 * 192 + 128))  # queries and keys, and values
+
+
+def test_cards_of_more_watts_keep_more_of_their_peak() -> None:
+    """GB300 and GB200 are one chip, of 1,400 and 1,200 W; B300 is a B200 with more memory, but for 4 bits."""
+    rates = {name: read_cluster(name).machine() for name in ("b200", "b300", "gb200", "gb300")}
+    speed = {name: float(np.asarray(chip.peak8 * chip.gemm8)) for name, chip in rates.items()}
+    assert speed["gb300"] / speed["gb200"] == pytest.approx(1.137, rel=0.01)
+    assert speed["b300"] / speed["b200"] == pytest.approx(0.993, rel=0.01)
+    assert rates["b300"].domain == rates["b200"].domain == 8
+    assert rates["b300"].memory > 1.4 * rates["b200"].memory
