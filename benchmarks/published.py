@@ -390,8 +390,6 @@ def _software(row: dict[str, Any]) -> Software:
         found = MEGATRON_CORE
     if found is NANOTRON:
         found = _nanotron(row)
-    if "dgxc" in told and row["gpu"] == "GB200":
-        found = replace(found, products8=0.77)
     if found.flash == 1 and any(word in row["gpu"] for word in ("B200", "B300")):
         found = replace(found, flash=2)  # FlashAttention-2 is none of Blackwell's
     if found is MEGATRON_DS and row.get("precision") == "fp16":  # added up as they are; its own share of them in fp32

@@ -141,7 +141,6 @@ class Software:
         fused_norm: norms are, even where activations are not; 2: and rotary positions.
         logits: bytes kept for each, with its gradient: 4 where gradients take the place of logits; 12 where torch's loss
             has three fp32 tables at once: logarithms, their gradients, and those of the logits.
-        products8: of the rate that products in 8 bits reach, the part that its libraries do.
         flash: attention never writes its scores: 1 FlashAttention-2, 2 the best kernels of the GPU's generation, 3 those of
             2025.
         overlap_dp: gradients are reduced and weights gathered beside the computation; 0.5: gradients only, and of
@@ -175,7 +174,6 @@ class Software:
     fused: Num = 1
     fused_norm: Num = 0
     logits: Num = 8
-    products8: Num = 1
     flash: Num = 1
     overlap_dp: Num = 1
     overlap_tp: Num = 0
