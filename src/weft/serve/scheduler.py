@@ -1,9 +1,13 @@
 """Scheduler: which tokens of which sequences the next step computes. Torch-free.
 
-One order, priority and then arrival, decides everything. First every running sequence gets its next token, then what is
-left of the step reads prompts, whole or in part. Where blocks run short, an earlier sequence takes those of the last in
-the order, which computes its text again when there is room (preemption by recompute). The first of all is never
-preempted, and has room to finish: so every step brings it nearer to its end, and then it is the next one's turn.
+One order decides everything: priority, then tenants' turns, then arrival. First every running sequence gets its next
+token, then what is left of the step reads prompts, whole or in part. Where blocks run short, an earlier sequence takes
+those of the last in the order, which computes its text again when there is room (preemption by recompute). The first of
+all is never preempted, and has room to finish: so every step brings it nearer to its end, and then it is the next one's
+turn.
+
+Where texts of other tenants go on, one tenant's prompts make a step at most LONGER times as long: no prompts, be they
+many, long, or given up before they are read, stop what others are being told.
 
 Where every layer sees a window of tokens only, a sequence gives back its blocks behind that while it runs.
 """
@@ -19,6 +23,11 @@ from weft.serve.blocks import Blocks
 from weft.serve.config import EngineConfig
 from weft.serve.room import Room
 from weft.serve.sequence import Sequence
+from weft.serve.steptimes import StepTimes
+from weft.serve.turns import Turns
+
+LONGER = 4 / 3
+"""How many times as long one tenant's prompts may make a step in which others' texts go on: a quarter of it is theirs."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,7 @@ class Scheduler:
 
     Attributes:
         planned: tokens of the present step, or of the last.
+        times: of steps, from whoever runs them.
     """
 
     def __init__(self, blocks: Blocks, config: EngineConfig, window: int | None = None) -> None:
@@ -54,13 +64,16 @@ class Scheduler:
         self.room = Room(blocks.size, config.step_tokens, window)
         self.running: list[Sequence] = []
         self.waiting: list[Sequence] = []
-        self.preemptions = self.planned = 0
+        self.preemptions = self.planned = self._added = 0
+        self.turns, self.times = Turns(), StepTimes()
 
     def longest(self, num_tokens: int) -> int:
         """Of so many tokens, those that one sequence may have, alone in the cache."""
         return num_tokens if self.room.most(num_tokens) <= self.blocks.count else self.blocks.count * self.blocks.size
 
     def add(self, sequence: Sequence) -> None:
+        self._added += 1
+        sequence.order = (sequence.request.priority, self.turns.take(sequence.request.tenant), self._added)
         insort(self.waiting, sequence, key=_order)
 
     def remove(self, sequence: Sequence) -> None:
@@ -84,12 +97,26 @@ class Scheduler:
         works: list[Work] = []
         decoding = [sequence for sequence in self.running if sequence.waiting == 1]
         reading = [sequence for sequence in self.running if sequence.waiting > 1]
-        for sequence in decoding + reading:
+        for sequence in decoding:
             left -= self._plan(sequence, left, works)
+        shares = self._shares(works, left, {one.request.tenant for one in (*reading, *self.waiting)})
+
+        def read(sequence: Sequence) -> int:
+            tenant = sequence.request.tenant
+            count = self._plan(sequence, min(left, shares[tenant]), works)
+            shares[tenant] -= count
+            return count
+
+        for sequence in reading:
+            left -= read(sequence)
         for sequence in list(self.waiting):
-            if left < 1 or not self._admit(sequence, works):
+            if left < 1:
                 break
-            left -= self._plan(sequence, left, works)
+            if shares[sequence.request.tenant] < 1:
+                continue  # others' texts go on
+            if not self._admit(sequence, works):
+                break
+            left -= read(sequence)
         self.planned = sum(work.stop - work.start for work in works)
         return works
 
@@ -104,6 +131,15 @@ class Scheduler:
             self.blocks.fill(sequence.blocks[index], before, sequence.tokens[index * size : (index + 1) * size], salt)
             sequence.filled = index + 1
         self._give_back(sequence)
+
+    def _shares(self, works: list[Work], left: int, tenants: set[str]) -> dict[str, int]:
+        """Tokens of each tenant's prompts that may be read in a step that does this."""
+        writing = {work.sequence.request.tenant for work in works}
+        if self.config.invariant or all(writing <= {tenant} for tenant in tenants):
+            return dict.fromkeys(tenants, left)
+        planned = self.config.step_tokens - left
+        beside = min(left, self.times.most(planned, LONGER) - planned)
+        return {tenant: left if writing <= {tenant} else beside for tenant in tenants}
 
     def _plan(self, sequence: Sequence, left: int, works: list[Work]) -> int:
         """Add this sequence's work, of `left` tokens at most; how many there are."""

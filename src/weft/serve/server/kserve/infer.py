@@ -103,7 +103,7 @@ async def make_request(call: Call, hosted: Hosted, version: Version, config: Ser
     until = min(latest, call.deadline or latest)
     return Request(
         f"kserve-{secrets.token_hex(8)}", await _prompt(call, version), sampling, priority=call.priority, deadline=until,
-        salt=f"{tenant}:", adapter=version.adapter, logprobs=logprobs,
+        tenant=tenant, adapter=version.adapter, logprobs=logprobs,
         grammar=await _grammar(call, hosted, version, tenant, until),
     )  # fmt: skip
 
