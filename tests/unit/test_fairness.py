@@ -9,8 +9,9 @@ import pytest
 
 from weft.serve.blocks import Blocks
 from weft.serve.config import EngineConfig
+from weft.serve.courtesy import KEPT_STEPS, LONGER
 from weft.serve.request import Request, Sampling
-from weft.serve.scheduler import LONGER, Scheduler
+from weft.serve.scheduler import Scheduler
 from weft.serve.sequence import Sequence
 from weft.serve.steptimes import StepTimes
 from weft.serve.turns import Turns
@@ -56,7 +57,7 @@ class Simulated:
             if finish:
                 self.scheduler.remove(work.sequence)
         self.seconds.append(self.cost(self.scheduler.planned))
-        self.scheduler.times.took(self.scheduler.planned, self.seconds[-1])
+        self.scheduler.courtesy.times.took(self.scheduler.planned, self.seconds[-1])
         return told
 
     def until(self, id: str) -> int:
@@ -92,7 +93,7 @@ def test_who_comes_back_has_saved_no_turns_and_stops_nothing_that_runs() -> None
 @pytest.mark.parametrize("cost", [cpu, gpu])
 def test_prompts_that_nobody_waits_for_hold_up_other_tenants_little(cost: Cost) -> None:
     """Ten clients a second hang up; two texts of another tenant go on meanwhile."""
-    slowest = {}
+    longer = {}
     for tenant in ("good", "bad"):
         engine = Simulated(cost)
         for name in ("one", "two"):
@@ -104,9 +105,9 @@ def test_prompts_that_nobody_waits_for_hold_up_other_tenants_little(cost: Cost) 
             leaving = engine.add(f"left {number}", tenant, 400, 20)
             assert {"one", "two"} <= set(engine.step()), "every step brings both a token"
             engine.scheduler.remove(leaving)
-        slowest[tenant] = sorted(engine.seconds[-200:])[-4] / alone
-    assert slowest["bad"] <= LONGER
-    assert slowest["good"] > 2.5, "a tenant may hold itself up"
+        longer[tenant] = sum(engine.seconds[-150:]) / 150 / alone  # what was saved is used up by then
+    assert longer["bad"] <= LONGER + 0.01
+    assert longer["good"] > 2.5, "a tenant may hold itself up"
 
 
 def test_a_step_takes_as_much_as_fits() -> None:
@@ -121,6 +122,23 @@ def test_a_step_takes_as_much_as_fits() -> None:
             engine.step()
             planned.append(engine.scheduler.planned)
         assert fewest <= sorted(planned)[15] <= most
+
+
+def test_who_asks_now_and_then_does_not_wait() -> None:
+    """A share that was not used is not lost at once; and not kept for ever."""
+    engine = Simulated(cpu)
+    engine.add("text", "a", 10, 400)
+    for number in range(10):
+        for _ in range(KEPT_STEPS):
+            engine.step()
+        engine.add(str(number), "b", 14, 1)
+        assert engine.until(str(number)) <= 1
+    engine.add("long", "b", 200, 1)
+    for _ in range(60):
+        engine.step()
+    planned = engine.scheduler.planned
+    assert 2 <= planned <= 3
+    assert engine.until("long") > 10
 
 
 def test_a_long_prompt_ends_and_another_tenants_is_not_behind_it() -> None:

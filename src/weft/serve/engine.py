@@ -181,7 +181,7 @@ class Engine:
         if works:
             began = time.monotonic()
             outputs += self._deliver(works, self._run(works))
-            self.scheduler.times.took(self.scheduler.planned, time.monotonic() - began)
+            self.scheduler.courtesy.times.took(self.scheduler.planned, time.monotonic() - began)
         return outputs
 
     def stats(self) -> Stats:

@@ -6,8 +6,8 @@ those of the last in the order, which computes its text again when there is room
 all is never preempted, and has room to finish: so every step brings it nearer to its end, and then it is the next one's
 turn.
 
-Where texts of other tenants go on, one tenant's prompts make a step at most LONGER times as long: no prompts, be they
-many, long, or given up before they are read, stop what others are being told.
+Where texts of other tenants go on, one tenant's prompts have a share of the step's time (`courtesy.py`): be they many,
+long, or given up before they are read, they do not stop what others are being told.
 
 Where every layer sees a window of tokens only, a sequence gives back its blocks behind that while it runs.
 """
@@ -21,13 +21,10 @@ from dataclasses import dataclass
 
 from weft.serve.blocks import Blocks
 from weft.serve.config import EngineConfig
+from weft.serve.courtesy import Courtesy
 from weft.serve.room import Room
 from weft.serve.sequence import Sequence
-from weft.serve.steptimes import StepTimes
 from weft.serve.turns import Turns
-
-LONGER = 4 / 3
-"""How many times as long one tenant's prompts may make a step in which others' texts go on: a quarter of it is theirs."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ class Scheduler:
 
     Attributes:
         planned: tokens of the present step, or of the last.
-        times: of steps, from whoever runs them.
+        courtesy: what tenants' prompts may take of the steps.
     """
 
     def __init__(self, blocks: Blocks, config: EngineConfig, window: int | None = None) -> None:
@@ -65,7 +62,7 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.waiting: list[Sequence] = []
         self.preemptions = self.planned = self._added = 0
-        self.turns, self.times = Turns(), StepTimes()
+        self.turns, self.courtesy = Turns(), Courtesy()
 
     def longest(self, num_tokens: int) -> int:
         """Of so many tokens, those that one sequence may have, alone in the cache."""
@@ -99,24 +96,17 @@ class Scheduler:
         reading = [sequence for sequence in self.running if sequence.waiting > 1]
         for sequence in decoding:
             left -= self._plan(sequence, left, works)
-        shares = self._shares(works, left, {one.request.tenant for one in (*reading, *self.waiting)})
-
-        def read(sequence: Sequence) -> int:
-            tenant = sequence.request.tenant
-            count = self._plan(sequence, min(left, shares[tenant]), works)
-            shares[tenant] -= count
-            return count
-
+        self.courtesy.begin({work.sequence.request.tenant for work in works}, self.config.step_tokens - left)
         for sequence in reading:
-            left -= read(sequence)
+            left -= self._read(sequence, left, works)
         for sequence in list(self.waiting):
             if left < 1:
                 break
-            if shares[sequence.request.tenant] < 1:
-                continue  # others' texts go on
+            if self._most(sequence, left) < 1:
+                continue  # its tenant's share of this step is taken
             if not self._admit(sequence, works):
                 break
-            left -= read(sequence)
+            left -= self._read(sequence, left, works)
         self.planned = sum(work.stop - work.start for work in works)
         return works
 
@@ -132,14 +122,15 @@ class Scheduler:
             sequence.filled = index + 1
         self._give_back(sequence)
 
-    def _shares(self, works: list[Work], left: int, tenants: set[str]) -> dict[str, int]:
-        """Tokens of each tenant's prompts that may be read in a step that does this."""
-        writing = {work.sequence.request.tenant for work in works}
-        if self.config.invariant or all(writing <= {tenant} for tenant in tenants):
-            return dict.fromkeys(tenants, left)
-        planned = self.config.step_tokens - left
-        beside = min(left, self.times.most(planned, LONGER) - planned)
-        return {tenant: left if writing <= {tenant} else beside for tenant in tenants}
+    def _most(self, sequence: Sequence, left: int) -> int:
+        """Of the `left` tokens of this step, those that a prompt may have; strides are taken whole."""
+        return left if self.config.invariant else self.courtesy.most(sequence.request.tenant, left)
+
+    def _read(self, sequence: Sequence, left: int, works: list[Work]) -> int:
+        """Plan to compute a prompt, or as much of it as the step has room for; how many tokens."""
+        count = self._plan(sequence, self._most(sequence, left), works)
+        self.courtesy.took(sequence.request.tenant, count)
+        return count
 
     def _plan(self, sequence: Sequence, left: int, works: list[Work]) -> int:
         """Add this sequence's work, of `left` tokens at most; how many there are."""
