@@ -333,7 +333,9 @@ def test_no_key_takes_all_the_room(folder: Path) -> None:
                 ("/v1/embeddings", {"input": "a"}),
             ]
             for route, body in bodies:
+                before = refusals(one)
                 assert post(one, body, route, headers=headers["greedy"]).status_code == 429, route
+                assert refusals(one) == before + 1, route
             engine.step = step  # type: ignore[method-assign]
             for route, body in bodies:
                 assert post(one, body, route, headers=headers["modest"]).status_code == 200, route
@@ -341,6 +343,12 @@ def test_no_key_takes_all_the_room(folder: Path) -> None:
         for route, body in bodies:  # what was held is given back: also by those who hang up, and who were refused
             assert post(one, body, route, headers=headers["greedy"]).status_code == 200, route
         assert not hosted.shares._held
+
+
+def refusals(one: Served) -> float:
+    """As Prometheus is told."""
+    metrics = one.catalogue.metrics.registry
+    return metrics.get_sample_value("weft:requests_refused_total", {"model_name": "tiny", "reason": "refused"}) or 0.0
 
 
 def all_routes(one: Served) -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ from typing import Literal
 from weft.serve.engine import Engine
 from weft.serve.folder import find_model
 from weft.serve.loop import DeadError, EngineLoop
-from weft.serve.request import RefusedError, Request
+from weft.serve.request import Request
 from weft.serve.server.chat import ChatTemplate, find_template
 from weft.serve.server.config import ModelConfig, ServerConfig
 from weft.serve.server.forms import Forms
@@ -61,7 +61,7 @@ class Hosted:
         self.statistics = Statistics()
         room = config.engine.max_sequences + config.engine.max_waiting
         self.shares = Shares(server.most_per_key(room))
-        self.forms = Forms(self.shares, room)
+        self.forms = Forms(self.shares, room, self.meter)
         metrics.states[config.name] = lambda: self._current.loop.stats() if self._current is not None else None
         self.state: State = "LOADING"
         self.reason = "loading"
@@ -113,12 +113,9 @@ class Hosted:
             RefusedError: it takes no request now, or none of this key.
         """
         if self._current is not None:
-            try:
+            with self.meter.refusals():
                 self.shares.check(tenant)
                 self._current.loop.check_room()
-            except RefusedError:
-                self.meter.refuse("refused")
-                raise
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
@@ -137,11 +134,8 @@ class Hosted:
         if not version.loop.num_live:
             self._busy_since = time.monotonic()
         places = sum(request.n for request in requests)
-        try:
+        with self.meter.refusals():
             self.shares.take(tenant, places)
-        except RefusedError:
-            self.meter.refuse("refused")
-            raise
         try:
             return Outputs(version.loop, requests, self.meter, partial(self.shares.give_back, tenant))
         except BaseException:
