@@ -27,6 +27,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from served import Served, config, make_folder, model, served
 
 from checkpoints import save_step
+from weft.serve.engine import Engine
+from weft.serve.loop import DeadError
 from weft.serve.request import Output, RefusedError, Request, Sampling
 from weft.serve.server.config import ServerConfig
 from weft.serve.server.hosted import Hosted
@@ -467,7 +469,69 @@ def test_newer_weights_take_over_without_a_pause(tmp_path: Path) -> None:
         assert post(one, {**LONG, "max_tokens": 3}).headers["x-weft-version"] == "2"
 
 
+def test_who_stops_it_waits_for_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Newer ones are given up, and let go of when they are there."""
+    run = tmp_path / "run"
+    save_step(make_folder(tmp_path / "a"), run, 1)
+    with served(model(run)) as one:
+        hosted = one.catalogue.models["tiny"]
+        save_step(make_folder(tmp_path / "b"), run, 2)
+        release, closed, load = threading.Event(), threading.Event(), Engine.load
+
+        def slowly(*arguments: Any) -> Engine:
+            release.wait(30)
+            engine = load(*arguments)
+            engine.close = closed.set  # type: ignore[method-assign]
+            return engine
+
+        monkeypatch.setattr(Engine, "load", slowly)
+        refreshing = asyncio.run_coroutine_threadsafe(hosted.refresh(), one.loop)
+        until(lambda: hosted.loading.under_way)
+        assert one.call(one.catalogue.unload, "tiny") is None
+        with pytest.raises(DeadError, match="unloaded meanwhile"):
+            refreshing.result(5)
+        assert hosted.loading.under_way
+        release.set()
+        until(closed.is_set)
+        assert not hosted.loading.under_way
+        one.call(one.catalogue.load, "tiny")
+        assert post(one, {**LONG, "max_tokens": 2}).headers["x-weft-version"] == "2"
+
+
 # -- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_sigterm_waits_for_no_weights(tmp_path: Path) -> None:
+    """A process that reads newer ones, and would for a minute, ends all the same."""
+    run = tmp_path / "run"
+    save_step(make_folder(tmp_path / "a"), run, 1)
+    code = (
+        "import sys, time; from weft.serve.engine import Engine; from weft.cli.app import main\n"
+        "load, times = Engine.load, []\n"
+        "def slowly(*arguments):\n"
+        "    times.append(1)\n"
+        "    if len(times) > 1: print('reading', flush=True), time.sleep(60)\n"
+        "    return load(*arguments)\n"
+        "Engine.load = slowly\n"
+        f"sys.argv = ['weft', 'serve', {str(run)!r}, '--port', '0', '--device', 'cpu']\n"
+        "main()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("curl"):
+                save_step(make_folder(tmp_path / "b"), run, 2)
+                process.send_signal(signal.SIGHUP)
+            elif line == "reading\n":
+                break
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
 
 
 @pytest.mark.slow

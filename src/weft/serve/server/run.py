@@ -8,10 +8,12 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 import uvicorn
 
+from weft.serve.loop import DeadError
 from weft.serve.server.app import make_app
 from weft.serve.server.catalogue import Catalogue
 from weft.serve.server.config import ServerConfig
@@ -111,12 +113,12 @@ async def serve(
             await rpc.stop(grace=1.0)
         listener.close()
         loop.remove_signal_handler(signal.SIGHUP)
-        if not catalogue.started and not loading.done():
-            # stopped while loading: nobody is being answered, and a thread that reads weights cannot be ended
-            os._exit(0)
+        if any(hosted.loading.under_way for hosted in catalogue.models.values()):
+            os._exit(0)  # all have been answered, and a thread that reads weights cannot be ended
         loading.cancel()
     if not loading.cancelled() and loading.done():
-        await loading
+        with suppress(DeadError):  # stopped while it loaded
+            await loading
 
 
 def make_server(catalogue: Catalogue) -> Server:
