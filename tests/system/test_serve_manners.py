@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -501,24 +502,35 @@ def test_who_stops_it_waits_for_no_weights(tmp_path: Path, monkeypatch: pytest.M
 # -- the command ------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def patched_server(run: Path, patch: str, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """`weft serve` with a fault in it."""
+    words = ["weft", "serve", str(run), "--port", "0", "--device", "cpu", *options]
+    code = f"{patch}\nimport sys; from weft.cli.app import main; sys.argv = {words!r}; main()"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
 @pytest.mark.slow
 def test_sigterm_waits_for_no_weights(tmp_path: Path) -> None:
     """A process that reads newer ones, and would for a minute, ends all the same."""
     run = tmp_path / "run"
     save_step(make_folder(tmp_path / "a"), run, 1)
-    code = (
-        "import sys, time; from weft.serve.engine import Engine; from weft.cli.app import main\n"
-        "load, times = Engine.load, []\n"
-        "def slowly(*arguments):\n"
-        "    times.append(1)\n"
-        "    if len(times) > 1: print('reading', flush=True), time.sleep(60)\n"
-        "    return load(*arguments)\n"
-        "Engine.load = slowly\n"
-        f"sys.argv = ['weft', 'serve', {str(run)!r}, '--port', '0', '--device', 'cpu']\n"
-        "main()"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    try:
+    patch = """
+import time; from weft.serve.engine import Engine
+load, times = Engine.load, []
+def slowly(*arguments):
+    times.append(1)
+    if len(times) > 1: print('reading', flush=True), time.sleep(60)
+    return load(*arguments)
+Engine.load = slowly"""
+    with patched_server(run, patch) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith("curl"):
@@ -528,10 +540,28 @@ def test_sigterm_waits_for_no_weights(tmp_path: Path) -> None:
                 break
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+
+
+@pytest.mark.slow
+def test_sigterm_ends_a_server_whose_engine_hangs(folder: Path) -> None:
+    patch = """
+import time; from weft.serve.engine import Engine; import weft.serve.server.run as run
+Engine.step = lambda self: (print('hangs', flush=True), time.sleep(600))
+run.LATE_SECONDS = 1"""
+    with patched_server(folder, patch, "--drain", "0") as process:
+        assert process.stdout is not None
+        lines = [next(process.stdout)]
+        while not lines[-1].startswith("curl"):
+            lines.append(next(process.stdout))
+        found = re.search(r":(\d+)", lines[0].split("//")[1])
+        assert found
+        with socket.create_connection(("127.0.0.1", int(found[1]))) as connection:
+            body = json.dumps({"prompt": "a"}).encode()
+            connection.sendall(request_bytes(body, f"Content-Length: {len(body)}"))
+            while next(process.stdout) != "hangs\n":
+                pass
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 1
 
 
 @pytest.mark.slow
