@@ -361,7 +361,8 @@ def _cluster(row: dict[str, Any]) -> Cluster:
     if network := _network(str(row.get("interconnect") or "")):
         change["network_gb_per_s"] = network / 8 / per_node
     if "PCI" in row["gpu"].upper():
-        change["nvlink_gb_per_s"] = cluster.host_gb_per_s  # messages take the way to the CPU
+        # messages take the way to the CPU, and to the other; 16 GB/s (SimuMax, configs/system/a100_pcie.json)
+        change |= {"nvlink_gb_per_s": cluster.host_gb_per_s, "halves_gb_per_s": 16}
     if "H800" in row["gpu"] or "A800" in row["gpu"]:
         change["nvlink_gb_per_s"] = 200
     if _is_bloom(row):
@@ -389,8 +390,6 @@ def _software(row: dict[str, Any]) -> Software:
         found = MEGATRON_CORE
     if found is NANOTRON:
         found = _nanotron(row)
-    if "dgxc" in told and row["gpu"] == "GB200":
-        found = replace(found, products8=0.77)
     if found.flash == 1 and any(word in row["gpu"] for word in ("B200", "B300")):
         found = replace(found, flash=2)  # FlashAttention-2 is none of Blackwell's
     if found is MEGATRON_DS and row.get("precision") == "fp16":  # added up as they are; its own share of them in fp32

@@ -140,8 +140,9 @@ def compare(folder: Path, dtype: str, batch: int, options: argparse.Namespace, c
 
     work = (prompts, options.tokens, clock)
     sides = {"weft": timed("weft", by_weft, model, *work, config)}
-    # in bf16, transformers' GPT-2 takes minutes to read several prompts on a CPU without instructions for it
-    quick = batch == 1 or dtype != "bfloat16" or device.type == "cuda" or multiplies_bf16()
+    # on a CPU without instructions for bf16, transformers' GPT-2 takes minutes to read several prompts, or a large one's
+    small = batch == 1 and options.model == "124M"
+    quick = small or dtype != "bfloat16" or device.type == "cuda" or multiplies_bf16()
     if quick:
         sides["generate"] = timed("generate", by_generate, reference, *work)
     if device.type == "cpu":

@@ -3,11 +3,12 @@
     python benchmarks/serve_overload.py
     python benchmarks/serve_overload.py --size 0.1b --seconds 20 --rounds 3
 
-In rounds, each: peak (as many clients as fit, each asking again when it is answered), overload (requests at ten times that
-rate, whatever comes back), and good clients (two, one request after the other) alone and beside each attack. Answers differ
-in length, so that they do not end together. The server is a process of its own, and so is nothing else: clients and server
-share the machine's cores. Two models: one of the size of GPT-2's smallest, and one so small that to refuse ten times as
-many is work worth counting.
+In rounds, each: peak (as many clients as fit, each asking again when it is answered), the same where each has a key of its
+own, overload (requests at ten times that rate, whatever comes back), and good clients (two, one request after the other, of
+one key) alone and beside each attack. Attackers have another key; those who hang up, once the good clients' own. Answers
+differ in length, so that they do not end together. The server is a process of its own, and so is nothing else: clients and
+server share the machine's cores. Two models: one of the size of GPT-2's smallest, and one so small that to refuse ten times
+as many is work worth counting.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -38,6 +39,8 @@ SIZES = {
 }
 SEQUENCES, WAITING = 8, 16
 LENGTHS = random.Random(0)
+KEYS = [f"key-{number}" for number in range(SEQUENCES + 1)]
+GOOD, BAD = KEYS[0], KEYS[-1]
 
 
 class Answer(NamedTuple):
@@ -48,12 +51,12 @@ class Answer(NamedTuple):
     end: float
 
 
-async def ask(port: int) -> Answer:
+async def ask(port: int, key: str = GOOD) -> Answer:
     """One request on a connection of its own."""
     start = time.monotonic()
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(post(body(LENGTHS.randint(12, 36))))
+        writer.write(post(body(LENGTHS.randint(12, 36)), key))
         answer = await reader.read(-1)
         writer.close()
     except OSError:
@@ -62,15 +65,15 @@ async def ask(port: int) -> Answer:
     return Answer(int(answer[9:12] or 0), end - start, end)
 
 
-async def closed(port: int, clients: int, seconds: float) -> list[Answer]:
-    """Clients that ask again when they are answered."""
+async def closed(port: int, clients: int, seconds: float, keys: Sequence[str] = (GOOD,)) -> list[Answer]:
+    """Clients that ask again when they are answered; these are their keys, in turn."""
     end, found = time.monotonic() + seconds, list[Answer]()
 
-    async def client() -> None:
+    async def client(key: str) -> None:
         while time.monotonic() < end:
-            found.append(await ask(port))
+            found.append(await ask(port, key))
 
-    await asyncio.gather(*(client() for _ in range(clients)))
+    await asyncio.gather(*(client(keys[number % len(keys)]) for number in range(clients)))
     return found
 
 
@@ -124,22 +127,22 @@ def body(tokens: int) -> bytes:
     return json.dumps({"prompt": "a good request", "max_tokens": tokens, "temperature": 0, "ignore_eos": True}).encode()
 
 
-def post(body: bytes, *headers: str) -> bytes:
+def post(body: bytes, key: str = BAD) -> bytes:
     lines = [
         "POST /v1/completions HTTP/1.1",
         "Host: a",
         "Content-Type: application/json",
         "Connection: close",
-        *headers,
+        f"Authorization: Bearer {key}",
     ]
     return "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body
 
 
-async def hang_ups(port: int) -> None:
+async def hang_ups(port: int, key: str) -> None:
     while True:
         try:
             _, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(post(body(400)))
+            writer.write(post(body(400), key))
             await asyncio.sleep(0.1)
             writer.transport.abort()
         except OSError:
@@ -150,7 +153,8 @@ ATTACKS: dict[str, Callable[[int], Awaitable[None]]] = {
     "slow headers, 200 connections": slow_headers,
     "nonsense, deep JSON": lambda port: send_often(port, post(b"[" * 100_000), 0.05),
     "8 MB of text": lambda port: send_often(port, post(json.dumps({"prompt": "a" * 8_000_000}).encode()), 0.2),
-    "hang-ups": hang_ups,
+    "hang-ups": lambda port: hang_ups(port, BAD),
+    "hang-ups with their own key": lambda port: hang_ups(port, GOOD),
 }
 
 
@@ -163,6 +167,8 @@ async def measure(port: int, seconds: float) -> dict[str, Any]:
     found: dict[str, Any] = {}
     start = time.monotonic()
     peak = rate(await closed(port, SEQUENCES, seconds), start, seconds)
+    start = time.monotonic()
+    found["peak of eight keys / of one"] = rate(await closed(port, SEQUENCES, seconds, KEYS), start, seconds) / peak
     start = time.monotonic()
     answers = await flood(port, 10 * peak, seconds)
     done = [one for one in answers if one.status == 200]
@@ -190,9 +196,12 @@ def serve(size: str, seconds: float, rounds: int) -> dict[str, Any]:
     """The median and the spread of each figure over rounds, of a server of a model of a size."""
     with tempfile.TemporaryDirectory() as folder:
         path = make_folder(Path(folder) / "model", spread=0.02, shape=SHAPE.model_copy(update=SIZES[size]))
+        keys = Path(folder) / "keys"
+        keys.write_text("\n".join(KEYS))
         process = subprocess.Popen(
             [sys.executable, "-m", "weft", "serve", str(path), "--port", "0", "--device", "cpu", "--max-sequences",
-             str(SEQUENCES), "--max-waiting", str(WAITING)],
+             str(SEQUENCES), "--max-waiting", str(WAITING), "--api-key-file", str(keys), "--max-per-key",
+             str(SEQUENCES + WAITING)],
             stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         try:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import uvloop
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
@@ -100,7 +101,7 @@ class Served:
         self.settings = settings
         self._ready = threading.Event()
         self._error: BaseException | None = None
-        self.thread = threading.Thread(target=lambda: asyncio.run(self._main()), daemon=True)
+        self.thread = threading.Thread(target=lambda: uvloop.run(self._main()), daemon=True)
 
     async def _main(self) -> None:
         try:

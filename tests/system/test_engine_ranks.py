@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import weft.serve.engine as engines
+import weft.serve.ranks as ranks
 import weft.serve.workers as workers
 from weft.checkpoint.region import Region
 from weft.checkpoint.weights import create_weights_folder, load_decoder
@@ -51,6 +53,25 @@ def test_an_engine_of_two_processes_comes_and_goes(folder: Path, tp: int, pp: in
     engine.close()
     assert [process.poll() for process in processes] == [0]
     assert not meeting.exists()
+
+
+def test_a_process_that_stands_still_holds_up_no_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "SILENT_SECONDS", 1.0)
+    engine = Engine.load(folder, EngineConfig(tp=2, device="cpu"))
+    assert engine.ranks is not None
+    [process] = engine.ranks.workers.processes
+    os.kill(process.pid, signal.SIGSTOP)
+    engine.close()  # nobody watches over an engine without a loop
+    assert process.poll() == -signal.SIGKILL
+
+
+def test_fewer_gpus_than_processes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "pick_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(engines, "pick_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [ranks.rank_device(EngineConfig(tp=4), index).index for index in (0, 1)] == [0, 1]
+    with pytest.raises(ValueError, match=r"tp · pp is 4, a GPU for each process, and there are 2: choose less"):
+        Engine.load(folder, EngineConfig(tp=2, pp=2))
 
 
 def test_a_process_serves_several_cut_models(folder: Path) -> None:

@@ -200,6 +200,30 @@ def test_tritonclient_over_grpc(server: Server, expected: Expected) -> None:
         assert client.get_inference_statistics("small").model_stats[0].inference_stats.success.count > 0
 
 
+def test_log_probabilities_of_prompts(server: Server, folder: Path) -> None:
+    """Those of the model by itself, over both protocols, and a stream's in its first response."""
+    ids = [LETTERS.index(letter) for letter in "Hello"]
+    with torch.inference_mode():
+        logits = load_decoder(folder)[1](torch.tensor([ids]))[0, :-1]
+    top = logits.log_softmax(dim=-1).topk(2)
+    each = logits.log_softmax(dim=-1)[range(len(ids) - 1), ids[1:]]
+    with triton_http.InferenceServerClient(server.http) as http, triton_grpc.InferenceServerClient(server.grpc) as rpc:
+        for module, client in ((triton_http, http), (triton_grpc, rpc)):
+            result = client.infer("small", inputs(module, "Hello", max_tokens=1, prompt_logprobs=2))
+            assert np.allclose(result.as_numpy("prompt_logprobs"), each.numpy(), atol=1e-4)
+            assert np.allclose(result.as_numpy("top_prompt_logprobs"), top.values.numpy(), atol=1e-4)
+            assert result.as_numpy("top_prompt_ids").tolist() == top.indices.tolist()
+            assert result.as_numpy("logprobs") is None
+        found: queue.Queue[Any] = queue.Queue()
+        rpc.start_stream(lambda result, error: found.put((result, error)))
+        asked = inputs(triton_grpc, "Hello", max_tokens=3, prompt_logprobs=0, stream=True)
+        rpc.async_stream_infer("small", asked, request_id="a")
+        told = [one.as_numpy("prompt_logprobs") for one in read_stream(found, ends=1)["a"]]
+        assert np.allclose(told[0], each.numpy(), atol=1e-4)
+        assert told[1:] == [None, None]
+        rpc.stop_stream()
+
+
 def test_asyncio_clients(server: Server, expected: Expected) -> None:
     ids, _ = expected("Hello", 6)
 

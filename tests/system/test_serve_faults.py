@@ -166,6 +166,16 @@ def test_whoever_has_a_model_unloaded_may_leave(folder: Path) -> None:
         assert not loop._thread.is_alive()
 
 
+def kill_engine(one: Served) -> None:
+    """By its next step, which somebody asks for."""
+
+    def fail() -> None:
+        raise MemoryError
+
+    one.catalogue.models["tiny"].current.loop.engine.step = fail  # type: ignore[method-assign]
+    assert post(one, SHORT).status_code == 503
+
+
 def test_a_model_is_loaded_once_however_many_ask(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def both(one: Served) -> None:
         await asyncio.gather(one.catalogue.load("tiny"), one.catalogue.load("tiny"))
@@ -177,12 +187,7 @@ def test_a_model_is_loaded_once_however_many_ask(folder: Path, monkeypatch: pyte
         one.call(both, one)
         assert (hosted.current.number, engines() - before) == ("2", 1)
         monkeypatch.setattr(hosted_module, "PAUSES", (0.5,))
-
-        def fail() -> None:
-            raise MemoryError
-
-        hosted.current.loop.engine.step = fail  # type: ignore[method-assign]
-        assert post(one, SHORT).status_code == 503
+        kill_engine(one)
         while hosted.restarts == 0:
             time.sleep(0.01)
         one.call(one.catalogue.load, "tiny")  # sooner than it would have come back by itself
@@ -201,12 +206,7 @@ def test_an_engine_comes_back_though_its_checkpoint_is_gone(tmp_path: Path) -> N
         hosted = one.catalogue.models["tiny"]
         save_step(make_folder(tmp_path / "b", seed=2), run, 2)
         shutil.rmtree(first)
-
-        def fail() -> None:
-            raise MemoryError
-
-        hosted.current.loop.engine.step = fail  # type: ignore[method-assign]
-        assert post(one, SHORT).status_code == 503
+        kill_engine(one)
         while not (hosted.restarts and hosted.ready):
             time.sleep(0.01)
         answer = post(one, SHORT)

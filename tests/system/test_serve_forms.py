@@ -123,5 +123,7 @@ def test_a_deadline_holds_while_a_form_is_compiled(folder: Path, monkeypatch: py
             refused = post(one, {"text_input": "a", "lark": 'start: "b"'}, route="/v2/models/tiny/generate")
             assert refused.status_code == 429
             assert "4 requests wait for their form to be compiled already" in refused.json()["error"]
+            counted = 'weft:requests_refused_total{model_name="tiny",reason="refused"} 1.0'
+            assert counted in httpx.get(f"{one.url}/metrics").text
         told = post(one, {"text_input": "a", "lark": 'start: "yes" | "no"'}, route="/v2/models/tiny/generate")
         assert told.json()["text_output"] in ("yes", "no")

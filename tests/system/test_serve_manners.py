@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from served import Served, config, make_folder, model, served
 
 from checkpoints import save_step
+from weft.serve.engine import Engine
+from weft.serve.loop import DeadError
 from weft.serve.request import Output, RefusedError, Request, Sampling
 from weft.serve.server.config import ServerConfig
 from weft.serve.server.hosted import Hosted
@@ -333,7 +336,9 @@ def test_no_key_takes_all_the_room(folder: Path) -> None:
                 ("/v1/embeddings", {"input": "a"}),
             ]
             for route, body in bodies:
+                before = refusals(one)
                 assert post(one, body, route, headers=headers["greedy"]).status_code == 429, route
+                assert refusals(one) == before + 1, route
             engine.step = step  # type: ignore[method-assign]
             for route, body in bodies:
                 assert post(one, body, route, headers=headers["modest"]).status_code == 200, route
@@ -341,6 +346,12 @@ def test_no_key_takes_all_the_room(folder: Path) -> None:
         for route, body in bodies:  # what was held is given back: also by those who hang up, and who were refused
             assert post(one, body, route, headers=headers["greedy"]).status_code == 200, route
         assert not hosted.shares._held
+
+
+def refusals(one: Served) -> float:
+    """As Prometheus is told."""
+    metrics = one.catalogue.metrics.registry
+    return metrics.get_sample_value("weft:requests_refused_total", {"model_name": "tiny", "reason": "refused"}) or 0.0
 
 
 def all_routes(one: Served) -> list[tuple[str, str]]:
@@ -459,7 +470,98 @@ def test_newer_weights_take_over_without_a_pause(tmp_path: Path) -> None:
         assert post(one, {**LONG, "max_tokens": 3}).headers["x-weft-version"] == "2"
 
 
+def test_who_stops_it_waits_for_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Newer ones are given up, and let go of when they are there."""
+    run = tmp_path / "run"
+    save_step(make_folder(tmp_path / "a"), run, 1)
+    with served(model(run)) as one:
+        hosted = one.catalogue.models["tiny"]
+        save_step(make_folder(tmp_path / "b"), run, 2)
+        release, closed, load = threading.Event(), threading.Event(), Engine.load
+
+        def slowly(*arguments: Any) -> Engine:
+            release.wait(30)
+            engine = load(*arguments)
+            engine.close = closed.set  # type: ignore[method-assign]
+            return engine
+
+        monkeypatch.setattr(Engine, "load", slowly)
+        refreshing = asyncio.run_coroutine_threadsafe(hosted.refresh(), one.loop)
+        until(lambda: hosted.loading.under_way)
+        assert one.call(one.catalogue.unload, "tiny") is None
+        with pytest.raises(DeadError, match="unloaded meanwhile"):
+            refreshing.result(5)
+        assert hosted.loading.under_way
+        release.set()
+        until(closed.is_set)
+        assert not hosted.loading.under_way
+        one.call(one.catalogue.load, "tiny")
+        assert post(one, {**LONG, "max_tokens": 2}).headers["x-weft-version"] == "2"
+
+
 # -- the command ------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def patched_server(run: Path, patch: str, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """`weft serve` with a fault in it."""
+    words = ["weft", "serve", str(run), "--port", "0", "--device", "cpu", *options]
+    code = f"{patch}\nimport sys; from weft.cli.app import main; sys.argv = {words!r}; main()"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+@pytest.mark.slow
+def test_sigterm_waits_for_no_weights(tmp_path: Path) -> None:
+    """A process that reads newer ones, and would for a minute, ends all the same."""
+    run = tmp_path / "run"
+    save_step(make_folder(tmp_path / "a"), run, 1)
+    patch = """
+import time; from weft.serve.engine import Engine
+load, times = Engine.load, []
+def slowly(*arguments):
+    times.append(1)
+    if len(times) > 1: print('reading', flush=True), time.sleep(60)
+    return load(*arguments)
+Engine.load = slowly"""
+    with patched_server(run, patch) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("curl"):
+                save_step(make_folder(tmp_path / "b"), run, 2)
+                process.send_signal(signal.SIGHUP)
+            elif line == "reading\n":
+                break
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+
+
+@pytest.mark.slow
+def test_sigterm_ends_a_server_whose_engine_hangs(folder: Path) -> None:
+    patch = """
+import time; from weft.serve.engine import Engine; import weft.serve.server.run as run
+Engine.step = lambda self: (print('hangs', flush=True), time.sleep(600))
+run.LATE_SECONDS = 1"""
+    with patched_server(folder, patch, "--drain", "0") as process:
+        assert process.stdout is not None
+        lines = [next(process.stdout)]
+        while not lines[-1].startswith("curl"):
+            lines.append(next(process.stdout))
+        found = re.search(r":(\d+)", lines[0].split("//")[1])
+        assert found
+        with socket.create_connection(("127.0.0.1", int(found[1]))) as connection:
+            body = json.dumps({"prompt": "a"}).encode()
+            connection.sendall(request_bytes(body, f"Content-Length: {len(body)}"))
+            while next(process.stdout) != "hangs\n":
+                pass
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 1
 
 
 @pytest.mark.slow

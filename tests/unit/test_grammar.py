@@ -11,6 +11,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from test_generate_text import byte_tokenizer
 
 from weft.models.decoder import Decoder
 from weft.models.shape import Shape
+from weft.serve import forms
 from weft.serve.config import EngineConfig
 from weft.serve.engine import Engine
 from weft.serve.forms import HELPERS, Helpers
@@ -113,6 +115,34 @@ def test_a_helper_that_stops_in_the_middle_of_a_line_is_late(monkeypatch: pytest
     with pytest.raises(ValueError, match="the regex took more than"):
         helpers.check("regex", "a", timeout=1)
     assert helper.returncode is not None
+
+
+def test_a_helper_that_stops_before_it_has_read_its_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is longer than what a pipe holds."""
+    silent = tmp_path / "silent"
+    silent.write_text("#!/bin/sh\nexec sleep 60\n")
+    silent.chmod(0o755)
+    monkeypatch.setattr(forms, "START_SECONDS", 0.3)
+    helpers = Helpers("a" * 1_000_000, ())
+    monkeypatch.setattr(sys, "executable", str(silent))
+    with pytest.raises(ValueError, match="cannot be compiled at the moment"):
+        helpers.check("regex", "a", timeout=60)
+    assert not helpers._processes
+    assert helpers._free == [None] * HELPERS
+
+
+def test_a_helper_that_died_at_rest_is_replaced() -> None:
+    compiler = GrammarCompiler(byte_tokenizer().to_str(), (EOS,))
+    compiler.compile("regex", "rest")
+    [dead] = compiler._helpers._processes
+    dead.kill()
+    dead.wait()
+    compiler.compile("regex", "after rest")
+    assert dead.stdin is not None
+    assert dead.stdin.closed
+    [fresh] = compiler._helpers._processes
+    assert fresh.poll() is None
+    compiler.close()
 
 
 def test_slow_forms_give_way_to_others() -> None:

@@ -326,14 +326,16 @@ def test_generate_takes_inputs_as_fields_and_as_parameters() -> None:
 
 def test_outputs_of_every_kind() -> None:
     top = ((5, -0.1), (6, -2.0))
+    read = (None, TokenLogprob(3, -1.5, top))
     outputs = [
-        Output("e", 0, (5,), "a", (TokenLogprob(5, -0.1, top),)),
+        Output("e", 0, (5,), "a", (TokenLogprob(5, -0.1, top),), prompt_logprobs=read),
         Output("e", 0, (6,), "b", (TokenLogprob(6, -2.0, top),), finish="stop"),
     ]
     found = {tensor.name: tensor for tensor in answer(outputs, None)}
     assert {name: tensor.values for name, tensor in found.items()} == {
         "text_output": [b"ab"], "output_ids": [5, 6], "finish_reason": [b"stop"], "logprobs": [-0.1, -2.0],
         "top_logprobs": [-0.1, -2.0, -0.1, -2.0], "top_ids": [5, 6, 5, 6],
+        "prompt_logprobs": [-1.5], "top_prompt_logprobs": [-0.1, -2.0], "top_prompt_ids": [5, 6],
     }  # fmt: skip
     assert found["top_ids"].shape == (2, 2)
     for name, tensor in found.items():

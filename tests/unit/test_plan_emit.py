@@ -14,8 +14,11 @@ from weft.config.layout import Layout
 from weft.config.load import load_config
 from weft.config.tree import Config
 from weft.plan.emit.megatron_read import stage_sizes
-from weft.plan.emit.systems import WRITERS, read, run_of, write
+from weft.plan.emit.shell import options_of
+from weft.plan.emit.systems import WRITERS, fastest, read, run_of, write
+from weft.plan.machine import read_cluster
 from weft.plan.numbers import Job
+from weft.plan.search import search
 from weft.presets import preset_shape
 
 
@@ -42,6 +45,8 @@ def there_and_back(config: Config, system: str, tmp_path: Path, **known: object)
         ("mixtral-8x7b", "fsdp8.zero1.ep8.etp1.tp2.sp.mb1.bf16"),
         ("qwen3-8b", "fsdp8.zero1.mb1.bf16"),
         ("gpt3-13b", "dp8.tp2.mb4"),
+        ("deepseek-v3", "fsdp64.zero1.ep64.etp1.tp2.sp.pp8.mb1.full.bf16"),
+        ("deepseek-v2-lite", "fsdp8.zero1.ep8.mb1.bf16"),
     ],
 )
 def test_megatron_and_back_is_the_same_run(model: str, layout: str, tmp_path: Path) -> None:
@@ -60,6 +65,8 @@ def test_megatron_and_back_is_the_same_run(model: str, layout: str, tmp_path: Pa
         "rope_theta",
         "norm_eps",
         "rope_scaling",
+        "latent",
+        "yarn",
     }
     assert back.model.model_dump(include=sizes | switches) == config.model.model_dump(include=sizes | switches)
     assert (back.train, back.optimizer, back.schedule) == (config.train, config.optimizer, config.schedule)
@@ -221,12 +228,114 @@ def test_a_script_is_read_and_what_is_unknown_is_named(tmp_path: Path) -> None:
     config, unknown = read(file)
     assert str(config.layout) == "fsdp4.zero1.tp4.sp.mb1.full.bf16"
     assert (config.model.num_layers, config.model.num_kv_heads, config.train.global_batch) == (32, 32, 64)
-    assert unknown == ["--squared-relu", "--save /somewhere"]
+    about = "about data, checkpoints, logs and the start, which weft has words of its own for: --save"
+    assert unknown == ["--squared-relu", about]
     done = CliRunner().invoke(app, ["plan", "read", str(file)])
     assert "not understood, and left out: --squared-relu" in done.stderr
     saved = tmp_path / "run.toml"
     saved.write_text(done.stdout)
     assert load_config([saved]) == config
+
+
+SCRIPT_OF_FUNCTIONS = """#!/bin/bash
+GPUS_PER_NODE=8
+NUM_NODES=${NUM_NODES:-4}
+WORLD_SIZE=$(($GPUS_PER_NODE*$NUM_NODES))
+TP=${TP:-1} ; PP=2
+PP=2
+STRATEGY=${STRATEGY:-"optim_grads_params"}
+DATA_PATH=$1 #<Specify path>
+MODEL_ARGS=(
+    --num-layers 8
+    --hidden-size 512   # small
+    --num-attention-heads 8
+    --swiglu --disable-bias-linear --normalization RMSNorm --position-embedding-type rope
+    --untie-embeddings-and-output-weights
+    --seq-length 1024 --max-position-embeddings 1024
+)
+if [[ "$DATA_PATH" == "MOCK" ]]; then
+    DATA_ARGS+=(
+        "--vocab-size 32000"
+        "--split '99,1,0'"
+    )
+else
+    DATA_ARGS+=("--data-path $DATA_PATH")
+fi
+TRAINING_ARGS=(
+    --micro-batch-size 1 --global-batch-size 128 --bf16
+    --train-samples 1280000 --lr-decay-samples 1280000 --lr-warmup-samples 12800
+    --tensor-model-parallel-size ${TP:-1} --pipeline-model-parallel-size $PP --sequence-parallel
+    --use-megatron-fsdp --data-parallel-sharding-strategy ${STRATEGY} --save $2
+)
+torchrun --nproc_per_node $GPUS_PER_NODE --nnodes $NUM_NODES pretrain_gpt.py ${MODEL_ARGS[@]} ${TRAINING_ARGS[@]}
+"""
+"""As those that come with Megatron-LM are: arrays, defaults, conditions, options and values in one string."""
+
+
+def test_a_script_of_arrays_and_defaults_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "train.sh"
+    file.write_text(SCRIPT_OF_FUNCTIONS)
+    config, unknown = read(file)
+    assert str(config.layout) == "fsdp16.pp2.stages4-4.mb1.bf16"  # and no sp, for there is no tp
+    assert (config.model.vocab, config.model.hidden, config.train.global_batch) == (32000, 512, 128)
+    assert (config.train.steps, config.schedule.warmup) == (10000, 100)
+    [told] = unknown
+    assert told == (
+        "about data, checkpoints, logs and the start, which weft has words of its own for: --split, --data-path, --save"
+    )
+    numbers = {"--a": ["6"], "--b": ["x y"], "--c": []}
+    assert options_of('N=3\nM=$(($N*2))\nrun.py --a ${M} --b="x y" ${REST[@]} --c') == numbers
+
+
+def test_a_vocabulary_that_only_the_tokenizer_knows_is_asked_for(tmp_path: Path) -> None:
+    file = tmp_path / "train.sh"
+    file.write_text(SCRIPT_OF_FUNCTIONS.replace("--vocab-size 32000", ""))
+    with pytest.raises(
+        ValueError, match=r"no --vocab-size, for the tokenizer has one: add it, or name a model .* --model"
+    ):
+        read(file)
+    file.write_text(SCRIPT_OF_FUNCTIONS.replace("PP=2", "PP=8"))
+    with pytest.raises(ValueError, match=r"12 GPUs are not a multiple of .* = 8: say how many there are with --gpus"):
+        read(file, gpus=12)
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("--moe-layer-freq 2", r"--moe-layer-freq 2: weft's blocks without experts are the first"),
+        ("--moe-shared-expert-intermediate-size 100", "weft's is a multiple of an expert's 64"),
+    ],
+)
+def test_experts_that_weft_does_not_have_are_named(argument: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "train.sh"
+    experts = f"--num-experts 8 --moe-router-topk 2 --moe-ffn-hidden-size 64 {argument}"
+    file.write_text(SCRIPT_OF_FUNCTIONS.replace("--num-layers 8", f"--num-layers 8 {experts}"))
+    with pytest.raises(ValueError, match=said):
+        read(file)
+    file.write_text(file.read_text().replace(argument, ""))
+    experts_of_both = [read(file, shape)[0].model.experts for shape in (None, preset_shape("llama3-8b"))]
+    assert all(one is not None and (one.num_experts, one.ffn) == (8, 64) for one in experts_of_both)
+
+
+def test_the_fastest_layout_that_a_system_can_run_is_written(tmp_path: Path) -> None:
+    """The very fastest has a schedule without a bubble, which Megatron-LM does not have."""
+    file = tmp_path / "run.sh"
+    words = "plan layouts llama3-70b --cluster h100x128 --batch 128 --emit megatron --out"
+    done = CliRunner().invoke(app, [*words.split(), str(file)])
+    assert done.exit_code == 0, done.output
+    found = search(preset_shape("llama3-70b"), Job(seq=4096, global_batch=128), read_cluster("h100x128"))
+    best = found.best(1)[0]
+    written = read(file)[0].layout
+    with pytest.raises(ValueError, match=r"layout\.schedule"):
+        write(run_of(best.shape, best.layout, best.job), "megatron")
+    assert f"megatron: the fastest that it can run is {written}, which takes " in done.stderr
+    for _, layout in found.layouts(found.order):
+        if layout == written:
+            break
+        with pytest.raises(ValueError, match="cannot run this"):
+            write(run_of(found.shape, layout, found.job), "megatron")
+    with pytest.raises(ValueError, match="takes models by name"):
+        fastest(search(preset_shape("gpt3-13b"), Job(seq=2048, global_batch=64), read_cluster("h100x8")), "torchtitan")
 
 
 def test_what_the_file_does_not_say_is_asked_for(tmp_path: Path) -> None:
@@ -244,6 +353,20 @@ def test_what_the_file_does_not_say_is_asked_for(tmp_path: Path) -> None:
         read(file)
     unknown = read(file, preset_shape("llama3-8b"), 8)[1]
     assert unknown == ['train_micro_batch_size_per_gpu = "auto"', "fp8.enabled = true"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"hidden_size": 64}', "is not DeepSpeed's: it has none of train_batch_size"),
+        ('{"fp16": @HERE}', "is no JSON: Expect"),
+    ],
+)
+def test_a_json_of_something_else_is_refused(text: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=said):
+        read(file, preset_shape("llama3-8b"), 8)
 
 
 def test_stages_of_a_pipeline_as_megatron_writes_them() -> None:

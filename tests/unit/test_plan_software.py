@@ -111,16 +111,6 @@ def test_tokens_are_not_dealt_out_again() -> None:
     assert float(Passes.of(less).mixed.routing[0]) == pytest.approx(float(passes.mixed.routing[0]) / 2)  # type: ignore[union-attr]
 
 
-def test_libraries_that_reach_less_in_8_bits() -> None:
-    slow = replace(MEGATRON, products8=0.5)
-    for matmul, factor in (("16 bit", 1.0), ("fp8", 2.0)):
-        fast, half = (
-            float(step_time(work("llama3-70b", "fsdp8.zero1.tp8.mb4.bf16", one, matmul=matmul)).matmul)
-            for one in (MEGATRON, slow)
-        )
-        assert half / fast == pytest.approx(factor, rel=0.1)
-
-
 def test_what_products_took_is_kept_in_8_bits() -> None:
     """Llama: after two norms, and after the activation: a byte of each number less, in fp8 alone."""
     keeps = replace(MEGATRON, keeps8=1)

@@ -324,3 +324,36 @@ def test_a_network_whose_adapters_wait_for_the_cpu() -> None:
         step_time(numbers(GPT3, Layout.parse("tp8.mb1.bf16"), job, cluster, Software())) for cluster in (slow, A100)
     ]
     assert inside[0].total == inside[1].total
+
+
+def test_groups_over_both_cpus_of_a_node_share_what_joins_these() -> None:
+    """As measured on eight A100s on PCIe (SimuMax, configs/system/a100_pcie.json): four pairs have 4 GB/s each."""
+    pcie, switched = read_cluster("a100-80gb-pcie").machine(), A100.machine()
+    for stride, size, gb_per_s in ((4, 2, 4), (2, 4, 8), (1, 8, 16)):
+        assert collectives.rate(size, stride, pcie) == pytest.approx(gb_per_s * 1e9)
+        assert collectives.rate(size, stride, switched) == collectives.rate(8, 1, switched)
+    assert collectives.rate(4, 1, pcie) == collectives.rate(2, 1, pcie) > 16e9  # behind one CPU
+    # each of four sends half of 1 GB to the other CPU's, which is 2 GB at 16 GB/s
+    assert collectives.all_to_all(8, 1, pcie, 1e9) == pytest.approx(2 / 16, rel=1e-3)
+    assert collectives.all_to_all(4, 1, pcie, 1e9) == pytest.approx(
+        0.75 / 25 * 25e9 / collectives.rate(4, 1, pcie), rel=1e-2
+    )
+
+
+def test_experts_that_no_other_process_has_are_not_reduced() -> None:
+    shape = preset_shape("mixtral-8x7b")
+    alone = shape.model_copy(update={"experts": None, "ffn": 64})  # next to nothing but what every process has
+
+    def dp(layout: str, shape: Shape = shape) -> float:
+        return float(step_time(work(shape, f"{layout}.mb1.bf16", 32, replace(MEGATRON, overlap_dp=0))).dp)
+
+    def bytes_of(parameters: float, ways: int) -> float:
+        return (4 + 2) * parameters * (ways - 1) / ways  # gradients in fp32, and weights in bf16 (ZeRO 1)
+
+    experts = 3 * shape.hidden * shape.experts.ffn * 8 * shape.num_layers
+    rate = float(collectives.rate(8, 1, A100.machine()))
+    assert dp("fsdp8.zero1.ep8") == pytest.approx(dp("fsdp8.zero1", alone), rel=0.02)
+    assert dp("fsdp8.zero1.ep4") - dp("fsdp8.zero1.ep8") == pytest.approx(bytes_of(experts / 4, 2) / rate, rel=0.02)
+    assert dp("fsdp8.zero1") - dp("fsdp8.zero1.ep8") == pytest.approx(bytes_of(experts, 8) / rate, rel=0.02)
+    assert dp("fsdp8.ep8") == pytest.approx(dp("fsdp8", alone), rel=0.02)
+    assert dp("fsdp8") > dp("fsdp8.ep2") > dp("fsdp8.ep4") > 1.5 * dp("fsdp8.ep8")

@@ -48,7 +48,7 @@ def chosen(logits: torch.Tensor, *settings_: Sampling, text: tuple[int, ...] = (
 
 
 def completions(*settings_: Sampling, text: tuple[int, ...] = (0,), num_prompt: int = 1) -> list[Sequence]:
-    rows = [Sequence(Request("", text[:num_prompt], sampling), 0, 0, 99) for sampling in settings_]
+    rows = [Sequence(Request("", text[:num_prompt], sampling), 0, 99) for sampling in settings_]
     for row in rows:
         row.tokens = list(text)
     return rows

@@ -73,7 +73,7 @@ def test_a_model_that_guesses_itself_is_right_every_time() -> None:
 
 
 def test_lookup_guesses_what_followed_the_last_time() -> None:
-    completion = Sequence(Request("", [1, 2, 3, 9, 1, 2, 3, 8, 7, 1, 2]), 0, 0, 99)
+    completion = Sequence(Request("", [1, 2, 3, 9, 1, 2, 3, 8, 7, 1, 2]), 0, 99)
     drafter = LookupDrafter()
     for token, expected in [(None, []), (3, [8, 7, 1]), (8, [7, 1, 2]), (5, [])]:
         completion.tokens += [token] if token is not None else []

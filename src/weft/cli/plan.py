@@ -13,7 +13,7 @@ from weft.cli.exact import exact
 
 if TYPE_CHECKING:
     from weft.models.shape import Shape
-    from weft.plan.search import Plan
+    from weft.plan.emit.settings import Written
     from weft.schedules.timeline import Costs
 
 app = typer.Typer(help="Say what a run will be like, before it is started. Needs no GPU.", no_args_is_help=True)
@@ -122,11 +122,13 @@ def layouts(
     from weft.config.layout import Layout
     from weft.config.precision import FP8
     from weft.plan.advice import Question
+    from weft.plan.emit.systems import check, fastest, run_of, write
     from weft.plan.findings import show_answers, show_closest, show_plan, show_search
     from weft.plan.machine import read_cluster
     from weft.plan.numbers import WEFT, Job
     from weft.plan.page import draw_page
     from weft.plan.search import Plan, search
+    from weft.units import percent
 
     if html is not None and layout is not None:
         raise ValueError("--html draws a whole search: leave --layout out")
@@ -138,6 +140,8 @@ def layouts(
         raise ValueError("--exact is of one layout: name it with --layout")
     if out is not None and emit is None:
         raise ValueError(f"--out {out}: of which system? Name it with --emit")
+    if emit is not None:
+        check(emit)
     console = Console(stderr=emit is not None and out is None)  # stdout is the settings' alone
     console = console if console.is_terminal else Console(width=160)  # a pipe has no width: let no column be cut there
     shape, machines = _shape(model), read_cluster(cluster)
@@ -169,16 +173,17 @@ def layouts(
     if html is not None:
         html.write_text(draw_page(found, plans, model, answers), encoding="utf-8")
         print(f"written: {html}", file=sys.stderr if emit and out is None else sys.stdout)
-    if emit is not None:
-        if shown is None:
-            raise ValueError(f"--emit {emit}: there is no layout to write")
-        _emit(shown, emit, out)
+    if emit is not None and named is not None:
+        _emit(write(run_of(shape, named, job), emit, machines.per_node), emit, out)
+    elif emit is not None:
+        chosen, written = fastest(found, emit)
+        if shown is not None and chosen.layout != shown.layout:
+            more = percent(chosen.seconds / shown.seconds - 1)
+            print(f"{emit}: the fastest that it can run is {chosen.layout}, which takes {more} longer", file=sys.stderr)
+        _emit(written, emit, out)
 
 
-def _emit(plan: Plan, system: str, out: Path | None) -> None:
-    from weft.plan.emit.systems import run_of, write
-
-    written = write(run_of(plan.shape, plan.layout, plan.job), system, plan.cluster.per_node)
+def _emit(written: Written, system: str, out: Path | None) -> None:
     for remark in written.remarks:
         print(f"{system}: {remark}", file=sys.stderr)
     if out is None:

@@ -83,7 +83,6 @@ def serve(
         return
     if not models:
         raise ValueError("no model: name a checkpoint, a run or a Hugging Face directory")
-    import asyncio
     import logging
     from dataclasses import replace
 
@@ -110,6 +109,8 @@ def serve(
     for path in [model.path for model in config.models] + ([draft] if draft else []):
         find_model(path)  # before torch is imported, which takes a while
 
+    import uvloop
+
     from weft.serve.server.run import serve as run
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
@@ -124,7 +125,7 @@ def serve(
     def loaded(model: Hosted) -> None:
         print(f"{describe(model)}, after {time.monotonic() - start:.1f} s", flush=True)
 
-    asyncio.run(run(config, listening, loaded, lambda: print(routes(config, ports), flush=True)))
+    uvloop.run(run(config, listening, loaded, lambda: print(routes(config, ports), flush=True)))
     print("stopped", flush=True)
 
 

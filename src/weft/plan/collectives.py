@@ -16,12 +16,25 @@ def near(size: Num, stride: Num, machine: Machine) -> Num:
     return np.clip(np.floor(machine.domain / stride), 1, size)
 
 
+def crosses(size: Num, stride: Num, machine: Machine) -> Num:
+    """Whether a group has members on both sides of a node whose GPUs hang on two CPUs."""
+    return (machine.halves > 0) & (size > 1) & (size * stride > machine.domain / 2)
+
+
+def joined(size: Num, stride: Num, machine: Machine) -> Num:
+    """Bytes/s of the bus inside a node. All groups that lie across its two CPUs share what joins these."""
+    across = machine.halves / np.minimum(stride, machine.domain / 2)
+    inside = machine.nvlink * C.nvlink
+    return np.where(crosses(size, stride, machine), np.minimum(inside, across), inside)
+
+
 def rate(size: Num, stride: Num, machine: Machine) -> Num:
     """Bytes/s of the bus. Members in one node share its adapters, and each brings its own."""
     inside = near(size, stride, machine)
     nodes = np.ceil(size / inside)
     outside = inside * machine.network * C.network * nodes**-C.falloff
-    return np.where(inside >= size, machine.nvlink * C.nvlink, np.minimum(outside, machine.nvlink * C.nvlink))
+    within = joined(inside, stride, machine)
+    return np.where(inside >= size, within, np.minimum(outside, within))
 
 
 def latency(size: Num, stride: Num, machine: Machine) -> Num:
@@ -53,9 +66,10 @@ def reduce(size: Num, stride: Num, machine: Machine, volume: Num) -> Num:
     inside = near(size, stride, machine)
     nodes = np.ceil(size / inside)
     ring = 2 * gather(size, stride, machine, volume)
-    across = volume / (inside * machine.network * C.network * nodes**-C.falloff)
-    within = 2 * (inside - 1) / inside * volume / (machine.nvlink * C.nvlink)
-    tree = 2 * latency(size, stride, machine) + np.maximum(across, within) * (1 + np.minimum(1, C.half / volume))
+    whole = volume + np.minimum(C.half, volume)
+    across = whole / (inside * machine.network * C.network * nodes**-C.falloff)
+    within = 2 * (inside - 1) / inside * whole / joined(inside, stride, machine)
+    tree = 2 * latency(size, stride, machine) + np.maximum(across, within)
     return np.where((size > 1) & (nodes == 2), np.minimum(ring, tree), ring)
 
 
@@ -71,6 +85,11 @@ def all_to_all(size: Num, stride: Num, machine: Machine, volume: Num, copies: Nu
     reached = np.where(copies > 1, C.network_dealt, C.network)
     far = (size - inside) / size * distinct * volume / (machine.network * reached)
     close = (inside - 1) / size * volume / (machine.nvlink * C.nvlink)
+    # half of what one side sends goes to the other
+    over = (
+        inside / 2 * volume / 2 * np.minimum(stride, machine.domain / 2) / np.where(machine.halves, machine.halves, 1)
+    )
+    close = np.where(crosses(inside, stride, machine), np.maximum(close, over), close)
     return np.where(size > 1, C.start + size * C.hop_nvlink + np.maximum(far, close), 0.0)
 
 

@@ -84,10 +84,8 @@ class Held:
         common, experts, table = parameters(work)
         blocks = most_blocks(work)
         tables = table * np.where(c.pp > 1, 1.0, 2 - s.tied) + s.positions * s.hidden
-        shards = c.fsdp * c.cp
-        expert_shards = np.maximum(1, shards * c.tp / np.maximum(1, c.ep * c.etp))
-        share = (blocks * common + tables) / shards + blocks * experts / expert_shards
-        return cls(blocks, common + experts, table, tables, blocks * (common + experts) + tables, share, shards)
+        share = (blocks * common + tables) / c.shards + blocks * experts / c.expert_shards
+        return cls(blocks, common + experts, table, tables, blocks * (common + experts) + tables, share, c.shards)
 
 
 def most_blocks(work: Work) -> Num:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from itertools import islice
 from typing import TypeVar
 
 import numpy as np
@@ -182,17 +184,15 @@ class Search:
     def plan(self, index: int) -> Plan:
         return Plan.of(self.shape, self.layout(index), self.job, self.cluster, self.software)
 
+    def layouts(self, indices: Sequence[int] | Num) -> Iterator[tuple[int, Layout]]:
+        """Those of these that weft runs, one after the other."""
+        for index in indices:
+            with suppress(ValueError):
+                yield int(index), self.layout(int(index))
+
     def first(self, indices: Sequence[int] | Num, count: int) -> list[tuple[int, Plan]]:
         """The first of these that weft runs."""
-        found: list[tuple[int, Plan]] = []
-        for index in indices:
-            try:
-                found.append((int(index), self.plan(int(index))))
-            except ValueError:
-                continue
-            if len(found) == count:
-                break
-        return found
+        return [(index, self.plan(index)) for index, _ in islice(self.layouts(indices), count)]
 
     def best(self, count: int = 10) -> list[Plan]:
         """The fastest. On a measured cluster the first COUNTED of the order are counted one by one, and ordered by that."""

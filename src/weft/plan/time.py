@@ -135,11 +135,12 @@ def shard_messages(work: Work, busy: tuple[Num, Num]) -> Num:
     """ZeRO-3 gathers a block's weights forward and backward and scatters its gradients, beside its neighbour's
     computation."""
     c, chip, soft = work.cut, work.machine, work.software
-    common, experts, _ = parameters(work)
-    shards = c.fsdp * c.cp
-    volume = common + experts / np.maximum(1, c.ep / (c.tp * c.cp))
-    gather = collectives.gather(shards, c.tp, chip, volume * np.maximum(2, np.minimum(c.item, 2)))
-    scatter = collectives.gather(shards, c.tp, chip, volume * soft.reduced)
+    parts = list(zip(copies(work), parameters(work)[:2], strict=True))
+    gather, scatter = (
+        sum(collectives.gather(one.shards, one.stride, chip, part * item) * (part > 0) for one, part in parts)
+        for item in (2, soft.reduced)
+    )
+    volume = sum(part * (one.shards > 1) for one, part in parts)
     shown = [
         np.maximum((1 - soft.overlap_dp) * need, need - C.fsdp_hidden * time)
         + C.contention * np.minimum(size / chip.nvlink, time)
@@ -147,7 +148,7 @@ def shard_messages(work: Work, busy: tuple[Num, Num]) -> Num:
             (gather, gather + scatter), (2 * volume, (2 + soft.reduced) * volume), busy, strict=True
         )
     ]
-    return np.where((c.zero == 3) & (shards > 1), shown[0] + shown[1], 0.0)
+    return np.where((c.zero == 3) & (c.shards > 1), shown[0] + shown[1], 0.0)
 
 
 class Stages(NamedTuple):
@@ -183,42 +184,75 @@ def stage_times(work: Work, beat: Beat, head: Num) -> Stages:
     return Stages(count * slowest, pp + count * soft.stall * np.minimum(2, c.pp - 1), bubble, launch)
 
 
-def weights_here(work: Work) -> Num:
-    """Parameters on the process with most blocks, whole."""
+class Copies(NamedTuple):
+    """Weights that as many processes have: those that all blocks have and the vocabulary's, or those of experts.
+
+    Attributes:
+        weights: parameters on the process with most blocks, whole.
+        shards: processes that share them, or their states; `replicas`: such groups.
+        stride: from one of these processes to the next.
+    """
+
+    weights: Num
+    shards: Num
+    replicas: Num
+    stride: Num
+
+    def ways(self, zero: Num) -> Num:
+        """Processes among which gradients are reduced once a step: under ZeRO 3 the shards have done their part before."""
+        return self.replicas * np.where(zero == 3, 1, self.shards)
+
+    def here(self, shared: Num) -> Num:
+        """Parameters on a process, where the shards share them."""
+        return self.weights / np.where(shared, self.shards, 1)
+
+
+def copies(work: Work) -> tuple[Copies, Copies]:
+    """Of what is not experts', and of experts: where these are spread over all processes, no other has the same."""
+    s, c = work.sizes, work.cut
     common, experts, table = parameters(work)
-    return work.blocks * (common + experts) + table * np.where(work.cut.pp > 1, 1, 2 - work.sizes.tied)
-
-
-def weights_mine(work: Work) -> Num:
-    """Of these, what this process has of its own under ZeRO-3."""
-    shards = work.cut.fsdp * work.cut.cp
-    return weights_here(work) / np.where((work.cut.zero == 3) & (shards > 1), shards, 1)
+    tables = table * np.where(c.pp > 1, 1, 2 - s.tied)
+    replicas = np.maximum(1, c.dp * c.shards * c.tp / (c.ep * c.etp) / c.expert_shards)
+    return (
+        Copies(work.blocks * common + tables, c.shards, c.dp, c.tp),
+        Copies(work.blocks * experts, c.expert_shards, replicas, c.ep * c.etp),
+    )
 
 
 def replica_messages(work: Work, beat: Beat) -> Num:
     """Gradients are reduced once a step, beside the last backward pass; weights gathered beside the first forward pass."""
     c, chip, soft = work.cut, work.machine, work.software
-    blocks, held, mine, shards = work.blocks, weights_here(work), weights_mine(work), c.fsdp * c.cp
-    ways = np.where(c.zero == 3, c.dp, c.dp * shards)
-    stride = np.where(c.zero == 3, c.tp * c.cp * c.fsdp, c.tp)
+    zero1, both = (c.zero == 1) | (c.zero == 2), copies(work)
+    parts = [replica_part(work, one) for one in both]
+    reduction, spread = (
+        sum(np.where(one.weights > 0, part[way], 0.0) for one, part in zip(both, parts, strict=True)) for way in (0, 1)
+    )
+    # interleaved, a chunk's gradients are whole while the other chunks still have a round to do
+    rounds = np.where(c.vp > 1, np.maximum(1.0, np.minimum(work.micro_batches, c.pp) * (c.vp - 1) / c.vp), 1.0)
+    first, last = (rounds * work.blocks * time * C.dp_hidden for time in beat.busy)
+    beside = np.where(zero1, first, np.maximum(0, last - reduction))
+    shown = np.maximum(0.0, reduction - last)
+    shown = shown + np.maximum(0.0, spread - np.where(soft.overlap_dp == 1, beside, 0.0))
+    tail = (reduction + spread) / np.maximum(1, work.blocks)
+    moved = sum(one.here(c.zero == 3) * (one.ways(c.zero) > 1) for one in both)
+    slowed = C.contention * moved * 2 * soft.reduced / chip.nvlink
+    seconds = np.where(soft.overlap_dp > 0, shown + tail + slowed, reduction + spread)
+    return seconds + zero1 * (c.shards > 1) * soft.turns * c.shards
+
+
+def replica_part(work: Work, one: Copies) -> tuple[Num, Num]:
+    """Seconds in which gradients of these weights are reduced, and in which all get them, or the weights made of them."""
+    c, chip, soft = work.cut, work.machine, work.software
+    ways, mine = one.ways(c.zero), one.here(c.zero == 3)
+    stride = one.stride * np.where(c.zero == 3, one.shards, 1)
     zero1 = (c.zero == 1) | (c.zero == 2)
     scattered = collectives.gather(ways, stride, chip, mine * soft.reduced) * (1 + soft.whole_dp)
     reduction = np.where(zero1, scattered, collectives.reduce(ways, stride, chip, mine * soft.reduced) / 2)
     # where a part of the replicas shares the states, these gather among themselves, and gradients go round the rest
-    among = np.where(zero1 & (c.dp > 1), shards, ways)
-    copies = collectives.gather(among, stride, chip, 2 * held)
-    copies = copies + collectives.gather(c.dp, stride * shards, chip, held / shards * soft.reduced)
-    spread = np.where(zero1, copies, reduction)
-    # interleaved, a chunk's gradients are whole while the other chunks still have a round to do
-    rounds = np.where(c.vp > 1, np.maximum(1.0, np.minimum(work.micro_batches, c.pp) * (c.vp - 1) / c.vp), 1.0)
-    first, last = (rounds * blocks * time * C.dp_hidden for time in beat.busy)
-    beside = np.where(zero1, first, np.maximum(0, last - reduction))
-    shown = np.maximum(0.0, reduction - last)
-    shown = shown + np.maximum(0.0, spread - np.where(soft.overlap_dp == 1, beside, 0.0))
-    tail = (reduction + spread) / np.maximum(1, blocks)
-    slowed = C.contention * mine * 2 * soft.reduced / chip.nvlink
-    seconds = np.where(soft.overlap_dp > 0, shown + tail + slowed, reduction + spread)
-    return np.where(ways > 1, seconds + zero1 * soft.turns * among, 0.0)
+    among = np.where(zero1 & (one.replicas > 1), one.shards, ways)
+    gathered = collectives.gather(among, stride, chip, 2 * one.weights)
+    around = collectives.gather(one.replicas, stride * one.shards, chip, one.weights / one.shards * soft.reduced)
+    return reduction, np.where(zero1, gathered + around, reduction)
 
 
 def reductions(work: Work) -> Num:
@@ -229,9 +263,9 @@ def reductions(work: Work) -> Num:
 def update_time(work: Work) -> tuple[Num, Num]:
     """The optimizer, with sums of gradients where they are apart; and what it has to wait for from the CPU."""
     c, chip, soft = work.cut, work.machine, work.software
-    held, shards = weights_here(work), c.fsdp * c.cp
-    state = held / np.where(c.zero > 0, shards, 1)
-    here = (C.adam * state + 12 * weights_mine(work)) / (chip.hbm * C.hbm)
+    both = copies(work)
+    held, state, mine = (sum(one.here(shared) for one in both) for shared in (0, c.zero > 0, c.zero == 3))
+    here = (C.adam * state + 12 * mine) / (chip.hbm * C.hbm)
     on_cpu = state / (chip.host_hbm * C.cpu_adam)
     added = soft.adds * (c.zero < 3) * work.micro_batches * held * (c.item + 2 * soft.gradients) / (chip.hbm * C.hbm)
     copied = c.moments_away * 12 * state / chip.host  # weights and gradients down, weights back, and nothing beside it
@@ -247,7 +281,7 @@ def carried_time(work: Work, beat: Beat) -> Num:
     away = np.maximum(0.0, moved - busy[0]) + np.maximum(0.0, moved - busy[1])
     # each share travels up to be gathered, and down once its gradients are reduced: in every micro-batch, as ZeRO has it
     common, experts, _ = parameters(work)
-    trip = c.away * 4 * (common + experts) / (c.fsdp * c.cp) / chip.host
+    trip = c.away * 4 * (common / c.shards + experts / c.expert_shards) / chip.host
     carried = np.where(c.zero == 3, count, 1) * np.maximum(0.0, trip - busy[0])
     carried = carried + reductions(work) * np.maximum(0.0, trip * np.where(c.zero == 3, 2, 1) - busy[1])
     return count * work.blocks * away + work.blocks * carried

@@ -98,6 +98,16 @@ class Cut:
     def replicas(self) -> Num:
         return self.dp * self.fsdp
 
+    @property
+    def shards(self) -> Num:
+        """Processes that share a block, or its states."""
+        return self.fsdp * self.cp
+
+    @property
+    def expert_shards(self) -> Num:
+        """Processes that share the same experts."""
+        return np.maximum(1, self.shards * self.tp / (self.ep * self.etp))
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -115,6 +125,7 @@ class Machine:
     domain: Num  # GPUs that NVLink joins
     network: Num  # of one GPU
     generation: Num  # 0 Volta, 1 Ampere, 2 Hopper, 3 Blackwell
+    halves: Num = 0.0  # bytes/s between a node's two CPUs, where its GPUs' messages pass there
     wait: Num = 0.0  # s a node, of a collective over nodes that the computation waits for
     host: Num = 25e9  # bytes/s between a GPU and its CPU's memory
     host_memory: Num = 256e9  # of the CPU, for each GPU
@@ -130,7 +141,6 @@ class Software:
         fused_norm: norms are, even where activations are not; 2: and rotary positions.
         logits: bytes kept for each, with its gradient: 4 where gradients take the place of logits; 12 where torch's loss
             has three fp32 tables at once: logarithms, their gradients, and those of the logits.
-        products8: of the rate that products in 8 bits reach, the part that its libraries do.
         flash: attention never writes its scores: 1 FlashAttention-2, 2 the best kernels of the GPU's generation, 3 those of
             2025.
         overlap_dp: gradients are reduced and weights gathered beside the computation; 0.5: gradients only, and of
@@ -164,7 +174,6 @@ class Software:
     fused: Num = 1
     fused_norm: Num = 0
     logits: Num = 8
-    products8: Num = 1
     flash: Num = 1
     overlap_dp: Num = 1
     overlap_tp: Num = 0

@@ -46,6 +46,7 @@ class Mark:
         scope: what of a step it is, where that is not the model: names.SCOPES.
         axis: whose message it is about; empty: not known.
         waits: in it, a message is started or awaited.
+        message: of a message itself, its kind: all_reduce, all_gather, …
         op: of the pipeline.
     """
 
@@ -55,6 +56,7 @@ class Mark:
     scope: str = ""
     axis: str = ""
     waits: bool = False
+    message: str = ""
     op: Op | None = None
 
 
@@ -128,11 +130,11 @@ class Attribution:
         for message in self.trace.messages:
             kind = message_kind(message.name)
             place, met[kind] = met[kind], met[kind] + 1
-            axis = "pp" if kind == "send/recv" else "all"
+            axis, told = "pp" if kind == "send/recv" else "all", kind
             if place < len(asked[kind]):
                 axis = asked[kind][place].mark.axis or axis
-                message.name = f"gloo:{message_kind(asked[kind][place].name)}"
-            message.mark = Mark(axis=axis, waits=True)
+                told = message_kind(asked[kind][place].name)
+            message.mark = Mark(axis=axis, waits=True, message=told)
         return self.trace.messages
 
     def awaited(self, event: Event) -> str:
@@ -152,13 +154,25 @@ class Attribution:
         if "nccl" in kernel.name.lower():
             group = self.groups.get(str(kernel.args.get("Process Group Name")))
             described = str(kernel.args.get("Process Group Description", "")).removeprefix("mesh_")
-            told = (mark.axis, group) if message_kind(kernel.name) == "all_to_all" else (group, mark.axis)
+            message = _nccl_kind(kernel, launch)
+            told = (mark.axis, group) if message == "all_to_all" else (group, mark.axis)
             axis = told[0] or told[1] or (described if described in AXES else "") or self.only_axis
-            if "sendrecv" in kernel.name.lower() and not axis:
-                axis = "pp"
-            return replace(mark, waits=True, axis=axis or "all")
+            axis = axis or ("pp" if message == "send/recv" else "all")
+            return replace(mark, waits=True, axis=axis, message=message)
         kind = mark.kind if mark.kind != "host" else kernel_kind(kernel.name) or "element-wise"
         return replace(mark, kind=kind, waits=False)
+
+
+def _nccl_kind(kernel: Event, launch: Event | None) -> str:
+    """What a message is by NCCL's record, else by the operation that asked for it: an all-to-all's kernel is named as
+    those of send and receive."""
+    told = str(kernel.args.get("Collective name", ""))
+    asked = (
+        [it.name for it in launch.ancestors() if is_message(it.name) or it.name.startswith("nccl:")] if launch else []
+    )
+    return next(
+        (kind for name in (told, *asked) if (kind := message_kind(name)) != "message"), message_kind(kernel.name)
+    )
 
 
 AXES = ("pp", "dp", "fsdp", "cp", "tp", "ep", "etp")

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from weft.profile.attribution import Attribution, Mark, message_bytes
-from weft.profile.names import EXPOSED, PREFIX, SCOPES, message_kind
+from weft.profile.names import EXPOSED, PREFIX, SCOPES
 from weft.profile.trace import Event, Segments
 
 Span = tuple[float, float]
@@ -157,7 +157,7 @@ class Breakdown:
         for step in self.steps:
             for it in within(messages, step.start, step.stop):
                 if on_gpu or it.mark.axis != "pp":
-                    grouped[it.mark.axis, message_kind(it.name)].append(it)
+                    grouped[it.mark.axis, it.mark.message].append(it)
         count, found = max(1, len(self.steps)), []
         for (axis, kind), events in grouped.items():
             spans = merged([(it.start, it.stop) for it in events])

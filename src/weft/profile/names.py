@@ -24,6 +24,7 @@ GEMM = {
     "deferred_linear", "deferred_linear_backward", "addmm_", "addbmm_", "fused_all_gather_matmul",
     "fused_matmul_reduce_scatter",
 }  # fmt: skip
+CONVOLUTION = re.compile(r"convolution|conv\d|conv_(transpose|depthwise|tbc)")
 EMBEDDING = {"embedding", "index_select", "embedding_dense_backward", "embedding_backward"}
 NOTHING = {
     "view", "as_strided", "transpose", "t", "reshape", "detach", "empty", "empty_like", "empty_strided", "slice",
@@ -38,7 +39,10 @@ ATTENTION = re.compile(
     r"scaled_dot_product|flash_attn|_flash_attention|efficient_attention|flex_attention|context_attention"
 )
 LOSS = re.compile(r"cross_?entropy|nll_loss|log_softmax", re.IGNORECASE)
-KERNEL_GEMM = re.compile(r"gemm|cutlass|xmma|nvjet|cublas|wgmma|mma_f|splitk", re.IGNORECASE)
+KERNEL_GEMM = re.compile(
+    r"gemm|cutlass|xmma|nvjet|cublas|wgmma|mma_f|splitk|convol|dgrad|wgrad|fprop|winograd", re.IGNORECASE
+)
+KERNEL_EMBEDDING = re.compile(r"embedding", re.IGNORECASE)
 KERNEL_ATTENTION = re.compile(r"flash|fmha|attention|sdpa", re.IGNORECASE)
 KERNEL_OPTIMIZER = re.compile(r"adam|multi_tensor_apply.*(sgd|lamb)", re.IGNORECASE)
 MESSAGE = re.compile(
@@ -62,7 +66,7 @@ def op_kind(name: str) -> str | None:
     that says it."""
     if name.startswith(("aten::", "weft::", "symm_mem::", "fsdp::")):
         short = name.split("::")[1]
-        if short in GEMM:
+        if short in GEMM or CONVOLUTION.search(short):
             return "gemm"
         if ATTENTION.search(short):
             return "attention"
@@ -97,6 +101,8 @@ def kernel_kind(name: str) -> str | None:
         return "optimizer"
     if "triton" in name.lower():
         return "compiled"
+    if KERNEL_EMBEDDING.search(name):
+        return "embedding"
     if NORM.search(name):
         return "norm"
     return "copy" if "memcpy" in name.lower() or "memset" in name.lower() else None

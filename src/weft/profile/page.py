@@ -14,7 +14,7 @@ from weft.profile.memory import memory_of
 from weft.profile.merge import clock_words
 from weft.profile.names import EXPOSED, WORK
 from weft.profile.pictures import colour, draw_memory, draw_roofline, draw_steps, legend
-from weft.profile.report import headline, milliseconds, slowest_rank
+from weft.profile.report import headline, milliseconds, sent, slowest_rank, speed
 from weft.profile.roofline import device_of, operations
 from weft.profile.summary import KIND_WORDS, by_part, ordered, stragglers
 from weft.units import gibibytes, percent, short
@@ -102,6 +102,8 @@ def _kinds(profile: Profile) -> list[Element]:
 
 def _parts(profile: Profile) -> list[Element]:
     layers = by_part(profile)
+    if not layers:
+        return []
     longest, total = max(layer.seconds for layer in layers), sum(layer.seconds for layer in layers)
     rows: list[list[Child]] = []
     for layer in layers:
@@ -132,9 +134,9 @@ def _parts(profile: Profile) -> list[Element]:
 def _messages(profile: Profile) -> list[Element]:
     rows: list[list[Child]] = [
         [
-            str(rank.number), it.axis, it.kind, f"{it.count:g}", gibibytes(it.bytes), milliseconds(it.seconds),
+            str(rank.number), it.axis, it.kind, f"{it.count:g}", sent(it), milliseconds(it.seconds),
             milliseconds(it.exposed), percent(it.overlapped / max(it.seconds, 1e-12)),
-            f"{large(it.bytes / max(it.seconds, 1e-12))}B/s",
+            speed(it),
         ]
         for rank in profile.ranks
         for it in rank.traffic

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from weft.plan.report import large
 from weft.profile.advice import Advice, advise
+from weft.profile.breakdown import Traffic
 from weft.profile.load import Profile, Rank
 from weft.profile.memory import memory_of
 from weft.profile.names import WORK
@@ -85,14 +86,24 @@ def _traffic(profile: Profile) -> Section | None:
     for it in rank.traffic:
         seconds = max(it.seconds, 1e-12)
         table.add_row(
-            it.axis, it.kind, f"{it.count:g}", gibibytes(it.bytes), milliseconds(it.seconds), milliseconds(it.exposed),
-            percent(it.overlapped / seconds), f"{large(it.bytes / seconds)}B/s",
+            it.axis, it.kind, f"{it.count:g}", sent(it), milliseconds(it.seconds), milliseconds(it.exposed),
+            percent(it.overlapped / seconds), speed(it),
         )  # fmt: skip
     return Section(f"messages of a step by axis, on rank {rank.number}, where most are exposed", table)
 
 
-def _layers(profile: Profile) -> Section:
+def sent(it: Traffic) -> str:
+    return gibibytes(it.bytes) if it.bytes else "–"  # older traces do not tell
+
+
+def speed(it: Traffic) -> str:
+    return f"{large(it.bytes / max(it.seconds, 1e-12))}B/s" if it.bytes else "–"
+
+
+def _layers(profile: Profile) -> Section | None:
     layers = by_part(profile)
+    if not layers:
+        return None
     names = ("forward", "backward", "again", "attention", "mlp", "norms", "messages", "all", "")
     table = _table("part", *(f">{name}" for name in names))
     total = sum(layer.seconds for layer in layers)

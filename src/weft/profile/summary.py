@@ -19,7 +19,7 @@ KIND_WORDS = {
     "optimizer": "the update, and the norm of gradients",
     "compiled": "kernels that the compiler made",
     "copy": "between the memories of host and device",
-    "all exposed": "all processes agree on loss and norm; who is early waits here",
+    "all exposed": "between all processes: weft's agree on loss and norm; who is early waits here",
     "bubble": "a stage waits for another, messages between them included",
     "data wait": "the next batch was not there",
     "checkpoint": "a save keeps the step up",
@@ -69,7 +69,10 @@ class Layer:
 
 
 def by_part(profile: Profile) -> list[Layer]:
-    """In the order of the model: embedding, blocks, head; then what a step does beside it. They add up to a step."""
+    """In the order of the model: embedding, blocks, head; then what a step does beside it. They add up to a step. None
+    where a trace names no blocks, as another program's does."""
+    if not any(part.startswith("blocks.") for part, _, _ in profile.parts):
+        return []
     layers: dict[str, Layer] = defaultdict(lambda: Layer(""))
     for (part, phase, kind), seconds in profile.parts.items():
         name, inside = split_part(part)

@@ -80,7 +80,6 @@ class Engine:
         self.max_context = self.scheduler.longest(self.max_context)
         self._live: dict[str, list[Completion]] = {}
         self._told: list[Output] = []  # endings that came between two steps
-        self._arrivals = 0
         self._counts: Counter[str] = Counter()
         self._finished: Counter[Finish] = Counter()
 
@@ -140,8 +139,7 @@ class Engine:
         """As `add`, for a caller who has asked all that already."""
         room = min(self.max_context, len(request.prompt) + request.sampling.max_tokens)
         adapter = 0 if request.adapter is None else 1 + list(self.config.adapters).index(request.adapter)
-        completions = [Completion(request, index, self._arrivals, room, adapter) for index in range(request.n)]
-        self._arrivals += 1
+        completions = [Completion(request, index, room, adapter) for index in range(request.n)]
         for completion in completions:
             completion.after = completions[0] if completion.index and self.config.prefix_cache else None
             if self.tokenizer is not None:
@@ -181,7 +179,9 @@ class Engine:
         self._speculate()
         works = self.scheduler.schedule()
         if works:
+            began = time.monotonic()
             outputs += self._deliver(works, self._run(works))
+            self.scheduler.courtesy.times.took(self.scheduler.planned, time.monotonic() - began)
         return outputs
 
     def stats(self) -> Stats:

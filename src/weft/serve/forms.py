@@ -101,8 +101,10 @@ class Helpers:
         until = time.monotonic() + timeout
         helper = self._take(kind, timeout)
         try:
-            if helper is None or helper.poll() is not None:
-                helper = self._begin()
+            if helper is not None and helper.poll() is not None:
+                self._end(helper)
+                helper = None
+            helper = helper or self._begin()
             error = self._ask(helper, kind, text, until)
         finally:
             self._give_back(helper)
@@ -143,11 +145,15 @@ class Helpers:
     def _begin(self) -> subprocess.Popen[bytes]:
         code = "from weft.serve.forms import main; main()"
         pipe, silent = subprocess.PIPE, subprocess.DEVNULL  # a form that fails does not fill the server's log
-        helper = subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, stderr=silent)
+        helper = subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, stderr=silent, bufsize=0)
         self._processes.add(helper)
-        self._write(helper, self._first)
         until = time.monotonic() + START_SECONDS
-        if not self._line(helper, lambda: time.monotonic() > until):
+
+        def late() -> bool:
+            return time.monotonic() > until
+
+        self._write(helper, self._first, late)
+        if not self._line(helper, late):
             self._end(helper)
             raise ValueError(LATER)
         return helper
@@ -160,7 +166,7 @@ class Helpers:
             now = time.monotonic()
             return now > until or (now > began + FAIR_SECONDS and bool(self._waiting))
 
-        self._write(helper, json.dumps([kind, text]))
+        self._write(helper, json.dumps([kind, text]), late)
         if line := self._line(helper, late):
             return str(json.loads(line))
         self._end(helper)
@@ -170,11 +176,17 @@ class Helpers:
             return f"the {kind} took more than {time.monotonic() - began:.2g} s to compile: simplify it"
         return f"the {kind} cannot be compiled: it is too deep, or needs too much memory: simplify it"
 
-    def _write(self, helper: subprocess.Popen[bytes], line: str) -> None:
+    def _write(self, helper: subprocess.Popen[bytes], line: str, late: Callable[[], bool]) -> None:
+        """As much of it as the helper reads until it is late; that it does not answer says the rest."""
         assert helper.stdin is not None
-        with suppress(BrokenPipeError):  # that it does not answer says so
-            helper.stdin.write(line.encode() + b"\n")
-            helper.stdin.flush()
+        left, pipe = memoryview(line.encode() + b"\n"), helper.stdin.fileno()
+        os.set_blocking(pipe, False)
+        with suppress(BrokenPipeError):
+            while left:
+                if select.select([], [pipe], [], 0.05)[1]:
+                    left = left[os.write(pipe, left) :]
+                elif late():
+                    return
 
     def _line(self, helper: subprocess.Popen[bytes], late: Callable[[], bool]) -> bytes | None:
         """What it says next; empty: it has ended; None: it is late, be it in the middle of a line."""

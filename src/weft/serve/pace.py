@@ -25,6 +25,6 @@ class Pace:
         """Seconds after which a step of so many tokens hangs; `most`, where nothing is known yet."""
         if not self._slowest:
             return most
-        kind = tokens.bit_length()
-        like = max((known for known in self._slowest if known <= kind), default=min(self._slowest))
+        kind, kinds = tokens.bit_length(), list(self._slowest)  # other threads ask while steps end
+        like = max((known for known in kinds if known <= kind), default=min(kinds))
         return min(most, max(SURE_SECONDS, TIMES * self._slowest[like] * 2 ** max(0, kind - like)))

@@ -24,7 +24,7 @@ from weft.serve.batch import Batch
 from weft.serve.config import EngineConfig
 from weft.serve.device import pick_device, pick_dtype
 from weft.serve.group import meet, part
-from weft.serve.workers import Workers
+from weft.serve.workers import SILENT_SECONDS, Workers
 
 if TYPE_CHECKING:
     from weft.serve.runner import Runner
@@ -128,7 +128,11 @@ class Ranks:
         """Send the others home; from the first process."""
         if any(process.poll() is not None for process in self.workers.processes):
             return self.kill()
-        self.group.broadcast(torch.tensor([Order.END, 0]), root=0).wait()
+        try:
+            told = self.group.broadcast(torch.tensor([Order.END, 0]), root=0)
+            told.wait(timedelta(seconds=SILENT_SECONDS))
+        except RuntimeError:  # one has ended meanwhile, or stands still
+            return self.kill()
         self.workers.wait()
         return self.leave()
 
@@ -155,7 +159,12 @@ class Ranks:
 
 
 def start_ranks(folder: Path, config: EngineConfig) -> Ranks:
-    """Begin `config.tp` · `config.pp` - 1 processes that follow this one."""
+    """Begin `config.tp` · `config.pp` - 1 processes that follow this one.
+
+    Raises:
+        ValueError: there are fewer GPUs.
+    """
+    rank_device(config, config.world - 1)
     meeting = tempfile.TemporaryDirectory(prefix="weft-serve-")
     store = Path(meeting.name) / f"store-{secrets.token_hex(8)}"
     codes = [
@@ -188,8 +197,14 @@ def join(
 
 
 def rank_device(config: EngineConfig, index: int) -> torch.device:
-    """Each process has a GPU of its own."""
+    """Each process has a GPU of its own.
+
+    Raises:
+        ValueError: there are fewer.
+    """
     device = pick_device(config.device)
+    if device.type == "cuda" and index >= (count := torch.cuda.device_count()):
+        raise ValueError(f"tp · pp is {config.world}, a GPU for each process, and there are {count}: choose less")
     return torch.device("cuda", index) if device.type == "cuda" else device
 
 

@@ -108,10 +108,11 @@ class Request:
         prompt: token ids, at least one.
         sampling: how to continue.
         n: completions, told apart by `Output.index`; they share the prompt's computation.
-        priority: smaller goes first; among equals, whoever came first.
+        priority: smaller goes first; among equals tenants take turns, and of one tenant's, whoever came first.
         deadline: on `time.monotonic`'s clock; whatever is unfinished then ends as "deadline". None: none.
-        salt: prompts share cached blocks only with those of the same salt: a tenant's name, so that nobody can tell by
-            the time it takes what others have asked.
+        tenant: whose it is. Tenants take turns, and no one's prompts hold up another's texts for long; they share no cached
+            blocks, so that nobody can tell by the time it takes what others have asked.
+        salt: of one tenant's, prompts share cached blocks only with those of the same salt.
         adapter: of `EngineConfig.adapters`; None: the model as it is.
         logprobs: None: none; 0: of each chosen token; k: and of the k most probable ones (at most MAX_LOGPROBS).
         prompt_logprobs: the same for the prompt's tokens. None: none.
@@ -124,6 +125,7 @@ class Request:
     n: int = 1
     priority: int = 0
     deadline: float | None = None
+    tenant: str = ""
     salt: str = ""
     adapter: str | None = None
     logprobs: int | None = None
@@ -133,7 +135,7 @@ class Request:
     @property
     def shared_by(self) -> str:
         """Requests of the same have the same keys and values for the same tokens, and may know of each other."""
-        return f"{self.adapter or ''}\0{self.salt}"
+        return f"{self.adapter or ''}\0{self.tenant}\0{self.salt}"
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,13 @@
 """Scheduler: which tokens of which sequences the next step computes. Torch-free.
 
-One order, priority and then arrival, decides everything. First every running sequence gets its next token, then what is
-left of the step reads prompts, whole or in part. Where blocks run short, an earlier sequence takes those of the last in
-the order, which computes its text again when there is room (preemption by recompute). The first of all is never
-preempted, and has room to finish: so every step brings it nearer to its end, and then it is the next one's turn.
+One order decides everything: priority, then tenants' turns, then arrival. First every running sequence gets its next
+token, then what is left of the step reads prompts, whole or in part. Where blocks run short, an earlier sequence takes
+those of the last in the order, which computes its text again when there is room (preemption by recompute). The first of
+all is never preempted, and has room to finish: so every step brings it nearer to its end, and then it is the next one's
+turn.
+
+Where texts of other tenants go on, one tenant's prompts have a share of the step's time (`courtesy.py`): be they many,
+long, or given up before they are read, they do not stop what others are being told.
 
 Where every layer sees a window of tokens only, a sequence gives back its blocks behind that while it runs.
 """
@@ -17,8 +21,10 @@ from dataclasses import dataclass
 
 from weft.serve.blocks import Blocks
 from weft.serve.config import EngineConfig
+from weft.serve.courtesy import Courtesy
 from weft.serve.room import Room
 from weft.serve.sequence import Sequence
+from weft.serve.turns import Turns
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,7 @@ class Scheduler:
 
     Attributes:
         planned: tokens of the present step, or of the last.
+        courtesy: what tenants' prompts may take of the steps.
     """
 
     def __init__(self, blocks: Blocks, config: EngineConfig, window: int | None = None) -> None:
@@ -54,13 +61,16 @@ class Scheduler:
         self.room = Room(blocks.size, config.step_tokens, window)
         self.running: list[Sequence] = []
         self.waiting: list[Sequence] = []
-        self.preemptions = self.planned = 0
+        self.preemptions = self.planned = self._added = 0
+        self.turns, self.courtesy = Turns(), Courtesy()
 
     def longest(self, num_tokens: int) -> int:
         """Of so many tokens, those that one sequence may have, alone in the cache."""
         return num_tokens if self.room.most(num_tokens) <= self.blocks.count else self.blocks.count * self.blocks.size
 
     def add(self, sequence: Sequence) -> None:
+        self._added += 1
+        sequence.order = (sequence.request.priority, self.turns.take(sequence.request.tenant), self._added)
         insort(self.waiting, sequence, key=_order)
 
     def remove(self, sequence: Sequence) -> None:
@@ -84,12 +94,19 @@ class Scheduler:
         works: list[Work] = []
         decoding = [sequence for sequence in self.running if sequence.waiting == 1]
         reading = [sequence for sequence in self.running if sequence.waiting > 1]
-        for sequence in decoding + reading:
+        for sequence in decoding:
             left -= self._plan(sequence, left, works)
+        self.courtesy.begin({work.sequence.request.tenant for work in works}, self.config.step_tokens - left)
+        for sequence in reading:
+            left -= self._read(sequence, left, works)
         for sequence in list(self.waiting):
-            if left < 1 or not self._admit(sequence, works):
+            if left < 1:
                 break
-            left -= self._plan(sequence, left, works)
+            if self._most(sequence, left) < 1:
+                continue  # its tenant's share of this step is taken
+            if not self._admit(sequence, works):
+                break
+            left -= self._read(sequence, left, works)
         self.planned = sum(work.stop - work.start for work in works)
         return works
 
@@ -104,6 +121,16 @@ class Scheduler:
             self.blocks.fill(sequence.blocks[index], before, sequence.tokens[index * size : (index + 1) * size], salt)
             sequence.filled = index + 1
         self._give_back(sequence)
+
+    def _most(self, sequence: Sequence, left: int) -> int:
+        """Of the `left` tokens of this step, those that a prompt may have; strides are taken whole."""
+        return left if self.config.invariant else self.courtesy.most(sequence.request.tenant, left)
+
+    def _read(self, sequence: Sequence, left: int, works: list[Work]) -> int:
+        """Plan to compute a prompt, or as much of it as the step has room for; how many tokens."""
+        count = self._plan(sequence, self._most(sequence, left), works)
+        self.courtesy.took(sequence.request.tenant, count)
+        return count
 
     def _plan(self, sequence: Sequence, left: int, works: list[Work]) -> int:
         """Add this sequence's work, of `left` tokens at most; how many there are."""

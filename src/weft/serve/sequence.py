@@ -20,7 +20,7 @@ class Sequence:
 
     Attributes:
         adapter: its number, as the batch knows it.
-        order: priority, then arrival: the smallest is served first and preempted last.
+        order: the smallest is served first and preempted last; given by the scheduler.
         tokens: of the prompt and the completion so far.
         computed: how many of them have their keys and values in the cache.
         draft: tokens that speculation proposes to follow.
@@ -34,9 +34,9 @@ class Sequence:
         grams: places behind tokens that stood together, for speculation by look-up.
     """
 
-    def __init__(self, request: Request, index: int, arrival: int, room: int, adapter: int = 0) -> None:
+    def __init__(self, request: Request, index: int, room: int, adapter: int = 0) -> None:
         self.request, self.index, self.adapter = request, index, adapter
-        self.order = (request.priority, arrival, index)
+        self.order = (request.priority, 0, 0)
         self.tokens = list(request.prompt)
         self.computed = 0
         self.draft: list[int] = []

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 
 BEAT_SECONDS = 1.0
 
@@ -68,11 +69,12 @@ class Workers:
                 raise self._error(index)
 
     def wait(self) -> None:
-        """Until all have ended, having been told to."""
+        """Until all have ended, having been told to; one that does not is ended."""
         self._leaving.set()
-        for process in self.processes:
-            process.wait()
-        self._close()
+        with suppress(subprocess.TimeoutExpired):
+            for process in self.processes:
+                process.wait(SILENT_SECONDS)
+        self.kill()
 
     def kill(self) -> None:
         """End them, whatever they are doing."""

@@ -71,6 +71,13 @@ def write(config: Config, per_node: int = 8) -> Written:
     return Written(json.dumps(tree, indent=2) + "\n", tuple(remarks))
 
 
+SECTIONS = (
+    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "zero_optimization", "optimizer",
+    "fp16", "bf16",
+)  # fmt: skip
+"""Any of them makes a JSON one of DeepSpeed's."""
+
+
 def read(text: str, model: Shape | None = None, gpus: int | None = None) -> tuple[Config, list[str]]:
     """The run, and every key that was not understood.
 
@@ -83,7 +90,12 @@ def read(text: str, model: Shape | None = None, gpus: int | None = None) -> tupl
     """
     if model is None:
         raise ValueError("a DeepSpeed JSON does not say the model: name it with --model")
-    flat = dict(_leaves("", json.loads(text)))
+    try:
+        flat = dict(_leaves("", json.loads(text)))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"the file is no JSON: {error}") from None
+    if not any(key.partition(".")[0] in SECTIONS for key in flat):
+        raise ValueError(f"the file is not DeepSpeed's: it has none of {', '.join(SECTIONS)}")
     tree: dict[str, Any] = {"model": model.model_dump(), "layout": {}}
     taken = {key: flat.pop(key) for key in list(flat) if flat[key] != "auto" and _is_known(key, flat[key])}
     for key, path in KEYS.items():

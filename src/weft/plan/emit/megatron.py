@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from weft.config.recompute import Recompute
 from weft.config.tree import Config
 from weft.models.shape import RopeScaling
+from weft.plan.emit import megatron_experts
 from weft.plan.emit.settings import Written, commented, nodes_of, setting
 
 NUMBERS: dict[str, tuple[str, type]] = {
@@ -113,23 +114,17 @@ def check(config: Config, system: str) -> None:
             layout.recompute not in ("none", "full", "selective", "redo-mlp")
             and (recompute.first is None or not layout.recompute.startswith("full:"))
         ),
-        "model.latent: this file has no words for it": shape.latent is not None,
-        "model.yarn: this file has no words for it": shape.yarn is not None,
         "model.rope_scaling: of Llama 3's it has the factor alone, the rest is 1, 4 and 8192": (
             shape.rope_scaling is not None and shape.rope_scaling != llama3_scaling(shape.rope_scaling.factor)
         ),
         f"model.rope_theta = {shape.rope_theta}: its --rotary-base is a whole number": shape.rope_theta % 1 != 0,
         "model.sliding_window: this file has no words for it": shape.sliding_window is not None,
-        "model.experts: shared, dense or grouped experts, or other than softmax scores: no words for these": (
-            experts is not None
-            and bool(experts.shared or experts.dense_layers or experts.groups > 1 or experts.has_bias)
-        ),
-        "model.experts.norm_topk = false: no words for it": experts is not None and not experts.norm_topk,
         "layout.tp with experts needs layout.sp: its routers want the sequence cut": (
             experts is not None and layout.tp > 1 and not layout.sp
         ),
         f"optimizer.kind = {config.optimizer.kind}: this file writes adamw only": config.optimizer.kind != "adamw",
         "optimizer.states = 8bit": config.optimizer.states == "8bit",
+        **megatron_experts.refused(shape),
     }
     for reason, wrong in refused.items():
         if wrong:
@@ -178,11 +173,10 @@ def _arguments(config: Config) -> Iterator[str]:
             value = config.seq
         if path == "model.max_seq":
             value = max(value, config.seq)
-        if path == "model.rope_theta":
-            value = int(value)  # a float is refused
-        if value is not None:
-            yield f"{name} {value}"
-    yield "--group-query-attention"
+        if value is not None and not (shape.latent and path in ("model.head_dim", "model.num_kv_heads")):
+            yield f"{name} {int(value) if path == 'model.rope_theta' else value}"  # a float is refused
+    if not shape.latent:
+        yield "--group-query-attention"
     for name, (path, there, _) in SWITCHES.items():
         if setting(config, path) == there:
             yield name
@@ -203,6 +197,7 @@ def _arguments(config: Config) -> Iterator[str]:
             "--moe-token-dispatcher-type alltoall",
             "--moe-router-load-balancing-type none",
         )
+    yield from megatron_experts.arguments(shape)
     yield from _pipeline(config)
     yield from _sharding(config)
     yield from _precision(config)

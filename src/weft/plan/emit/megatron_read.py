@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import re
-import shlex
+from collections.abc import Callable
 from typing import Any
 
-from weft.config.load import make_config
+from pydantic import ValidationError
+
+from weft.config.load import explain, make_config
 from weft.config.pipeline import balanced, placement_of
 from weft.config.tree import Config
 from weft.models.shape import Shape
+from weft.plan.emit import megatron_experts
 from weft.plan.emit.megatron import CHOICES, GRANTED, NUMBERS, OFFLOADED, SHARDING, SWITCHES, llama3_scaling
 from weft.plan.emit.settings import put
+from weft.plan.emit.shell import options_of
 
 Arguments = dict[str, list[str]]
+ELSEWHERE = re.compile(
+    r"--(save|load|no-save|no-load|log|logging|eval|tensorboard|wandb|data|tokenizer|vocab-file|merge-file|tiktoken|split|"
+    r"num-workers|master|node-rank|rdzv|distributed-timeout|exit|profile|ckpt|dist-ckpt|auto-detect|timing|no-mmap|"
+    r"no-create-attention-mask|manual-gc|empty-unused|container|mpi)\b"
+)
+ABOUT = "about data, checkpoints, logs and the start, which weft has words of its own for"
 
 
 def read(text: str, model: Shape | None = None, gpus: int | None = None) -> tuple[Config, list[str]]:
@@ -26,50 +36,35 @@ def read(text: str, model: Shape | None = None, gpus: int | None = None) -> tupl
     Raises:
         ValueError: something is missing, or weft does not have it; names the argument.
     """
-    there = arguments_of(text)
+    there = options_of(text)
     tree: dict[str, Any] = {"model": model.model_dump() if model else {}}
     _numbers(there, tree)
     _words(there, tree, has_model=model is not None)
     if "num_layers" not in tree["model"]:
         raise ValueError("the file has no --num-layers: name the model with --model")
+    if "vocab" not in tree["model"]:
+        told = "the file has no --vocab-size, for the tokenizer has one"
+        raise ValueError(f"{told}: add it, or name a model of that vocabulary with --model")
+    if "ffn" not in tree["model"] and "hidden" in tree["model"] and tree["model"].get("activation") == "swiglu":
+        tree["model"]["ffn"] = int(4 * tree["model"]["hidden"] * 2 / 3 / 64) * 64  # Megatron's own
     layout = tree["layout"]
     _sharding(there, layout, gpus)
     _precision(there, layout)
     _recompute(there, layout)
+    megatron_experts.take(there, tree["model"], lambda name, kind: _one(there, name, kind))
     tree["model"] = _family(tree["model"])
-    _pipeline(there, layout, Shape.model_validate(tree["model"]))
-    return make_config(tree), [f"{name} {' '.join(values)}".strip() for name, values in there.items()]
-
-
-def arguments_of(text: str) -> Arguments:
-    """Name → values, with the shell's variables put in."""
-    text = re.sub(r"\\\r?\n", " ", text)
-    variables: dict[str, str] = dict(re.findall(r"^\s*(?:export\s+)?(\w+)=([^\s(]+)\s*$", text, re.MULTILINE))
-    for _ in range(3):  # a variable may be made of others
-        text = re.sub(
-            r"\$(?:\{(\w+)(?::-([^}]*))?\}|(\w+))",
-            lambda found: variables.get(found[1] or found[3], found[2] or found[0]).strip("\"'"),
-            text,
-        )
-    found: Arguments = {}
-    values: list[str] = []
+    layout["sp"] = layout.get("sp", False) and layout.get("tp", 1) > 1  # Megatron's own rule
     try:
-        words = shlex.split(text, comments=True)
-    except ValueError as error:
-        raise ValueError(f"the file is no list of arguments: {error}") from None
-    for word in words:
-        if word.startswith("--"):
-            name, equals, value = word.rstrip(")").partition("=")
-            name = "--" + name[2:].replace("_", "-")
-            values = found[name] = [value] if equals else []
-        elif re.search(r"\.py$|^\w+=\($|^[()]$", word):
-            values = []
-        else:
-            values.append(word.rstrip(")"))
-    return found
+        shape = Shape.model_validate(tree["model"])
+    except ValidationError as error:
+        raise ValueError(explain(error, Shape)) from None
+    _pipeline(there, layout, shape)
+    left = [f"{name} {' '.join(values)}".strip() for name, values in there.items() if not ELSEWHERE.match(name)]
+    elsewhere = [name for name in there if ELSEWHERE.match(name)]
+    return make_config(tree), left + [f"{ABOUT}: {', '.join(elsewhere)}"] * bool(elsewhere)
 
 
-def _one(there: Arguments, name: str, kind: type) -> Any:
+def _one(there: Arguments, name: str, kind: Callable[[str], Any]) -> Any:
     values = there.pop(name)
     try:
         [value] = values[:1]
@@ -83,6 +78,7 @@ def _numbers(there: Arguments, tree: dict[str, Any]) -> None:
     for name, (path, kind) in NUMBERS.items():
         if name in there:
             put(tree, path, _one(there, name, kind))
+    _schedule(there, tree)
     if "--adam-beta1" in there and "--adam-beta2" in there:
         put(tree, "optimizer.betas", [_one(there, "--adam-beta1", float), _one(there, "--adam-beta2", float)])
     if "--min-lr" in there and "lr" in tree.get("optimizer", {}):
@@ -98,6 +94,23 @@ def _numbers(there: Arguments, tree: dict[str, Any]) -> None:
     if there.get("--moe-router-load-balancing-type") == ["none"]:
         del there["--moe-router-load-balancing-type"]
     there.pop("--moe-token-dispatcher-type", None)
+
+
+def _schedule(there: Arguments, tree: dict[str, Any]) -> None:
+    """Samples are steps of a global batch; a fraction is of the steps in which the rate falls."""
+    batch = tree.get("train", {}).get("global_batch")
+    if batch and "--train-samples" in there:
+        put(tree, "train.steps", _one(there, "--train-samples", int) // batch)
+        if there.get("--lr-decay-samples") and int(there["--lr-decay-samples"][0]) // batch == tree["train"]["steps"]:
+            del there["--lr-decay-samples"]
+    steps = tree.get("train", {}).get("steps")
+    falls = int(there["--lr-decay-iters"][0]) if there.get("--lr-decay-iters") else steps
+    if batch and "--lr-warmup-samples" in there:
+        put(tree, "schedule.warmup", _one(there, "--lr-warmup-samples", int) // batch)
+    elif falls and "--lr-warmup-fraction" in there:
+        put(tree, "schedule.warmup", round(_one(there, "--lr-warmup-fraction", float) * falls))
+    if steps and falls == steps:
+        there.pop("--lr-decay-iters", None)
 
 
 def _words(there: Arguments, tree: dict[str, Any], *, has_model: bool) -> None:
@@ -132,7 +145,8 @@ def _sharding(there: Arguments, layout: dict[str, Any], gpus: int | None) -> Non
         there.pop("--nproc-per-node", None), there.pop("--nnodes", None)
     inner = layout.get("tp", 1) * layout.get("pp", 1) * layout.get("cp", 1)
     if gpus % inner:
-        raise ValueError(f"{gpus} GPUs are not a multiple of tensor × pipeline × context parallel size = {inner}")
+        size = f"tensor × pipeline × context parallel size = {inner}"
+        raise ValueError(f"{gpus} GPUs are not a multiple of {size}: say how many there are with --gpus")
     replicas = gpus // inner
     copies = 1
     if "--num-distributed-optimizer-instances" in there:
@@ -190,7 +204,9 @@ def _family(model: dict[str, Any]) -> dict[str, Any]:
         return model
     if model.get("positions") == "learned":
         family = "gpt2"
-    elif "experts" in model:
+    elif model.get("latent"):
+        family = "deepseek_v3" if (model.get("experts") or {}).get("scores") == "sigmoid" else "deepseek_v2"
+    elif model.get("experts"):
         family = "qwen3_moe" if model["qk_norm"] else "mixtral"
     else:
         family = "qwen3" if model["qk_norm"] else "qwen2" if model["qkv_bias"] and not model["out_bias"] else "llama"

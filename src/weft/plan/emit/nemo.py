@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from weft.config.tree import Config
+from weft.models.shape import Experts
 from weft.plan.emit import megatron
 from weft.plan.emit.settings import Written, commented, nodes_of
 
@@ -41,6 +42,11 @@ def write(config: Config, per_node: int = 8) -> Written:
         ),
         f"layout.precision = {layout.precision}: this file writes bf16": layout.precision != "bf16",
         "layout.offload_optimizer: this file does not write it": layout.offload_optimizer,
+        "model.latent: this file has no words for it": shape.latent is not None,
+        "model.experts: shared, dense or grouped experts, or other scores: no words for these": shape.experts
+        is not None
+        and shape.experts
+        != Experts(num_experts=shape.experts.num_experts, per_token=shape.experts.per_token, ffn=shape.experts.ffn),
     }
     for reason, wrong in refused.items():
         if wrong:

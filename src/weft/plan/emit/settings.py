@@ -32,7 +32,9 @@ def setting(config: Config, path: str) -> Any:
 def put(tree: dict[str, Any], path: str, value: Any) -> None:
     *sections, name = path.split(".")
     for section in sections:
-        tree = tree.setdefault(section, {})
+        if tree.get(section) is None:
+            tree[section] = {}
+        tree = tree[section]
     tree[name] = value
 
 

@@ -13,6 +13,7 @@ from weft.models.shape import Shape
 from weft.plan.emit import deepspeed, megatron, megatron_read, nemo, torchtitan
 from weft.plan.emit.settings import Written
 from weft.plan.numbers import Job
+from weft.plan.search import Plan, Search
 
 WRITERS = {
     "weft": lambda config, _: Written(config_toml(config), ()),
@@ -21,6 +22,8 @@ WRITERS = {
     "torchtitan": torchtitan.write,
     "nemo": nemo.write,
 }
+TRIED = 2000
+"""Layouts of a search, the fastest first, of which one is written."""
 
 
 def run_of(shape: Shape, layout: Layout, job: Job) -> Config:
@@ -31,10 +34,33 @@ def run_of(shape: Shape, layout: Layout, job: Job) -> Config:
     )
 
 
-def write(config: Config, system: str, per_node: int = 8) -> Written:
-    """Raises: ValueError: no such system, or one that cannot run this; names the setting."""
+def check(system: str) -> None:
+    """Raises: ValueError: there is no such system."""
     if system not in WRITERS:
         raise ValueError(f"--emit {system}: weft writes for {', '.join(WRITERS)}")
+
+
+def fastest(found: Search, system: str) -> tuple[Plan, Written]:
+    """The fastest layout that a system can run, of the first TRIED.
+
+    Raises:
+        ValueError: it can run none of them; says why not the very fastest.
+    """
+    check(system)
+    refused: list[ValueError] = []
+    for index, layout in found.layouts(found.order[:TRIED]):
+        try:
+            written = write(run_of(found.shape, layout, found.job), system, found.cluster.per_node)
+        except ValueError as error:
+            refused.append(error)
+            continue
+        return found.plan(index), written
+    raise refused[0] if refused else ValueError(f"--emit {system}: there is no layout to write")
+
+
+def write(config: Config, system: str, per_node: int = 8) -> Written:
+    """Raises: ValueError: no such system, or one that cannot run this; names the setting."""
+    check(system)
     written = WRITERS[system](config, per_node)
     if config.layout.async_tp and system != "weft":
         return replace(written, remarks=(*written.remarks, "layout.async_tp is not written: this system has its own"))

@@ -13,6 +13,7 @@ from weft.serve.forms import HELPERS, Kind
 from weft.serve.grammar import Grammar, GrammarCompiler, text_of
 from weft.serve.request import RefusedError
 from weft.serve.server.errors import HttpError
+from weft.serve.server.metrics import Meter
 from weft.serve.server.shares import Shares
 
 TURNS = HELPERS + 1
@@ -29,10 +30,11 @@ class Forms:
     Args:
         shares: of the model's room: a request that waits for its form holds a place.
         room: requests that may wait.
+        meter: counts who may not.
     """
 
-    def __init__(self, shares: Shares, room: int) -> None:
-        self.shares, self.room = shares, room
+    def __init__(self, shares: Shares, room: int, meter: Meter) -> None:
+        self.shares, self.room, self.meter = shares, room, meter
         self._held = 0
         self._turns: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(TURNS))
 
@@ -66,9 +68,10 @@ class Forms:
         Raises:
             RefusedError: there is none.
         """
-        if self._held >= self.room:
-            raise RefusedError(f"{self._held} requests wait for their form to be compiled already", 5.0)
-        self.shares.take(tenant, 1)
+        with self.meter.refusals():
+            if self._held >= self.room:
+                raise RefusedError(f"{self._held} requests wait for their form to be compiled already", 5.0)
+            self.shares.take(tenant, 1)
         self._held += 1
         try:
             yield

@@ -5,32 +5,30 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
-from weft.serve.engine import Engine
 from weft.serve.folder import find_model
 from weft.serve.loop import DeadError, EngineLoop
-from weft.serve.request import RefusedError, Request
-from weft.serve.server.chat import ChatTemplate, find_template
+from weft.serve.request import Request
 from weft.serve.server.config import ModelConfig, ServerConfig
 from weft.serve.server.forms import Forms
 from weft.serve.server.gate import compare
+from weft.serve.server.loading import Loading
 from weft.serve.server.metrics import Meter, Metrics
 from weft.serve.server.outputs import Outputs
 from weft.serve.server.shares import Shares
 from weft.serve.server.statistics import Statistics
 from weft.serve.server.version import Version
-from weft.serve.server.words import Words
 
 log = logging.getLogger("weft.serve")
 
 State = Literal["LOADING", "READY", "UNAVAILABLE"]
-Loaded = tuple[Path, Engine, Words | None, ChatTemplate | None]
+Made = TypeVar("Made")
 
 PAUSES = (0.2, 1.0, 5.0, 15.0, 30.0)
 """Seconds before each attempt to bring an engine back; the last one again and again."""
@@ -53,15 +51,17 @@ class Hosted:
         shares: who has how many of its places.
         forms: compiles what its requests' texts must look like.
         statistics: how those of KServe went.
+        loading: what comes in just now.
     """
 
     def __init__(self, config: ModelConfig, server: ServerConfig, metrics: Metrics) -> None:
         self.config, self.server, self.name = config, server, config.name
         self.meter = Meter(config.name, metrics)
         self.statistics = Statistics()
+        self.loading = Loading(config)
         room = config.engine.max_sequences + config.engine.max_waiting
         self.shares = Shares(server.most_per_key(room))
-        self.forms = Forms(self.shares, room)
+        self.forms = Forms(self.shares, room, self.meter)
         metrics.states[config.name] = lambda: self._current.loop.stats() if self._current is not None else None
         self.state: State = "LOADING"
         self.reason = "loading"
@@ -70,6 +70,7 @@ class Hosted:
         self._count = 0
         self._busy_since = time.monotonic()
         self._changing = asyncio.Lock()
+        self._change: asyncio.Task[Any] | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._leaving: dict[asyncio.Task[bool], Version] = {}
         self._gate_text = server.gate_text.read_text(encoding="utf-8") if server.gate_text else None
@@ -113,12 +114,9 @@ class Hosted:
             RefusedError: it takes no request now, or none of this key.
         """
         if self._current is not None:
-            try:
+            with self.meter.refusals():
                 self.shares.check(tenant)
                 self._current.loop.check_room()
-            except RefusedError:
-                self.meter.refuse("refused")
-                raise
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
@@ -137,11 +135,8 @@ class Hosted:
         if not version.loop.num_live:
             self._busy_since = time.monotonic()
         places = sum(request.n for request in requests)
-        try:
+        with self.meter.refusals():
             self.shares.take(tenant, places)
-        except RefusedError:
-            self.meter.refuse("refused")
-            raise
         try:
             return Outputs(version.loop, requests, self.meter, partial(self.shares.give_back, tenant))
         except BaseException:
@@ -155,8 +150,10 @@ class Hosted:
 
         Raises:
             ValueError: there is no model there, or its settings cannot be.
+            DeadError: it was closed meanwhile.
         """
-        async with self._changing:
+
+        async def change() -> None:
             if self.ready:
                 return
             self.state, self.reason = "LOADING", "loading"
@@ -165,6 +162,8 @@ class Hosted:
             except BaseException as error:
                 self.state, self.reason = "UNAVAILABLE", str(error)
                 raise
+
+        await self._make(change)
         if self._watcher is None:
             self._watcher = asyncio.create_task(self._watch(), name=f"watch {self.name}")
 
@@ -179,9 +178,11 @@ class Hosted:
 
         Raises:
             ValueError: they cannot be loaded, or do not pass the gate; the present ones go on.
-            DeadError: there are no present ones at the moment.
+            DeadError: there are no present ones at the moment, or it was closed meanwhile.
         """
-        async with self._changing:
+
+        async def change() -> Version | None:
+            nonlocal folder
             present = self.current
             folder = folder or find_model(self.config.path)[0]
             if folder == present.folder:
@@ -196,6 +197,19 @@ class Hosted:
             self._leave(present, self.server.request_seconds, GRACE_SECONDS)  # nobody in it can have longer
             log.warning("%s: version %s is served: %s", self.name, newer.number, folder)
             return newer
+
+        return await self._make(change)
+
+    async def _make(self, change: Callable[[], Coroutine[Any, Any, Made]]) -> Made:
+        """One change after the other. `close` waits for none: what it finds under way is given up."""
+        async with self._changing:
+            self._change = task = asyncio.create_task(change())
+            try:
+                return await task
+            except asyncio.CancelledError:
+                if (me := asyncio.current_task()) is not None and me.cancelling():
+                    raise
+                raise DeadError(f"{self.name}: it was unloaded meanwhile") from None
 
     async def _judge(self, present: Version, newer: Version) -> None:
         """
@@ -215,6 +229,8 @@ class Hosted:
         if self._watcher is not None:
             self._watcher.cancel()
             self._watcher = None
+        if self._change is not None:
+            self._change.cancel()
         async with self._changing:
             version, self._current = self._current, None
             self.state, self.reason = "UNAVAILABLE", reason
@@ -225,21 +241,7 @@ class Hosted:
 
     async def _load(self, path: Path) -> Version:
         """A new version, whose engine runs; nobody knows it yet."""
-
-        def load() -> Loaded:
-            folder, damage = find_model(path)
-            for finding in damage:
-                log.warning("%s: passed over a damaged checkpoint: %s", self.name, finding)
-            template = find_template(folder, self.config.chat_template)
-            engine = Engine.load(folder, self.config.engine, self.config.draft)
-            return folder, engine, Words(engine.tokenizer) if engine.tokenizer is not None else None, template
-
-        loading = asyncio.create_task(asyncio.to_thread(load))
-        try:
-            folder, engine, words, template = await asyncio.shield(loading)
-        except asyncio.CancelledError:  # the thread goes on, and nobody would know what it makes
-            loading.add_done_callback(let_go)
-            raise
+        folder, engine, words, template = await self.loading.load(path)
         loop = EngineLoop(engine)
         loop.start()
         return Version(self.name, str(self._count + 1), folder, loop, words, template)
@@ -290,9 +292,3 @@ class Hosted:
                 self._take(replace(version, number=dead.number) if version.folder == dead.folder else version)
                 log.warning("%s: the engine is back", self.name)
                 return
-
-
-def let_go(loading: asyncio.Task[Loaded]) -> None:
-    """What was loaded, and is not wanted any more."""
-    if not loading.cancelled() and loading.exception() is None:
-        asyncio.get_running_loop().run_in_executor(None, loading.result()[1].close)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter as Tally
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
@@ -12,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 from starlette.responses import Response
 
-from weft.serve.request import Output, Request
+from weft.serve.request import Output, RefusedError, Request
 from weft.serve.server.tracing import engine_span
 from weft.serve.stats import Stats
 
@@ -135,6 +136,15 @@ class Meter:
     def refuse(self, reason: str) -> None:
         """A request was not begun."""
         self.metrics.refused.labels(self.name, reason).inc()
+
+    @contextmanager
+    def refusals(self) -> Iterator[None]:
+        """Count who is told within that there is no room for him."""
+        try:
+            yield
+        except RefusedError:
+            self.refuse("refused")
+            raise
 
     def token(self, output: Output, timing: Timing) -> None:
         """An output came."""

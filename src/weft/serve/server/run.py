@@ -8,10 +8,12 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 import uvicorn
 
+from weft.serve.loop import DeadError
 from weft.serve.server.app import make_app
 from weft.serve.server.catalogue import Catalogue
 from weft.serve.server.config import ServerConfig
@@ -25,6 +27,9 @@ log = logging.getLogger("weft.serve")
 KEEP_ALIVE_SECONDS = 65
 """How long an idle connection is kept: longer than clients and proxies do, so that they close it, and not we under them."""
 
+LATE_SECONDS = 10
+"""How long after the time for draining what hangs is waited for."""
+
 
 class Server(uvicorn.Server):
     """uvicorn's, which lets the models' requests end when it stops."""
@@ -34,8 +39,14 @@ class Server(uvicorn.Server):
         self.catalogue = catalogue
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        draining = asyncio.create_task(self.catalogue.close(self.catalogue.config.drain_seconds))
+        seconds = self.catalogue.config.drain_seconds
+        late = asyncio.get_running_loop().time() + seconds + LATE_SECONDS
+        draining = asyncio.create_task(self.catalogue.close(seconds))
         await super().shutdown(sockets)
+        await asyncio.wait([draining], timeout=max(0.0, late - asyncio.get_running_loop().time()))
+        if not draining.done():
+            log.error("an engine hangs: the server ends without it")
+            os._exit(1)
         await draining
         self._captured_signals.clear()  # to stop when asked to is no failure
 
@@ -111,12 +122,12 @@ async def serve(
             await rpc.stop(grace=1.0)
         listener.close()
         loop.remove_signal_handler(signal.SIGHUP)
-        if not catalogue.started and not loading.done():
-            # stopped while loading: nobody is being answered, and a thread that reads weights cannot be ended
-            os._exit(0)
+        if any(hosted.loading.under_way for hosted in catalogue.models.values()):
+            os._exit(0)  # all have been answered, and a thread that reads weights cannot be ended
         loading.cancel()
     if not loading.cancelled() and loading.done():
-        await loading
+        with suppress(DeadError):  # stopped while it loaded
+            await loading
 
 
 def make_server(catalogue: Catalogue) -> Server:
@@ -128,6 +139,6 @@ def make_server(catalogue: Catalogue) -> Server:
         ),
         ws="none", lifespan="off", log_config=None, log_level="error", access_log=False, server_header=False,
         proxy_headers=False,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=int(config.drain_seconds) + 10,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=int(config.drain_seconds) + LATE_SECONDS,
     )  # fmt: skip
     return Server(settings, catalogue)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weft.serve.request import Output
+from weft.serve.request import Output, TokenLogprob
 from weft.serve.server.kserve.signature import OUTPUTS, read
 from weft.serve.server.kserve.tensors import Tensor, shown
 
@@ -136,11 +136,23 @@ def answer(outputs: Sequence[Output], wanted: tuple[str, ...] | None) -> list[Te
     ]
     if last.finish is not None:
         found.append(Tensor("finish_reason", "BYTES", (1,), [last.finish.encode()]))
-    told = [one for output in outputs for one in output.logprobs or ()]
     if any(output.logprobs is not None for output in outputs):
-        found.append(Tensor("logprobs", "FP32", (len(told),), [one.logprob for one in told]))
-    if told and told[0].top:
-        shape = (len(told), len(told[0].top))
-        found.append(Tensor("top_logprobs", "FP32", shape, [logprob for one in told for _, logprob in one.top]))
-        found.append(Tensor("top_ids", "INT64", shape, [token for one in told for token, _ in one.top]))
+        found += told("", [one for output in outputs for one in output.logprobs or ()])
+    for output in outputs:
+        if output.prompt_logprobs is not None:
+            found += told("prompt_", [one for one in output.prompt_logprobs if one is not None])
     return [tensor for tensor in found if wanted is None or tensor.name in wanted]
+
+
+def told(of: str, tokens: Sequence[TokenLogprob]) -> list[Tensor]:
+    """Log-probabilities of these tokens, and of the most probable ones in their place.
+
+    Args:
+        of: "prompt_", or "" for the new ones.
+    """
+    found = [Tensor(f"{of}logprobs", "FP32", (len(tokens),), [one.logprob for one in tokens])]
+    if tokens and tokens[0].top:
+        shape = (len(tokens), len(tokens[0].top))
+        found.append(Tensor(f"top_{of}logprobs", "FP32", shape, [logprob for one in tokens for _, logprob in one.top]))
+        found.append(Tensor(f"top_{of}ids", "INT64", shape, [token for one in tokens for token, _ in one.top]))
+    return found

@@ -95,15 +95,16 @@ async def make_request(call: Call, hosted: Hosted, version: Version, config: Ser
     config.limits.check_stops(settings.get("stop", ()))
     config.limits.check_count("stop_token_ids", len(settings.get("stop_token_ids", ())), config.limits.biases)
     sampling = Sampling(**call.sampling(version.eos))
-    logprobs = settings.get("logprobs")
-    if logprobs is not None:
-        told = min(sampling.max_tokens, version.max_context) * (1 + logprobs)
-        config.limits.check_count("log-probabilities in one answer", told, config.limits.told)
+    logprobs, prompt_logprobs = settings.get("logprobs"), settings.get("prompt_logprobs")
+    prompt = await _prompt(call, version)
+    told = min(sampling.max_tokens, version.max_context) * (1 + logprobs) if logprobs is not None else 0
+    told += len(prompt) * (1 + prompt_logprobs) if prompt_logprobs is not None else 0
+    config.limits.check_count("log-probabilities in one answer", told, config.limits.told)
     latest = time.monotonic() + config.request_seconds
     until = min(latest, call.deadline or latest)
     return Request(
-        f"kserve-{secrets.token_hex(8)}", await _prompt(call, version), sampling, priority=call.priority, deadline=until,
-        salt=f"{tenant}:", adapter=version.adapter, logprobs=logprobs,
+        f"kserve-{secrets.token_hex(8)}", prompt, sampling, priority=call.priority, deadline=until, tenant=tenant,
+        adapter=version.adapter, logprobs=logprobs, prompt_logprobs=prompt_logprobs,
         grammar=await _grammar(call, hosted, version, tenant, until),
     )  # fmt: skip
 

@@ -32,6 +32,7 @@ INPUTS = {
         Field("min_p", "FP32"), Field("repetition_penalty", "FP32"), Field("frequency_penalty", "FP32"),
         Field("presence_penalty", "FP32"), Field("seed", "INT64"), Field("stop", "BYTES", MANY),
         Field("stop_token_ids", "INT32", MANY), Field("ignore_eos", "BOOL"), Field("logprobs", "INT32"),
+        Field("prompt_logprobs", "INT32"),
         Field("json_schema", "BYTES"), Field("regex", "BYTES"), Field("lark", "BYTES"), Field("stream", "BOOL"),
     )
 }  # fmt: skip
@@ -42,11 +43,12 @@ OUTPUTS = {
     for field in (
         Field("text_output", "BYTES"), Field("output_ids", "INT64", MANY), Field("finish_reason", "BYTES"),
         Field("logprobs", "FP32", MANY), Field("top_logprobs", "FP32", (-1, -1)),
-        Field("top_ids", "INT64", (-1, -1)),
+        Field("top_ids", "INT64", (-1, -1)), Field("prompt_logprobs", "FP32", MANY),
+        Field("top_prompt_logprobs", "FP32", (-1, -1)), Field("top_prompt_ids", "INT64", (-1, -1)),
     )
 }  # fmt: skip
 """New text and ids; why it ended (in the last response); and, if `logprobs` was k, log-probabilities of the new tokens and,
-k for each of them, of the most probable ones."""
+k for each of them, of the most probable ones; the same of the prompt's tokens but the first (in the first response)."""
 
 KINDS = {"BYTES": (str, "text"), "BOOL": (bool, "true or false"), "FP32": (float, "number")}
 

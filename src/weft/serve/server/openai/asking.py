@@ -45,12 +45,11 @@ def make_requests(
         told += room * n * (1 + logprobs) if logprobs is not None else 0
         told += len(prompt) * (1 + prompt_logprobs) if prompt_logprobs is not None else 0
     limits.check_count("log-probabilities in one answer", told, limits.told)
-    salt = f"{http.state.tenant}:{body.cache_salt}"
     until = deadline(body.timeout, http, config)
     return [
         Request(
-            f"{http.state.request_id}-{secrets.token_hex(6)}", prompt, sampling, n, body.priority, until, salt,
-            version.adapter, logprobs, prompt_logprobs, grammar,
+            f"{http.state.request_id}-{secrets.token_hex(6)}", prompt, sampling, n, body.priority, until, http.state.tenant,
+            body.cache_salt, version.adapter, logprobs, prompt_logprobs, grammar,
         )
         for prompt in prompts
     ]  # fmt: skip

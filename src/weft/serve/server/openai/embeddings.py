@@ -41,10 +41,12 @@ def embeddings_router(catalogue: Catalogue, config: ServerConfig) -> APIRouter:
             if not prompt:
                 raise FieldError("an input is empty; give it at least one token", "input")
         futures: list[Future[list[float]]] = []
-        hosted.shares.take(http.state.tenant, len(prompts))
+        with hosted.meter.refusals():
+            hosted.shares.take(http.state.tenant, len(prompts))
         try:
-            for prompt in prompts:
-                futures.append(version.loop.call(partial(embed, prompt=prompt, adapter=version.adapter)))
+            with hosted.meter.refusals():
+                for prompt in prompts:
+                    futures.append(version.loop.call(partial(embed, prompt=prompt, adapter=version.adapter)))
             async with asyncio.timeout(deadline(body.timeout, http, config) - time.monotonic()):
                 vectors = [await asyncio.wrap_future(future) for future in futures]
         except NumbersError as error:

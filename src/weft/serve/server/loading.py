@@ -1,0 +1,57 @@
+"""A model on its way in: read by a thread, for whoever still wants it when it is there."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+from weft.serve.engine import Engine
+from weft.serve.folder import find_model
+from weft.serve.server.chat import ChatTemplate, find_template
+from weft.serve.server.config import ModelConfig
+from weft.serve.server.words import Words
+
+log = logging.getLogger("weft.serve")
+
+Loaded = tuple[Path, Engine, Words | None, ChatTemplate | None]
+
+
+class Loading:
+    """One after the other. To be used in one event loop."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
+        self._thread: asyncio.Task[Loaded] | None = None
+
+    @property
+    def under_way(self) -> bool:
+        """Whether a thread reads, be it for nobody: it cannot be ended."""
+        return self._thread is not None and not self._thread.done()
+
+    async def load(self, path: Path) -> Loaded:
+        """
+        Raises:
+            ValueError: there is no model there, or its settings cannot be.
+        """
+        self._thread = thread = asyncio.create_task(asyncio.to_thread(load, self.config, path))
+        try:
+            return await asyncio.shield(thread)
+        except asyncio.CancelledError:  # the thread goes on, and nobody would know what it makes
+            thread.add_done_callback(let_go)
+            raise
+
+
+def load(config: ModelConfig, path: Path) -> Loaded:
+    folder, damage = find_model(path)
+    for finding in damage:
+        log.warning("%s: passed over a damaged checkpoint: %s", config.name, finding)
+    template = find_template(folder, config.chat_template)
+    engine = Engine.load(folder, config.engine, config.draft)
+    return folder, engine, Words(engine.tokenizer) if engine.tokenizer is not None else None, template
+
+
+def let_go(thread: asyncio.Task[Loaded]) -> None:
+    """What was loaded, and is not wanted any more."""
+    if not thread.cancelled() and thread.exception() is None:
+        asyncio.get_running_loop().run_in_executor(None, thread.result()[1].close)
