@@ -291,6 +291,9 @@ def test_smaller_moments_make_room() -> None:
         ("llama3-8b", "fsdp8.tp2.sp.mb2.selective.bf16"), ("qwen3-30b-a3b", "fsdp16.ep8.mb1.selective.bf16"),
         ("mixtral-8x7b", "fsdp16.ep8.mb1.bf16"), ("mixtral-8x7b", "fsdp16.ep8.mb1.full.bf16"),
         ("deepseek-v2-lite", "fsdp16.ep8.mb1.bf16"), ("llama3-70b", "fsdp8.zero1.tp8.sp.pp4.mb1.bf16"),
+        ("llama3-8b", "fsdp2.cp4.ulysses.mb1.selective.bf16"), ("llama3-8b", "fsdp64.zero1.mb1.bf16"),
+        ("deepseek-v2-lite", "fsdp16.cp4.ulysses.ep8.mb1.selective.bf16"),
+        ("mixtral-8x7b", "fsdp8.zero1.ep8.pp8.zbh1.mb1.bf16"),
     ],
 )  # fmt: skip
 def test_a_plan_has_the_memory_that_dry_run_counts(model: str, text: str) -> None:

@@ -82,16 +82,18 @@ class Held:
     def of(cls, work: Work) -> Held:
         s, c = work.sizes, work.cut
         common, experts, table = parameters(work)
-        blocks = most_blocks(work, common + experts)
+        blocks = most_blocks(work)
         tables = table * np.where(c.pp > 1, 1.0, 2 - s.tied) + s.positions * s.hidden
         share = (blocks * common + tables) / c.shards + blocks * experts / c.expert_shards
         return cls(blocks, common + experts, table, tables, blocks * (common + experts) + tables, share, c.shards)
 
 
-def most_blocks(work: Work, block: Num) -> Num:
+def most_blocks(work: Work) -> Num:
     """Blocks of the process that has most."""
     s, c, soft = work.sizes, work.cut, work.software
-    head = np.where(soft.balanced, s.vocab * s.hidden / c.tp / block, 0.0)  # is worth so many blocks
+    common, experts, _ = parameters(replace(work, cut=replace(c, tp=1, ep=1, etp=1)))
+    block = common + experts * s.per_token / np.maximum(1, s.experts)  # what a token is multiplied with
+    head = np.where(soft.balanced, s.vocab * s.hidden / block, 0.0)  # is worth so many blocks
     most = (s.layers + head) / c.pp
     beside_head = np.clip(np.floor(most - head + 0.5), c.vp, s.layers)  # and the other processes have the rest
     others = np.ceil((s.layers - beside_head) / np.maximum(1, c.pp - 1))
@@ -166,6 +168,9 @@ def states(work: Work, held: Held) -> tuple[Num, Num, Num]:
     here = 1 - c.away
     apart = (c.zero == 3) | ((c.zero > 0) & (soft.weights > c.item))  # ZeRO 1 and 2 shard what is not computed with
     goes = (c.zero >= 2) | ((c.zero == 0) & (c.away > 0))  # FSDP over one process brings them down too
+    goes = goes | (
+        (c.zero == 1) & (soft.weights > c.item) & (work.micro_batches <= 1)
+    )  # block by block, in the one pass
     moments = (1 - c.moments_away) * (soft.master + soft.moments)
     return (
         here * soft.weights * np.where(apart, held.share, held.whole),

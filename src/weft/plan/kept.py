@@ -48,6 +48,8 @@ def block_activations(work: Work) -> Num:
     # or the results of products stay, and what came over the network, as weft has it
     columns = (1 - share) * s.ffn + share * s.shared_ffn
     sent = np.where(tp > 1, 2 * s.hidden * (tokens + c.sp * wide), 0.0)
+    dealt = (query + kv) * (1 + s.values / s.head_dim) * tokens  # queries and keys, values and results, over heads
+    sent = sent + np.where((c.cp > 1) & (c.ulysses > 0), dealt, 0.0)
     results = tokens * (2 * query + 2 * kv + (s.matrices - 1) * columns / tp + s.hidden * (1 + (columns > 0)))
     stay = c.item * (s.hidden * wide + results + sent) + tokens * s.heads / tp * 4
     kinds = [c.selective * soft.alternate > 0, c.selective * soft.results > 0]
