@@ -14,9 +14,7 @@ class StepTimes:
     """Of steps of as many tokens, to the next power of two."""
 
     def __init__(self) -> None:
-        self._recent: dict[
-            int, deque[tuple[float, int]]
-        ] = {}  # seconds and tokens, by the bits of the number of tokens
+        self._recent: dict[int, deque[tuple[float, int]]] = {}  # seconds and tokens, by the bits of these
 
     def took(self, tokens: int, seconds: float) -> None:
         """A step has ended."""
