@@ -20,7 +20,7 @@ Cost = Callable[[int], float]
 
 
 def cpu(tokens: int) -> float:
-    """A core with a model of 0.1 billion weights, in ms: measured, see `benchmarks/serve_overload.py`."""
+    """A core with a model of 0.1 billion weights, in ms: measured, see `benchmarks/serve_tenants.py`."""
     return 30 + 6 * tokens
 
 
