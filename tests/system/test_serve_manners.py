@@ -518,16 +518,17 @@ def patched_server(run: Path, patch: str, *options: str) -> Iterator[subprocess.
 
 
 @pytest.mark.slow
-def test_sigterm_waits_for_no_weights(tmp_path: Path) -> None:
-    """A process that reads newer ones, and would for a minute, ends all the same."""
+@pytest.mark.parametrize("whole", [0, 1])
+def test_sigterm_waits_for_no_weights(tmp_path: Path, whole: int) -> None:
+    """A process that reads its first ones, or newer ones, and would for a minute, ends all the same."""
     run = tmp_path / "run"
     save_step(make_folder(tmp_path / "a"), run, 1)
-    patch = """
+    patch = f"""
 import time; from weft.serve.engine import Engine
 load, times = Engine.load, []
 def slowly(*arguments):
     times.append(1)
-    if len(times) > 1: print('reading', flush=True), time.sleep(60)
+    if len(times) > {whole}: print('reading', flush=True), time.sleep(60)
     return load(*arguments)
 Engine.load = slowly"""
     with patched_server(run, patch) as process:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
-from statistics import median_low
+from collections.abc import Iterable, Sequence
 
 RECENT = 9
-"""Steps of a size that tell how long one takes: their median, which no single pause of the machine changes."""
+"""Steps of a size that tell how long one takes: their lower quartile, for what else the machine does only adds to it."""
 
 
 class StepTimes:
     """Of steps of as many tokens, to the next power of two."""
 
     def __init__(self) -> None:
-        self._recent: dict[
-            int, deque[tuple[float, int]]
-        ] = {}  # seconds and tokens, by the bits of the number of tokens
+        self._recent: dict[int, deque[tuple[float, int]]] = {}  # seconds and tokens, by the bits of these
 
     def took(self, tokens: int, seconds: float) -> None:
         """A step has ended."""
@@ -27,7 +24,7 @@ class StepTimes:
 
         Between sizes that are known it is a straight line. A size that is not is tried, if the one below is quick enough.
         """
-        known = sorted((n, seconds) for seconds, n in map(median_low, self._recent.values()))
+        known = sorted((n, seconds) for seconds, n in map(quartile, self._recent.values()))
         size, seconds = tokens, alone(known, tokens)
         allowed = longer * seconds
         for more, took in known:
@@ -39,6 +36,11 @@ class StepTimes:
                 return max(tokens + 1, line, largest_like(2 * size) if untried else 0)
             size, seconds = more, took
         return largest_like(2 * size)
+
+
+def quartile(recent: Iterable[tuple[float, int]]) -> tuple[float, int]:
+    found = sorted(recent)
+    return found[(len(found) - 1) // 4]
 
 
 def alone(known: Sequence[tuple[int, float]], tokens: int) -> float:

@@ -18,23 +18,25 @@ Loaded = tuple[Path, Engine, Words | None, ChatTemplate | None]
 
 
 class Loading:
-    """One after the other. To be used in one event loop."""
+    """To be used in one event loop."""
 
     def __init__(self, config: ModelConfig) -> None:
         self.config = config
-        self._thread: asyncio.Task[Loaded] | None = None
+        self._threads: set[asyncio.Task[Loaded]] = set()
 
     @property
     def under_way(self) -> bool:
         """Whether a thread reads, be it for nobody: it cannot be ended."""
-        return self._thread is not None and not self._thread.done()
+        return bool(self._threads)
 
     async def load(self, path: Path) -> Loaded:
         """
         Raises:
             ValueError: there is no model there, or its settings cannot be.
         """
-        self._thread = thread = asyncio.create_task(asyncio.to_thread(load, self.config, path))
+        thread = asyncio.create_task(asyncio.to_thread(load, self.config, path))
+        self._threads.add(thread)
+        thread.add_done_callback(self._threads.discard)
         try:
             return await asyncio.shield(thread)
         except asyncio.CancelledError:  # the thread goes on, and nobody would know what it makes
