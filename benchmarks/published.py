@@ -187,10 +187,9 @@ def _that_fits(shape: Shape, layout: Layout, job: Job, cluster: Cluster, softwar
     if software.keeps_gathered == 1:
         return layout, replace(software, keeps_gathered=0)
     if held.total > 1.4 * cluster.memory:
-        near = (
-            cluster.host_gb_per_s > 150
-        )  # a Grace beside it: Megatron-Bridge's recipes for these have what blocks keep go there
-        return layout.model_copy(update={"offload": True} if near else {"recompute": "full"}), software
+        # where a Grace is beside it, Megatron-Bridge's recipes have what blocks keep go there
+        grace = cluster.host_gb_per_s > 150
+        return layout.model_copy(update={"offload": True} if grace else {"recompute": "full"}), software
     if software.flash >= 2:
         return layout.model_copy(update={"recompute": "selective"}), software
     return layout, software

@@ -55,7 +55,7 @@ def show_closest(plan: Plan, found: Search, console: Console) -> None:
 def _refusal(found: Search) -> str:
     """Why weft does not run the fastest that fits."""
     try:
-        found.plan(int(found.order[0]))
+        found.layout(int(found.order[0]))
     except ValueError as error:
         return f"[red]no layout that fits is one that weft runs[/]: {error}"
     return ""

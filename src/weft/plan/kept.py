@@ -28,13 +28,10 @@ def block_activations(work: Work) -> Num:
     routed = mine * (2 * s.hidden + states * s.expert_ffn) + tokens * states * s.shared_ffn / tp
     kept = c.item * (hidden + inner + (1 - share) * ffn + share * routed) + tokens * s.heads / tp * 4
     # what products in 8 bits took is kept in 8 bits: after norms, before experts, and after activations
-    took = 2 * (1 - cheap) * s.hidden * wide + share * mine * s.hidden
-    took = took + (1 - cheap) * (
-        (1 - share) * tokens * s.ffn / tp + share * (mine * s.expert_ffn + tokens * s.shared_ffn / tp)
-    )
+    activated = (1 - share) * tokens * s.ffn / tp + share * (mine * s.expert_ffn + tokens * s.shared_ffn / tp)
+    took = (1 - cheap) * (2 * s.hidden * wide + activated) + share * mine * s.hidden
     kept = kept - soft.keeps8 * c.fp8 * (c.item - 1) * took
     # one kernel, one result: of activations, rotary positions, and norms
-    activated = (1 - share) * tokens * s.ffn / tp + share * (mine * s.expert_ffn + tokens * s.shared_ffn / tp)
     eager = activated + np.where(soft.fused_norm > 1, 0.0, tokens * (query + kv))
     eager = eager + np.where(soft.fused_norm > 0, 0.0, 4 * s.hidden * wide)
     more = np.where((soft.fused > 0) | (s.matrices == 2), 0.0, eager * (1 - cheap))

@@ -181,8 +181,8 @@ class Search:
     def _node(self, inner: int, replicas: int) -> int:
         return int(np.gcd(replicas, max(1, self.cluster.nvlink_domain // inner)))
 
-    def plan(self, index: int) -> Plan:
-        return Plan.of(self.shape, self.layout(index), self.job, self.cluster, self.software)
+    def plan(self, layout: Layout) -> Plan:
+        return Plan.of(self.shape, layout, self.job, self.cluster, self.software)
 
     def layouts(self, indices: Sequence[int] | Num) -> Iterator[tuple[int, Layout]]:
         """Those of these that weft runs, one after the other."""
@@ -192,7 +192,7 @@ class Search:
 
     def first(self, indices: Sequence[int] | Num, count: int) -> list[tuple[int, Plan]]:
         """The first of these that weft runs."""
-        return [(index, self.plan(index)) for index, _ in islice(self.layouts(indices), count)]
+        return [(index, self.plan(layout)) for index, layout in islice(self.layouts(indices), count)]
 
     def best(self, count: int = 10) -> list[Plan]:
         """The fastest. On a measured cluster the first COUNTED of the order are counted one by one, and ordered by that."""

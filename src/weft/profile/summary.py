@@ -69,8 +69,8 @@ class Layer:
 
 
 def by_part(profile: Profile) -> list[Layer]:
-    """In the order of the model: embedding, blocks, head; then what a step does beside it. They add up to a step. None
-    where a trace names no blocks, as another program's does."""
+    """In the order of the model: embedding, blocks, head; then what a step does beside it. They add up to a step.
+    Nothing where a trace names no blocks, as another program's does."""
     if not any(part.startswith("blocks.") for part, _, _ in profile.parts):
         return []
     layers: dict[str, Layer] = defaultdict(lambda: Layer(""))

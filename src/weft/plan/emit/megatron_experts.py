@@ -11,6 +11,7 @@ from typing import Any
 
 from weft.models.shape import Experts, Shape
 from weft.models.stretch import Yarn
+from weft.plan.emit.shell import Options, one
 
 LATENT = {
     "--q-lora-rank": "q_rank",
@@ -72,17 +73,14 @@ def arguments(shape: Shape) -> Iterator[str]:
         yield f"--moe-layer-freq '[0]*{experts.dense_layers}+[1]*{shape.num_layers - experts.dense_layers}'"
 
 
-def take(there: dict[str, list[str]], model: dict[str, Any], one: Callable[[str, Callable[[str], Any]], Any]) -> None:
+def take(there: Options, model: dict[str, Any]) -> None:
     """Move what is known from the arguments into the settings.
-
-    Args:
-        one: takes an argument's value away, as a kind.
 
     Raises:
         ValueError: weft has no such model; names the argument.
     """
     if there.pop("--multi-latent-attention", None) is not None:
-        _take_latent(there, model, one)
+        _take_latent(there, model)
     if not model.get("experts"):
         return
     experts: dict[str, Any] = model["experts"]
@@ -91,14 +89,14 @@ def take(there: dict[str, list[str]], model: dict[str, Any], one: Callable[[str,
         del there["--moe-router-dtype"]
     for name, (field, kind) in ROUTING.items():
         if name in there:
-            experts[field] = one(name, kind)
+            experts[field] = one(there, name, kind)
     before = there.pop("--moe-router-pre-softmax", None) is not None
     if experts.get("scores") == "sigmoid":
         there.pop("--moe-router-enable-expert-bias", None)
     elif before:
         experts["norm_topk"] = False
     if "--moe-shared-expert-intermediate-size" in there:
-        width = one("--moe-shared-expert-intermediate-size", int)
+        width = one(there, "--moe-shared-expert-intermediate-size", int)
         if width % experts["ffn"]:
             raise ValueError(
                 f"--moe-shared-expert-intermediate-size {width}: weft's is a multiple of an expert's {experts['ffn']}"
@@ -114,17 +112,15 @@ def take(there: dict[str, list[str]], model: dict[str, Any], one: Callable[[str,
             )
 
 
-def _take_latent(
-    there: dict[str, list[str]], model: dict[str, Any], one: Callable[[str, Callable[[str], Any]], Any]
-) -> None:
-    latent = {field: one(name, int) for name, field in LATENT.items() if name in there}
+def _take_latent(there: Options, model: dict[str, Any]) -> None:
+    latent = {field: one(there, name, int) for name, field in LATENT.items() if name in there}
     model["latent"] = {"kv_rank": 32, "nope_dim": 128, "rope_dim": 64, "value_dim": 128} | latent  # Megatron's defaults
     for name in ("head_dim", "num_kv_heads"):
         model.pop(name, None)  # they follow from it
     model["qk_norm"] = False
     kind = there.pop("--rope-type", ["yarn"])
     numbers = {
-        field: one(name, float)
+        field: one(there, name, float)
         for name, field in (
             ("--rotary-scaling-factor", "factor"),
             ("--mscale", "mscale"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 from pydantic import ValidationError
@@ -15,9 +14,8 @@ from weft.models.shape import Shape
 from weft.plan.emit import megatron_experts
 from weft.plan.emit.megatron import CHOICES, GRANTED, NUMBERS, OFFLOADED, SHARDING, SWITCHES, llama3_scaling
 from weft.plan.emit.settings import put
-from weft.plan.emit.shell import options_of
+from weft.plan.emit.shell import Options, one, options_of
 
-Arguments = dict[str, list[str]]
 ELSEWHERE = re.compile(
     r"--(save|load|no-save|no-load|log|logging|eval|tensorboard|wandb|data|tokenizer|vocab-file|merge-file|tiktoken|split|"
     r"num-workers|master|node-rank|rdzv|distributed-timeout|exit|profile|ckpt|dist-ckpt|auto-detect|timing|no-mmap|"
@@ -51,7 +49,7 @@ def read(text: str, model: Shape | None = None, gpus: int | None = None) -> tupl
     _sharding(there, layout, gpus)
     _precision(there, layout)
     _recompute(there, layout)
-    megatron_experts.take(there, tree["model"], lambda name, kind: _one(there, name, kind))
+    megatron_experts.take(there, tree["model"])
     tree["model"] = _family(tree["model"])
     layout["sp"] = layout.get("sp", False) and layout.get("tp", 1) > 1  # Megatron's own rule
     try:
@@ -64,27 +62,18 @@ def read(text: str, model: Shape | None = None, gpus: int | None = None) -> tupl
     return make_config(tree), left + [f"{ABOUT}: {', '.join(elsewhere)}"] * bool(elsewhere)
 
 
-def _one(there: Arguments, name: str, kind: Callable[[str], Any]) -> Any:
-    values = there.pop(name)
-    try:
-        [value] = values[:1]
-        return kind(value)
-    except ValueError:
-        raise ValueError(f"{name} {' '.join(values)}: a number has to follow") from None
-
-
-def _numbers(there: Arguments, tree: dict[str, Any]) -> None:
+def _numbers(there: Options, tree: dict[str, Any]) -> None:
     tree["layout"] = {}
     for name, (path, kind) in NUMBERS.items():
         if name in there:
-            put(tree, path, _one(there, name, kind))
+            put(tree, path, one(there, name, kind))
     _schedule(there, tree)
     if "--adam-beta1" in there and "--adam-beta2" in there:
-        put(tree, "optimizer.betas", [_one(there, "--adam-beta1", float), _one(there, "--adam-beta2", float)])
+        put(tree, "optimizer.betas", [one(there, "--adam-beta1", float), one(there, "--adam-beta2", float)])
     if "--min-lr" in there and "lr" in tree.get("optimizer", {}):
-        put(tree, "schedule.min_ratio", round(_one(there, "--min-lr", float) / tree["optimizer"]["lr"], 6))
+        put(tree, "schedule.min_ratio", round(one(there, "--min-lr", float) / tree["optimizer"]["lr"], 6))
     if there.pop("--use-rope-scaling", None) is not None:
-        factor = _one(there, "--rope-scaling-factor", float) if "--rope-scaling-factor" in there else 8.0
+        factor = one(there, "--rope-scaling-factor", float) if "--rope-scaling-factor" in there else 8.0
         put(tree, "model.rope_scaling", llama3_scaling(factor).model_dump())
     for name in GRANTED:
         there.pop(name, None)
@@ -96,24 +85,24 @@ def _numbers(there: Arguments, tree: dict[str, Any]) -> None:
     there.pop("--moe-token-dispatcher-type", None)
 
 
-def _schedule(there: Arguments, tree: dict[str, Any]) -> None:
+def _schedule(there: Options, tree: dict[str, Any]) -> None:
     """Samples are steps of a global batch; a fraction is of the steps in which the rate falls."""
     batch = tree.get("train", {}).get("global_batch")
     if batch and "--train-samples" in there:
-        put(tree, "train.steps", _one(there, "--train-samples", int) // batch)
+        put(tree, "train.steps", one(there, "--train-samples", int) // batch)
         if there.get("--lr-decay-samples") and int(there["--lr-decay-samples"][0]) // batch == tree["train"]["steps"]:
             del there["--lr-decay-samples"]
     steps = tree.get("train", {}).get("steps")
     falls = int(there["--lr-decay-iters"][0]) if there.get("--lr-decay-iters") else steps
     if batch and "--lr-warmup-samples" in there:
-        put(tree, "schedule.warmup", _one(there, "--lr-warmup-samples", int) // batch)
+        put(tree, "schedule.warmup", one(there, "--lr-warmup-samples", int) // batch)
     elif falls and "--lr-warmup-fraction" in there:
-        put(tree, "schedule.warmup", round(_one(there, "--lr-warmup-fraction", float) * falls))
+        put(tree, "schedule.warmup", round(one(there, "--lr-warmup-fraction", float) * falls))
     if steps and falls == steps:
         there.pop("--lr-decay-iters", None)
 
 
-def _words(there: Arguments, tree: dict[str, Any], *, has_model: bool) -> None:
+def _words(there: Options, tree: dict[str, Any], *, has_model: bool) -> None:
     """Switches and words; what an absent one means is Megatron's default, unless the model is given."""
     for name, (path, with_it, without) in SWITCHES.items():
         if name in there:
@@ -136,11 +125,11 @@ def _words(there: Arguments, tree: dict[str, Any], *, has_model: bool) -> None:
         put(tree, "model.qkv_bias", tree["model"]["out_bias"] or there.pop("--add-qkv-bias", None) is not None)
 
 
-def _sharding(there: Arguments, layout: dict[str, Any], gpus: int | None) -> None:
+def _sharding(there: Options, layout: dict[str, Any], gpus: int | None) -> None:
     if gpus is None:
         if "--nproc-per-node" not in there:
             raise ValueError("the file does not say how many GPUs there are: say so with --gpus")
-        gpus = _one(there, "--nproc-per-node", int) * (_one(there, "--nnodes", int) if "--nnodes" in there else 1)
+        gpus = one(there, "--nproc-per-node", int) * (one(there, "--nnodes", int) if "--nnodes" in there else 1)
     else:
         there.pop("--nproc-per-node", None), there.pop("--nnodes", None)
     inner = layout.get("tp", 1) * layout.get("pp", 1) * layout.get("cp", 1)
@@ -150,7 +139,7 @@ def _sharding(there: Arguments, layout: dict[str, Any], gpus: int | None) -> Non
     replicas = gpus // inner
     copies = 1
     if "--num-distributed-optimizer-instances" in there:
-        copies = _one(there, "--num-distributed-optimizer-instances", int)
+        copies = one(there, "--num-distributed-optimizer-instances", int)
     sharded = there.pop("--use-distributed-optimizer", None) is not None
     zero = 1 if sharded else 0
     if there.pop("--use-megatron-fsdp", None) is not None:
@@ -169,7 +158,7 @@ def _sharding(there: Arguments, layout: dict[str, Any], gpus: int | None) -> Non
         layout["dp"] = replicas
 
 
-def _precision(there: Arguments, layout: dict[str, Any]) -> None:
+def _precision(there: Options, layout: dict[str, Any]) -> None:
     for name in ("fp16", "bf16"):
         if there.pop(f"--{name}", None) is not None:
             layout["precision"] = name
@@ -182,7 +171,7 @@ def _precision(there: Arguments, layout: dict[str, Any]) -> None:
                 del there[name]
 
 
-def _recompute(there: Arguments, layout: dict[str, Any]) -> None:
+def _recompute(there: Options, layout: dict[str, Any]) -> None:
     """What is not among these stays in `there`, and is told."""
     kind = there.get("--recompute-granularity")
     method, count = there.get("--recompute-method"), there.get("--recompute-num-layers")
@@ -213,15 +202,15 @@ def _family(model: dict[str, Any]) -> dict[str, Any]:
     return {"family": family, **model}
 
 
-def _pipeline(there: Arguments, layout: dict[str, Any], shape: Shape) -> None:
+def _pipeline(there: Options, layout: dict[str, Any], shape: Shape) -> None:
     pp, sizes = layout.get("pp", 1), list[int]()
     if "--pipeline-model-parallel-layout" in there:
         sizes = stage_sizes(there.pop("--pipeline-model-parallel-layout")[0])
         vp = len(sizes) // pp
     elif "--num-virtual-stages-per-pipeline-rank" in there:
-        vp = _one(there, "--num-virtual-stages-per-pipeline-rank", int)
+        vp = one(there, "--num-virtual-stages-per-pipeline-rank", int)
     elif "--num-layers-per-virtual-pipeline-stage" in there:
-        vp = shape.num_layers // pp // _one(there, "--num-layers-per-virtual-pipeline-stage", int)
+        vp = shape.num_layers // pp // one(there, "--num-layers-per-virtual-pipeline-stage", int)
     else:
         vp = 1
     if pp == 1:

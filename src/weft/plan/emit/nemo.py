@@ -33,6 +33,8 @@ def write(config: Config, per_node: int = 8) -> Written:
     """Raises: ValueError: NeMo has no such layout or model; names the setting."""
     layout, shape, batch = config.layout, config.model, config.train.global_batch
     megatron.check(config, "NeMo")
+    experts = shape.experts
+    plain = experts and Experts(num_experts=experts.num_experts, per_token=experts.per_token, ffn=experts.ffn)
     refused = {
         f"model.family = {shape.family}: this file writes models with rotary positions, rmsnorm and swiglu": (
             shape.positions != "rotary" or shape.norm != "rmsnorm" or shape.activation != "swiglu" or shape.out_bias
@@ -43,10 +45,7 @@ def write(config: Config, per_node: int = 8) -> Written:
         f"layout.precision = {layout.precision}: this file writes bf16": layout.precision != "bf16",
         "layout.offload_optimizer: this file does not write it": layout.offload_optimizer,
         "model.latent: this file has no words for it": shape.latent is not None,
-        "model.experts: shared, dense or grouped experts, or other scores: no words for these": shape.experts
-        is not None
-        and shape.experts
-        != Experts(num_experts=shape.experts.num_experts, per_token=shape.experts.per_token, ffn=shape.experts.ffn),
+        "model.experts: shared, dense or grouped experts, or other scores: no words for these": experts != plain,
     }
     for reason, wrong in refused.items():
         if wrong:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 ASSIGNED = re.compile(
     r"""^\s*(?:export\s+)?(\w+)=("[^"]*"|'[^']*'|\$\(\([^)]*\)\)|\$\{[^}]*\}|[^\s("'#]*)[ \t]*(?:;|\#.*)?$""",
@@ -18,13 +19,30 @@ BEGINS = re.compile(r"\.py$|^[()]$|^(if|then|elif|else|fi|done)$|^\S+\[@\]\S*$")
 """A word that is no value of the option before it."""
 
 
-def options_of(text: str) -> dict[str, list[str]]:
+Options = dict[str, list[str]]
+
+
+def one(there: Options, name: str, kind: Callable[[str], Any]) -> Any:
+    """Take an option's value away.
+
+    Raises:
+        ValueError: it is none of its kind.
+    """
+    values = there.pop(name)
+    try:
+        [value] = values[:1]
+        return kind(value)
+    except ValueError:
+        raise ValueError(f"{name} {' '.join(values)}: a number has to follow") from None
+
+
+def options_of(text: str) -> Options:
     """Name, with dashes → values. Of what a script may set, by a condition or twice, the last counts.
 
     Raises:
         ValueError: it is no script.
     """
-    found: dict[str, list[str]] = {}
+    found: Options = {}
     values: list[str] = []
     for word in _words(text):
         if word.startswith("--"):

@@ -47,15 +47,15 @@ def fastest(found: Search, system: str) -> tuple[Plan, Written]:
         ValueError: it can run none of them; says why not the very fastest.
     """
     check(system)
-    refused: list[ValueError] = []
-    for index, layout in found.layouts(found.order[:TRIED]):
+    refusal: ValueError | None = None
+    for _, layout in found.layouts(found.order[:TRIED]):
         try:
             written = write(run_of(found.shape, layout, found.job), system, found.cluster.per_node)
         except ValueError as error:
-            refused.append(error)
+            refusal = refusal or error
             continue
-        return found.plan(index), written
-    raise refused[0] if refused else ValueError(f"--emit {system}: there is no layout to write")
+        return found.plan(layout), written
+    raise refusal or ValueError(f"--emit {system}: there is no layout to write")
 
 
 def write(config: Config, system: str, per_node: int = 8) -> Written:

@@ -10,12 +10,9 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from weft.serve.request import Sampling
-
-if TYPE_CHECKING:
-    pass
 
 AGAIN = "try again in"
 """Words of every refusal that passes: Triton gives its HTTP clients 400 for any error, so that they are the difference."""
