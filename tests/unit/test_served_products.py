@@ -43,7 +43,7 @@ def test_numbers_are_those_of_linear(rows: int, bias: bool, ours: bool, monkeypa
 
 
 @needs_compiler
-@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7, 8, 9, 15])
 @pytest.mark.parametrize(("columns", "outputs"), [(1, 1), (16, 5), (39, 3), (64, 8), (211, 2)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_kernel_takes_any_size(rows: int, columns: int, outputs: int, dtype: torch.dtype) -> None:
@@ -70,8 +70,9 @@ def test_the_kernel_rounds_as_torch_does_and_keeps_what_is_no_number() -> None:
 
 
 @needs_compiler
-def test_threads_share_the_rows_of_a_matrix() -> None:
-    x, weight = torch.randn(3, 64), torch.randn(37, 64)
+@pytest.mark.parametrize("rows", [3, 9])
+def test_threads_share_the_rows_of_a_matrix(rows: int) -> None:
+    x, weight = torch.randn(rows, 64), torch.randn(37, 64)
     alone = rows_product(x, weight, None)
     threads = torch.get_num_threads()
     try:

@@ -1,9 +1,10 @@
 // A decoding step on a CPU, of float or bfloat16. Built by native.py.
 //
 // Products of a few rows: x [M, I] times a matrix w [O, I] gives y [M, O]. The matrix is read once, at the speed of memory:
-// each run of it meets up to four rows of x while it is in registers. A bfloat16 is the upper half of a float. Of two in one
-// word, a shift makes the even one a float, and a mask the odd one; so in every run of x the even numbers stand first. The
-// vectors are those of GCC and Clang, for any CPU.
+// each run of it meets up to four rows of x while it is in registers. From eight rows on arithmetic counts: then three rows
+// of the matrix meet four of x, and there are more products than loads. A bfloat16 is the upper half of a float. Of two in
+// one word, a shift makes the even one a float, and a mask the odd one; so in every run of x the even numbers stand first.
+// The vectors are those of GCC and Clang, for any CPU.
 //
 // Attention of one token of each sequence, over a paged cache: keys and values are read where they lie, once.
 
@@ -18,7 +19,7 @@ namespace {
 using half = uint16_t;
 using words = uint32_t __attribute__((vector_size(32)));
 using numbers = float __attribute__((vector_size(32)));
-constexpr int64_t RUN = 16, TILE = 4, AHEAD = 1024;
+constexpr int64_t RUN = 16, TILE = 4, TOGETHER = 3, AHEAD = 1024;
 constexpr int64_t ALONE = 1 << 17;  // numbers to read for which no other thread is woken
 
 template <class T> T load(const void* from) {
@@ -39,10 +40,10 @@ void store(half* to, float x) {  // to the nearest, and of two to the even one
   *to = x == x ? (word + 0x7fff + (word >> 16 & 1)) >> 16 : 0x7fc0;
 }
 
-void take(const float* run, numbers (&to)[2]) { to[0] = load<numbers>(run), to[1] = load<numbers>(run + RUN / 2); }
-void take(const half* run, numbers (&to)[2]) {
+template <int PART> numbers take(const float* run) { return load<numbers>(run + PART * RUN / 2); }
+template <int PART> numbers take(const half* run) {
   words both = load<words>(run);
-  to[0] = (numbers)(both << 16), to[1] = (numbers)(both & 0xffff0000u);
+  return (numbers)(PART ? both & 0xffff0000u : both << 16);
 }
 
 float sum_of(numbers lanes) {
@@ -58,27 +59,46 @@ template <class T> void spread(const T* x, float* to, int64_t size) {  // as `ta
   for (int64_t i = 0; i < size; i++) to[i < size / RUN * RUN ? place(x, i) : i] = widened(x[i]);
 }
 
-template <class T, int M> void add(const T* w, const float* x, int64_t I, numbers (&sums)[M]) {
-  numbers row[2];
-  take(w, row);
-  __builtin_prefetch((const char*)w + AHEAD, 0, 0);  // read once: not to be kept in caches
-  for (int m = 0; m < M; m++)
-    for (int part = 0; part < 2; part++) sums[m] += row[part] * load<numbers>(x + m * I + part * RUN / 2);
+// One half of a run: of R rows of w with M of x.
+template <int PART, class T, int R, int M> void add(const T* w, const float* x, int64_t I, numbers (&sums)[R][M]) {
+  numbers row[R];
+  for (int r = 0; r < R; r++) row[r] = take<PART>(w + r * I);
+  for (int m = 0; m < M; m++) {
+    numbers column = load<numbers>(x + m * I + PART * RUN / 2);
+    for (int r = 0; r < R; r++) sums[r][m] += row[r] * column;
+  }
 }
 
-// One row of w with M of x, U runs at a time with sums of their own: an addition takes longer than the next load.
-template <class T, int M, int U = TILE / M>
-void tile(const T* w, const float* x, float bias, T* y, int64_t I, int64_t O) {
-  numbers sums[U][M] = {};
+template <class T, int R, int M> void add_run(const T* w, const float* x, int64_t I, numbers (&sums)[R][M]) {
+  for (int r = 0; r < R; r++) __builtin_prefetch((const char*)(w + r * I) + AHEAD, 0, 0);  // not to be kept in caches
+  add<0>(w, x, I, sums);
+  add<1>(w, x, I, sums);
+}
+
+// R rows of w with M of x, U runs at a time with sums of their own: an addition takes longer than the next load.
+template <class T, int R, int M, int U = R == 1 ? TILE / M : 1>
+void tile(const T* w, const float* x, const T* bias, T* y, int64_t I, int64_t O) {
+  numbers sums[U][R][M] = {};
   int64_t i = 0;
   for (; i + U * RUN <= I; i += U * RUN)
-    for (int u = 0; u < U; u++) add<T, M>(w + i + u * RUN, x + i + u * RUN, I, sums[u]);
-  for (; i + RUN <= I; i += RUN) add<T, M>(w + i, x + i, I, sums[0]);
-  for (int m = 0; m < M; m++) {
-    for (int u = 1; u < U; u++) sums[0][m] += sums[u][m];
-    float sum = bias + sum_of(sums[0][m]);
-    for (int64_t rest = i; rest < I; rest++) sum += widened(w[rest]) * x[m * I + rest];
-    store(y + m * O, sum);
+    for (int u = 0; u < U; u++) add_run(w + i + u * RUN, x + i + u * RUN, I, sums[u]);
+  for (; i + RUN <= I; i += RUN) add_run(w + i, x + i, I, sums[0]);
+  for (int r = 0; r < R; r++)
+    for (int m = 0; m < M; m++) {
+      for (int u = 1; u < U; u++) sums[0][r][m] += sums[u][r][m];
+      float sum = (bias ? widened(bias[r]) : 0) + sum_of(sums[0][r][m]);
+      for (int64_t rest = i; rest < I; rest++) sum += widened(w[r * I + rest]) * x[m * I + rest];
+      store(y + m * O + r, sum);
+    }
+}
+
+template <class T, int R>
+void tiles(const T* w, const float* x, const T* bias, T* y, int64_t M, int64_t I, int64_t O) {
+  for (; M >= TILE; M -= TILE, x += TILE * I, y += TILE * O) tile<T, R, TILE>(w, x, bias, y, I, O);
+  switch (M) {
+    case 1: tile<T, R, 1>(w, x, bias, y, I, O); break;
+    case 2: tile<T, R, 2>(w, x, bias, y, I, O); break;
+    case 3: tile<T, R, 3>(w, x, bias, y, I, O);
   }
 }
 
@@ -86,20 +106,15 @@ template <class T>
 void product(const T* x, const T* w, const T* bias, T* y, int64_t M, int64_t I, int64_t O, int threads) {
   std::vector<float> wide(M * I);
   for (int64_t m = 0; m < M; m++) spread(x + m * I, wide.data() + m * I, I);
+  int64_t together = M < 2 * TILE ? 1 : TOGETHER;
 #pragma omp parallel for num_threads(threads) if (threads > 1 && I * O > ALONE)
-  for (int64_t o = 0; o < O; o++)
-    for (int64_t m = 0; m < M; m += TILE) {
-      const T* row = w + o * I;
-      const float* part = wide.data() + m * I;
-      float add = bias ? widened(bias[o]) : 0;
-      T* to = y + m * O + o;
-      switch (M - m) {
-        case 1: tile<T, 1>(row, part, add, to, I, O); break;
-        case 2: tile<T, 2>(row, part, add, to, I, O); break;
-        case 3: tile<T, 3>(row, part, add, to, I, O); break;
-        default: tile<T, 4>(row, part, add, to, I, O);
-      }
-    }
+  for (int64_t first = 0; first < O; first += together) {
+    auto some = [&](auto run, int64_t o) { run(w + o * I, wide.data(), bias ? bias + o : nullptr, y + o, M, I, O); };
+    if (together == TOGETHER && first + TOGETHER <= O)
+      some(tiles<T, TOGETHER>, first);
+    else
+      for (int64_t o = first; o < std::min(first + together, O); o++) some(tiles<T, 1>, o);
+  }
 }
 
 struct Sizes {
@@ -127,10 +142,10 @@ void attention(const T* q, const T* keys, const T* values, const int64_t* tables
     for (int64_t g = 0; g < group; g++) spread(q + (head + g) * n.key, &query[g * n.key], n.key);
     for (int64_t s = 0; s < count; s++)
       for (int64_t g = 0; g < group; g++) {
-        numbers lanes[1] = {};
+        numbers lanes[1][1] = {};
         const T* key = keys + at(s) * n.key;
-        for (int64_t i = 0; i < n.key; i += RUN) add<T, 1>(key + i, &query[g * n.key + i], 0, lanes);
-        scores[g * count + s] = sum_of(lanes[0]) * scale;
+        for (int64_t i = 0; i < n.key; i += RUN) add_run(key + i, &query[g * n.key + i], 0, lanes);
+        scores[g * count + s] = sum_of(lanes[0][0]) * scale;
       }
     for (int64_t g = 0; g < group; g++) {
       float* score = &scores[g * count];
@@ -141,8 +156,7 @@ void attention(const T* q, const T* keys, const T* values, const int64_t* tables
       for (int64_t s = 0; s < count; s++) {
         const T* value = values + at(s) * n.value;
         for (int64_t i = 0; i < n.value; i += RUN) {
-          numbers row[2];
-          take(value + i, row);
+          numbers row[2] = {take<0>(value + i), take<1>(value + i)};
           for (int part = 0; part < 2; part++) {
             float* to = &sums[i + part * RUN / 2];
             numbers sum = load<numbers>(to) + row[part] * score[s];

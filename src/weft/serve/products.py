@@ -4,8 +4,9 @@ A decoding step multiplies every matrix with as many rows as there are sequences
 `torch.nn.functional.linear` are not at their best. Other ways to the same numbers (`benchmarks/serve_engine.py`):
 
 - a kernel of our own (`native.py`), where there is a C++ compiler. It takes a bf16 matrix as it lies, at the speed of
-  memory: on AVX2, one row in half of torch's time, 8 in 0.45, and in fp32 1 in 0.9 to 1, 2 in 0.6, 8 in 0.85.
-- fp32: the matrix first, W xᵀ. On AVX2, 4 rows in half the time, 8 in 0.6, 64 in 0.9.
+  memory: on AVX2, one row in half of torch's time, and in fp32 1 in 0.9 to 1, 2 in 0.6.
+- fp32: the matrix first, W xᵀ. On AVX2, 4 rows in half the time, 8 in 0.6, 64 in 0.9; our kernel takes 0.6 to 0.8 of
+  that for 8, and 0.8 to 0.95 for 64.
 - bf16 on a CPU that cannot multiply it: torch's own product there takes as long for each row as for the first. The
   matrix is made fp32, a piece that fits into the cache at a time: 8 rows in half the time, 64 in a fifth.
 """
@@ -22,8 +23,11 @@ from weft.models.head import Head
 from weft.parallel.tensor import RowLinear
 from weft.serve.native import library, rows_product
 
-OURS = {torch.float32: range(1, 17), torch.bfloat16: range(1, 49)}
-"""Rows for which our own kernel is the fastest; with more, arithmetic counts, and libraries are better at that."""
+OURS = {torch.float32: 128, torch.bfloat16: 64}
+"""Most rows for which our own kernel is the fastest."""
+
+OURS_WIDE = 16
+"""The same on a CPU with vectors of 512 bits: libraries use them, and our kernel does not. Not measured."""
 
 FEW = range(3, 129)
 """Rows for which the matrix comes first in fp32; with more of them both ways take the same time."""
@@ -76,8 +80,7 @@ def chosen(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     rows, low = x.numel() // x.shape[-1], weight.dtype == torch.bfloat16 and not multiplies_bf16()
     if x.is_cuda or x.dtype != weight.dtype or not torch.is_inference_mode_enabled():
         return F.linear(x, weight, bias)
-    ours = rows in OURS.get(weight.dtype, ()) and (low or weight.dtype == torch.float32)
-    if ours and weight.is_contiguous() and library():
+    if rows <= most_ours(weight.dtype) and weight.is_contiguous() and library():
         return rows_product(x, weight, bias)
     if weight.dtype == torch.float32 and rows in FEW:
         y = torch.mm(weight, x.flatten(0, -2).t()).t().contiguous().view(*x.shape[:-1], -1)
@@ -96,6 +99,14 @@ def widened(x: Tensor, weight: Tensor) -> Tensor:
         y[:, at : at + len(piece)] = chosen(x, piece.float(), None)
         at += len(piece)
     return y
+
+
+@cache
+def most_ours(dtype: torch.dtype) -> int:
+    """Most rows that are our own kernel's on this CPU; 0: none are."""
+    if dtype not in OURS or (dtype == torch.bfloat16 and multiplies_bf16()):
+        return 0
+    return OURS_WIDE if "AVX512" in torch.backends.cpu.get_cpu_capability() else OURS[dtype]
 
 
 @cache
