@@ -8,9 +8,11 @@ the same.
 from __future__ import annotations
 
 import json
+import math
 import re
 import secrets
 from collections.abc import Sequence
+from functools import lru_cache
 
 from weft.serve.loop import DeadError
 from weft.serve.request import RefusedError
@@ -54,16 +56,28 @@ class Door:
         except (HttpError, DeadError):  # which the guard tells
             return None
         except RefusedError as error:
-            told = problem(error)
+            message, seconds = str(error), math.ceil(error.retry_after)
         else:
             return None
         self._answers.inc()
-        body = json.dumps(told.openai).encode()
-        found = {
-            "content-type": "application/json", "content-length": str(len(body)), **told.all_headers,
-            **own_headers(named.get(b"x-request-id", b"").decode("latin-1")),
-        }  # fmt: skip
-        return "".join(f"{name}: {value}\r\n" for name, value in found.items()).encode() + b"\r\n" + body
+        return header_lines(own_headers(named.get(b"x-request-id", b"").decode("latin-1"))) + refusal(message, seconds)
+
+
+@lru_cache(maxsize=128)
+def refusal(message: str, seconds: int) -> bytes:
+    """What is the same in many: the last headers, and the body.
+
+    Args:
+        seconds: after which to try again.
+    """
+    told = problem(RefusedError(message, seconds))
+    body = json.dumps(told.openai).encode()
+    found = {"content-type": "application/json", "content-length": str(len(body)), **told.all_headers}
+    return header_lines(found) + b"\r\n" + body
+
+
+def header_lines(headers: dict[str, str]) -> bytes:
+    return "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode()
 
 
 def own_headers(given: str) -> dict[str, str]:
