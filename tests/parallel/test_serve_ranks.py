@@ -17,14 +17,16 @@ from weft.models.decoder import Decoder
 from weft.models.parameters import stored_sizes
 from weft.models.places import places
 from weft.models.shape import Shape
+from weft.serve import ranks
 from weft.serve.config import EngineConfig
 from weft.serve.embed import embed
 from weft.serve.engine import Engine
 from weft.serve.generate import complete
-from weft.serve.ranks import follow, join
+from weft.serve.ranks import follow, join, start_ranks
 from weft.serve.request import Request, Sampling
 from weft.serve.runner import Runner, num_blocks
 from weft.serve.share import check_cut, load_share
+from weft.serve.workers import RankDiedError, Workers
 
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6], [5], [3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4, 6]]
 CONFIG = EngineConfig(max_sequences=4, step_tokens=9, block_tokens=4, cache_tokens=48, device="cpu")
@@ -155,3 +157,19 @@ def test_heads_that_cannot_be_dealt_out_are_refused(tmp_path: Path) -> None:
         check_cut(shape, 1, 9)
     with pytest.raises(ValueError, match=r"tp is 8, which does not divide the model's num_kv_heads \(4\)"):
         Engine.load(tmp_path / "model", EngineConfig(tp=8))
+
+
+@pytest.mark.parametrize(
+    ("code", "error", "words"),
+    [
+        ("raise SystemExit(3)", RankDiedError, "process 1 of 2 ended with exit code 3"),
+        ("import time; time.sleep(600)", TimeoutError, "not all of 2 processes have begun within 1 s"),
+    ],
+)
+def test_who_never_comes_is_not_waited_for(
+    code: str, error: type[Exception], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranks, "Workers", lambda codes, env: Workers([code for _ in codes], env))
+    monkeypatch.setattr(ranks, "START_SECONDS", 1 if error is TimeoutError else 600)
+    with pytest.raises(error, match=words):
+        start_ranks(tmp_path, EngineConfig(tp=2, device="cpu"))

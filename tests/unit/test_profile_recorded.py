@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from test_profile_report import text_of
 
+from weft.profile.diff import show_diff
 from weft.profile.load import Profile, load
 
 TRACES = Path(__file__).parents[1] / "data" / "cuda-traces"
@@ -46,3 +49,12 @@ def test_what_a_trace_does_not_tell_is_left_out(tmp_path: Path) -> None:
     assert "all_to_all      2     –" in text  # bytes, which its records do not have
     assert "0B/s" not in text
     assert "by part of the model" not in text  # no range names one
+
+
+def test_a_difference_of_traces_without_parts_shows_none(tmp_path: Path) -> None:
+    one = recorded("data-parallel", tmp_path)
+    console = Console(record=True, width=120, file=StringIO())
+    show_diff(one, one, console)
+    text = console.export_text()
+    assert "kind of work" in text
+    assert "part:" not in text

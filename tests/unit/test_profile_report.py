@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -176,6 +177,19 @@ def test_bytes_of_an_operation_in_place_are_not_counted_twice() -> None:
     assert moved(Event("aten::add_", "cpu_op", 0, 1, 0, args)) == 2 * 128
     assert moved(Event("aten::add", "cpu_op", 0, 1, 0, args)) == 3 * 128
     assert dims_of(Event("aten::add", "cpu_op", 0, 1, 0, args)) == "8×4 · 8×4"
+
+
+@pytest.mark.parametrize(
+    ("name", "factors"), [("mm", [[8, 4], [4, 2]]), ("addmm", [[2], [8, 4], [4, 2]]), ("bmm", [[3, 8, 4], [3, 4, 2]])]
+)
+def test_bytes_of_where_a_product_goes_are_not_counted_twice(name: str, factors: list[list[int]]) -> None:
+    def bytes_of(dims: list[list[int]]) -> float:
+        return moved(
+            Event(f"aten::{name}", "cpu_op", 0, 1, 0, {"Input Dims": dims, "Input type": ["float"] * len(dims)})
+        )
+
+    into = [*factors[-2][:-1], factors[-1][-1]]
+    assert bytes_of([*factors, into]) == bytes_of(factors) == 4 * sum(math.prod(shape) for shape in [*factors, into])
 
 
 def test_a_straggler_is_named(profile: Profile) -> None:

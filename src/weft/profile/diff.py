@@ -41,7 +41,9 @@ def changes(before: Counter[str], after: Counter[str]) -> list[Change]:
 def compared(before: Profile, after: Profile) -> Iterator[tuple[str, list[Change]]]:
     """Kinds and parts of a mean step, in seconds; holders at the peak, in bytes."""
     yield "kind of work", changes(before.kinds, after.kinds)
-    yield "part", changes(*(Counter({it.name: it.seconds for it in by_part(one)}) for one in (before, after)))
+    parts = [Counter({it.name: it.seconds for it in by_part(one)}) for one in (before, after)]
+    if any(parts):
+        yield "part", changes(*parts)
     peaks = [_holders(one) for one in (before, after)]
     if all(peaks):
         yield "memory at the peak", changes(*peaks)

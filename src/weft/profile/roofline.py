@@ -165,7 +165,8 @@ def moved(event: Event) -> float:
         return 0.0
     name = event.name.partition("::")[2]
     shapes = [shape for shape in dims if shape and isinstance(shape[0], int)]
-    if name in ("mm", "bmm", "addmm", "baddbmm") and len(shapes) >= 2:
-        left, right = shapes[-2:] if name.startswith(("addmm", "baddbmm")) else shapes[:2]
-        return sum(sizes) + numel(left[:-1]) * right[-1] * ITEM_BYTES.get(types[0], 4)
+    factors = {"mm": 2, "bmm": 2, "addmm": 3, "baddbmm": 3}.get(name, 0)  # what comes after is where it goes
+    if 0 < factors <= len(shapes):
+        left, right = shapes[factors - 2 : factors]
+        return sum(sizes[:factors]) + numel(left[:-1]) * right[-1] * ITEM_BYTES.get(types[0], 4)
     return float(sum(sizes)) if name.endswith("_") else float(sum(sizes) + max(sizes))

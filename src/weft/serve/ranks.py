@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 import tempfile
+import time
 from datetime import timedelta
 from enum import IntEnum
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import Store
 
 from weft.models.cuts import even_split
 from weft.serve.batch import Batch
@@ -189,11 +191,29 @@ def join(
     device = rank_device(config, index)
     files = dist.FileStore(str(store), config.world)  # type: ignore[attr-defined]
     files.set_timeout(timedelta(seconds=START_SECONDS))
+    files.set(f"here-{index}", "")
+    if workers is not None:
+        expect(files, config.world, workers)
     group = meet(files, store.name, index, config.world, device)
     if config.pp == 1:
         return Ranks(group, group, workers, folder)
     stage, place = divmod(index, config.tp)
     return Ranks(group, meet(files, f"{store.name}-{stage}", place, config.tp, device), workers, folder)
+
+
+def expect(files: Store, world: int, workers: Workers) -> None:
+    """Wait until all are there; to meet whoever is gone would take much longer.
+
+    Raises:
+        RankDiedError: one has ended.
+        TimeoutError: one does not come.
+    """
+    end = time.monotonic() + START_SECONDS
+    while not files.check([f"here-{index}" for index in range(world)]):
+        workers.check()
+        if time.monotonic() > end:
+            raise TimeoutError(f"not all of {world} processes have begun within {START_SECONDS} s")
+        time.sleep(0.02)
 
 
 def rank_device(config: EngineConfig, index: int) -> torch.device:
