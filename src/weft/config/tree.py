@@ -58,6 +58,13 @@ class ScheduleConfig(Section):
     decay: int = Field(0, ge=0, description="steps of the final descent of wsd; 0: a tenth of the run")
     min_ratio: float = Field(0.1, ge=0, le=1, description="last learning rate over the peak")
 
+    def descent(self, steps: int) -> int:
+        """Steps, the last of so many, over which the rate goes from the peak to its end."""
+        after_warmup = max(1, steps - self.warmup)
+        if self.kind != "wsd":
+            return after_warmup
+        return min(self.decay or max(1, steps // 10), after_warmup)
+
 
 class BalanceConfig(Section):
     """How the load of experts is kept even (models/balance.py); for a model that has experts."""

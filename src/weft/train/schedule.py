@@ -25,16 +25,8 @@ def learning_rate(step: int, schedule: ScheduleConfig, *, peak: float, steps: in
         return peak * step / schedule.warmup
     if schedule.kind == "constant":
         return peak
-    low, descent = peak * schedule.min_ratio, _descent(schedule, steps)
+    low, descent = peak * schedule.min_ratio, schedule.descent(steps)
     progress = min(1.0, max(0.0, (step - (steps - descent)) / descent))
     if schedule.kind == "cosine":
         return low + (peak - low) * 0.5 * (1 + math.cos(math.pi * progress))
     return low * progress + peak * (1 - progress)
-
-
-def _descent(schedule: ScheduleConfig, steps: int) -> int:
-    """Steps over which the rate goes from the peak to its end."""
-    after_warmup = max(1, steps - schedule.warmup)
-    if schedule.kind != "wsd":
-        return after_warmup
-    return min(schedule.decay or max(1, steps // 10), after_warmup)

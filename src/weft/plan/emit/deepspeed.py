@@ -24,6 +24,10 @@ KEYS = {
     "optimizer.params.weight_decay": "optimizer.weight_decay",
 }
 """Key ↔ setting, the same value."""
+SCHEDULES = {"cosine": "WarmupCosineLR", "linear": "WarmupDecayLR", "constant": "WarmupLR"}
+"""schedule.kind → type of its scheduler."""
+OWN = {"lr": 1e-3, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0}
+"""optimizer.params where the file leaves them out: ops/adam/fused_adam.py."""
 
 
 def write(config: Config, per_node: int = 8) -> Written:
@@ -55,6 +59,16 @@ def write(config: Config, per_node: int = 8) -> Written:
     tree["train_micro_batch_size_per_gpu"] = layout.micro_batch_size(batch)
     tree["gradient_accumulation_steps"] = layout.num_micro_batches(batch)
     tree["optimizer"]["type"] = "AdamW"
+    remarks = [f"{layout.world} GPUs; model and sequences of {config.seq} tokens are your program's."]
+    if config.schedule.kind in SCHEDULES:
+        tree["scheduler"] = {"type": SCHEDULES[config.schedule.kind], "params": _schedule(config)}
+        remarks.append("The learning rate of a step is weft's of two steps before, and 0 in the first.")
+    else:
+        remarks.append(f"schedule.kind = {config.schedule.kind} is your program's.")
+    if config.optimizer.weight_decay:
+        remarks.append(
+            "Norms and biases decay too, but where your program puts them into a group without weight_decay."
+        )
     zero: dict[str, Any] = {"stage": layout.zero if layout.fsdp > 1 else 0}
     if layout.offload_optimizer or layout.offload_weights:
         zero["offload_optimizer"] = {"device": "cpu"}
@@ -64,16 +78,26 @@ def write(config: Config, per_node: int = 8) -> Written:
     if layout.precision in ("bf16", "fp16"):
         tree[layout.precision] = {"enabled": True}
     tree["data_types"] = {"grad_accum_dtype": layout.gradients}
-    remarks = [f"{layout.world} GPUs; model and sequences of {config.seq} tokens are your program's."]
     remarks += [f"layout.recompute = {layout.recompute} is your program's."] if layout.recompute != "none" else []
     remarks += ["layout.loss = chunked is your program's."] if layout.loss == "chunked" else []
     remarks += ["layout.compile: engine.compile() in your program."] if layout.compile else []
     return Written(json.dumps(tree, indent=2) + "\n", tuple(remarks))
 
 
+def _schedule(config: Config) -> dict[str, Any]:
+    peak, schedule = config.optimizer.lr, config.schedule
+    low, ends = peak * schedule.min_ratio, {"total_num_steps": config.train.steps}
+    own: dict[str, dict[str, Any]] = {
+        "cosine": {**ends, "cos_min_ratio": schedule.min_ratio},
+        "linear": {**ends, "warmup_min_lr": low, "warmup_max_lr": peak},
+        "constant": {"warmup_min_lr": 0.0, "warmup_max_lr": peak},
+    }
+    return {**own[schedule.kind], "warmup_num_steps": max(1, schedule.warmup), "warmup_type": "linear"}
+
+
 SECTIONS = (
     "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "zero_optimization", "optimizer",
-    "fp16", "bf16",
+    "scheduler", "fp16", "bf16",
 )  # fmt: skip
 """Any of them makes a JSON one of DeepSpeed's."""
 
@@ -98,9 +122,14 @@ def read(text: str, model: Shape | None = None, gpus: int | None = None) -> tupl
         raise ValueError(f"the file is not DeepSpeed's: it has none of {', '.join(SECTIONS)}")
     tree: dict[str, Any] = {"model": model.model_dump(), "layout": {}}
     taken = {key: flat.pop(key) for key in list(flat) if flat[key] != "auto" and _is_known(key, flat[key])}
+    if "optimizer.type" in taken:
+        own: dict[str, Any] = {f"optimizer.params.{name}": value for name, value in OWN.items()}
+        taken = {key: value for key, value in own.items() if key not in flat} | taken
+        put(tree, "schedule.kind", "constant")
     for key, path in KEYS.items():
         if key in taken:
             put(tree, path, taken[key])
+    _read_schedule(tree, taken)
     micro, passes = taken.get("train_micro_batch_size_per_gpu"), taken.get("gradient_accumulation_steps")
     batch = taken.get("train_batch_size")
     if gpus is None:
@@ -126,7 +155,29 @@ def read(text: str, model: Shape | None = None, gpus: int | None = None) -> tupl
         layout["offload_weights"] = True
     elif taken.get("zero_optimization.offload_optimizer.device") == "cpu":
         layout["offload_optimizer"] = True
+    if "scheduler.type" in taken and "scheduler.params.warmup_type" not in taken:
+        flat.setdefault("scheduler.params.warmup_type", "log")  # its own
     return make_config(tree), [f"{key} = {json.dumps(value)}" for key, value in flat.items()]
+
+
+def _read_schedule(tree: dict[str, Any], taken: dict[str, Any]) -> None:
+    """Where there is none, the rate stays what it is."""
+    name = taken.get("scheduler.type")
+    if name is None:
+        return
+    there = {key.removeprefix("scheduler.params."): value for key, value in taken.items()}
+    put(tree, "schedule.kind", next(kind for kind, own in SCHEDULES.items() if own == name))
+    warmup = there.get("warmup_num_steps", 1000)
+    put(tree, "schedule.warmup", warmup if warmup > 1 else 0)
+    if "total_num_steps" in there:
+        put(tree, "train.steps", there["total_num_steps"])
+    if name == "WarmupCosineLR":
+        put(tree, "schedule.min_ratio", there.get("cos_min_ratio", 1e-4))
+        return
+    peak = there.get("warmup_max_lr", 1e-3 if name == "WarmupDecayLR" else there.get("optimizer.params.lr", 1e-3))
+    put(tree, "optimizer.lr", peak)
+    if name == "WarmupDecayLR":
+        put(tree, "schedule.min_ratio", round(there.get("warmup_min_lr", 0.0) / peak, 6))
 
 
 def _leaves(path: str, tree: dict[str, Any]) -> list[tuple[str, Any]]:
@@ -143,6 +194,13 @@ def _is_known(key: str, value: Any) -> bool:
         "zero_optimization.offload_param.device": ("cpu", "none"),
         "data_types.grad_accum_dtype": ("fp32", "bf16"),
         "zero_optimization.stage": (0, 1, 2, 3),
+        "scheduler.type": tuple(SCHEDULES.values()),
+        "scheduler.params.warmup_type": ("linear",),
+        "scheduler.params.warmup_min_ratio": (0,),
     }
-    plain = ("gradient_accumulation_steps", "zero_optimization.mics_shard_size", "bf16.enabled", "fp16.enabled", *KEYS)
+    numbers = ("total_num_steps", "warmup_num_steps", "warmup_min_lr", "warmup_max_lr", "cos_min_ratio")
+    plain = (
+        "gradient_accumulation_steps", "zero_optimization.mics_shard_size", "bf16.enabled", "fp16.enabled",
+        *(f"scheduler.params.{name}" for name in numbers), *KEYS,
+    )  # fmt: skip
     return key in plain or value in words.get(key, ())

@@ -187,6 +187,11 @@ def _arguments(config: Config) -> Iterator[str]:
         yield from ("--use-rope-scaling", f"--rope-scaling-factor {shape.rope_scaling.factor}")
     if shape.qkv_bias and not shape.out_bias:
         yield "--add-qkv-bias"
+    if config.schedule.kind == "wsd":
+        yield from (
+            "--lr-wsd-decay-style linear",
+            f"--lr-wsd-decay-iters {config.schedule.descent(config.train.steps)}",
+        )
     yield f"--min-lr {config.optimizer.lr * config.schedule.min_ratio:g}"
     for number, beta in enumerate(config.optimizer.betas, 1):
         yield f"--adam-beta{number} {beta}"

@@ -21,6 +21,10 @@ ELSEWHERE = re.compile(
     r"num-workers|master|node-rank|rdzv|distributed-timeout|exit|profile|ckpt|dist-ckpt|auto-detect|timing|no-mmap|"
     r"no-create-attention-mask|manual-gc|empty-unused|container|mpi)\b"
 )
+OWN: dict[str, Any] = {
+    "optimizer.betas": (0.9, 0.999), "optimizer.weight_decay": 0.01, "schedule.kind": "linear", "schedule.min_ratio": 0.0,
+}  # fmt: skip
+"""Setting → what it is where Megatron's argument is left out, and weft's own default is another."""
 ABOUT = "about data, checkpoints, logs and the start, which weft has words of its own for"
 
 
@@ -64,12 +68,21 @@ def read(text: str, model: Shape | None = None, gpus: int | None = None) -> tupl
 
 def _numbers(there: Options, tree: dict[str, Any]) -> None:
     tree["layout"] = {}
+    for path, value in OWN.items():
+        put(tree, path, value)
     for name, (path, kind) in NUMBERS.items():
         if name in there:
             put(tree, path, one(there, name, kind))
     _schedule(there, tree)
-    if "--adam-beta1" in there and "--adam-beta2" in there:
-        put(tree, "optimizer.betas", [one(there, "--adam-beta1", float), one(there, "--adam-beta2", float)])
+    betas = tree["optimizer"]["betas"]
+    put(
+        tree,
+        "optimizer.betas",
+        [
+            one(there, name, float) if name in there else beta
+            for name, beta in zip(("--adam-beta1", "--adam-beta2"), betas, strict=True)
+        ],
+    )
     if "--min-lr" in there and "lr" in tree.get("optimizer", {}):
         put(tree, "schedule.min_ratio", round(one(there, "--min-lr", float) / tree["optimizer"]["lr"], 6))
     if there.pop("--use-rope-scaling", None) is not None:
@@ -100,6 +113,12 @@ def _schedule(there: Options, tree: dict[str, Any]) -> None:
         put(tree, "schedule.warmup", round(one(there, "--lr-warmup-fraction", float) * falls))
     if steps and falls == steps:
         there.pop("--lr-decay-iters", None)
+    if there.get("--lr-wsd-decay-style") == ["linear"]:
+        del there["--lr-wsd-decay-style"]
+        if "--lr-wsd-decay-iters" in there:
+            put(tree, "schedule.decay", one(there, "--lr-wsd-decay-iters", int))
+    elif there.get("--lr-decay-style") == ["WSD"]:
+        there.setdefault("--lr-wsd-decay-style", ["exponential"])  # its own: not understood
 
 
 def _words(there: Options, tree: dict[str, Any], *, has_model: bool) -> None:

@@ -45,6 +45,7 @@ def write(config: Config, per_node: int = 8) -> Written:
         f"layout.precision = {layout.precision}: this file writes bf16": layout.precision != "bf16",
         "layout.offload_optimizer: this file does not write it": layout.offload_optimizer,
         "model.latent: this file has no words for it": shape.latent is not None,
+        f"schedule.kind = {config.schedule.kind}: this file writes cosine": config.schedule.kind != "cosine",
         "model.experts: shared, dense or grouped experts, or other scores: no words for these": experts != plain,
     }
     for reason, wrong in refused.items():
@@ -87,7 +88,8 @@ def write(config: Config, per_node: int = 8) -> Written:
         "@nodes@": nodes, "@each@": each, "@steps@": config.train.steps, "@fp32@": layout.gradients == "fp32",
         "@distributed@": layout.fsdp > 1, "@seq@": config.seq, "@batch@": batch, "@micro@": layout.micro_batch_size(batch),
         "@lr@": config.optimizer.lr, "@min@": config.optimizer.lr * config.schedule.min_ratio,
-        "@warmup@": config.schedule.warmup, "@clip@": config.optimizer.clip_norm,
+        "@warmup@": config.schedule.warmup, "@clip@": config.optimizer.clip_norm, "@decay@": config.optimizer.weight_decay,
+        "@beta1@": config.optimizer.betas[0], "@beta2@": config.optimizer.betas[1], "@eps@": config.optimizer.eps,
     }  # fmt: skip
     text = RECIPE
     for mark, value in replaced.items():
@@ -110,11 +112,12 @@ def _keywords(values: dict[str, Any]) -> str:
 RECIPE = """@remarks@import nemo_run as run
 import torch
 from megatron.core.distributed import DistributedDataParallelConfig
+from megatron.core.optimizer import OptimizerConfig
 from nemo import lightning as nl
 from nemo.collections import llm
 from nemo.collections.llm.gpt.model.llama import @kind@
-from nemo.collections.llm.recipes.optim.adam import distributed_fused_adam_with_cosine_annealing
 from nemo.collections.llm.recipes.precision.mixed_precision import bf16_mixed
+from nemo.lightning.pytorch.optim import CosineAnnealingScheduler, MegatronOptimizerModule
 
 model = run.Config(
     llm.LlamaModel,
@@ -144,7 +147,24 @@ trainer = run.Config(
 data = run.Config(
     llm.MockDataModule, seq_length=@seq@, global_batch_size=@batch@, micro_batch_size=@micro@
 )
-optim = distributed_fused_adam_with_cosine_annealing(max_lr=@lr@, min_lr=@min@, warmup_steps=@warmup@)
+optim = run.Config(
+    MegatronOptimizerModule,
+    config=run.Config(
+        OptimizerConfig,
+        optimizer="adam",
+        lr=@lr@,
+        weight_decay=@decay@,
+        adam_beta1=@beta1@,
+        adam_beta2=@beta2@,
+        adam_eps=@eps@,
+        clip_grad=@clip@,
+        bf16=True,
+        use_distributed_optimizer=@distributed@,
+    ),
+    lr_scheduler=run.Config(
+        CosineAnnealingScheduler, max_steps=@steps@, warmup_steps=@warmup@, constant_steps=0, min_lr=@min@
+    ),
+)
 recipe = run.Partial(llm.pretrain, model=model, trainer=trainer, data=data, optim=optim)
 
 if __name__ == "__main__":

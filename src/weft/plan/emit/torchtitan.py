@@ -89,7 +89,7 @@ def write(config: Config, per_node: int = 8) -> Written:
             "beta1": config.optimizer.betas[0], "beta2": config.optimizer.betas[1],
             "weight_decay": config.optimizer.weight_decay,
         },
-        "lr_scheduler": {"warmup_steps": config.schedule.warmup, "min_lr_factor": config.schedule.min_ratio},
+        "lr_scheduler": _schedule(config),
         "parallelism": parallel,
         "activation_checkpoint": recompute,
         "compile": {"enable": layout.compile},
@@ -100,10 +100,25 @@ def write(config: Config, per_node: int = 8) -> Written:
         recipe = {"recipe_name": "rowwise"} if layout.precision == "fp8row" else {}
         tree["quantize"] = {"linear": {"float8": {**recipe, "filter_fqns": ends}}}
     remarks = [f"torchtitan 0.2, on {layout.world} GPUs. Data and tokenizer are yours to add."]
+    remarks += ["Norms and biases decay too."] if config.optimizer.weight_decay else []
     if layout.schedule in ("zbv", "dualpipev"):
         remarks.append(f"{SCHEDULES[layout.schedule]}: issues 773 and 774 of torchtitan say that it is slow or fails.")
     remarks += ["layout.loss = chunked: its logits exist as a whole."] if layout.loss == "chunked" else []
     return Written(commented(tuple(remarks)) + toml_text(tree), tuple(remarks))
+
+
+def _schedule(config: Config) -> dict[str, Any]:
+    """Its rates, which are weft's of the step before, but for those of the warm-up."""
+    schedule, steps = config.schedule, config.train.steps
+    found: dict[str, Any] = {
+        "warmup_steps": schedule.warmup,
+        "decay_type": "linear",
+        "min_lr_factor": schedule.min_ratio,
+    }
+    if schedule.kind == "wsd":
+        return found | {"decay_ratio": schedule.descent(steps) / steps}
+    own: dict[str, dict[str, Any]] = {"cosine": {"decay_type": "cosine"}, "constant": {"min_lr_factor": 1.0}}
+    return found | own.get(schedule.kind, {})
 
 
 def _flavor(shape: Shape) -> tuple[str, str]:
