@@ -28,11 +28,12 @@ from weft.plan.work import Software, Work
 GIB = 2**30
 
 MEGATRON_21 = Software(flash=0, overlap_dp=0, blocking=1, dropout=1, gradients=4, reduced=2)
+NEMO_22 = replace(MEGATRON_21, overlap_dp=1, gradients=2)
 MEGATRON_CORE = Software(flash=2, overlap_tp=1, overlap_pp=1, gradients=2, reduced=2)
 MEGATRON_24 = replace(
     MEGATRON_CORE, flash=1
 )  # before Transformer Engine preferred cuDNN's attention on Hopper, mid-2024
-MEGATRON_25 = replace(MEGATRON_CORE, flash=3)  # with the cuDNN of December 2024 and later
+MEGATRON_25 = replace(MEGATRON_CORE, flash=3, keeps8=1)  # with the cuDNN of December 2024 and later
 MEGATRON_DS = replace(MEGATRON_21, reduced=2, adds=1)
 NEMO_24 = replace(MEGATRON_CORE, master=2)  # Apex keeps the 16 bits that bf16 weights lack
 TORCH = Software(fused=0, weights=4, gradients=4, master=0, reduced=4)
@@ -45,7 +46,7 @@ SOFTWARE: tuple[tuple[str, Software], ...] = (
     ("nanotron", NANOTRON),
     ("llm-foundry", replace(TORCH, logits=4)),
     ("fms-fsdp", replace(TORCH, fused=1, reduced=2)),
-    ("torchtitan", replace(TORCH_LOSS, alternate=1)),
+    ("torchtitan", replace(TORCH_LOSS, alternate=1, gathers8=1)),
     ("InternEvo", Software(blocking=1, fused=0, overlap_dp=0.5, reduced=2, gradients=2, adds=1, turns=2.5e-3)),
     ("vTrain", replace(MEGATRON_21, fused=0, adds=1, gradients=2)),
     ("Megatron-DeepSpeed", MEGATRON_DS), ("bigscience", MEGATRON_DS),
@@ -53,9 +54,9 @@ SOFTWARE: tuple[tuple[str, Software], ...] = (
     ("2021-01", replace(MEGATRON_21, whole_pp=1)), ("Smith et al. 2022", replace(MEGATRON_21, whole_pp=1, adds=1)),
     ("AutoModel", replace(TORCH, fused=1, flash=3, weights=2, gradients=2, master=0, moments=4, reduced=2)),
     ("SimuMax", Software(flash=2, overlap_dp=0)),
-    ("NeMo 24.12", replace(NEMO_24, flash=3)), ("NeMo 25", MEGATRON_25), ("NeMo 24.", NEMO_24), ("nemo-24", NEMO_24),
+    ("NeMo 24.12", replace(NEMO_24, flash=3)), ("NeMo Megatron 22", NEMO_22), ("NeMo 25", MEGATRON_25), ("NeMo 24.", NEMO_24), ("nemo-24", NEMO_24),
     ("DeepSeek-V3 README", replace(MEGATRON_CORE, overlap_ep=1, dedup=1)),
-    ("Bridge", replace(MEGATRON_25, overlap_ep=1, dedup=1, routing=0.49, keeps8=1)),
+    ("Bridge", replace(MEGATRON_25, overlap_ep=1, dedup=1, routing=0.49)),
     ("dgxc", MEGATRON_CORE), ("NeMo", MEGATRON_CORE),
     ("Megatron-Core 2025", MEGATRON_25), ("Megatron-Core", MEGATRON_24),
     ("mcore", MEGATRON_24), ("JAX", replace(MEGATRON_CORE, overlap_tp=0)), ("pax", replace(MEGATRON_CORE, overlap_tp=0)),
@@ -354,6 +355,8 @@ def _cluster(row: dict[str, Any]) -> Cluster:
         change |= {"network_gb_per_s": 35, "network_wait_us": 353}
     if "fp4" in str(row.get("precision", "")).lower():
         change["peak_8bit_tflops"] = FP4 * cluster.peak_8bit_tflops
+    if "DGX2" in row["gpu"]:
+        change["mesh"] = False
     if domain := row.get("nvlink_domain"):
         change["nvlink_domain"] = domain
     per_node = row.get("gpus_per_node") or cluster.per_node
@@ -399,11 +402,13 @@ def _software(row: dict[str, Any]) -> Software:
         found = replace(found, waits=1)
     extras = " ".join(row.get("extras", [])).lower()
     if "flash" in extras:
-        found = replace(found, flash=max(1, found.flash))
+        found = replace(found, flash=0.5 if "flash attention 1" in extras else max(1, found.flash))
     if "compile" in extras:
         found = replace(found, fused=1)
         if _is_titan(row) and "2024" not in row.get("source", ""):  # the loss too, but in 2024 (its train.py)
             found = replace(found, logits=4)
+    if "fp8 parameters" in extras:
+        found = replace(found, gathers8=1)
     if "no tp comm overlap" in extras:
         found = replace(found, overlap_tp=0)
     elif "tp-comm-overlap" in extras or re.search(r"async[ -]?tp", extras):
