@@ -42,6 +42,8 @@ NANOTRON = Software(
     fused=0, fused_norm=1, logits=10.7, overlap_dp=0, balanced=1, keeps_gathered=1, copies=2, whole_dp=1, adds=1,
     tp_host=2.2e-3,
 )  # fmt: skip
+XLA = replace(MEGATRON_CORE, overlap_tp=0)
+COMPILED = replace(TORCH, fused=1)
 SOFTWARE: tuple[tuple[str, Software], ...] = (
     ("nanotron", NANOTRON),
     ("llm-foundry", replace(TORCH, logits=4)),
@@ -58,11 +60,14 @@ SOFTWARE: tuple[tuple[str, Software], ...] = (
     ("DeepSeek-V3 README", replace(MEGATRON_CORE, overlap_ep=1, dedup=1)),
     ("Bridge", replace(MEGATRON_25, overlap_ep=1, dedup=1, routing=0.49)),
     ("dgxc", MEGATRON_CORE), ("NeMo", MEGATRON_CORE),
-    ("Megatron-Core 2025", MEGATRON_25), ("Megatron-Core", MEGATRON_24),
-    ("mcore", MEGATRON_24), ("JAX", replace(MEGATRON_CORE, overlap_tp=0)), ("pax", replace(MEGATRON_CORE, overlap_tp=0)),
-    ("TinyLlama", replace(TORCH, fused=1)),
-    ("Kempner", replace(TORCH_LOSS, flash=2, weights=2, gradients=2, moments=4, reduced=2)),
-    ("PyTorch", TORCH_LOSS), ("FSDP2", TORCH_LOSS), ("accelerate", TORCH_LOSS),
+    ("ModelZoo", MEGATRON_25), ("mcore", MEGATRON_24),
+    ("Megatron-Core 2025", replace(MEGATRON_25, gradients=4, reduced=4)),
+    ("Megatron-Core", replace(MEGATRON_24, gradients=4, reduced=4)),
+    ("Primus", replace(MEGATRON_25, gradients=4, reduced=4)),
+    ("JAX", XLA), ("pax", XLA), ("MaxText", XLA), ("Levanter", XLA), ("EasyLM", XLA),
+    ("TinyLlama", COMPILED), ("litgpt", COMPILED), ("lit-gpt", COMPILED), ("OLMo", COMPILED), ("torchtune", COMPILED),
+    ("Kempner", replace(TORCH_LOSS, flash=2, weights=2, gradients=2, moments=4, reduced=2, whole_head=1)),
+    ("PyTorch", TORCH_LOSS), ("FSDP", TORCH_LOSS), ("accelerate", TORCH_LOSS), ("transformers", TORCH_LOSS),
     ("Megatron-LM", MEGATRON_21), ("Narayanan", MEGATRON_21), ("Korthikanti", MEGATRON_21),
 )  # fmt: skip
 """A word of the row's set, framework or source → what that software does. The first that is found counts."""
@@ -360,6 +365,8 @@ def _cluster(row: dict[str, Any]) -> Cluster:
     if domain := row.get("nvlink_domain"):
         change["nvlink_domain"] = domain
     per_node = row.get("gpus_per_node") or cluster.per_node
+    if "EFA" in str(row.get("interconnect")):
+        change["network_wait_us"] = 350  # of docs/plan.md: what vTrain's machine has not, and AWS's has
     if network := _network(str(row.get("interconnect") or "")):
         change["network_gb_per_s"] = network / 8 / per_node
     if "PCI" in row["gpu"].upper():
@@ -389,7 +396,7 @@ def _software(row: dict[str, Any]) -> Software:
     told = told.lower().replace("nemotron", "")  # a model, not NeMo
     found = next((software for word, software in SOFTWARE if word.lower() in told), default)
     if found is MEGATRON_21 and not ampere:
-        found = MEGATRON_CORE
+        found = replace(MEGATRON_CORE, gradients=4, reduced=4) if "megatron-lm" in told else MEGATRON_CORE
     if found is NANOTRON:
         found = _nanotron(row)
     if found.flash == 1 and any(word in row["gpu"] for word in ("B200", "B300")):

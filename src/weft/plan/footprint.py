@@ -150,7 +150,7 @@ def footprint(work: Work, *, first: bool = False) -> Footprint:
     """Of the fullest process, or of the first stage's, which is the one that most systems report."""
     s, c, soft = work.sizes, work.cut, work.software
     held = Held.of(work, first)
-    logits = soft.logits * work.tokens * s.vocab / c.tp
+    logits = soft.logits * work.tokens * s.vocab / np.where(soft.whole_head, 1, c.tp)
     logits = np.where(c.chunked, logits / 16, logits)
     flight = Flight.of(work, held, logits)
     leads = (np.where(c.pp > 1, flight.first, 0.0) >= flight.last + logits) | first
