@@ -407,6 +407,8 @@ def _software(row: dict[str, Any]) -> Software:
         found = replace(found, gradients=6)
     if _is_bloom(row):  # CUDA_LAUNCH_BLOCKING=1 stands in its scripts, against hangs
         found = replace(found, waits=1)
+    if "pax" in told and "(TE)" not in str(row.get("precision")):  # XLA alone had no fused attention
+        found = replace(XLA, flash=0)
     extras = " ".join(row.get("extras", [])).lower()
     if "flash" in extras:
         found = replace(found, flash=0.5 if "flash attention 1" in extras else max(1, found.flash))
