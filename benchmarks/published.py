@@ -30,9 +30,7 @@ GIB = 2**30
 MEGATRON_21 = Software(flash=0, overlap_dp=0, blocking=1, dropout=1, gradients=4, reduced=2)
 NEMO_22 = replace(MEGATRON_21, overlap_dp=1, gradients=2)
 MEGATRON_CORE = Software(flash=2, overlap_tp=1, overlap_pp=1, gradients=2, reduced=2)
-MEGATRON_24 = replace(
-    MEGATRON_CORE, flash=1
-)  # before Transformer Engine preferred cuDNN's attention on Hopper, mid-2024
+MEGATRON_24 = replace(MEGATRON_CORE, flash=1)  # before Transformer Engine preferred cuDNN's attention, mid-2024
 MEGATRON_25 = replace(MEGATRON_CORE, flash=3, keeps8=1)  # with the cuDNN of December 2024 and later
 MEGATRON_DS = replace(MEGATRON_21, reduced=2, adds=1)
 NEMO_24 = replace(MEGATRON_CORE, master=2)  # Apex keeps the 16 bits that bf16 weights lack
@@ -56,7 +54,8 @@ SOFTWARE: tuple[tuple[str, Software], ...] = (
     ("2021-01", replace(MEGATRON_21, whole_pp=1)), ("Smith et al. 2022", replace(MEGATRON_21, whole_pp=1, adds=1)),
     ("AutoModel", replace(TORCH, fused=1, flash=3, weights=2, gradients=2, master=0, moments=4, reduced=2)),
     ("SimuMax", Software(flash=2, overlap_dp=0)),
-    ("NeMo 24.12", replace(NEMO_24, flash=3)), ("NeMo Megatron 22", NEMO_22), ("NeMo 25", MEGATRON_25), ("NeMo 24.", NEMO_24), ("nemo-24", NEMO_24),
+    ("NeMo Megatron 22", NEMO_22), ("NeMo 24.12", replace(NEMO_24, flash=3)), ("NeMo 25", MEGATRON_25),
+    ("NeMo 24.", NEMO_24), ("nemo-24", NEMO_24),
     ("DeepSeek-V3 README", replace(MEGATRON_CORE, overlap_ep=1, dedup=1)),
     ("Bridge", replace(MEGATRON_25, overlap_ep=1, dedup=1, routing=0.49)),
     ("dgxc", MEGATRON_CORE), ("NeMo", MEGATRON_CORE),
@@ -407,7 +406,7 @@ def _software(row: dict[str, Any]) -> Software:
         found = replace(found, gradients=6)
     if _is_bloom(row):  # CUDA_LAUNCH_BLOCKING=1 stands in its scripts, against hangs
         found = replace(found, waits=1)
-    if "pax" in told and "(TE)" not in str(row.get("precision")):  # XLA alone had no fused attention
+    if found is XLA and "pax" in told and "(TE)" not in str(row.get("precision")):  # XLA alone had no fused attention
         found = replace(XLA, flash=0)
     extras = " ".join(row.get("extras", [])).lower()
     if "flash" in extras:

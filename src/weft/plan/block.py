@@ -120,8 +120,8 @@ def attention_time(work: Work) -> tuple[Num, Num]:
     seen = np.minimum(s.window, s.seq)
     seen = seen - seen**2 / (2 * s.seq)  # causal
     scores = work.tokens * np.where(soft.flash, seen, s.seq) * s.heads / c.tp
-    # exponents take as long as products where heads have 128 numbers (Blackwell) or 64 (Hopper), and half as long on Ampere,
-    # whose products are slower (Shah et al. 2024, 3.1): narrower heads leave these idle, or do not
+    # exponents take as long as products where heads have 128 numbers (Blackwell) or 64 (Hopper), and half as long on
+    # Ampere, whose products are slower (Shah et al. 2024, 3.1): narrower heads leave these idle, or do not
     short = np.select([chip.generation >= 3, chip.generation >= 2], [0.5, C.short_head], 1.0)
     head = np.where(s.head_dim >= 128, 1.0, short + (1 - short) * np.maximum(0, s.head_dim - 64) / 64)
     rows = c.micro_batch * s.heads / c.tp * np.ceil(s.seq / c.cp / 128)

@@ -143,8 +143,8 @@ class Software:
         logits: bytes kept for each, with its gradient: 4 where gradients take the place of logits; 12 where torch's loss
             has three fp32 tables at once: logarithms, their gradients, and those of the logits.
         whole_head: every process of tp has the logits of the whole vocabulary for their loss.
-        flash: attention never writes its scores: 0.5 FlashAttention of 2022, 1 FlashAttention-2, 2 the best kernels of the GPU's generation, 3 those of
-            2025.
+        flash: attention never writes its scores: 0.5 FlashAttention of 2022, 1 FlashAttention-2, 2 the best kernels of the
+            GPU's generation, 3 those of 2025.
         overlap_dp: gradients are reduced and weights gathered beside the computation; 0.5: gradients only, and of
             ZeRO-3's half.
         overlap_tp: tp's messages go beside the matrix products.
