@@ -31,7 +31,7 @@ MEGATRON_21 = Software(flash=0, overlap_dp=0, blocking=1, dropout=1, gradients=4
 NEMO_22 = replace(MEGATRON_21, overlap_dp=1, gradients=2)
 MEGATRON_CORE = Software(flash=2, overlap_tp=1, overlap_pp=1, gradients=2, reduced=2)
 MEGATRON_24 = replace(MEGATRON_CORE, flash=1)  # before Transformer Engine preferred cuDNN's attention, mid-2024
-MEGATRON_25 = replace(MEGATRON_CORE, flash=3, keeps8=1)  # with the cuDNN of December 2024 and later
+MEGATRON_25 = replace(MEGATRON_CORE, flash=3, keeps8=1, weighs=1)  # with the cuDNN of December 2024 and later
 MEGATRON_DS = replace(MEGATRON_21, reduced=2, adds=1)
 NEMO_24 = replace(MEGATRON_CORE, master=2)  # Apex keeps the 16 bits that bf16 weights lack
 TORCH = Software(fused=0, weights=4, gradients=4, master=0, reduced=4)
@@ -303,17 +303,16 @@ def _layout(row: dict[str, Any], job: Job) -> Layout:
         blocks = layers / pp  # its recipes interleave where they can, mostly by two blocks
         vp = int(blocks / 2 if blocks % 2 == 0 else blocks if blocks % 1 == 0 else 1)
     ep = row.get("ep") or 1
-    etp = (
-        row.get("etp")
-        or row.get("recipe", {}).get("expert_tensor_parallel_size")
-        or (None if replicas * cp % ep == 0 else 1)
-    )
+    told_etp = row.get("etp") or row.get("recipe", {}).get("expert_tensor_parallel_size")
+    etp = told_etp or (None if replicas * cp % ep == 0 else 1)
+    offloaded = row.get("recipe", {}).get("cpu_offloading_num_layers")
     return Layout(
         dp=replicas // shards, fsdp=shards, zero=zero if shards > 1 else 3, tp=tp, sp=bool(sp) and tp > 1, cp=cp,
         cp_kind="ring" if cp > 1 else "allgather", pp=pp, vp=vp if pp > 1 else 1,
         schedule="interleaved" if vp > 1 and pp > 1 else "1f1b", ep=ep, etp=etp if row["model"].get("experts") else None,
         micro_batch=max(1, int(micro_batch)), precision="bf16",
         recompute=recompute if recompute.startswith(("full", "selective")) else "none",
+        offload="activation offloading" in str(row.get("extras")) or bool(offloaded),
     )  # fmt: skip
 
 
@@ -445,6 +444,8 @@ def _experts(row: dict[str, Any], told: str, found: Software) -> Software:
         found = replace(found, routing=0.2, graphs=2 if blackwell and row["model"].get("experts") else 0)
     if "bridge" in told and "GPT-OSS" in str(row["model"].get("name")):
         found = replace(found, routing=found.routing + BIASES)
+    if "bridge" in told and row["model"].get("kv_lora"):  # DeepSeek's moments have 16 bits, and Kimi's Muon has one
+        found = replace(found, moments=4)
     if graphs := recipe.get("cuda_graph_impl"):
         whole = "full" in f"{graphs} {recipe.get('cuda_graph_scope')}"
         found = replace(found, graphs=0 if graphs == "none" else 2 if whole else 1)

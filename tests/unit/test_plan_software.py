@@ -162,6 +162,13 @@ def test_tokens_are_not_dealt_out_again() -> None:
     assert float(Passes.of(less).mixed.routing[0]) == pytest.approx(float(passes.mixed.routing[0]) / 2)  # type: ignore[union-attr]
 
 
+def test_experts_results_are_not_kept_where_inner_states_are_weighed() -> None:
+    run = work("qwen3-30b-a3b", "fsdp8.zero1.ep8.mb1.bf16")
+    less = replace(run, software=replace(run.software, weighs=1))
+    routed = run.tokens * 8 * run.sizes.hidden * 2  # one number less of each token's eight copies
+    assert block_activations(run) - block_activations(less) == pytest.approx(routed)
+
+
 def test_what_products_took_is_kept_in_8_bits() -> None:
     """Llama: after two norms, and after the activation: a byte of each number less, in fp8 alone."""
     keeps = replace(MEGATRON, keeps8=1)

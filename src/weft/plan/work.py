@@ -166,6 +166,7 @@ class Software:
         results: it keeps what attention, every product but experts' and every message gave, and nothing else.
         gathers8: weights of products in 8 bits are gathered in 8 bits, too.
         keeps8: what products in 8 bits take is kept in 8 bits, too.
+        weighs: experts' inner states are weighed, not their results, which need not be kept then.
         raises_again: latent attention makes queries, keys and values again of their short vectors.
         copies: hidden states of each token, cut over tp, that a block keeps beside what its backward pass needs.
         whole_dp: under ZeRO 1 and 2 all processes get all gradients, not their own shares alone.
@@ -199,6 +200,7 @@ class Software:
     results: Num = 0
     gathers8: Num = 0
     keeps8: Num = 0
+    weighs: Num = 0
     raises_again: Num = 0
     copies: Num = 0
     whole_dp: Num = 0
