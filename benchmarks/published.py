@@ -28,11 +28,10 @@ from weft.plan.work import Software, Work
 GIB = 2**30
 
 MEGATRON_21 = Software(flash=0, overlap_dp=0, blocking=1, dropout=1, gradients=4, reduced=2)
+NEMO_22 = replace(MEGATRON_21, overlap_dp=1, gradients=2)
 MEGATRON_CORE = Software(flash=2, overlap_tp=1, overlap_pp=1, gradients=2, reduced=2)
-MEGATRON_24 = replace(
-    MEGATRON_CORE, flash=1
-)  # before Transformer Engine preferred cuDNN's attention on Hopper, mid-2024
-MEGATRON_25 = replace(MEGATRON_CORE, flash=3)  # with the cuDNN of December 2024 and later
+MEGATRON_24 = replace(MEGATRON_CORE, flash=1)  # before Transformer Engine preferred cuDNN's attention, mid-2024
+MEGATRON_25 = replace(MEGATRON_CORE, flash=3, keeps8=1, weighs=1)  # with the cuDNN of December 2024 and later
 MEGATRON_DS = replace(MEGATRON_21, reduced=2, adds=1)
 NEMO_24 = replace(MEGATRON_CORE, master=2)  # Apex keeps the 16 bits that bf16 weights lack
 TORCH = Software(fused=0, weights=4, gradients=4, master=0, reduced=4)
@@ -41,11 +40,13 @@ NANOTRON = Software(
     fused=0, fused_norm=1, logits=10.7, overlap_dp=0, balanced=1, keeps_gathered=1, copies=2, whole_dp=1, adds=1,
     tp_host=2.2e-3,
 )  # fmt: skip
+XLA = replace(MEGATRON_CORE, overlap_tp=0)
+COMPILED = replace(TORCH, fused=1)
 SOFTWARE: tuple[tuple[str, Software], ...] = (
     ("nanotron", NANOTRON),
     ("llm-foundry", replace(TORCH, logits=4)),
     ("fms-fsdp", replace(TORCH, fused=1, reduced=2)),
-    ("torchtitan", replace(TORCH_LOSS, alternate=1)),
+    ("torchtitan", replace(TORCH_LOSS, alternate=1, gathers8=1)),
     ("InternEvo", Software(blocking=1, fused=0, overlap_dp=0.5, reduced=2, gradients=2, adds=1, turns=2.5e-3)),
     ("vTrain", replace(MEGATRON_21, fused=0, adds=1, gradients=2)),
     ("Megatron-DeepSpeed", MEGATRON_DS), ("bigscience", MEGATRON_DS),
@@ -53,15 +54,19 @@ SOFTWARE: tuple[tuple[str, Software], ...] = (
     ("2021-01", replace(MEGATRON_21, whole_pp=1)), ("Smith et al. 2022", replace(MEGATRON_21, whole_pp=1, adds=1)),
     ("AutoModel", replace(TORCH, fused=1, flash=3, weights=2, gradients=2, master=0, moments=4, reduced=2)),
     ("SimuMax", Software(flash=2, overlap_dp=0)),
-    ("NeMo 24.12", replace(NEMO_24, flash=3)), ("NeMo 25", MEGATRON_25), ("NeMo 24.", NEMO_24), ("nemo-24", NEMO_24),
+    ("NeMo Megatron 22", NEMO_22), ("NeMo 24.12", replace(NEMO_24, flash=3)), ("NeMo 25", MEGATRON_25),
+    ("NeMo 24.", NEMO_24), ("nemo-24", NEMO_24),
     ("DeepSeek-V3 README", replace(MEGATRON_CORE, overlap_ep=1, dedup=1)),
-    ("Bridge", replace(MEGATRON_25, overlap_ep=1, dedup=1, routing=0.49, keeps8=1)),
+    ("Bridge", replace(MEGATRON_25, overlap_ep=1, dedup=1, routing=0.49)),
     ("dgxc", MEGATRON_CORE), ("NeMo", MEGATRON_CORE),
-    ("Megatron-Core 2025", MEGATRON_25), ("Megatron-Core", MEGATRON_24),
-    ("mcore", MEGATRON_24), ("JAX", replace(MEGATRON_CORE, overlap_tp=0)), ("pax", replace(MEGATRON_CORE, overlap_tp=0)),
-    ("TinyLlama", replace(TORCH, fused=1)),
-    ("Kempner", replace(TORCH_LOSS, flash=2, weights=2, gradients=2, moments=4, reduced=2)),
-    ("PyTorch", TORCH_LOSS), ("FSDP2", TORCH_LOSS), ("accelerate", TORCH_LOSS),
+    ("ModelZoo", MEGATRON_25), ("mcore", MEGATRON_24),
+    ("Megatron-Core 2025", replace(MEGATRON_25, gradients=4, reduced=4)),
+    ("Megatron-Core", replace(MEGATRON_24, gradients=4, reduced=4)),
+    ("Primus", replace(MEGATRON_25, gradients=4, reduced=4)),
+    ("JAX", XLA), ("pax", XLA), ("MaxText", XLA), ("Levanter", XLA), ("EasyLM", XLA),
+    ("TinyLlama", COMPILED), ("litgpt", COMPILED), ("lit-gpt", COMPILED), ("OLMo", COMPILED), ("torchtune", COMPILED),
+    ("Kempner", replace(TORCH_LOSS, flash=2, weights=2, gradients=2, moments=4, reduced=2, whole_head=1)),
+    ("PyTorch", TORCH_LOSS), ("FSDP", TORCH_LOSS), ("accelerate", TORCH_LOSS), ("transformers", TORCH_LOSS),
     ("Megatron-LM", MEGATRON_21), ("Narayanan", MEGATRON_21), ("Korthikanti", MEGATRON_21),
 )  # fmt: skip
 """A word of the row's set, framework or source → what that software does. The first that is found counts."""
@@ -298,17 +303,16 @@ def _layout(row: dict[str, Any], job: Job) -> Layout:
         blocks = layers / pp  # its recipes interleave where they can, mostly by two blocks
         vp = int(blocks / 2 if blocks % 2 == 0 else blocks if blocks % 1 == 0 else 1)
     ep = row.get("ep") or 1
-    etp = (
-        row.get("etp")
-        or row.get("recipe", {}).get("expert_tensor_parallel_size")
-        or (None if replicas * cp % ep == 0 else 1)
-    )
+    told_etp = row.get("etp") or row.get("recipe", {}).get("expert_tensor_parallel_size")
+    etp = told_etp or (None if replicas * cp % ep == 0 else 1)
+    offloaded = row.get("recipe", {}).get("cpu_offloading_num_layers")
     return Layout(
         dp=replicas // shards, fsdp=shards, zero=zero if shards > 1 else 3, tp=tp, sp=bool(sp) and tp > 1, cp=cp,
         cp_kind="ring" if cp > 1 else "allgather", pp=pp, vp=vp if pp > 1 else 1,
         schedule="interleaved" if vp > 1 and pp > 1 else "1f1b", ep=ep, etp=etp if row["model"].get("experts") else None,
         micro_batch=max(1, int(micro_batch)), precision="bf16",
         recompute=recompute if recompute.startswith(("full", "selective")) else "none",
+        offload="activation offloading" in str(row.get("extras")) or bool(offloaded),
     )  # fmt: skip
 
 
@@ -354,9 +358,13 @@ def _cluster(row: dict[str, Any]) -> Cluster:
         change |= {"network_gb_per_s": 35, "network_wait_us": 353}
     if "fp4" in str(row.get("precision", "")).lower():
         change["peak_8bit_tflops"] = FP4 * cluster.peak_8bit_tflops
+    if "DGX2" in row["gpu"]:
+        change["mesh"] = False
     if domain := row.get("nvlink_domain"):
         change["nvlink_domain"] = domain
     per_node = row.get("gpus_per_node") or cluster.per_node
+    if "EFA" in str(row.get("interconnect")):
+        change["network_wait_us"] = 350  # of docs/plan.md: what vTrain's machine has not, and AWS's has
     if network := _network(str(row.get("interconnect") or "")):
         change["network_gb_per_s"] = network / 8 / per_node
     if "PCI" in row["gpu"].upper():
@@ -386,7 +394,7 @@ def _software(row: dict[str, Any]) -> Software:
     told = told.lower().replace("nemotron", "")  # a model, not NeMo
     found = next((software for word, software in SOFTWARE if word.lower() in told), default)
     if found is MEGATRON_21 and not ampere:
-        found = MEGATRON_CORE
+        found = replace(MEGATRON_CORE, gradients=4, reduced=4) if "megatron-lm" in told else MEGATRON_CORE
     if found is NANOTRON:
         found = _nanotron(row)
     if found.flash == 1 and any(word in row["gpu"] for word in ("B200", "B300")):
@@ -397,13 +405,17 @@ def _software(row: dict[str, Any]) -> Software:
         found = replace(found, gradients=6)
     if _is_bloom(row):  # CUDA_LAUNCH_BLOCKING=1 stands in its scripts, against hangs
         found = replace(found, waits=1)
+    if found is XLA and "pax" in told and "(TE)" not in str(row.get("precision")):  # XLA alone had no fused attention
+        found = replace(XLA, flash=0)
     extras = " ".join(row.get("extras", [])).lower()
     if "flash" in extras:
-        found = replace(found, flash=max(1, found.flash))
+        found = replace(found, flash=0.5 if "flash attention 1" in extras else max(1, found.flash))
     if "compile" in extras:
         found = replace(found, fused=1)
         if _is_titan(row) and "2024" not in row.get("source", ""):  # the loss too, but in 2024 (its train.py)
             found = replace(found, logits=4)
+    if "fp8 parameters" in extras:
+        found = replace(found, gathers8=1)
     if "no tp comm overlap" in extras:
         found = replace(found, overlap_tp=0)
     elif "tp-comm-overlap" in extras or re.search(r"async[ -]?tp", extras):
@@ -432,6 +444,8 @@ def _experts(row: dict[str, Any], told: str, found: Software) -> Software:
         found = replace(found, routing=0.2, graphs=2 if blackwell and row["model"].get("experts") else 0)
     if "bridge" in told and "GPT-OSS" in str(row["model"].get("name")):
         found = replace(found, routing=found.routing + BIASES)
+    if "bridge" in told and row["model"].get("kv_lora"):  # DeepSeek's moments have 16 bits, and Kimi's Muon has one
+        found = replace(found, moments=4)
     if graphs := recipe.get("cuda_graph_impl"):
         whole = "full" in f"{graphs} {recipe.get('cuda_graph_scope')}"
         found = replace(found, graphs=0 if graphs == "none" else 2 if whole else 1)

@@ -12,6 +12,7 @@ from weft.models.shape import Shape
 from weft.plan import collectives
 from weft.plan.block import Passes, attention_time
 from weft.plan.constants import CONSTANTS as C
+from weft.plan.footprint import Held, footprint
 from weft.plan.kept import block_activations
 from weft.plan.machine import read_cluster
 from weft.plan.numbers import MEGATRON, Job, numbers
@@ -80,7 +81,8 @@ def test_heads_off_16_bytes_are_not_the_tensor_cores(item: int) -> None:
 
 
 def test_exponents_bound_narrow_heads_on_blackwell() -> None:
-    """As many exponents as products where heads have 128 numbers: of 64, products wait for them half of the time."""
+    """As many exponents as products where heads have 128 numbers: of 64, products wait for them half of the time. Ampere's
+    products are slow enough for those of 64."""
     wide = Shape(family="llama", num_layers=2, hidden=4096, num_heads=32, ffn=11008, vocab=32000, max_seq=2048)
     narrow = wide.model_copy(update={"num_heads": 64, "num_kv_heads": 64, "head_dim": 64})
     ratios = [
@@ -88,9 +90,58 @@ def test_exponents_bound_narrow_heads_on_blackwell() -> None:
             attention_time(work(narrow, "mb4.bf16", cluster=name))[0]
             / attention_time(work(wide, "mb4.bf16", cluster=name))[0]
         )
-        for name in ("h100x8", "b200x8")
+        for name in ("h100x8", "b200x8", "a100-80gbx8")
     ]
     assert 1.1 < ratios[0] < 1.5 < ratios[1] < 2.1
+    assert ratios[2] == pytest.approx(1, abs=0.01)
+
+
+def test_flash_attention_of_2022_has_half_the_rate_of_the_second() -> None:
+    first, second = (
+        attention_time(work("llama2-7b", "mb4.bf16", replace(MEGATRON, flash=flash), cluster="a100-80gbx8"))[0]
+        for flash in (0.5, 1)
+    )
+    assert (first - C.kernel) / (second - C.kernel) == pytest.approx(1 / C.flash1)
+
+
+def test_without_a_switch_a_group_has_the_links_among_itself() -> None:
+    """MI300X: 64 GB/s to each of the other seven, so that a pair has one of seven links, and eight have all."""
+    mesh = read_cluster("mi300xx8").machine()
+    for size, stride, links in ((2, 1, 1), (4, 1, 3), (8, 1, 7), (2, 4, 1)):
+        assert collectives.rate(size, stride, mesh) == pytest.approx(64e9 * links * C.nvlink)
+    pair = collectives.send(1, mesh, 1e9) - C.start
+    assert pair == pytest.approx(1e9 / (64e9 * C.nvlink))
+    assert collectives.all_to_all(8, 1, mesh, 8e9) == pytest.approx(1e9 / (64e9 * C.nvlink), rel=0.01)
+    switched = read_cluster("h100x8").machine()
+    assert collectives.rate(2, 1, switched) == collectives.rate(8, 1, switched)
+
+
+def test_weights_that_travel_in_8_bits_take_half_the_bytes() -> None:
+    """Under ZeRO-3 where they are gathered, and under ZeRO-1 where they are given back; gradients travel as they did."""
+    for layout in ("fsdp64.mb1.bf16", "fsdp64.zero1.mb1.bf16"):
+        alone = replace(MEGATRON, overlap_dp=0)
+        wide, narrow = (
+            step_time(work("llama2-7b", layout, replace(alone, gathers8=kind), matmul="fp8")).dp for kind in (0, 1)
+        )
+        assert 0.5 * wide < narrow < 0.9 * wide
+        plain = (step_time(work("llama2-7b", layout, replace(alone, gathers8=kind))).dp for kind in (0, 1))
+        assert len({float(one) for one in plain}) == 1
+
+
+def test_logits_that_every_process_of_tp_has_whole() -> None:
+    cut, whole = (
+        footprint(work("llama2-7b", "fsdp16.tp4.mb1.full.bf16", replace(MEGATRON, whole_head=kind))).logits
+        for kind in (0, 1)
+    )
+    assert whole == 4 * cut
+
+
+def test_where_tables_count_as_blocks_the_first_stage_has_one_less() -> None:
+    """Llama 3's 126 blocks in 8 stages: 15 beside the embedding, 16 in each stage that has no table."""
+    one = work("llama3-405b", "tp8.pp8.mb1.full.bf16")
+    assert (Held.of(one).blocks, Held.of(one, first=True).blocks) == (16, 15)
+    even = work("llama3-70b", "tp8.pp8.mb1.full.bf16")
+    assert Held.of(even).blocks == Held.of(even, first=True).blocks == 10
 
 
 def test_kernels_that_deal_tokens_out_reach_more_of_the_network() -> None:
@@ -109,6 +160,13 @@ def test_tokens_are_not_dealt_out_again() -> None:
     assert redo == pytest.approx(float(passes.mixed.elementwise[0] - passes.mixed.routing[0]))
     less = replace(run, software=replace(run.software, routing=0.5))
     assert float(Passes.of(less).mixed.routing[0]) == pytest.approx(float(passes.mixed.routing[0]) / 2)  # type: ignore[union-attr]
+
+
+def test_experts_results_are_not_kept_where_inner_states_are_weighed() -> None:
+    run = work("qwen3-30b-a3b", "fsdp8.zero1.ep8.mb1.bf16")
+    less = replace(run, software=replace(run.software, weighs=1))
+    routed = run.tokens * 8 * run.sizes.hidden * 2  # one number less of each token's eight copies
+    assert block_activations(run) - block_activations(less) == pytest.approx(routed)
 
 
 def test_what_products_took_is_kept_in_8_bits() -> None:

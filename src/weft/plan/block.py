@@ -120,13 +120,15 @@ def attention_time(work: Work) -> tuple[Num, Num]:
     seen = np.minimum(s.window, s.seq)
     seen = seen - seen**2 / (2 * s.seq)  # causal
     scores = work.tokens * np.where(soft.flash, seen, s.seq) * s.heads / c.tp
-    # exponents take as long as products where heads have 128 numbers (Blackwell), so half of these leave the products idle
-    short = np.where(chip.generation >= 3, 0.5, C.short_head)
+    # exponents take as long as products where heads have 128 numbers (Blackwell) or 64 (Hopper), and half as long on
+    # Ampere, whose products are slower (Shah et al. 2024, 3.1): narrower heads leave these idle, or do not
+    short = np.select([chip.generation >= 3, chip.generation >= 2], [0.5, C.short_head], 1.0)
     head = np.where(s.head_dim >= 128, 1.0, short + (1 - short) * np.maximum(0, s.head_dim - 64) / 64)
     rows = c.micro_batch * s.heads / c.tp * np.ceil(s.seq / c.cp / 128)
     filled = np.minimum(1.0, rows / chip.sms)
     length = s.seq / c.cp
     kernel = np.where((soft.flash == 1) & (chip.generation >= 2), C.flash2, 1.0)
+    kernel = np.where((soft.flash > 0) & (soft.flash < 1), C.flash1, kernel)
     kernel = np.where((soft.flash == 3) & (chip.generation == 2), C.flash3, kernel)
     flops = 2 * scores * (s.head_dim + s.values)
     flash = flops / (chip.peak * chip.attention * kernel * head * filled * length / (length + C.attention_length))

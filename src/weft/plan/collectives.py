@@ -21,10 +21,15 @@ def crosses(size: Num, stride: Num, machine: Machine) -> Num:
     return (machine.halves > 0) & (size > 1) & (size * stride > machine.domain / 2)
 
 
+def links(members: Num, machine: Machine) -> Num:
+    """Share of a GPU's links that go to so many members of its node: all of them through a switch."""
+    return np.where(machine.mesh > 0, np.maximum(1, members - 1) / np.maximum(1, machine.domain - 1), 1.0)
+
+
 def joined(size: Num, stride: Num, machine: Machine) -> Num:
     """Bytes/s of the bus inside a node. All groups that lie across its two CPUs share what joins these."""
     across = machine.halves / np.minimum(stride, machine.domain / 2)
-    inside = machine.nvlink * C.nvlink
+    inside = machine.nvlink * C.nvlink * links(near(size, stride, machine), machine)
     return np.where(crosses(size, stride, machine), np.minimum(inside, across), inside)
 
 
@@ -84,7 +89,7 @@ def all_to_all(size: Num, stride: Num, machine: Machine, volume: Num, copies: Nu
     distinct = nodes * (1 - (1 - 1 / nodes) ** copies) / copies  # of the copies, to a node that has none yet
     reached = np.where(copies > 1, C.network_dealt, C.network)
     far = (size - inside) / size * distinct * volume / (machine.network * reached)
-    close = (inside - 1) / size * volume / (machine.nvlink * C.nvlink)
+    close = (inside - 1) / size * volume / (machine.nvlink * C.nvlink * links(inside, machine))
     # half of what one side sends goes to the other
     over = (
         inside / 2 * volume / 2 * np.minimum(stride, machine.domain / 2) / np.where(machine.halves, machine.halves, 1)
@@ -95,5 +100,5 @@ def all_to_all(size: Num, stride: Num, machine: Machine, volume: Num, copies: Nu
 
 def send(stride: Num, machine: Machine, volume: Num) -> Num:
     """Seconds from one process to the next of a pipeline."""
-    inside = stride < machine.domain
-    return C.start + volume / np.where(inside, machine.nvlink * C.nvlink, machine.network * C.network)
+    inside = machine.nvlink * C.nvlink * links(2, machine)
+    return C.start + volume / np.where(stride < machine.domain, inside, machine.network * C.network)

@@ -19,6 +19,7 @@ class Constants:
     flash2: float = (
         0.496  # of the rate of Hopper's own attention kernels, that FlashAttention-2 has (Shah et al. 2024, fig. 5)
     )
+    flash1: float = 0.5  # of FlashAttention-2's rate, that FlashAttention of 2022 has (Dao 2023, abstract)
     flash3: float = 1.25  # of Hopper's kernels of 2024, that those of 2025 have
     eager: float = 1.3  # times the traffic of fused element-wise kernels
     host: float = 7.2e-06  # s that the CPU takes to launch one kernel

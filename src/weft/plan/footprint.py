@@ -79,10 +79,15 @@ class Held:
     shards: Num
 
     @classmethod
-    def of(cls, work: Work) -> Held:
+    def of(cls, work: Work, first: bool = False) -> Held:
         s, c = work.sizes, work.cut
         common, experts, table = parameters(work)
         blocks = most_blocks(work)
+        if (
+            first
+        ):  # where the tables are dealt out like a block each (Llama 3's 126), the first stage has one block less
+            beside = (work.software.balanced == 0) & (s.layers % c.pp > 0) & ((s.layers + 2) % c.pp == 0)
+            blocks = blocks - np.where(beside, 1, 0)
         tables = table * np.where(c.pp > 1, 1.0, 2 - s.tied) + s.positions * s.hidden
         share = (blocks * common + tables) / c.shards + blocks * experts / c.expert_shards
         return cls(blocks, common + experts, table, tables, blocks * (common + experts) + tables, share, c.shards)
@@ -146,8 +151,8 @@ class Flight:
 def footprint(work: Work, *, first: bool = False) -> Footprint:
     """Of the fullest process, or of the first stage's, which is the one that most systems report."""
     s, c, soft = work.sizes, work.cut, work.software
-    held = Held.of(work)
-    logits = soft.logits * work.tokens * s.vocab / c.tp
+    held = Held.of(work, first)
+    logits = soft.logits * work.tokens * s.vocab / np.where(soft.whole_head, 1, c.tp)
     logits = np.where(c.chunked, logits / 16, logits)
     flight = Flight.of(work, held, logits)
     leads = (np.where(c.pp > 1, flight.first, 0.0) >= flight.last + logits) | first

@@ -25,7 +25,7 @@ def block_activations(work: Work) -> Num:
     inner = tokens * np.where(s.kv_rank > 0, latent, 2 * query + 2 * kv)
     ffn = tokens * states * s.ffn / tp
     mine = tokens / tp * s.per_token
-    routed = mine * (2 * s.hidden + states * s.expert_ffn) + tokens * states * s.shared_ffn / tp
+    routed = mine * ((2 - soft.weighs) * s.hidden + states * s.expert_ffn) + tokens * states * s.shared_ffn / tp
     kept = c.item * (hidden + inner + (1 - share) * ffn + share * routed) + tokens * s.heads / tp * 4
     # what products in 8 bits took is kept in 8 bits: after norms, before experts, and after activations
     activated = (1 - share) * tokens * s.ffn / tp + share * (mine * s.expert_ffn + tokens * s.shared_ffn / tp)

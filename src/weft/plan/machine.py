@@ -32,6 +32,7 @@ class Cluster(BaseModel):
     memory_gb_per_s: float = Field(gt=0)
     nvlink_gb_per_s: float = Field(gt=0)
     nvlink_domain: int = Field(ge=1, description="GPUs that are joined without the network")
+    mesh: bool = Field(False, description="each pair of a node's GPUs has links of its own, and there is no switch")
     halves_gb_per_s: float = Field(0, ge=0, description="between a node's two CPUs, where messages of GPUs pass there")
     network_gb_per_s: float = Field(gt=0)
     network_wait_us: float = Field(0, ge=0, description="of a collective that is waited for, a node; EFA: 350")
@@ -60,6 +61,7 @@ class Cluster(BaseModel):
             memory=self.memory,
             nvlink=self.nvlink_gb_per_s * 1e9,
             domain=self.nvlink_domain,
+            mesh=float(self.mesh),
             halves=self.halves_gb_per_s * 1e9,
             network=self.network_gb_per_s * 1e9,
             wait=self.network_wait_us * 1e-6,

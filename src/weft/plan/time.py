@@ -131,6 +131,11 @@ class Beat:
         return np.where(self.waits, C.blocked * self.launched, np.maximum(0.0, self.launched - self.gpu))
 
 
+def weight_bytes(work: Work) -> Num:
+    """In which a parameter travels where it is gathered."""
+    return 2 - work.software.gathers8 * work.cut.fp8
+
+
 def shard_messages(work: Work, busy: tuple[Num, Num]) -> Num:
     """ZeRO-3 gathers a block's weights forward and backward and scatters its gradients, beside its neighbour's
     computation."""
@@ -138,7 +143,7 @@ def shard_messages(work: Work, busy: tuple[Num, Num]) -> Num:
     parts = list(zip(copies(work), parameters(work)[:2], strict=True))
     gather, scatter = (
         sum(collectives.gather(one.shards, one.stride, chip, part * item) * (part > 0) for one, part in parts)
-        for item in (2, soft.reduced)
+        for item in (weight_bytes(work), soft.reduced)
     )
     volume = sum(part * (one.shards > 1) for one, part in parts)
     shown = [
@@ -250,7 +255,7 @@ def replica_part(work: Work, one: Copies) -> tuple[Num, Num]:
     reduction = np.where(zero1, scattered, collectives.reduce(ways, stride, chip, mine * soft.reduced) / 2)
     # where a part of the replicas shares the states, these gather among themselves, and gradients go round the rest
     among = np.where(zero1 & (one.replicas > 1), one.shards, ways)
-    gathered = collectives.gather(among, stride, chip, 2 * one.weights)
+    gathered = collectives.gather(among, stride, chip, weight_bytes(work) * one.weights)
     around = collectives.gather(one.replicas, stride * one.shards, chip, one.weights / one.shards * soft.reduced)
     return reduction, np.where(zero1, gathered + around, reduction)
 

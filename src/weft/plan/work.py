@@ -125,6 +125,7 @@ class Machine:
     domain: Num  # GPUs that NVLink joins
     network: Num  # of one GPU
     generation: Num  # 0 Volta, 1 Ampere, 2 Hopper, 3 Blackwell
+    mesh: Num = 0.0  # 1: a GPU's links go to one other each, without a switch
     halves: Num = 0.0  # bytes/s between a node's two CPUs, where its GPUs' messages pass there
     wait: Num = 0.0  # s a node, of a collective over nodes that the computation waits for
     host: Num = 25e9  # bytes/s between a GPU and its CPU's memory
@@ -141,8 +142,9 @@ class Software:
         fused_norm: norms are, even where activations are not; 2: and rotary positions.
         logits: bytes kept for each, with its gradient: 4 where gradients take the place of logits; 12 where torch's loss
             has three fp32 tables at once: logarithms, their gradients, and those of the logits.
-        flash: attention never writes its scores: 1 FlashAttention-2, 2 the best kernels of the GPU's generation, 3 those of
-            2025.
+        whole_head: every process of tp has the logits of the whole vocabulary for their loss.
+        flash: attention never writes its scores: 0.5 FlashAttention of 2022, 1 FlashAttention-2, 2 the best kernels of the
+            GPU's generation, 3 those of 2025.
         overlap_dp: gradients are reduced and weights gathered beside the computation; 0.5: gradients only, and of
             ZeRO-3's half.
         overlap_tp: tp's messages go beside the matrix products.
@@ -162,7 +164,9 @@ class Software:
         keeps_gathered: under sp, what part of the matrices' inputs is kept whole for backward, not gathered again.
         alternate: selective recomputation keeps what attention and every second product gave, and nothing else.
         results: it keeps what attention, every product but experts' and every message gave, and nothing else.
+        gathers8: weights of products in 8 bits are gathered in 8 bits, too.
         keeps8: what products in 8 bits take is kept in 8 bits, too.
+        weighs: experts' inner states are weighed, not their results, which need not be kept then.
         raises_again: latent attention makes queries, keys and values again of their short vectors.
         copies: hidden states of each token, cut over tp, that a block keeps beside what its backward pass needs.
         whole_dp: under ZeRO 1 and 2 all processes get all gradients, not their own shares alone.
@@ -174,6 +178,7 @@ class Software:
     fused: Num = 1
     fused_norm: Num = 0
     logits: Num = 8
+    whole_head: Num = 0
     flash: Num = 1
     overlap_dp: Num = 1
     overlap_tp: Num = 0
@@ -193,7 +198,9 @@ class Software:
     keeps_gathered: Num = 0
     alternate: Num = 0
     results: Num = 0
+    gathers8: Num = 0
     keeps8: Num = 0
+    weighs: Num = 0
     raises_again: Num = 0
     copies: Num = 0
     whole_dp: Num = 0
