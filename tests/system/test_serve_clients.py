@@ -124,3 +124,12 @@ def test_too_long_is_told_so_that_programs_know_it(server: Served, length: int) 
         assert (answer.status_code, error["code"]) == (400, "context_length_exceeded")
         assert "this model's maximum context length is" in error["message"]
         assert "shorten" in error["message"]
+
+
+@pytest.mark.parametrize("route", ["/chat/completions", "/v1/responses", "/v1/messages"])
+def test_whoever_asks_elsewhere_is_told_where(server: Served, route: str) -> None:
+    """An address without /v1 is the commonest mistake; the others are what newer clients ask first."""
+    answer = httpx.post(f"{server.url}{route}", json={"model": "tiny", "input": "hi"})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (404, "unknown_route")
+    assert "chat/completions, embeddings and models, below /v1" in error["message"]
