@@ -103,6 +103,31 @@ def test_a_tool_of_classes_within_classes(server: Served, choice: Any) -> None:
     assert "Report" in names
 
 
+def test_a_tool_whose_schema_no_grammar_holds_to(server: Served) -> None:
+    """pydantic's set is an array of `uniqueItems`, its Path a text of format `path`. Who is strict is told so."""
+    schema = {
+        "type": "object", "required": ["days", "file"], "additionalProperties": False,
+        "properties": {
+            "days": {"type": "array", "items": {"enum": ["Mon", "Tue"]}, "uniqueItems": True, "maxItems": 1},
+            "file": {"type": "string", "format": "path", "maxLength": 2},
+        },
+    }  # fmt: skip
+    blanks = httpx.post(f"{server.url}/tokenize", json={"prompt": " \n\r\t"}).json()["tokens"]
+
+    def call(**more: bool) -> httpx.Response:
+        return ask(
+            server, "chat/completions", messages=[USER], tool_choice="required", parallel_tool_calls=False, max_tokens=300,
+            tools=[{"type": "function", "function": {"name": "plan", "parameters": schema, **more}}],
+            logit_bias={str(token): -100 for token in blanks},
+        )  # fmt: skip
+
+    [made] = call().json()["choices"][0]["message"]["tool_calls"]
+    assert json.loads(made["function"]["arguments"]).keys() == {"days", "file"}
+    refused = call(strict=True)
+    assert refused.status_code == 400
+    assert "uniqueItems" in refused.json()["error"]["message"]
+
+
 def test_a_turn_without_words(server: Served) -> None:
     """An agent hands back what was said to it: nothing, a refusal, a call without arguments."""
     call = {"id": "call_1", "type": "function", "function": {"name": "now", "arguments": ""}}

@@ -29,11 +29,13 @@ class Tool:
 
     Attributes:
         whole: as the client wrote it, for the template.
+        strict: its calls have to fit their schema in every keyword; else, as OpenAI has it, as well as can be.
     """
 
     name: str
     parameters: dict[str, Any]
     whole: dict[str, Any]
+    strict: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def read_tool(value: Any, where: str) -> Tool:
         raise FieldError(f"{where}.function.name must match {NAME.pattern}", f"{where}.function.name")
     if not isinstance(parameters, dict):
         raise FieldError(f"{where}.function.parameters must be a JSON schema", f"{where}.function.parameters")
-    return Tool(name, parameters, value)
+    return Tool(name, parameters, value, function.get("strict") is True)
 
 
 def read_choice(value: Any) -> Choice:
@@ -122,7 +124,10 @@ def forced_form(tools: Sequence[Tool], choice: Choice, parallel: bool) -> dict[s
         for number, tool in enumerate(wanted)
     ]
     most = MOST_CALLS if parallel and choice.mode == "required" else 1
-    return {"type": "array", "items": {"anyOf": forms}, "minItems": 1, "maxItems": most}
+    how = {
+        "lenient": not any(tool.strict for tool in wanted)
+    }  # llguidance's: whether it passes over what it cannot hold to
+    return {"type": "array", "items": {"anyOf": forms}, "minItems": 1, "maxItems": most, "x-guidance": how}
 
 
 def moved(schema: Any, place: str) -> Any:
