@@ -124,10 +124,9 @@ def forced_form(tools: Sequence[Tool], choice: Choice, parallel: bool) -> dict[s
         for number, tool in enumerate(wanted)
     ]
     most = MOST_CALLS if parallel and choice.mode == "required" else 1
-    how = {
-        "lenient": not any(tool.strict for tool in wanted)
-    }  # llguidance's: whether it passes over what it cannot hold to
-    return {"type": "array", "items": {"anyOf": forms}, "minItems": 1, "maxItems": most, "x-guidance": how}
+    lenient = not any(tool.strict for tool in wanted)  # llguidance's: pass over keywords that it cannot hold to
+    more = {"minItems": 1, "maxItems": most, "x-guidance": {"lenient": lenient}}
+    return {"type": "array", "items": {"anyOf": forms}, **more}
 
 
 def moved(schema: Any, place: str) -> Any:
