@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from weft.cli.app import app
 from weft.cli.serve import address, read_keys, routes, split_adapters, split_name
 from weft.serve.loop import DeadError
-from weft.serve.request import Output, RefusedError
+from weft.serve.request import Output, RefusedError, TooLongError
 from weft.serve.server.chat import ChatTemplate, find_template, hide, split_forged
 from weft.serve.server.config import ModelConfig, ServerConfig, is_loopback
 from weft.serve.server.errors import FAILED, FieldError, HttpError, UnknownModelError, cut_off, problem
@@ -29,6 +29,7 @@ from weft.serve.server.openai.tools import (
     Plain,
     forced_form,
     make_reader,
+    moved,
     read_choice,
     read_tools,
 )
@@ -163,12 +164,25 @@ def test_messages_are_made_plain() -> None:
     )
     assert found[0] == {"role": "system", "content": "ab"}
     assert found[1]["tool_calls"][0]["function"]["arguments"] == {"x": 1}
+    bare = {"id": "1", "type": "function", "function": {"name": "f", "arguments": ""}}
+    assert (
+        read_messages([{"role": "assistant", "tool_calls": [bare]}])[0]["tool_calls"][0]["function"]["arguments"] == {}
+    )
+    for said, content in (
+        ({"content": None}, ""),
+        ({"content": None, "refusal": "no", "tool_calls": None, "function_call": None}, "no"),
+        ({"content": [{"type": "text", "text": "a"}, {"type": "refusal", "refusal": "b"}]}, "ab"),
+    ):
+        assert read_messages([{"role": "assistant", **said}]) == [{"role": "assistant", "content": content}]
     for value, where in (
         ("text", "messages"),
         (["text"], "messages.0"),
         ([{"role": "assistant", "tool_calls": 1}], "messages.0.tool_calls"),
         ([{"role": "assistant", "tool_calls": [{}]}], "messages.0.tool_calls.0.function"),
         ([{"role": "user", "content": 1}], "messages.0.content"),
+        ([{"role": "user", "content": None, "refusal": "no"}], "messages.0.content"),
+        ([{"role": "assistant", "content": None, "refusal": 1}], "messages.0.content"),
+        ([{"role": "assistant", "content": None, "function_call": {"name": "f"}}], "messages.0.function_call"),
         ([{"role": "user", "content": "", "name": 1}], "messages.0.name"),
     ):
         with pytest.raises(FieldError) as caught:
@@ -236,6 +250,25 @@ def test_who_has_to_call_has_a_form() -> None:
             read_tools(tools)
 
 
+def test_a_tools_schema_keeps_what_it_refers_to() -> None:
+    """What pydantic makes of a class within a class, by which agents describe their tools."""
+    city = {"type": "object", "properties": {"name": {"enum": ["Rome"]}, "near": {"$ref": "#/$defs/City"}}}
+    data = {"$ref": "#/is/data"}
+    schema = {
+        "$defs": {"City": city},
+        "type": "object",
+        "properties": {"default": {"$ref": "#/$defs/City"}, "all": {"items": {"$ref": "#"}}, "one": {"const": data}},
+        "anyOf": [{"$ref": "#/properties/one"}, {"$ref": "https://weft.example/else#/x"}],
+    }
+    found = moved(schema, "#/here")
+    assert found["properties"]["default"] == {"$ref": "#/here/$defs/City"}
+    assert found["properties"]["all"]["items"] == {"$ref": "#/here"}
+    assert found["properties"]["one"]["const"] == data
+    assert found["anyOf"] == [{"$ref": "#/here/properties/one"}, {"$ref": "https://weft.example/else#/x"}]
+    assert found["$defs"]["City"]["properties"]["near"] == {"$ref": "#/here/$defs/City"}
+    assert moved(True, "#/here") is True
+
+
 # -- words and errors -------------------------------------------------------------------------------------------------
 
 
@@ -276,6 +309,8 @@ def test_what_a_client_is_told() -> None:
     assert problem(UnknownModelError("no x")).openai["error"]["code"] == "model_not_found"
     assert problem(FieldError("bad", "a.b")).openai["error"]["param"] == "a.b"
     assert problem(ValueError("bad")).body("/v2/models") == {"error": "bad"}
+    assert problem(TooLongError("9 tokens")).openai["error"]["code"] == "context_length_exceeded"
+    assert problem(TooLongError("9 tokens")).message.startswith("9 tokens (this model's maximum context length is")
     assert "secret" not in str(problem(KeyError("secret")).body("/v1"))
     assert problem(HttpError(401, "no", "k", {"a": "b"})).all_headers == {"a": "b"}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from weft.serve.request import MAX_LOGPROBS, Request
+from weft.serve.request import MAX_LOGPROBS, Request, TooLongError
 
 
 def check_request(
@@ -23,7 +23,7 @@ def check_request(
     if not prompt:
         raise ValueError("the prompt is empty; give the model at least one token to continue")
     if len(prompt) >= max_context:
-        raise ValueError(
+        raise TooLongError(
             f"the prompt has {len(prompt)} tokens; the context holds {max_context}, the new ones included: "
             "shorten the prompt"
         )

@@ -181,6 +181,10 @@ class Output:
     started: float | None = None
 
 
+class TooLongError(ValueError):
+    """The context has no room for a prompt."""
+
+
 class RefusedError(RuntimeError):
     """The engine takes no more requests now: its queue is full, or it is draining. Nothing was begun.
 

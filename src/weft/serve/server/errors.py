@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from weft.serve.loop import DeadError
-from weft.serve.request import Output, RefusedError
+from weft.serve.request import Output, RefusedError, TooLongError
 
 FAILED = "the engine failed while it worked on this request; it is coming back"
+
+
+TOO_LONG = "this model's maximum context length is exceeded"
+"""OpenAI's words, by which litellm knows such an error; others go by its code."""
 
 
 class UnknownModelError(LookupError):
@@ -40,6 +44,10 @@ class FieldError(ValueError):
     def __init__(self, message: str, param: str | None) -> None:
         super().__init__(message)
         self.param = param
+
+
+class LongFieldError(FieldError, TooLongError):
+    """A field of a request says more than the context has room for."""
 
 
 def cut_off(output: Output, begun: bool) -> HttpError | None:
@@ -143,5 +151,8 @@ def problem(error: BaseException, draining: bool = False) -> Problem:
         return Problem(404, str(error.args[0]), "invalid_request_error", "model_not_found", "NOT_FOUND", "model")
     if isinstance(error, ValueError):
         param = error.param if isinstance(error, FieldError) else None
+        if isinstance(error, TooLongError):
+            words, code = f"{error} ({TOO_LONG})", "context_length_exceeded"
+            return Problem(400, words, "invalid_request_error", code, "INVALID_ARGUMENT", param)
         return Problem(400, str(error), "invalid_request_error", None, "INVALID_ARGUMENT", param)
     return Problem(500, "internal error", "server_error", "internal_error", "INTERNAL")

@@ -32,6 +32,12 @@ OPEN = {"/health", "/health/live", "/health/ready", "/v2/health/live", "/v2/heal
 KNOWN = 256
 """Places that are remembered: there are fewer, but some name something."""
 
+NO_ROUTE = (
+    "there is no such route: of OpenAI's there are completions, chat/completions, embeddings and models, below /v1; of "
+    "KServe's those below /v2"
+)
+"""For whoever left /v1 out, or asks for what OpenAI's servers do besides (/v1/responses)."""
+
 
 class Guard:
     """ASGI middleware, the outermost.
@@ -86,7 +92,7 @@ class Guard:
             return
         if Match.PARTIAL in matches:
             raise HttpError(405, f"{scope['method']} is not possible here", "method_not_allowed")
-        raise HttpError(404, "there is no such route", "unknown_route")
+        raise HttpError(404, NO_ROUTE, "unknown_route")
 
     def _check_room(self, path: str, tenant: str) -> None:
         if path in OPEN or path.startswith(("/health", "/metrics")):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import cache, cached_property
 from typing import Any
 
-from weft.serve.server.errors import FieldError
+from weft.serve.server.errors import FieldError, LongFieldError
 
 LONG = 8192
 """Characters above which a text is tokenized beside the event loop, not in it."""
@@ -50,7 +50,7 @@ class Words:
             ValueError: it does not fit, or is not text at all (half of a surrogate pair).
         """
         if len(text) > most * self._longest:
-            raise FieldError(
+            raise LongFieldError(
                 f"the prompt has {len(text)} characters, more than {most} tokens, the model's context, can say: shorten it",
                 "prompt",
             )

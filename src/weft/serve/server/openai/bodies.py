@@ -1,6 +1,7 @@
 """What clients of OpenAI's routes send: its fields, and those that vLLM's clients send besides.
 
-A field that nobody knows is refused, as OpenAI does: misspelt, it would be left out in silence.
+A field that nobody knows is refused, as OpenAI does: misspelt, it would be left out in silence. A field that is null is a
+field left out, whatever its name: many clients send all that they know of so.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Request as HttpRequest
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from weft.serve.request import MAX_LOGPROBS
 from weft.serve.server.errors import FieldError, HttpError
@@ -22,41 +23,40 @@ Logprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
 Prompt = list[str] | list[list[int]]
 
 
-class Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+class Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
 
+    @model_validator(mode="before")
+    @classmethod
+    def _left_out(cls, value: Any) -> Any:
+        return {name: one for name, one in value.items() if one is not None} if isinstance(value, dict) else value
+
+
+class Body(Table):
     model: str | None = None
     user: Any = None
 
 
-class StreamOptions(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class StreamOptions(Table):
     include_usage: bool = False
     continuous_usage_stats: bool = False  # vLLM's: what there is so far, in every event
     include_obfuscation: bool = False
 
 
-class JsonSchema(BaseModel):
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
-
+class JsonSchema(Table):
     name: str = "answer"
     description: str | None = None
     form: dict[str, Any] = Field(default_factory=dict, alias="schema")
     strict: bool | None = None
 
 
-class ResponseFormat(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class ResponseFormat(Table):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
 
-class StructuredOutputs(BaseModel):
+class StructuredOutputs(Table):
     """vLLM's: one of them."""
-
-    model_config = ConfigDict(extra="forbid")
 
     form: dict[str, Any] | str | None = Field(None, alias="json")
     regex: str | None = None
@@ -69,6 +69,7 @@ class Generation(Body):
     """What completions and chats have in common."""
 
     max_tokens: Annotated[int, Field(ge=0)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None  # the same, and goes before it
     temperature: float = 1.0
     top_p: float = 1.0
     n: Annotated[int, Field(ge=1)] = 1
@@ -106,20 +107,10 @@ class Generation(Body):
     @field_validator("stop", mode="plain")
     @classmethod
     def _stop(cls, value: Any) -> list[str]:
-        stops = [value] if isinstance(value, str) else value or []
+        stops = [value] if isinstance(value, str) else value
         if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
             raise ValueError("stop must be a text or a list of texts")
         return stops
-
-    @field_validator(
-        "temperature", "top_p", "n", "stream", "stream_options", "frequency_penalty", "presence_penalty", "logit_bias",
-        "min_p", "repetition_penalty", "stop_token_ids", "ignore_eos", "min_tokens", "add_special_tokens", "priority",
-        "cache_salt", mode="wrap",
-    )  # fmt: skip
-    @classmethod
-    def _null(cls, value: Any, check: Any, info: Any) -> Any:
-        """A field that is null is a field left out."""
-        return check(value) if value is not None else cls.model_fields[info.field_name].get_default()
 
 
 class CompletionBody(Generation):
@@ -146,7 +137,6 @@ class CompletionBody(Generation):
 
 class ChatBody(Generation):
     messages: Annotated[list[Message], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool = False
     top_logprobs: Logprobs | None = None
     tools: list[Tool] = []
@@ -159,6 +149,8 @@ class ChatBody(Generation):
     modalities: list[Literal["text"]] | None = None
     prediction: Any = None
     prompt_cache_key: Any = None
+    prompt_cache_options: Any = None
+    prompt_cache_retention: Any = None
     reasoning_effort: Any = None
     safety_identifier: Any = None
     service_tier: Any = None
@@ -179,11 +171,6 @@ class ChatBody(Generation):
     @classmethod
     def _choice(cls, value: Any) -> Choice:
         return read_choice(value)
-
-    @field_validator("logprobs", "parallel_tool_calls", "chat_template_kwargs", mode="wrap")
-    @classmethod
-    def _left_out(cls, value: Any, check: Any, info: Any) -> Any:
-        return check(value) if value is not None else cls.model_fields[info.field_name].get_default()
 
 
 class EmbeddingBody(Body):

@@ -35,7 +35,8 @@ def completions_router(catalogue: Catalogue, config: ServerConfig) -> APIRouter:
         hosted, version = catalogue.find(body.model)
         config.limits.check_count("prompts", len(body.prompt), config.limits.prompts)  # before they are tokenized
         prompts = await tokenize(body.prompt, version, body.add_special_tokens)
-        max_tokens = MAX_TOKENS if body.max_tokens is None else body.max_tokens
+        asked = body.max_completion_tokens or body.max_tokens
+        max_tokens = MAX_TOKENS if asked is None else asked
         logprobs = body.logprobs
         if body.best_of is not None and body.best_of > body.n and logprobs is None:
             logprobs = 0

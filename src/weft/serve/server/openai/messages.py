@@ -30,12 +30,19 @@ def read_message(value: Any, where: str) -> Message:
     if role not in ROLES:
         raise FieldError(f"{where}.role must be one of {', '.join(ROLES)}", f"{where}.role")
     message: Message = {"role": "system" if role == "developer" else role}
-    message["content"] = read_content(value.get("content"), f"{where}.content")
+    if value.get("function_call") is not None:
+        raise FieldError(
+            f"{where}.function_call is OpenAI's older way to call: write tool_calls", f"{where}.function_call"
+        )
+    content = value.get("content")
+    if content is None and role == "assistant":  # said nothing, or would not say it
+        content = value.get("refusal") or ""
+    message["content"] = read_content(content, f"{where}.content")
     if calls := value.get("tool_calls"):
         if not isinstance(calls, list):
             raise FieldError(f"{where}.tool_calls must be a list", f"{where}.tool_calls")
         message["tool_calls"] = [read_call(one, f"{where}.tool_calls.{number}") for number, one in enumerate(calls)]
-    elif value.get("content") is None:
+    elif content is None:
         raise FieldError(f"{where}.content is missing", f"{where}.content")
     for name in ("name", "tool_call_id", "reasoning_content"):
         if value.get(name) is not None:
@@ -52,9 +59,10 @@ def read_content(value: Any, where: str) -> str:
         raise FieldError(f"{where} must be a text or a list of parts", where)
     texts = []
     for number, part in enumerate(value):
-        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind not in ("text", "refusal") or not isinstance(part.get(kind), str):
             raise FieldError(f"{where}.{number} is no text; this model reads nothing else", f"{where}.{number}")
-        texts.append(part["text"])
+        texts.append(part[kind])
     return "".join(texts)
 
 
@@ -62,7 +70,7 @@ def read_call(value: Any, where: str) -> dict[str, Any]:
     function = value.get("function") if isinstance(value, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise FieldError(f"{where}.function must have a name", f"{where}.function")
-    arguments = function.get("arguments", "{}")
+    arguments = function.get("arguments") or "{}"
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)

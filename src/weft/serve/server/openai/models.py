@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from weft.serve.server.catalogue import Catalogue
 from weft.serve.server.config import ServerConfig
-from weft.serve.server.errors import FieldError
+from weft.serve.server.errors import FieldError, LongFieldError
 from weft.serve.server.hosted import Hosted
 from weft.serve.server.openai.answers import JsonAnswer
 from weft.serve.server.openai.bodies import DetokenizeBody, TokenizeBody, read
@@ -72,6 +72,6 @@ def check_ids(tokens: list[int], version: Version) -> None:
         FieldError: there are more than the context holds, or one is outside of the vocabulary.
     """
     if len(tokens) > version.max_context:
-        raise FieldError(f"{len(tokens)} tokens; the context holds {version.max_context}", "tokens")
+        raise LongFieldError(f"{len(tokens)} tokens; the context holds {version.max_context}", "tokens")
     if tokens and not 0 <= min(tokens) <= max(tokens) < version.shape.vocab:
         raise FieldError(f"tokens has one outside the model's vocabulary of {version.shape.vocab}", "tokens")

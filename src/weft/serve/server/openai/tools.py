@@ -18,6 +18,10 @@ MOST_CALLS = 8
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
+NAMED = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
+DATA = ("const", "enum", "default", "examples")
+"""Keywords of a JSON schema: those with schemas by names that a client chose, and those with what is no schema."""
+
 
 @dataclass(frozen=True)
 class Tool:
@@ -25,11 +29,13 @@ class Tool:
 
     Attributes:
         whole: as the client wrote it, for the template.
+        strict: its calls have to fit their schema in every keyword; else, as OpenAI has it, as well as can be.
     """
 
     name: str
     parameters: dict[str, Any]
     whole: dict[str, Any]
+    strict: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,8 +70,6 @@ def read_tools(value: Any) -> list[Tool]:
     Raises:
         FieldError: names the tool.
     """
-    if value is None:
-        return []
     if not isinstance(value, list):
         raise FieldError("tools must be a list", "tools")
     return [read_tool(one, f"tools.{number}") for number, one in enumerate(value)]
@@ -80,7 +84,7 @@ def read_tool(value: Any, where: str) -> Tool:
         raise FieldError(f"{where}.function.name must match {NAME.pattern}", f"{where}.function.name")
     if not isinstance(parameters, dict):
         raise FieldError(f"{where}.function.parameters must be a JSON schema", f"{where}.function.parameters")
-    return Tool(name, parameters, value)
+    return Tool(name, parameters, value, function.get("strict") is True)
 
 
 def read_choice(value: Any) -> Choice:
@@ -88,8 +92,8 @@ def read_choice(value: Any) -> Choice:
     Raises:
         FieldError: it is none of OpenAI's.
     """
-    if value is None or value in ("auto", "none", "required"):
-        return Choice(value or "auto")
+    if value in ("auto", "none", "required"):
+        return Choice(value)
     function = value.get("function") if isinstance(value, dict) else None
     if isinstance(function, dict) and isinstance(function.get("name"), str):
         return Choice("named", function["name"])
@@ -110,14 +114,36 @@ def forced_form(tools: Sequence[Tool], choice: Choice, parallel: bool) -> dict[s
     forms = [
         {
             "type": "object",
-            "properties": {"name": {"const": tool.name}, "arguments": tool.parameters},
+            "properties": {
+                "name": {"const": tool.name},
+                "arguments": moved(tool.parameters, f"#/items/anyOf/{number}/properties/arguments"),
+            },
             "required": ["name", "arguments"],
             "additionalProperties": False,
         }
-        for tool in wanted
+        for number, tool in enumerate(wanted)
     ]
     most = MOST_CALLS if parallel and choice.mode == "required" else 1
-    return {"type": "array", "items": {"anyOf": forms}, "minItems": 1, "maxItems": most}
+    lenient = not any(tool.strict for tool in wanted)  # llguidance's: pass over keywords that it cannot hold to
+    more = {"minItems": 1, "maxItems": most, "x-guidance": {"lenient": lenient}}
+    return {"type": "array", "items": {"anyOf": forms}, **more}
+
+
+def moved(schema: Any, place: str) -> Any:
+    """A JSON schema that stands at `place` of another: what it finds from its own root (`#/$defs/City`) is found there."""
+    if isinstance(schema, list):
+        return [moved(one, place) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found: dict[str, Any] = {}
+    for keyword, value in schema.items():
+        if keyword == "$ref" and isinstance(value, str) and (value == "#" or value.startswith("#/")):
+            found[keyword] = place + value[1:]
+        elif keyword in NAMED and isinstance(value, dict):
+            found[keyword] = {name: moved(one, place) for name, one in value.items()}
+        else:
+            found[keyword] = value if keyword in DATA else moved(value, place)
+    return found
 
 
 class Reader(Protocol):
