@@ -19,12 +19,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import statistics
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from itertools import chain, pairwise
 from pathlib import Path
@@ -141,6 +143,17 @@ class Steps:
                 reference()
             os.write(say, f"{time.perf_counter() - begin}\n".encode())
 
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Else they stand still."""
+        self.signal(signal.SIGCONT)
+        yield
+        self.signal(signal.SIGSTOP)
+
+    def signal(self, number: signal.Signals) -> None:
+        for pid in self.pids:
+            os.kill(pid, number)
+
     def __call__(self, what: str = "step") -> float:
         """Seconds of a step, or of the reference, of the slower process."""
         self.tell(what)
@@ -155,6 +168,7 @@ class Steps:
             tell.flush()
 
     def stop(self) -> None:
+        self.signal(signal.SIGCONT)
         self.tell("stop")
         for pid in self.pids:
             os.waitpid(pid, 0)
@@ -195,16 +209,20 @@ def measure(configs: list[Config], rounds: int, folder: Path) -> tuple[list[list
     """Seconds of the steps of each that count, turn by turn: as they came, and as they would be with the reference beside
     them as fast as in quiet moments."""
     sides = [Steps(config, folder / f"store-{index}") for index, config in enumerate(configs)]
+    for side in sides:
+        with side.turn():
+            side("reference")  # it is built
     times: list[list[float]] = [[] for _ in sides]
     references: list[list[float]] = [[] for _ in sides]
     for turn in range(rounds):
         for index in range(len(sides))[:: 1 if turn % 2 == 0 else -1]:
             if turn < FEW or statistics.median(times[index]) < SLOW:
-                sides[index]()
-                beside = [sides[index]("reference")]
-                for _ in range(STEPS):
-                    times[index].append(sides[index]())
-                    beside.append(sides[index]("reference"))
+                with sides[index].turn():
+                    sides[index]()
+                    beside = [sides[index]("reference")]
+                    for _ in range(STEPS):
+                        times[index].append(sides[index]())
+                        beside.append(sides[index]("reference"))
                 references[index] += [statistics.mean(pair) for pair in pairwise(beside)]
         print(f"round {turn + 1} of {rounds}", file=sys.stderr, flush=True)
     for side in sides:

@@ -83,9 +83,7 @@ class Held:
         s, c = work.sizes, work.cut
         common, experts, table = parameters(work)
         blocks = most_blocks(work)
-        if (
-            first
-        ):  # where the tables are dealt out like a block each (Llama 3's 126), the first stage has one block less
+        if first:  # one block less where tables are dealt out like a block each (Llama 3's 126)
             beside = (work.software.balanced == 0) & (s.layers % c.pp > 0) & ((s.layers + 2) % c.pp == 0)
             blocks = blocks - np.where(beside, 1, 0)
         tables = table * np.where(c.pp > 1, 1.0, 2 - s.tied) + s.positions * s.hidden

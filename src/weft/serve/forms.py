@@ -23,6 +23,9 @@ from typing import Any, Literal
 
 Kind = Literal["json", "json_schema", "regex", "lark"]
 
+BLANKS = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,64}"}
+"""Between two signs of JSON: enough for an indented one, and not until a weak model has no tokens left."""
+
 HELPERS = 2
 """Processes that try forms, at most."""
 
@@ -61,9 +64,10 @@ def make_matcher(tokenizer: Any, kind: Kind, text: str) -> Any:
     """
     import llguidance
 
+    json_schema = llguidance.LLMatcher.grammar_from_json_schema
     makers = {
-        "json": lambda: llguidance.LLMatcher.grammar_from_json_schema('{"type": "object"}'),
-        "json_schema": lambda: llguidance.LLMatcher.grammar_from_json_schema(text),
+        "json": lambda: json_schema('{"type": "object"}', BLANKS),
+        "json_schema": lambda: json_schema(text, BLANKS),
         "regex": lambda: llguidance.LLMatcher.grammar_from_regex(text),
         "lark": lambda: llguidance.LLMatcher.grammar_from_lark(text),
     }
