@@ -139,6 +139,10 @@ def test_what_a_file_leaves_out_is_that_systems_own(tmp_path: Path) -> None:
         json.dumps({"train_batch_size": 8, "scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 9}}})
     )
     assert read(file, model=preset_shape("llama3-8b"), gpus=8)[1] == ['scheduler.params.warmup_type = "log"']
+    scheduler = {"type": "WarmupDecayLR", "params": {"warmup_max_lr": 0, "warmup_num_steps": [9]}}
+    file.write_text(json.dumps({"train_batch_size": 8, "scheduler": scheduler}))
+    with pytest.raises(ValueError, match=r"optimizer\.lr"):
+        read(file, model=preset_shape("llama3-8b"), gpus=8)
     script = tmp_path / "run.sh"
     script.write_text("torchrun --nproc-per-node 8 pretrain_gpt.py --lr 1e-4 --global-batch-size 8 --adam-beta1 0.8")
     back, _ = read(script, model=preset_shape("llama3-8b"))

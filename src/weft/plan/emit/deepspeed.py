@@ -176,7 +176,7 @@ def _read_schedule(tree: dict[str, Any], taken: dict[str, Any]) -> None:
         return
     peak = there.get("warmup_max_lr", 1e-3 if name == "WarmupDecayLR" else there.get("optimizer.params.lr", 1e-3))
     put(tree, "optimizer.lr", peak)
-    if name == "WarmupDecayLR":
+    if name == "WarmupDecayLR" and peak > 0:  # else the config says what is wrong with it
         put(tree, "schedule.min_ratio", round(there.get("warmup_min_lr", 0.0) / peak, 6))
 
 
@@ -199,8 +199,7 @@ def _is_known(key: str, value: Any) -> bool:
         "scheduler.params.warmup_min_ratio": (0,),
     }
     numbers = ("total_num_steps", "warmup_num_steps", "warmup_min_lr", "warmup_max_lr", "cos_min_ratio")
-    plain = (
-        "gradient_accumulation_steps", "zero_optimization.mics_shard_size", "bf16.enabled", "fp16.enabled",
-        *(f"scheduler.params.{name}" for name in numbers), *KEYS,
-    )  # fmt: skip
+    if key.startswith("scheduler.params.") and key.rpartition(".")[2] in numbers:
+        return isinstance(value, int | float)  # and not a list, of groups that a program has
+    plain = ("gradient_accumulation_steps", "zero_optimization.mics_shard_size", "bf16.enabled", "fp16.enabled", *KEYS)
     return key in plain or value in words.get(key, ())
