@@ -22,7 +22,7 @@ from weft.models.shape import Shape
 from weft.serve import forms
 from weft.serve.config import EngineConfig
 from weft.serve.engine import Engine
-from weft.serve.forms import HELPERS, Helpers
+from weft.serve.forms import HELPERS, Helpers, Kind
 from weft.serve.grammar import Grammar, GrammarCompiler
 from weft.serve.request import Output, Request, Sampling
 
@@ -74,6 +74,22 @@ def test_texts_have_their_form_and_neighbours_are_left_alone(eos: tuple[int, ...
         assert re.fullmatch("[A-C]{3}-[0-9]{2,4}", text(code))
         assert re.fullmatch("yes|no|per(haps)+!", text(answer))
         assert text(free) == text(say(to, None)[0])
+
+
+@pytest.mark.parametrize(("kind", "source"), [("json", ""), ("json_schema", SCHEMA)])
+def test_blanks_between_the_signs_of_json_end(kind: Kind, source: dict[str, object] | str) -> None:
+    brace, blank = byte_tokenizer().encode("{ ").ids
+    matcher = engine().grammars.compile(kind, source).matcher()
+    matcher.push(brace)
+    written = 0
+    while written < 1000:
+        logits = torch.zeros(260)
+        matcher.forbid(logits)
+        if logits[blank] < 0:
+            break
+        matcher.push(blank)
+        written += 1
+    assert written == 64
 
 
 def test_a_form_that_goes_on_ends_with_the_room() -> None:

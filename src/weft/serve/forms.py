@@ -19,11 +19,14 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
 
 Kind = Literal["json", "json_schema", "regex", "lark"]
 
-BLANKS = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,64}"}
+BLANKS: JsonCompileOptions = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,64}"}
 """Between two signs of JSON: enough for an indented one, and not until a weak model has no tokens left."""
 
 HELPERS = 2
@@ -73,9 +76,13 @@ def make_matcher(tokenizer: Any, kind: Kind, text: str) -> Any:
     }
     if kind not in makers:
         raise ValueError(f"the form is a {kind!r}; it must be one of {', '.join(makers)}")
-    matcher = llguidance.LLMatcher(tokenizer, makers[kind](), log_level=0)
-    if matcher.is_error():
-        raise ValueError(f"the {kind} cannot be compiled: {matcher.get_error().strip().splitlines()[0]}")
+    try:
+        matcher = llguidance.LLMatcher(tokenizer, makers[kind](), log_level=0)
+        error = matcher.get_error() if matcher.is_error() else ""
+    except ValueError as malformed:
+        error = str(malformed)
+    if error:
+        raise ValueError(f"the {kind} cannot be compiled: {error.strip().splitlines()[0]}")
     return matcher
 
 
