@@ -146,11 +146,11 @@ class Steps:
     @contextmanager
     def turn(self) -> Iterator[None]:
         """Else they stand still."""
-        self.signal(signal.SIGCONT)
+        self.send(signal.SIGCONT)
         yield
-        self.signal(signal.SIGSTOP)
+        self.send(signal.SIGSTOP)
 
-    def signal(self, number: signal.Signals) -> None:
+    def send(self, number: signal.Signals) -> None:
         for pid in self.pids:
             os.kill(pid, number)
 
@@ -168,7 +168,7 @@ class Steps:
             tell.flush()
 
     def stop(self) -> None:
-        self.signal(signal.SIGCONT)
+        self.send(signal.SIGCONT)
         self.tell("stop")
         for pid in self.pids:
             os.waitpid(pid, 0)

@@ -62,7 +62,9 @@ def write(config: Config, per_node: int = 8) -> Written:
     remarks = [f"{layout.world} GPUs; model and sequences of {config.seq} tokens are your program's."]
     if config.schedule.kind in SCHEDULES:
         tree["scheduler"] = {"type": SCHEDULES[config.schedule.kind], "params": _schedule(config)}
-        remarks.append("The learning rate of a step is weft's of two steps before, and 0 in the first.")
+        remarks.append(
+            "Learning rates are weft's of two steps before: the first two have the warm-up's start, which takes two."
+        )
     else:
         remarks.append(f"schedule.kind = {config.schedule.kind} is your program's.")
     if config.optimizer.weight_decay:
