@@ -35,7 +35,7 @@ RANK, ALPHA = 3, 6.0
 TARGETS = ("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj")
 TEMPLATE = """\
 {%- for message in messages %}
-{{- '<|turn|>' + message.role + '\n' + message.content }}
+{{- '<|turn|>' + message.role + '\n' + message.content.split('</think>')[-1] }}
 {%- for call in message.tool_calls or [] %}
 {{- '<tool_call>' + {'name': call.function.name, 'arguments': call.function.arguments} | tojson + '</tool_call>' }}
 {%- endfor %}

@@ -268,6 +268,45 @@ def test_a_chat_that_has_to_call(client: openai.OpenAI) -> None:
     assert more.choices[0].finish_reason in ("length", "stop")
 
 
+def test_a_chat_that_thinks_and_may_call(client: openai.OpenAI) -> None:
+    """A regular expression has random weights say what a tuned model would."""
+    call = '<tool_call>\\{"name": "weather", "arguments": \\{"city": "Rome"\\}\\}</tool_call>'
+    settings: Any = {
+        "model": "tiny", "messages": [{"role": "user", "content": "?"}], "tools": [TOOL], "seed": 1, "max_tokens": 300,
+        "extra_body": {"guided_regex": f"<think>Well\\.</think>So: {call}"},
+    }  # fmt: skip
+    told = client.chat.completions.create(**settings).choices[0]
+    assert told.finish_reason == "tool_calls"
+    assert told.message.content == "So: "
+    assert told.message.model_extra == {"reasoning_content": "Well."}
+    [called] = told.message.tool_calls or []
+    assert called.type == "function"
+    assert (called.function.name, json.loads(called.function.arguments)) == ("weather", {"city": "Rome"})
+    parts: dict[str, str] = {"content": "", "reasoning_content": "", "arguments": ""}
+    for event in client.chat.completions.create(stream=True, **settings):
+        delta = event.choices[0].delta
+        parts["content"] += delta.content or ""
+        parts["reasoning_content"] += (delta.model_extra or {}).get("reasoning_content", "")
+        parts["arguments"] += "".join(one.function.arguments for one in delta.tool_calls or [])  # type: ignore[union-attr,misc]
+    assert parts == {"content": "So: ", "reasoning_content": "Well.", "arguments": called.function.arguments}
+    answered = [
+        *settings["messages"], {**told.message.model_dump(exclude_none=True), "reasoning": "Well."},
+        {"role": "tool", "tool_call_id": called.id, "content": "sunny"},
+    ]  # fmt: skip
+    assert client.chat.completions.create(**{**settings, "messages": answered}).choices[0].finish_reason == "tool_calls"
+
+
+def test_special_tokens_are_told_where_they_are_asked_for(server: Served) -> None:
+    for route, prompt in (
+        ("completions", {"prompt": "a"}),
+        ("chat/completions", {"messages": [{"role": "user", "content": "a"}]}),
+    ):
+        body = {**prompt, "logit_bias": {"257": 100}, "max_tokens": 2, "temperature": 0}
+        for skip, text in ((True, ""), (False, "<|turn|><|turn|>")):
+            told = post(server, f"/v1/{route}", {**body, "skip_special_tokens": skip}).json()["choices"][0]
+            assert (told.get("text") or (told.get("message") or {}).get("content") or "") == text
+
+
 def test_async_and_many_at_once(server: Served) -> None:
     async def main() -> list[str]:
         async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as client:

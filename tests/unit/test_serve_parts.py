@@ -22,17 +22,7 @@ from weft.serve.server.config import ModelConfig, ServerConfig, is_loopback
 from weft.serve.server.errors import FAILED, FieldError, HttpError, UnknownModelError, cut_off, problem
 from weft.serve.server.limits import Limits
 from weft.serve.server.openai.messages import read_messages
-from weft.serve.server.openai.tools import (
-    Bare,
-    Choice,
-    Marked,
-    Plain,
-    forced_form,
-    make_reader,
-    moved,
-    read_choice,
-    read_tools,
-)
+from weft.serve.server.openai.tools import Choice, forced_form, moved, read_choice, read_tools
 from weft.serve.server.words import Words
 
 ONE = (ModelConfig("a", Path("a")),)
@@ -107,7 +97,11 @@ def test_a_template_is_jinja_in_a_sandbox() -> None:
     assert ChatTemplate(source, {"bos_token": "<s>"}).render(messages) == "<s>a"
     assert ChatTemplate("{{ tools | tojson }}", {}).render(messages, [{"a": "<ü>"}]) == '[{"a": "<ü>"}]'
     assert ChatTemplate("{% generation %}{{ strftime_now('%Y') }}{% endgeneration %}", {}).render(messages).isdecimal()
-    for attack in ("{{ ''.__class__.__mro__ }}", "{{ messages.append(1) }}", "{% for a in range(10**9) %}{% endfor %}"):
+    ChatTemplate("{{ messages.append(1) }}{{ messages[0].clear() }}{{ tools.clear() }}", {}).render(
+        messages, [{"a": "b"}]
+    )
+    assert messages[0] == {"role": "user", "content": "a"}
+    for attack in ("{{ ''.__class__.__mro__ }}", "{% for a in range(10**9) %}{% endfor %}"):
         with pytest.raises(FieldError):
             ChatTemplate(attack, {}).render(messages)
     with pytest.raises(FieldError, match="refuses these messages: no system"):
@@ -193,47 +187,9 @@ def test_messages_are_made_plain() -> None:
 # -- tools ------------------------------------------------------------------------------------------------------------
 
 TOOLS = read_tools([{"type": "function", "function": {"name": name}} for name in ("f", "g")])
-CALL = '<tool_call>{"name": "f", "arguments": {"x": "</b>"}}</tool_call>'
-
-
-@given(st.lists(st.integers(1, 9), max_size=80))
-def test_calls_are_found_however_the_text_comes(sizes: list[int]) -> None:
-    text = f"Well <tool {CALL} and {CALL}<tool_call>nonsense</tool_call>.<tool_c"
-    reader = make_reader("… <tool_call> …", TOOLS, Choice("auto"))
-    assert isinstance(reader, Marked)
-    said, calls = "", []
-    for size in [*sizes, len(text)]:
-        piece, text = text[:size], text[size:]
-        content, found = reader.push(piece)
-        said, calls = said + content, calls + found
-    rest, found = reader.close()
-    assert said + rest == "Well <tool  and <tool_call>nonsense</tool_call>.<tool_c"
-    assert [(call.name, json.loads(call.arguments)) for call in calls + found] == [("f", {"x": "</b>"})] * 2
-
-
-@pytest.mark.parametrize(
-    ("text", "content", "names"),
-    [
-        ('{"name": "f", "parameters": {"x": 1}}', "", ["f"]),
-        ('[{"name": "f", "arguments": {}}, {"name": "g", "arguments": "{}"}]', "", ["f", "g"]),
-        ('{"name": "h"}', '{"name": "h"}', []),
-        ('{"name": ', '{"name": ', []),
-        ("  so {", "  so {", []),
-    ],
-)
-def test_a_bare_call(text: str, content: str, names: list[str]) -> None:
-    reader = make_reader("", TOOLS, Choice("auto"))
-    assert isinstance(reader, Bare)
-    said, calls = "", []
-    for char in text:
-        more, found = reader.push(char)
-        said, calls = said + more, calls + found
-    rest, found = reader.close()
-    assert (said + rest, [call.name for call in calls + found]) == (content, names)
 
 
 def test_who_has_to_call_has_a_form() -> None:
-    assert isinstance(make_reader("<tool_call>", TOOLS, Choice("none")), Plain)
     form = forced_form(TOOLS, read_choice("required"), parallel=True)
     assert len(form["items"]["anyOf"]) == 2
     assert form["maxItems"] > 1
@@ -277,6 +233,16 @@ def test_a_texts_tokens_are_its_bytes(text: str) -> None:
     words = bytewise()
     ids = words.tokenizer.encode(text).ids
     assert b"".join(words.bytes_of(id) for id in ids) == text.encode()
+
+
+def test_added_tokens_are_their_bytes() -> None:
+    """Gemma's runs of spaces are added tokens, written as all of its spaces are."""
+    tokenizer = Tokenizer(models.BPE(vocab={"a": 0, "<0xC3>": 1, "\u2581b": 2}, merges=[], byte_fallback=True))
+    tokenizer.add_tokens(["\u2581\u2581", "<tool_call>"])
+    assert [Words(tokenizer).bytes_of(id) for id in range(5)] == [b"a", b"\xc3", b" b", b"  ", b"<tool_call>"]
+    tokenizer = Tokenizer.from_str(bytewise().tokenizer.to_str())
+    tokenizer.add_tokens(["\uff5ctool\u2581call\uff5c"])  # DeepSeek's
+    assert Words(tokenizer).bytes_of(257).decode() == "\uff5ctool\u2581call\uff5c"
 
 
 def bytewise(found: list[Words] = []) -> Words:  # noqa: B006 (made once)

@@ -45,6 +45,7 @@ class Sampling:
         stop_ids: more ids that end a sequence, whatever `ignore_eos` says.
         min_tokens: no id of `eos` or `stop_ids` before so many tokens; stop texts are not looked for either.
         ignore_eos: `eos` ends nothing.
+        special: special tokens are written out in the text.
     """
 
     temperature: float = 0.0
@@ -62,6 +63,7 @@ class Sampling:
     stop_ids: tuple[int, ...] = ()
     min_tokens: int = 0
     ignore_eos: bool = False
+    special: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature <= 100:  # what fp32 cannot divide by would choose no token at all

@@ -20,7 +20,7 @@ class TextStream:
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], sampling: Sampling) -> None:
         self.sampling = sampling
-        self.words = Detokenizer(tokenizer, prompt[-CONTEXT:])
+        self.words = Detokenizer(tokenizer, prompt[-CONTEXT:], sampling.special)
         self.stops = StopTexts(sampling.stop)
         self.stopped_by: str | None = None
 

@@ -11,7 +11,7 @@ BROKEN = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer makes of the bytes of a
 class Tokenizer(Protocol):
     """The part of `tokenizers.Tokenizer` that text is made with."""
 
-    def decode(self, ids: list[int]) -> str: ...
+    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str: ...
 
     def to_str(self) -> str: ...
 
@@ -23,20 +23,23 @@ class Detokenizer:
     whole, so a text cut off inside a character ends before it. Tokens are decoded behind the ones before, the prompt's
     at first: some tokenizers drop the space of a text's first word. Only the tokens since the last clean end are kept,
     so the work for a token does not grow with the text.
+
+    Args:
+        special: special tokens are written out.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = ()) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = (), special: bool = False) -> None:
+        self.tokenizer, self.special = tokenizer, special
         self._context(list(prompt))
 
     def _context(self, ids: list[int]) -> None:
         self.ids, self.num_context = ids, len(ids)
-        self.shown = len(self.tokenizer.decode(ids))  # characters of the text of `ids` that are out
+        self.shown = len(self._text())  # characters of the text of `ids` that are out
 
     def push(self, token: int) -> str:
         """The text that became sure with this token: mostly a word, sometimes nothing."""
         self.ids.append(token)
-        text = self.tokenizer.decode(self.ids)
+        text = self._text()
         sure = len(text.rstrip(BROKEN))
         if sure <= self.shown:
             return ""
@@ -46,6 +49,9 @@ class Detokenizer:
         else:
             self.shown = sure
         return new
+
+    def _text(self) -> str:
+        return self.tokenizer.decode(self.ids, skip_special_tokens=not self.special)
 
 
 class StopTexts:

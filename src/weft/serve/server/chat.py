@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.ext import Extension, loopcontrols
+from jinja2.nodes import Node
+from jinja2.parser import Parser
+from jinja2.sandbox import SandboxedEnvironment
 
 from weft.checkpoint.sidecars import read_json
 from weft.serve.server.errors import FieldError
+from weft.serve.server.manner import learn
+from weft.serve.server.ways import Objects, Way
 from weft.serve.server.words import Words
 
 OPEN, CLOSE = "\ufdd0", "\ufdd1"
@@ -28,25 +33,28 @@ class ChatTemplate:
     Attributes:
         source: what it says, in Jinja2.
         names: bos_token, eos_token and the like.
+        with_tools: what it says of a chat that has tools.
+        manner: how it takes calls, and how its model makes them.
     """
 
-    def __init__(self, source: str, names: Mapping[str, str]) -> None:
+    def __init__(self, source: str, names: Mapping[str, str], with_tools: str | None = None) -> None:
         """
         Args:
             names: bos_token, eos_token and the like.
+            with_tools: None: as of others.
 
         Raises:
             ValueError: it is not a template.
         """
-        self.source, self.names = source, dict(names)
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-        environment.filters["tojson"] = to_json
-        environment.globals.update(raise_exception=refuse, strftime_now=strftime_now)
-        source = source.replace("{% generation %}", "").replace("{% endgeneration %}", "")
-        try:
-            self._template = environment.from_string(source)
-        except TemplateError as error:
-            raise ValueError(f"the chat template is not a Jinja2 template: {error}") from error
+        self.source, self.with_tools, self.names = source, with_tools or source, dict(names)
+        self._plain, self._with_tools = make_template(source), make_template(self.with_tools)
+        self.manner = learn(self._text)
+
+    @property
+    def way(self) -> Way:
+        """How calls are looked for where they are the model's own choice. Some templates speak of marks, and write none."""
+        told = "<tool_call>" in self.with_tools
+        return self.manner.way or (Objects(("<tool_call>",), ("</tool_call>",)) if told else Objects())
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None,
@@ -57,9 +65,17 @@ class ChatTemplate:
         Raises:
             ValueError: the template does not take these messages.
         """
+        dressed = [self.manner.dress(one) for one in messages]
+        return self._text(deepcopy(dressed), deepcopy(tools), add_generation_prompt, more)
+
+    def _text(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None,
+        add_generation_prompt: bool, more: Mapping[str, Any] | None = None,
+    ) -> str:  # fmt: skip
+        template = self._with_tools if tools else self._plain
         names = {**(more or {}), **self.names}
         try:
-            return self._template.render(
+            return template.render(
                 messages=messages, tools=tools or None, add_generation_prompt=add_generation_prompt, **names
             )
         except TemplateError as error:
@@ -88,6 +104,31 @@ class ChatTemplate:
             elif piece:
                 tokens += await words.encode(piece, most, special=False)
         return tokens
+
+
+class Generation(Extension):
+    """{% generation %} … {% endgeneration %}: what training learns from, which nobody asks here."""
+
+    tags = {"generation"}  # noqa: RUF012 (Jinja2's type)
+
+    def parse(self, parser: Parser) -> list[Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def make_template(source: str) -> Any:
+    """In a sandbox. Some templates append to lists, so what they are given has to be a copy.
+
+    Raises:
+        ValueError: it is not a template.
+    """
+    environment = SandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation])
+    environment.filters["tojson"] = to_json
+    environment.globals.update(raise_exception=refuse, strftime_now=strftime_now)
+    try:
+        return environment.from_string(source)
+    except TemplateError as error:
+        raise ValueError(f"the chat template is not a Jinja2 template: {error}") from error
 
 
 def hide(value: Any, special: Sequence[str]) -> Any:
@@ -134,16 +175,21 @@ def find_template(folder: Path, file: Path | None = None) -> ChatTemplate | None
         source = read_json(folder / "chat_template.json").get("chat_template")
     else:
         source = table.get("chat_template")
+    named: dict[str, Any] = {}
     if isinstance(source, list):  # several, by name
         try:
             named = {one["name"]: one["template"] for one in source}
         except (TypeError, KeyError):
             raise ValueError(f"{settings}: chat_template has an entry without name and template") from None
         source = named.get("default") or next(iter(named.values()), None)
+    beside = folder / "additional_chat_templates" / "tool_use.jinja"
+    if file is None and beside.is_file():
+        named["tool_use"] = beside.read_text(encoding="utf-8")
     if not source:
         return None
     tokens = {name: text_of(value) for name, value in table.items() if name.endswith("_token")}
-    return ChatTemplate(str(source), {name: text for name, text in tokens.items() if text is not None})
+    names = {name: text for name, text in tokens.items() if text is not None}
+    return ChatTemplate(str(source), names, named.get("tool_use"))
 
 
 def text_of(token: Any) -> str | None:

@@ -70,7 +70,7 @@ class Words:
 
     def bytes_of(self, id: int) -> bytes:
         """The bytes that a token stands for; none, for an id that has no token."""
-        if id in self._added:
+        if id in self._added and self._bytewise:
             return str(self._added[id]).encode()
         token = self.tokenizer.id_to_token(id)
         if token is None:

@@ -23,12 +23,13 @@ TIMEOUT_HEADER = "x-request-timeout"
 
 def make_requests(
     body: Generation, prompts: list[list[int]], max_tokens: int, version: Version, config: ServerConfig, http: HttpRequest,
-    *, n: int, logprobs: int | None, prompt_logprobs: int | None, grammar: Grammar | None,
+    *, n: int, logprobs: int | None, prompt_logprobs: int | None, grammar: Grammar | None, special: bool,
 ) -> list[Request]:  # fmt: skip
     """One request for each prompt.
 
     Args:
         max_tokens: of one completion; 0 computes one, which is not told.
+        special: special tokens are in the text.
 
     Raises:
         ValueError: more than this server takes, or than the model can.
@@ -38,7 +39,7 @@ def make_requests(
     limits.check_stops(body.stop)
     limits.check_count("stop_token_ids", len(body.stop_token_ids), limits.biases)
     limits.check_count("tokens in logit_bias", len(body.logit_bias), limits.biases)
-    sampling = make_sampling(body, max(1, max_tokens), version)
+    sampling = make_sampling(body, max(1, max_tokens), version, special)
     told = 0
     for prompt in prompts:
         room = max(1, min(sampling.max_tokens, version.max_context - len(prompt)))
@@ -55,13 +56,14 @@ def make_requests(
     ]  # fmt: skip
 
 
-def make_sampling(body: Generation, max_tokens: int, version: Version) -> Sampling:
+def make_sampling(body: Generation, max_tokens: int, version: Version, special: bool) -> Sampling:
     top_k = None if body.top_k in (None, 0, -1) else body.top_k
     return Sampling(
         temperature=body.temperature, top_k=top_k, top_p=body.top_p, seed=body.seed, max_tokens=max_tokens,
         stop=tuple(body.stop), eos=version.eos, min_p=body.min_p, repetition_penalty=body.repetition_penalty,
         frequency_penalty=body.frequency_penalty, presence_penalty=body.presence_penalty, bias=body.logit_bias,
         stop_ids=tuple(body.stop_token_ids), min_tokens=body.min_tokens, ignore_eos=body.ignore_eos,
+        special=special,
     )  # fmt: skip
 
 

@@ -89,7 +89,7 @@ class Generation(Body):
     ignore_eos: bool = False
     min_tokens: Annotated[int, Field(ge=0)] = 0
     include_stop_str_in_output: bool = False
-    skip_special_tokens: Literal[True] = True
+    skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
     add_special_tokens: bool = True
     prompt_logprobs: Logprobs | None = None

@@ -18,9 +18,11 @@ from weft.serve.server.openai.asking import make_grammar, make_requests
 from weft.serve.server.openai.bodies import ChatBody, TokenizeBody, read
 from weft.serve.server.openai.job import Job
 from weft.serve.server.openai.logprobs import chat_logprobs, prompt_table
-from weft.serve.server.openai.tools import Call, forced_form, make_reader
+from weft.serve.server.openai.tools import Call, forced_form, make_call
 from weft.serve.server.outputs import Outputs
+from weft.serve.server.reader import THINK, THOUGHT, AnswerReader, CallReader, Part, ThoughtReader
 from weft.serve.server.version import Version
+from weft.serve.server.ways import Objects, Way
 
 
 def chats_router(catalogue: Catalogue, config: ServerConfig) -> APIRouter:
@@ -42,7 +44,7 @@ def chats_router(catalogue: Catalogue, config: ServerConfig) -> APIRouter:
         requests = make_requests(
             body, [prompt], most or max(1, version.max_context - len(prompt)), version, config, http, n=body.n,
             logprobs=body.top_logprobs or 0 if body.logprobs else None, prompt_logprobs=body.prompt_logprobs,
-            grammar=await make_grammar(body, hosted, version, http, forced),
+            grammar=await make_grammar(body, hosted, version, http, forced), special=shows_special(body, version),
         )  # fmt: skip
         return await ChatJob(body, version, requests).answer(hosted, http.state.tenant)
 
@@ -75,15 +77,38 @@ async def tokenize_chat(body: ChatBody | TokenizeBody, version: Version, config:
     if isinstance(body, ChatBody):
         config.limits.check_count("tools", len(body.tools), config.limits.tools)
         tools = [tool.whole for tool in body.tools] if body.tool_choice.mode != "none" else None
+        if tools and body.tool_choice.mode == "auto" and not template.manner.shows_tools:
+            raise FieldError(
+                "this model's chat template does not show it tools, so it would never call one: leave tools out, force a "
+                "call (tool_choice), or start the server with a --chat-template that shows them",
+                "tools",
+            )
         more = body.chat_template_kwargs
     return await template.encode(words, version.max_context, messages, tools, body.add_generation_prompt, more)
+
+
+def way_of(body: ChatBody, template: ChatTemplate) -> Way | None:
+    """How calls are looked for in an answer; None: they are not."""
+    if not body.tools or body.tool_choice.mode == "none":
+        return None
+    if body.tool_choice.mode != "auto":  # forced_form
+        return Objects()
+    return template.way
+
+
+def shows_special(body: ChatBody, version: Version) -> bool:
+    """Whether the answer's text has special tokens: the client wants them, or they mark calls."""
+    way = way_of(body, need_template(version))
+    marks = "".join((*way.marks, *way.ends)) if way else ""
+    return not body.skip_special_tokens or any(token and token in marks for token in version.need_words().special)
 
 
 class ChatChoice:
     """One answer as it comes."""
 
-    def __init__(self, body: ChatBody, template: str) -> None:
-        self.reader = make_reader(template, body.tools, body.tool_choice)
+    def __init__(self, reader: AnswerReader) -> None:
+        self.reader = reader
+        self.thought = ""
         self.content = ""
         self.calls: list[Call] = []
         self.logprobs: list[Any] = []
@@ -99,11 +124,22 @@ class ChatJob(Job):
     def __init__(self, body: ChatBody, version: Version, requests: list[Request]) -> None:
         super().__init__(body, version, requests, "chatcmpl", "chat.completion.chunk")
         self.body, [self.request] = body, requests
-        self.choices = [ChatChoice(body, need_template(version).source) for _ in range(self.request.n)]
+        self.choices = [ChatChoice(self.make_reader()) for _ in range(self.request.n)]
         self.prompt_logprobs: list[Any] | None = None
 
-    def take(self, output: Output) -> tuple[ChatChoice, str, list[Call], dict[str, Any] | None]:
-        """An answer's next part: what it says, what it calls, and its log-probabilities.
+    def make_reader(self) -> AnswerReader:
+        """A model thinks if its template knows of it; an answer in a form does not go on with a thought of the prompt's."""
+        template, words = need_template(self.version), self.version.need_words()
+        thoughts = calls = None
+        if THOUGHT in template.source:
+            tail = words.decode(self.request.prompt[-16:], skip_special=False)
+            thoughts = ThoughtReader(begun=self.request.grammar is None and tail.rstrip().endswith(THINK))
+        if way := way_of(self.body, template):
+            calls = CallReader(way, {tool.name for tool in self.body.tools})
+        return AnswerReader(thoughts, calls, words.special if self.body.skip_special_tokens else ())
+
+    def take(self, output: Output) -> tuple[ChatChoice, Part, list[Call], dict[str, Any] | None]:
+        """An answer's next part, the calls in it, and its log-probabilities.
 
         Raises:
             HttpError: it was cut off.
@@ -113,13 +149,12 @@ class ChatJob(Job):
             raise error
         self.usage.count(output, not choice.tokens)
         choice.tokens += output.tokens
-        said, calls = choice.reader.push(self.text(output))
-        if output.finish is not None:
-            rest, more = choice.reader.close()
-            said, calls = said + rest, calls + more
+        part = choice.reader.push(self.text(output), output.finish is not None)
+        calls = [make_call(name, arguments, self.body.tools) for name, arguments in part.calls]
         if not self.body.parallel_tool_calls:
             calls = calls[: max(0, 1 - len(choice.calls))]
-        choice.content += said
+        choice.thought += part.thought
+        choice.content += part.said
         choice.calls += calls
         if output.finish is not None:
             choice.finish = "tool_calls" if choice.calls and output.finish == "stop" else output.finish
@@ -130,16 +165,18 @@ class ChatJob(Job):
             choice.logprobs += told["content"]
         if output.prompt_logprobs is not None:
             self.prompt_logprobs = prompt_table(self.namer, output.prompt_logprobs)
-        return choice, said, calls, told
+        return choice, part, calls, told
 
     def parts(self, output: Output) -> Iterator[dict[str, Any]]:
-        choice, said, calls, told = self.take(output)
-        delta: dict[str, Any] = {"content": said} if said else {}
+        choice, part, calls, told = self.take(output)
+        delta: dict[str, Any] = {"content": part.said} if part.said else {}
         of_prompt: dict[str, Any] = {}
         if not choice.begun:
             choice.begun = True
-            delta = {"role": "assistant", "content": said}
+            delta = {"role": "assistant", "content": part.said}
             of_prompt = self._of_prompt() if output.index == 0 else {}
+        if part.thought:
+            delta["reasoning_content"] = part.thought
         if calls:
             start = len(choice.calls) - len(calls)
             delta["tool_calls"] = [call.table(start + number) for number, call in enumerate(calls)]
@@ -156,6 +193,8 @@ class ChatJob(Job):
         choices = []
         for index, choice in enumerate(self.choices):
             message: dict[str, Any] = {"role": "assistant", "content": choice.content, "refusal": None}
+            if choice.thought:
+                message["reasoning_content"] = choice.thought
             if choice.calls:
                 message["tool_calls"] = [call.table() for call in choice.calls]
                 message["content"] = choice.content or None

@@ -43,7 +43,7 @@ def completions_router(catalogue: Catalogue, config: ServerConfig) -> APIRouter:
         requests = make_requests(
             body, prompts, max_tokens, version, config, http, n=body.best_of or body.n, logprobs=logprobs,
             prompt_logprobs=body.logprobs if body.echo and body.logprobs is not None else body.prompt_logprobs,
-            grammar=await make_grammar(body, hosted, version, http),
+            grammar=await make_grammar(body, hosted, version, http), special=not body.skip_special_tokens,
         )  # fmt: skip
         return await CompletionJob(body, version, requests, drop=max_tokens == 0).answer(hosted, http.state.tenant)
 

@@ -44,11 +44,11 @@ def read_message(value: Any, where: str) -> Message:
         message["tool_calls"] = [read_call(one, f"{where}.tool_calls.{number}") for number, one in enumerate(calls)]
     elif content is None:
         raise FieldError(f"{where}.content is missing", f"{where}.content")
-    for name in ("name", "tool_call_id", "reasoning_content"):
+    for name in ("name", "tool_call_id", "reasoning", "reasoning_content"):
         if value.get(name) is not None:
             if not isinstance(value[name], str):
                 raise FieldError(f"{where}.{name} must be a text", f"{where}.{name}")
-            message[name] = value[name]
+            message["reasoning_content" if name == "reasoning" else name] = value[name]  # vLLM's word for it
     return message
 
 

@@ -1,22 +1,18 @@
-"""Tools: how a chat names them, and how an answer calls them. Torch-free."""
+"""Tools: how a chat names them, how an answer has to call them, and what a call is. Torch-free."""
 
 from __future__ import annotations
 
 import json
-import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from weft.serve.server.errors import FieldError
-
-NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+from weft.serve.server.ways import NAME, Texts
 
 MOST_CALLS = 8
 """Of one answer that has to call."""
-
-OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
 NAMED = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
 DATA = ("const", "enum", "default", "examples")
@@ -63,6 +59,25 @@ class Call:
         number = {} if index is None else {"index": index}
         function = {"name": self.name, "arguments": self.arguments}
         return {**number, "id": self.id, "type": "function", "function": function}
+
+
+def make_call(name: str, arguments: Any, tools: Sequence[Tool]) -> Call:
+    """A call as a model wrote it. A text means what the function's schema has there: a text, or JSON."""
+    if isinstance(arguments, Texts):
+        forms = next((tool.parameters.get("properties") for tool in tools if tool.name == name), None)
+        forms = forms if isinstance(forms, dict) else {}
+        arguments = {key: meant(text, forms.get(key)) for key, text in arguments.items()}
+    return Call(name, arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False))
+
+
+def meant(text: str, form: Any) -> Any:
+    kind = form.get("type") if isinstance(form, dict) else None
+    if kind == "string":
+        return text
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def read_tools(value: Any) -> list[Tool]:
@@ -144,106 +159,3 @@ def moved(schema: Any, place: str) -> Any:
         else:
             found[keyword] = value if keyword in DATA else moved(value, place)
     return found
-
-
-class Reader(Protocol):
-    """Parts an answer into what it says and what it calls, as it comes."""
-
-    def push(self, text: str) -> tuple[str, list[Call]]: ...
-
-    def close(self) -> tuple[str, list[Call]]: ...
-
-
-def make_reader(template: str, tools: Sequence[Tool], choice: Choice) -> Reader:
-    """The reader of a model's way of calling, which its template shows."""
-    if not tools or choice.mode == "none":
-        return Plain()
-    if choice.mode == "auto" and OPEN in template:
-        return Marked({tool.name for tool in tools})
-    return Bare({tool.name for tool in tools})
-
-
-class Plain:
-    """Calls nothing."""
-
-    def push(self, text: str) -> tuple[str, list[Call]]:
-        return text, []
-
-    def close(self) -> tuple[str, list[Call]]:
-        return "", []
-
-
-class Marked:
-    """Calls stand between <tool_call> and </tool_call> (Hermes, Qwen)."""
-
-    def __init__(self, names: set[str]) -> None:
-        self.names = names
-        self._text, self._inside = "", False  # what is not told yet, and whether it is a call
-
-    def push(self, text: str) -> tuple[str, list[Call]]:
-        self._text += text
-        content, calls = "", list[Call]()
-        while True:
-            before, mark, after = self._text.partition(CLOSE if self._inside else OPEN)
-            if not mark:
-                break
-            if self._inside:
-                found = read_calls(before, self.names)
-                calls += found
-                content += "" if found else f"{OPEN}{before}{CLOSE}"
-            else:
-                content += before
-            self._text, self._inside = after, not self._inside
-        if not self._inside:
-            sure = len(self._text) - begun(self._text, OPEN)
-            content, self._text = content + self._text[:sure], self._text[sure:]
-        return content, calls
-
-    def close(self) -> tuple[str, list[Call]]:
-        if not self._inside:
-            return self._text, []
-        found = read_calls(self._text, self.names)
-        return ("", found) if found else (OPEN + self._text, [])
-
-
-def begun(text: str, mark: str) -> int:
-    """Characters at the text's end that may be the start of the mark."""
-    return next((size for size in range(min(len(mark), len(text)), 0, -1) if mark.startswith(text[-size:])), 0)
-
-
-class Bare:
-    """The whole answer is one call or a list of them, in JSON (Llama 3, and every answer that has to call)."""
-
-    def __init__(self, names: set[str]) -> None:
-        self.names = names
-        self._held = ""
-        self._says = False
-
-    def push(self, text: str) -> tuple[str, list[Call]]:
-        if self._says:
-            return text, []
-        self._held += text
-        start = self._held.lstrip()
-        if start and start[0] not in "{[":
-            self._says, said, self._held = True, self._held, ""
-            return said, []
-        return "", []
-
-    def close(self) -> tuple[str, list[Call]]:
-        found = read_calls(self._held, self.names)
-        return ("", found) if found else (self._held, [])
-
-
-def read_calls(text: str, names: set[str]) -> list[Call]:
-    """The calls in a JSON text: none, where it is no JSON, or calls what there is not."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return []
-    calls = []
-    for one in value if isinstance(value, list) else [value]:
-        if not isinstance(one, dict) or one.get("name") not in names:
-            return []
-        arguments = one.get("arguments", one.get("parameters", {}))
-        calls.append(Call(one["name"], arguments if isinstance(arguments, str) else json.dumps(arguments)))
-    return calls
