@@ -126,7 +126,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 def test_a_helper_that_stops_in_the_middle_of_a_line_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
     code = "import time; print('half a', end='', flush=True); time.sleep(60)"
     helper = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    helpers = Helpers("", ())
+    helpers = Helpers(lambda: ("", ()))
     monkeypatch.setattr(helpers, "_begin", lambda: helper)
     with pytest.raises(ValueError, match="the regex took more than"):
         helpers.check("regex", "a", timeout=1)
@@ -139,7 +139,7 @@ def test_a_helper_that_stops_before_it_has_read_its_tokenizer(tmp_path: Path, mo
     silent.write_text("#!/bin/sh\nexec sleep 60\n")
     silent.chmod(0o755)
     monkeypatch.setattr(forms, "START_SECONDS", 0.3)
-    helpers = Helpers("a" * 1_000_000, ())
+    helpers = Helpers(lambda: ("a" * 1_000_000, ()))
     monkeypatch.setattr(sys, "executable", str(silent))
     with pytest.raises(ValueError, match="cannot be compiled at the moment"):
         helpers.check("regex", "a", timeout=60)
@@ -148,7 +148,7 @@ def test_a_helper_that_stops_before_it_has_read_its_tokenizer(tmp_path: Path, mo
 
 
 def test_a_helper_that_died_at_rest_is_replaced() -> None:
-    compiler = GrammarCompiler(byte_tokenizer().to_str(), (EOS,))
+    compiler = GrammarCompiler(byte_tokenizer(), (EOS,))
     compiler.compile("regex", "rest")
     [dead] = compiler._helpers._processes
     dead.kill()
@@ -163,7 +163,7 @@ def test_a_helper_that_died_at_rest_is_replaced() -> None:
 
 def test_slow_forms_give_way_to_others() -> None:
     """Two that would take for ever occupy both helpers: whoever comes next waits about a second."""
-    compiler = GrammarCompiler(byte_tokenizer().to_str(), (EOS,))
+    compiler = GrammarCompiler(byte_tokenizer(), (EOS,))
     compiler.compile("regex", "a")
     helpers = compiler._helpers
     with ThreadPoolExecutor(2) as threads:
@@ -189,7 +189,7 @@ def test_slow_forms_give_way_to_others() -> None:
 
 def test_a_form_that_is_tried_while_its_engine_ends_is_told_to_come_later() -> None:
     """Its helper's pipes are closed by the thread that waits for it, and no sooner: their numbers may be others' then."""
-    compiler = GrammarCompiler(byte_tokenizer().to_str(), (EOS,))
+    compiler = GrammarCompiler(byte_tokenizer(), (EOS,))
     compiler.compile("regex", "a")
     [helper] = compiler._helpers._processes
     stop(helper)
@@ -205,6 +205,28 @@ def test_a_form_that_is_tried_while_its_engine_ends_is_told_to_come_later() -> N
     assert helper.stdout is not None
     assert helper.stdout.closed
     assert not compiler._helpers._processes
+
+
+def test_no_helper_begins_for_an_engine_that_has_ended() -> None:
+    compiler = GrammarCompiler(byte_tokenizer(), (EOS,))
+    compiler.close()
+    with pytest.raises(ValueError, match="forms cannot be compiled at the moment"):
+        compiler.compile("regex", "a")
+    assert not compiler._helpers._processes
+
+
+def test_the_start_of_a_helper_takes_no_forms_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A vocabulary of 256,000 tokens takes three seconds to read, and more where a machine has other work."""
+    compiler = GrammarCompiler(byte_tokenizer(), (EOS,))
+    begin, helpers = compiler._helpers._begin, compiler._helpers
+
+    def slowly() -> subprocess.Popen[bytes]:
+        time.sleep(1.5)
+        return begin()
+
+    monkeypatch.setattr(helpers, "_begin", slowly)
+    compiler.compile("regex", "a", timeout=1.5)
+    compiler.close()
 
 
 def test_forms_that_cannot_be_followed_are_refused() -> None:

@@ -156,7 +156,7 @@ class Engine:
         """
         if self.tokenizer is None:
             raise ValueError("structured output needs a tokenizer, and the model's folder has no tokenizer.json")
-        return GrammarCompiler(self.tokenizer.to_str(), self.eos)
+        return GrammarCompiler(self.tokenizer, self.eos)
 
     @property
     def free_places(self) -> int:

@@ -90,12 +90,11 @@ class Helpers:
     """Up to HELPERS processes that try forms. May be used by any thread.
 
     Args:
-        tokenizer: tokenizer.json's text.
-        eos: ids that may end a text once its form is complete.
+        source: tokenizer.json's text, and ids that may end a text once its form is complete; asked when one begins.
     """
 
-    def __init__(self, tokenizer: str, eos: Sequence[int]) -> None:
-        self._first = json.dumps([tokenizer, list(eos)])
+    def __init__(self, source: Callable[[], tuple[str, Sequence[int]]]) -> None:
+        self._source = source
         self._free: list[subprocess.Popen[bytes] | None] = [None] * HELPERS  # None: not begun
         self._waiting = deque[object]()  # for one of them: who came first has the first one
         self._changed = threading.Condition()
@@ -115,7 +114,13 @@ class Helpers:
             if helper is not None and helper.poll() is not None:
                 self._end(helper)
                 helper = None
-            helper = helper or self._begin()
+            if helper is None:
+                began = time.monotonic()
+                helper = self._begin()
+                until += time.monotonic() - began
+            if self._closed:  # whoever closed may not have seen this one
+                self._end(helper)
+                raise ValueError(LATER)
             error = self._ask(helper, kind, text, until)
         finally:
             self._give_back(helper)
@@ -163,7 +168,7 @@ class Helpers:
         def late() -> bool:
             return time.monotonic() > until
 
-        self._write(helper, self._first, late)
+        self._write(helper, json.dumps(self._source()), late)
         if not self._line(helper, late):
             self._end(helper)
             raise ValueError(LATER)

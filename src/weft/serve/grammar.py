@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import cached_property
 from threading import Lock
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from weft.serve.forms import Helpers, Kind, make_matcher
+from weft.serve.tokens import Tokenizer
 
 KEPT = 64
 """Forms that a compiler keeps, the last used ones."""
@@ -47,10 +49,11 @@ class Matcher:
 
     def forbid(self, logits: Tensor) -> None:
         """Set the logits [V] of tokens that may not follow to -inf, in place."""
-        bits = torch.frombuffer(bytearray(self._matcher.compute_bitmask()), dtype=torch.uint8)
-        allowed = (bits[:, None] >> torch.arange(8, dtype=torch.uint8) & 1).flatten()[: len(logits)].bool()
-        logits[: len(allowed)].masked_fill_(~allowed.to(logits.device), float("-inf"))
-        logits[len(allowed) :] = float("-inf")
+        bits = torch.frombuffer(bytearray(self._matcher.compute_bitmask()), dtype=torch.uint8).to(logits.device)
+        places = torch.arange(8, dtype=torch.uint8, device=logits.device)
+        forbidden = (bits[:, None] >> places & 1).flatten()[: len(logits)] == 0
+        logits[: len(forbidden)].masked_fill_(forbidden, float("-inf"))
+        logits[len(forbidden) :] = float("-inf")
 
     def push(self, token: int) -> None:
         """This token was chosen."""
@@ -71,16 +74,15 @@ class GrammarCompiler:
     """Makes grammars for one tokenizer. May be used by any thread.
 
     Args:
-        tokenizer: tokenizer.json's text.
         eos: ids that may end a text once its form is complete.
     """
 
-    def __init__(self, tokenizer: str, eos: Sequence[int]) -> None:
-        self._text, self._eos = (tokenizer, list(eos)) if eos else with_end(tokenizer)
+    def __init__(self, tokenizer: Tokenizer, eos: Sequence[int]) -> None:
+        self._words, self._eos = tokenizer, list(eos)
         self._tokenizer: Any = None
         self._kept: OrderedDict[tuple[Kind, str], Grammar] = OrderedDict()
-        self._lock = Lock()
-        self._helpers = Helpers(self._text, self._eos)
+        self._lock, self._reading = Lock(), Lock()  # event loops wait for the first one
+        self._helpers = Helpers(lambda: self._source)
 
     def compile(self, kind: Kind, source: str | dict[str, Any] = "", timeout: float = 10.0) -> Grammar:
         """The grammar of a form. Blocks for `timeout` seconds at most, the first time for a start too: call it beside an
@@ -117,12 +119,19 @@ class GrammarCompiler:
         """End the processes that try forms, if any has begun."""
         self._helpers.close()
 
+    @cached_property
+    def _source(self) -> tuple[str, list[int]]:
+        """tokenizer.json's text, with a token that ends a text: a second's work, of the thread that compiles first."""
+        text = self._words.to_str()
+        return (text, self._eos) if self._eos else with_end(text)
+
     def _tokens(self) -> Any:
         import llguidance
 
-        with self._lock:
+        with self._reading:
             if self._tokenizer is None:
-                self._tokenizer = llguidance.LLTokenizer(self._text, eos_token=self._eos)
+                text, eos = self._source
+                self._tokenizer = llguidance.LLTokenizer(text, eos_token=eos)
             return self._tokenizer
 
 

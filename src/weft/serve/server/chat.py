@@ -100,7 +100,7 @@ class ChatTemplate:
         tokens: list[int] = []
         for number, piece in enumerate(split_forged(text)):
             if number % 2:
-                tokens += words.plain.encode(special[int(piece)], add_special_tokens=False).ids
+                tokens += await words.encode_plain(special[int(piece)])
             elif piece:
                 tokens += await words.encode(piece, most, special=False)
         return tokens

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
-from functools import cache, cached_property
+from functools import cache
 from typing import Any
 
 from weft.serve.server.errors import FieldError, LongFieldError
@@ -23,21 +23,14 @@ class Words:
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        self._table = json.loads(tokenizer.to_str())
-        added = self._table.get("added_tokens") or []
+        self._plain: Any = None
+        self._making = asyncio.Lock()
+        table = json.loads(tokenizer.to_str())
+        added = table.get("added_tokens") or []
         self._added = {one["id"]: one["content"] for one in added}
         self.special = tuple(one["content"] for one in added if one["special"])
-        self._bytewise = "ByteLevel" in json.dumps([self._table.get("decoder"), self._table.get("pre_tokenizer")])
+        self._bytewise = "ByteLevel" in json.dumps([table.get("decoder"), table.get("pre_tokenizer")])
         self._longest = max((len(text.encode()) for text in tokenizer.get_vocab()), default=1)
-
-    @cached_property
-    def plain(self) -> Any:
-        """The same tokenizer, for which special tokens are words like others: a client cannot write one."""
-        from tokenizers import Tokenizer
-
-        plain = Tokenizer.from_str(json.dumps(self._table))
-        plain.encode_special_tokens = True
-        return plain
 
     async def encode(self, text: str, most: int, special: bool = True) -> list[int]:
         """The tokens of a text.
@@ -61,6 +54,12 @@ class Words:
         if len(text) > LONG:
             return await asyncio.to_thread(self._encode, text, special)
         return self._encode(text, special)
+
+    async def encode_plain(self, text: str) -> list[int]:
+        """Special tokens are letters like others: what a client writes is none."""
+        async with self._making:  # seconds, for a large vocabulary; hardly ever needed
+            self._plain = self._plain or await asyncio.to_thread(make_plain, self.tokenizer)
+        return list(self._plain.encode(text, add_special_tokens=False).ids)
 
     def _encode(self, text: str, special: bool) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=special).ids)
@@ -89,6 +88,13 @@ class Words:
             return found.decode()
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in found)
+
+
+def make_plain(tokenizer: Any) -> Any:
+    """The same tokenizer, for which special tokens are words like others."""
+    plain = type(tokenizer).from_str(tokenizer.to_str())
+    plain.encode_special_tokens = True
+    return plain
 
 
 @cache
