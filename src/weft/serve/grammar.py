@@ -45,7 +45,7 @@ class Matcher:
     def error(self) -> str:
         if not self._matcher.is_error():
             return ""
-        return f"the text could not follow its form: {self._matcher.get_error()}"
+        return f"the text could not follow its form: {self._matcher.get_error().strip().splitlines()[0]}"
 
     def forbid(self, logits: Tensor) -> None:
         """Set the logits [V] of tokens that may not follow to -inf, in place."""
