@@ -110,7 +110,7 @@ def fitted_on(run: Run) -> bool:
 
 
 def stalls(run: Run) -> bool:
-    """Runs of the one set whose pipelines wait 0.1 to 1.5 s in each micro-batch, whatever its size: docs/plan.md."""
+    """Runs of the one set whose pipelines wait 0.1 to 1.5 s in each micro-batch, whatever its size: docs/accuracy.md."""
     return run.set == "nanotron-ultrascale" and run.layout.pp > 1
 
 

@@ -364,7 +364,7 @@ def _cluster(row: dict[str, Any]) -> Cluster:
         change["nvlink_domain"] = domain
     per_node = row.get("gpus_per_node") or cluster.per_node
     if "EFA" in str(row.get("interconnect")):
-        change["network_wait_us"] = 350  # of docs/plan.md: what vTrain's machine has not, and AWS's has
+        change["network_wait_us"] = 350  # of docs/accuracy.md: what vTrain's machine has not, and AWS's has
     if network := _network(str(row.get("interconnect") or "")):
         change["network_gb_per_s"] = network / 8 / per_node
     if "PCI" in row["gpu"].upper():

@@ -115,7 +115,7 @@ def layouts(
     """Find the fastest layouts of a model on a cluster that fit into its GPUs, and say why the others lost.
 
     Predicted from the sizes of the model and the published rates of the GPUs; how near to what others have measured, see
-    docs/plan.md.
+    docs/accuracy.md.
     """
     from rich.console import Console
 

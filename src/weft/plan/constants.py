@@ -1,7 +1,7 @@
 """The few numbers of the time and memory models that no datasheet gives. Torch-free.
 
 They describe what is common to all machines; none belongs to a model, a cluster, a framework or a run. Fitted once to a
-part of the published runs (docs/plan.md says which) and frozen.
+part of the published runs (docs/accuracy.md says which) and frozen.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def draw_page(found: Search, plans: Sequence[Plan], title: str, answers: Iterabl
         *_answers(answers),
         tag(
             "p",
-            "Predicted by weft plan layouts; docs/plan.md has how near that is to what others measured.",
+            "Predicted by weft plan layouts; docs/accuracy.md has how near that is to what others measured.",
             class_="told",
         ),
     )

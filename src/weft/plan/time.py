@@ -63,7 +63,7 @@ class Time:
     @property
     def spread(self) -> Num:
         """How near this is: four of five published runs that no constant was fitted to are within this share of the total
-        (docs/plan.md). Waiting is known worse than work."""
+        (docs/accuracy.md). Waiting is known worse than work."""
         waiting = sum(
             getattr(self, name) for name in ("launch", "tp", "cp", "ep", "dp", "pp", "bubble", "offload", "rest")
         )
