@@ -350,6 +350,10 @@ def test_published_configs(config: dict[str, Any], preset: str) -> None:
     assert shape_from_config(again) == preset_shape(preset)
 
 
+def test_kimi_is_of_deepseeks_architecture() -> None:
+    assert shape_from_config(DEEPSEEK_V3 | {"model_type": "kimi_k2"}) == shape_from_config(DEEPSEEK_V3)
+
+
 ROPE: dict[str, Any] = LLAMA["rope_scaling"]  # type: ignore[assignment]
 OTHER_ROPE = {"rope_type": "dynamic", "factor": 4.0}
 REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [

@@ -194,6 +194,11 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     )
     assert one == other
     assert f"{layout} fits" in one
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"quantization_config": {"quant_method": "fp8"}}))
+    served = run(str(config), "--cluster", "h100x8", "--batch", "64", "--layout", layout)
+    note = "quantization_config is of weights that are served; the plan is of those that are trained\n"
+    assert note in served
+    assert served.replace(note, "") == one
 
 
 @pytest.mark.parametrize(

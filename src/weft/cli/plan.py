@@ -220,9 +220,14 @@ def _shape(model: str) -> Shape:
     if path.suffix != ".json":
         return preset_shape(model)
     try:
-        return shape_from_config(json.loads(path.read_text(encoding="utf-8")))
+        config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: {error}") from None
+    if isinstance(config, dict) and config.pop("quantization_config", None):  # DeepSeek-V3's
+        print(
+            "quantization_config is of weights that are served; the plan is of those that are trained", file=sys.stderr
+        )
+    return shape_from_config(config)
 
 
 def _costs(text: str) -> Costs:

@@ -25,6 +25,10 @@ KV_HEADS: dict[Family, int] = {"mistral": 8, "mixtral": 8, "qwen3_moe": 4}
 """Where a config leaves them out."""
 
 
+ALSO = {"deepseek_v3": "kimi_k2"}
+"""Another model_type of the same architecture, family by family."""
+
+
 def shape_from_config(config: Mapping[str, Any]) -> Shape:
     """The shape that a config.json describes.
 
@@ -57,7 +61,7 @@ def family_of(config: Mapping[str, Any]) -> Family:
         raise ValueError(f"config.json: {what}; weft knows {', '.join(families)}")
     if config.get("auto_map") and family not in LATENT_FAMILIES:  # whose code transformers has taken over since
         raise ValueError("config.json: auto_map asks to run code that comes with the weights; weft never does")
-    if config.get("model_type", family) != family:
+    if config.get("model_type", family) not in (family, ALSO.get(family)):
         raise ValueError(f"config.json: model_type is {config['model_type']!r}, which is not that of {named[0]}")
     return family
 
