@@ -129,6 +129,7 @@ class Frame:
 
 
 def frame(text: str, spans: Sequence[tuple[int, int]]) -> Frame:
+    """Of one call or two: what stands before both is before each, and what else is before the first begins them all."""
     (start, end), (_, last) = spans[0], spans[-1]
     opening, rest = text[:start], text[last:]
     before, closing = opening, rest
@@ -156,6 +157,7 @@ SIGN = re.compile(r"\s*(<[^<>]+>|\[/?\w+\]|[^\s\w<\[]+)")
 
 
 def find_objects(text: str, count: int) -> Objects | None:
+    """Each call is an object with the name and the arguments among its fields, or all are in one list."""
     spans = []
     for name in NAMES[:count]:
         for start in (found.start() for found in re.finditer(r"[{\[]", text[: text.find(name)])):
@@ -175,6 +177,7 @@ def find_objects(text: str, count: int) -> Objects | None:
 
 
 def find_named(text: str, count: int) -> Named | None:
+    """The arguments are the next JSON behind the name."""
     spans, gaps = [], []
     for name in NAMES[:count]:
         start = text.find(name)
@@ -192,6 +195,7 @@ def find_named(text: str, count: int) -> Named | None:
 
 
 def find_tagged(text: str, count: int) -> Tagged | None:
+    """Names and values of the arguments stand one by one, all with the same around them."""
     spans, at = [], 0
     for name in NAMES[:count]:
         start = at = text.find(name, at)
