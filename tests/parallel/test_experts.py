@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from harness import Compared, make, run_forked
+from harness import Compared, make, run_forked, warm_compiler
 from test_parity import right
 
 from weft.config.layout import Layout
@@ -51,6 +51,7 @@ def test_compiled_around_the_experts(model: str, layout: str, compared: Compared
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_two_parts_of_a_block_are_compiled() -> None:
     """Torch would leave out what it cannot compile, and say nothing."""
+    warm_compiler()
 
     def work(rank: int) -> None:
         config = make("mixtral", "compile")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from harness import make, run_forked
+from harness import make, run_forked, warm_compiler
 from torch._dynamo.utils import counters
 
 from weft.train.step import find_gradients, update
@@ -21,6 +21,7 @@ def one_step(training: Training, step: int) -> None:
 
 @pytest.mark.parametrize("layout", ["mb4.compile", "fsdp2.tp2.sp.mb2.bf16.compile", "pp2.mb2.compile"])
 def test_nothing_compiles_after_the_first_step(layout: str) -> None:
+    warm_compiler()
     config, longer = make("llama", layout), make("llama", layout, train={"seq": 24})
 
     def work(rank: int) -> None:
