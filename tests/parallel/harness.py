@@ -18,6 +18,7 @@ import torch
 import torch._dynamo  # or each forked process would: more work than all else that it does
 import torch.distributed as dist
 
+from weft.config.layout import Layout
 from weft.config.load import make_config
 from weft.config.tree import Config
 from weft.train.step import train_step
@@ -59,12 +60,18 @@ def make(model: str, layout: str, /, **over: object) -> Config:
     tree: dict = {
         "model": {**MODELS[model], "init_std": 0.1},
         "layout": layout,
-        "train": {"steps": 10, "global_batch": 16, "seq": 16},
+        "train": {"steps": 10, "global_batch": _batch(Layout.parse(layout)), "seq": 16},
         "optimizer": {"lr": 1e-3},
     }
     for section, values in over.items():
         tree[section] = {**tree.get(section, {}), **values}  # type: ignore[dict-item]
     return make_config(tree)
+
+
+def _batch(layout: Layout) -> int:
+    """16 sequences; 8 where eight processes compute in fp32 and have their micro-batches: enough to fill a pipeline."""
+    small = layout.world == 8 and layout.precision == "fp32" and layout.micro_batch is not None
+    return 8 if small and layout.num_micro_batches(8) >= 2 * layout.pp else 16
 
 
 def run_forked(world: int, work: Callable[[int], None], *, timeout: float = 120.0) -> None:

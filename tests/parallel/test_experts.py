@@ -39,6 +39,7 @@ def test_low_precision(layout: str, compared: Compared) -> None:
     right(compared(make("mixtral", f"{layout}.bf16")))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 @pytest.mark.parametrize(
     ("model", "layout"),
@@ -48,6 +49,7 @@ def test_compiled_around_the_experts(model: str, layout: str, compared: Compared
     right(compared(make(model, layout)))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_two_parts_of_a_block_are_compiled() -> None:
     """Torch would leave out what it cannot compile, and say nothing."""

@@ -11,7 +11,7 @@ from weft.train.step import find_gradients, update
 from weft.train.training import Training, build
 from weft.verify.trace import step_rows
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # the compiler's own
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # the compiler's own
 
 
 def one_step(training: Training, step: int) -> None:
