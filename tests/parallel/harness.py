@@ -69,8 +69,8 @@ def make(model: str, layout: str, /, **over: object) -> Config:
 
 
 def _batch(layout: Layout) -> int:
-    """16 sequences; 8 where eight processes compute in fp32 and have their micro-batches: enough to fill a pipeline."""
-    small = layout.world == 8 and layout.precision == "fp32" and layout.micro_batch is not None
+    """16 sequences; 8 where many processes compute in fp32 and have their micro-batches: enough to fill a pipeline."""
+    small = layout.world >= 4 and layout.precision == "fp32" and layout.micro_batch is not None
     return 8 if small and layout.num_micro_batches(8) >= 2 * layout.pp else 16
 
 

@@ -56,7 +56,7 @@ def test_two_parts_of_a_block_are_compiled() -> None:
     warm_compiler()
 
     def work(rank: int) -> None:
-        config = make("mixtral", "compile")
+        config = make("mixtral", "mb4.compile")
         training = build(config, torch.device("cpu"))
         find_gradients(training.woven, training.scaler, step_rows(training, None, 1))
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
