@@ -14,6 +14,11 @@ from weft.data.indexed import IndexedWriter
 from weft.verify.layout import LayoutReport, compare
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow ones first: at the end of a list whoever is through early takes of the others' only what is short."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Compared:
     """Compares a layout, over 2 steps (the second has what the first left), with one process in the same precision."""

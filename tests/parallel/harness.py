@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import faulthandler
+import fcntl
 import json
 import os
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch._dynamo  # or each forked process would: more work than all else that it does
 import torch.distributed as dist
 
+from weft.config.layout import Layout
 from weft.config.load import make_config
 from weft.config.tree import Config
 from weft.train.step import train_step
@@ -56,12 +60,18 @@ def make(model: str, layout: str, /, **over: object) -> Config:
     tree: dict = {
         "model": {**MODELS[model], "init_std": 0.1},
         "layout": layout,
-        "train": {"steps": 10, "global_batch": 16, "seq": 16},
+        "train": {"steps": 10, "global_batch": _batch(Layout.parse(layout)), "seq": 16},
         "optimizer": {"lr": 1e-3},
     }
     for section, values in over.items():
         tree[section] = {**tree.get(section, {}), **values}  # type: ignore[dict-item]
     return make_config(tree)
+
+
+def _batch(layout: Layout) -> int:
+    """16 sequences; 8 where many processes compute in fp32 and have their micro-batches: enough to fill a pipeline."""
+    small = layout.world >= 4 and layout.precision == "fp32" and layout.micro_batch is not None
+    return 8 if small and layout.num_micro_batches(8) >= 2 * layout.pp else 16
 
 
 def run_forked(world: int, work: Callable[[int], None], *, timeout: float = 120.0) -> None:
@@ -87,6 +97,8 @@ def _fork(rank: int, world: int, work: Callable[[int], None], folder: Path) -> i
     code, error = 1, (folder / f"error-{rank}").open("w")
     try:
         faulthandler.enable(error)  # a signal's stack, where no exception is raised
+        if "torch._inductor.compile_fx" in sys.modules:
+            _compile_in_turn(folder / "turn")
         store = dist.FileStore(str(folder / "store"), world)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
         work(rank)
@@ -100,9 +112,38 @@ def _fork(rank: int, world: int, work: Callable[[int], None], folder: Path) -> i
     return pid
 
 
+@cache
+def warm_compiler() -> None:
+    """Have torch's compiler here, and used once: a forked process then has all that it learns at its first use (which
+    instructions the CPU has, how to call g++, a hash of torch's source, its patterns), half of what a small block costs."""
+    torch.set_num_threads(1)
+    torch._inductor.config.compile_threads = 1  # a pool of threads would not be there in a forked process
+    torch.hub.tqdm.monitor_interval = 0  # nor would its thread
+    x, weight = (torch.ones(8, 8, requires_grad=True) for _ in range(2))
+    torch.compile(lambda x, weight: (x @ weight).softmax(-1), dynamic=False)(x, weight).sum().backward()
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+
+
+def _compile_in_turn(turn: Path) -> None:
+    """One process after another: whoever has the graph of one before finds what that one compiled."""
+    from torch._inductor import compile_fx
+
+    inner = compile_fx._compile_fx_inner
+
+    def alone(*arguments: Any, **settings: Any) -> Any:
+        with turn.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            return inner(*arguments, **settings)
+
+    compile_fx._compile_fx_inner = alone
+
+
 def trace(config: Config, folder: Path, steps: int = 2) -> Path:
     """A trace of the config's run, made by as many processes as its layout takes."""
     folder.mkdir(parents=True)
+    if config.layout.compile:
+        warm_compiler()
     run_forked(config.layout.world, lambda rank: record(config, steps, folder, torch.device("cpu")))
     return folder
 

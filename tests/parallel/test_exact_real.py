@@ -16,13 +16,15 @@ from weft.exact.rank import Exact, imagine_rank, watch_step
 from weft.models.moe import Router
 
 LLAMA = {
-    "family": "llama", "num_layers": 4, "hidden": 64, "num_heads": 4, "num_kv_heads": 2, "ffn": 160, "vocab": 1000,
+    "family": "llama", "num_layers": 2, "hidden": 64, "num_heads": 4, "num_kv_heads": 2, "ffn": 160, "vocab": 1000,
     "max_seq": 64,
 }  # fmt: skip
+DEEP = {**LLAMA, "num_layers": 4}
+"""Two stages for each of two processes."""
 MIXTURE = {**LLAMA, "family": "mixtral", "ffn": 96, "experts": {"num_experts": 4, "per_token": 2}}
 CASES = {
     "dp2.mb2": LLAMA, "fsdp2.bf16.mb1": LLAMA, "fsdp2.zero1.mb2.full": LLAMA, "tp2.sp": LLAMA, "tp2.chunked": LLAMA,
-    "pp2.mb1": LLAMA, "pp2.zbv.mb2": LLAMA, "cp2.ring": LLAMA, "cp2.ulysses.offload": LLAMA, "dp2.ep2": MIXTURE,
+    "pp2.mb1": LLAMA, "pp2.zbv.mb2": DEEP, "cp2.ring": LLAMA, "cp2.ulysses.offload": LLAMA, "dp2.ep2": MIXTURE,
 }  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from harness import Compared, make, run_forked
+from harness import Compared, make, run_forked, warm_compiler
 from test_parity import right
 
 from weft.config.layout import Layout
@@ -39,6 +39,7 @@ def test_low_precision(layout: str, compared: Compared) -> None:
     right(compared(make("mixtral", f"{layout}.bf16")))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 @pytest.mark.parametrize(
     ("model", "layout"),
@@ -48,12 +49,14 @@ def test_compiled_around_the_experts(model: str, layout: str, compared: Compared
     right(compared(make(model, layout)))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_two_parts_of_a_block_are_compiled() -> None:
     """Torch would leave out what it cannot compile, and say nothing."""
+    warm_compiler()
 
     def work(rank: int) -> None:
-        config = make("mixtral", "compile")
+        config = make("mixtral", "mb4.compile")
         training = build(config, torch.device("cpu"))
         find_gradients(training.woven, training.scaler, step_rows(training, None, 1))
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2

@@ -104,7 +104,7 @@ COMPILED = [
     ("llama", "pp2.vp2.bfs.compile", "", False),
     ("llama", "tp2.sp.pp2.zbv.fp8row.compile", "", False),
     ("mixtral", "dp2.etp2.compile", "muon", False),
-    ("llama", "fsdp2.offloadweights.compile", "", False),
+    ("llama", "fsdp2.mb4.offloadweights.compile", "", False),
 ]
 OPTIMIZERS = {"muon": {"kind": "muon"}, "8bit": {"states": "8bit"}}
 

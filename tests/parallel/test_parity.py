@@ -66,7 +66,7 @@ def test_low_precision(model: str, layout: str, precision: str, compared: Compar
 @pytest.mark.parametrize(
     ("model", "layout"),
     [
-        ("llama", "compile"),
+        ("llama", "mb4.compile"),
         ("gpt2", "fsdp2.tp2.sp.compile"),
         ("llama", "pp2.compile.full"),
         ("llama", "fsdp2.zero2.mb2.selective.bf16.compile"),

@@ -81,7 +81,7 @@ def test_recompute_within_a_budget(compared: Compared, monkeypatch: pytest.Monke
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_recomputed_and_compiled(compared: Compared) -> None:
-    right(compared(make("llama", "redo-mlp/2.compile")))
+    right(compared(make("llama", "mb4.redo-mlp/2.compile")))
 
 
 @pytest.mark.parametrize(

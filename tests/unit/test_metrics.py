@@ -3,6 +3,7 @@ import torch
 
 from weft.config.tree import Config
 from weft.models.shape import Shape
+from weft.train import hardware
 from weft.train.hardware import Peak, datasheet_flops, peak_flops
 from weft.train.metrics import Meter, memory_used
 
@@ -99,6 +100,22 @@ def test_datasheet(name: str, bf16: float, tf32: float) -> None:
 @pytest.mark.parametrize("name", ["NVIDIA RTX A4000", "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA X1"])
 def test_an_unknown_gpu_is_not_taken_for_a_known_one(name: str) -> None:
     assert datasheet_flops(name, "bf16") is None
+
+
+@pytest.mark.parametrize(("small", "sizes", "flops"), [(1e9, [256], 1e9), (3e10, [256, 1024], 6e10)])
+def test_a_slow_cpu_is_not_asked_for_a_large_product(
+    small: float, sizes: list[int], flops: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without instructions for bf16 it would take seconds, at the start of every run."""
+    asked: list[int] = []
+
+    def matmul(device: str, dtype: torch.dtype, size: int) -> float:
+        asked.append(size)
+        return small if size == 256 else 2 * small
+
+    monkeypatch.setattr(hardware, "_matmul", matmul)
+    assert hardware._measured.__wrapped__("cpu", "bf16", 1) == flops
+    assert asked == sizes
 
 
 def test_the_peak_of_a_cpu_is_measured_once() -> None:

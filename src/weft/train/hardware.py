@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 
 Precision = Literal["fp32", "bf16", "fp16"]
+SLOW = 5e9
+"""FLOP/s of a matmul whose larger kin is not worth waiting for: it would take half a second."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,15 @@ def datasheet_flops(name: str, precision: Precision, *, tf32: bool = False) -> f
 def _measured(device: str, precision: Precision, threads: int) -> float:
     """FLOP/s of the best of several square matmuls; `threads` is here so that each number of threads has its own."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    size = 8192 if device != "cpu" else 256 if precision == "fp16" else 1024  # a CPU may take seconds for large fp16
+    if device != "cpu":
+        return _matmul(device, dtype, 8192)
+    small = _matmul(device, dtype, 256)
+    # a CPU without instructions for 16 bits takes seconds for a large one, and is no faster
+    return small if small < SLOW else max(small, _matmul(device, dtype, 1024))
+
+
+def _matmul(device: str, dtype: torch.dtype, size: int) -> float:
+    """FLOP/s of the best of several matmuls of this size, in a third of a second."""
     left, right = torch.randn(2, size, size, device=device).to(dtype).unbind()
     best, began = float("inf"), time.perf_counter()
     for turn in range(50):
