@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from common import shown, write
@@ -54,7 +55,7 @@ def sameness(template: ChatTemplate, source: str) -> Iterator[str]:
             [theirs], _ = render_jinja_template(
                 [dressed], tools=tools, chat_template=source, add_generation_prompt=True, **NAMES
             )
-        except Exception:  # whatever a template raises there
+        except (TemplateError, TypeError, ValueError, KeyError, AttributeError):
             yield "-"
             continue
         try:
