@@ -81,7 +81,7 @@ def write(config: Config, per_node: int = 8) -> Written:
     tree["zero_optimization"] = zero
     if layout.precision in ("bf16", "fp16"):
         tree[layout.precision] = {"enabled": True}
-    added_up = layout.gradients
+    added_up: str = layout.gradients
     if not zero["stage"] and layout.precision != added_up:  # else it ends with "unsupported mix"
         remarks.append(f"Gradients are {layout.precision}: without ZeRO it adds them up as it computes.")
         added_up = layout.precision
