@@ -122,7 +122,9 @@ def test_nemo_has_the_optimizer_and_the_steps() -> None:
         "adam_eps=1e-08",
         "weight_decay=0.1",
         "adam_beta2=0.95",
-        f"max_steps={config.train.steps}, warmup_steps=0",
+        f"max_steps={config.train.steps},",
+        f"max_steps={config.train.steps - 1}, warmup_steps=0",  # its scheduler counts from 0
+        "precision.grad_reduce_in_fp32 = True",
     ):
         assert words in text
     with pytest.raises(ValueError, match=r"schedule\.kind = wsd: this file writes cosine"):
