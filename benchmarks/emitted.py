@@ -4,16 +4,17 @@
     others/bin/pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu
     others/bin/pip install deepspeed==0.19.8 transformers ninja torchtitan==0.2.2
     python benchmarks/emitted.py --python others/bin/python              # some twenty minutes on two cores
-    python benchmarks/emitted.py --python others/bin/python --only zero3 # rows whose name has this in it, anew
+    python benchmarks/emitted.py --python others/bin/python --only tp2   # rows whose name has this in it, anew
 
-Each row is a small model that weft has trained for two steps and exported, and settings of a run of twelve more. weft
-trains it, with `weft train`, over two processes; and the other system does, over two processes, from the file that weft has
-written (rows "read": from a file as others write it, which `weft plan read` has read for weft), from the same weights,
-on the same batches: emitted_deepspeed.py and emitted_torchtitan.py are its users' programs, and know nothing of weft.
+Each row of emitted_cases.py is a small model that weft has trained for two steps and exported, and settings of a run of
+twelve more. weft trains it, with `weft train`, over two or four processes; and the other system does, over as many, from
+the file that weft has written (rows "read": from a file as others write it, which `weft plan read` has read for weft), from
+the same weights, on the same batches: emitted_deepspeed.py and emitted_torchtitan.py are its users' programs, and know
+nothing of weft.
 
 rate, of the warm-up and later: the largest difference of a step's learning rate, over the peak. loss: the largest
 difference of a step, over weft's. Then weft trains once more, on one process, at the rates that the other system told,
-with decay of norms and biases where that has it: what is left is all that the remarks do not say. loss, norm: of the
+and with the decay of norms and biases that both have: what is left is all that the remarks do not say. loss, norm: of the
 gradients, before clipping; weights: the distance between both ends over the way that weft's went.
 
 Not part of `make test`: DeepSpeed compiles its optimizer on the first run, which takes minutes.
@@ -26,10 +27,9 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import torch
@@ -37,10 +37,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from common import ROOT, measured, shown, write
+from emitted_cases import BATCH, CASES, STEPS, Case, settings
 from weft.checkpoint.region import Region
 from weft.checkpoint.weights import WeightsFolder
 from weft.config.layout import Layout
-from weft.config.load import make_config
 from weft.config.toml import config_toml
 from weft.config.tree import Config
 from weft.data.indexed import IndexedWriter, token_dtype
@@ -52,98 +52,6 @@ from weft.train.schedule import learning_rate
 from weft.train.step import train_step
 from weft.train.training import build
 
-STEPS, BATCH, SEQ, PEAK = 12, 8, 64, 3e-3
-SIZES = {"num_layers": 4, "hidden": 64, "num_heads": 4, "num_kv_heads": 2, "ffn": 160, "vocab": 256, "max_seq": SEQ}
-MODELS: dict[str, dict[str, Any]] = {
-    "llama": {**SIZES, "family": "llama"},
-    "qwen3": {**SIZES, "family": "qwen3", "head_dim": 32, "tied": True},
-    "gpt2": {"num_layers": 4, "hidden": 64, "num_heads": 4, "vocab": 256, "max_seq": SEQ, "family": "gpt2"},
-}
-DECAYS_ALL = {"deepspeed": True, "torchtitan": True}
-"""Whether norms and biases decay, as the remarks say."""
-
-
-@dataclass(frozen=True)
-class Case:
-    system: str
-    layout: str
-    model: str = "llama"
-    schedule: dict[str, Any] = field(default_factory=lambda: {"kind": "cosine", "warmup": 4})
-    optimizer: dict[str, Any] = field(default_factory=dict)
-    read: dict[str, Any] | None = None  # a file of others, instead of weft's own
-
-    @property
-    def name(self) -> str:
-        words = [self.system, *(["read"] if self.read else []), self.model, self.layout, self.schedule["kind"]]
-        words += [
-            f"warmup{self.schedule.get('warmup', 0)}",
-            *(f"{key}={value}" for key, value in self.optimizer.items()),
-        ]
-        return " ".join(words)
-
-
-LINE, FLAT = {"kind": "linear", "warmup": 4}, {"kind": "constant", "warmup": 5}
-OTHERS: list[dict[str, Any]] = [
-    {
-        "train_batch_size": 8,
-        "steps_per_print": 2000,
-        "optimizer": {"type": "Adam", "params": {"lr": PEAK, "betas": [0.8, 0.999], "eps": 1e-8, "weight_decay": 3e-7}},
-        "scheduler": {"type": "WarmupLR", "params": {"warmup_min_lr": 0, "warmup_max_lr": PEAK, "warmup_num_steps": 4}},
-        "gradient_clipping": 1.0,
-        "zero_optimization": {"stage": 0},
-    },
-    {
-        "train_micro_batch_size_per_gpu": 2,
-        "gradient_accumulation_steps": 2,
-        "optimizer": {"type": "AdamW", "params": {"lr": PEAK}},
-        "scheduler": {
-            "type": "WarmupDecayLR",
-            "params": {
-                "total_num_steps": STEPS, "warmup_min_lr": 0, "warmup_max_lr": PEAK, "warmup_num_steps": 4,
-                "warmup_type": "linear",
-            },
-        },
-        "zero_optimization": {"stage": 2, "overlap_comm": True},
-    },
-]  # fmt: skip
-CASES = [
-    Case("deepspeed", "dp2"),
-    Case("deepspeed", "dp2.mb2", "gpt2"),
-    Case("deepspeed", "dp2", schedule=LINE),
-    Case("deepspeed", "dp2", schedule=FLAT),
-    Case("deepspeed", "dp2", schedule={"kind": "cosine"}),
-    Case("deepspeed", "dp2", schedule={"kind": "constant"}, optimizer={"clip_norm": 0}),
-    Case("deepspeed", "fsdp2.zero1.mb2"),
-    Case("deepspeed", "fsdp2.zero2.mb2"),
-    Case("deepspeed", "fsdp2"),
-    Case("deepspeed", "fsdp2.mb1", "gpt2"),
-    Case("deepspeed", "fsdp2.mb2", "qwen3", schedule=LINE, optimizer={"clip_norm": 0.3}),
-    Case("deepspeed", "fsdp2.mb2.offloadoptimizer"),
-    Case("deepspeed", "fsdp2.mb2.offloadweights"),
-    Case("deepspeed", "dp2.mb2.bf16"),
-    Case("deepspeed", "fsdp2.zero1.mb2.bf16"),
-    Case("deepspeed", "fsdp2.mb2.bf16"),
-    Case("deepspeed", "fsdp2.mb2.bf16.bf16grads"),
-    Case("deepspeed", "dp2.fp16"),
-    Case("deepspeed", "dp2", read=OTHERS[0]),
-    Case("deepspeed", "fsdp2.zero2.mb2", read=OTHERS[1]),
-    Case("torchtitan", "fsdp2"),
-    Case("torchtitan", "fsdp2.zero2.mb2", schedule=LINE),
-    Case("torchtitan", "fsdp2.mb1", schedule={"kind": "wsd", "warmup": 3, "decay": 6}),
-    Case("torchtitan", "fsdp2.mb2", "qwen3", schedule=FLAT, optimizer={"clip_norm": 0}),
-    Case("torchtitan", "fsdp2.mb2.full", schedule={"kind": "cosine"}),
-    Case("torchtitan", "fsdp2.mb2.bf16"),
-    Case("torchtitan", "dp2"),
-    Case("torchtitan", "tp2.sp"),
-    Case("torchtitan", "tp2.sp.mb4", schedule=LINE),
-    Case("torchtitan", "cp2.ring"),
-    Case("torchtitan", "cp2.allgather"),
-    Case("torchtitan", "pp2.mb2"),
-    Case("torchtitan", "pp2.gpipe.mb2"),
-    Case("torchtitan", "pp2.vp2.interleaved.mb2"),
-    Case("torchtitan", "fsdp2.mb2.offloadweights"),
-]
-
 
 @dataclass(frozen=True)
 class Trained:
@@ -153,25 +61,6 @@ class Trained:
     rates: list[float]
     norms: list[float]
     weights: Path
-
-
-def settings(case: Case, folder: Path, start: Path | None) -> Config:
-    tree: dict[str, Any] = {
-        "model": MODELS[case.model],
-        "layout": case.layout,
-        "optimizer": {"lr": PEAK, **case.optimizer},
-        "schedule": case.schedule,
-        "train": {"steps": STEPS, "global_batch": BATCH, "seq": SEQ},
-    }
-    if case.read:
-        (folder / "others.json").write_text(json.dumps(case.read), encoding="utf-8")
-        found, unknown = systems.read(folder / "others.json", make_config(tree).model, gpus=2)
-        print(f"    not understood: {', '.join(unknown)}") if unknown else None
-        tree = found.model_dump(mode="json") | {"layout": str(found.layout)}
-        tree["train"] |= {"steps": max(found.train.steps if found.train.steps < 1000 else 0, STEPS), "seq": SEQ}
-    tree["train"] |= {"device": "cpu", "init_from": str(start) if start else None}
-    data = {"paths": [str(folder.parent / "tokens")]}
-    return make_config(tree | {"run": str(folder / "run"), "data": data, "log": {"view": "off", "tensorboard": False}})
 
 
 def started(model: str, folder: Path) -> Path:
@@ -203,16 +92,13 @@ def weft_command(*words: str) -> None:
         raise RuntimeError(done.stderr[-2000:])
 
 
-def weft_at(
-    config: Config, rates: list[float], decays_all: bool
-) -> tuple[list[float], list[float], dict[Region, Tensor]]:
-    """weft on one process, at these rates: losses, norms, weights at the end."""
+def weft_at(config: Config, rates: list[float]) -> tuple[list[float], list[float], dict[Region, Tensor]]:
+    """weft on one process, at these rates, with decay of norms and biases: losses, norms, weights at the end."""
     alone = Layout.parse(f"single.{config.layout.precision}".removesuffix(".fp32"))
     training = build(config.model_copy(update={"layout": alone}), torch.device("cpu"))
     loader = open_loader(config, "train", check_tokens=False)
-    if decays_all:
-        for group in training.optimizer.adamw.param_groups:
-            group["weight_decay"] = config.optimizer.weight_decay
+    for group in training.optimizer.adamw.param_groups:
+        group["weight_decay"] = config.optimizer.weight_decay
     losses, norms = [], []
     for step, rate in enumerate(rates):
         rows = training.take(loader.batch(step * config.train.global_batch, training.rows))
@@ -237,7 +123,8 @@ def other(case: Case, config: Config, folder: Path, python: str) -> Trained:
     out = folder / "out"
     out.mkdir()
     program = Path(__file__).parent / f"emitted_{case.system}.py"
-    launch = [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
+    world = str(config.layout.world)
+    launch = [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", world, str(program)]
     assert config.train.init_from is not None
     words = [*launch, str(folder / "settings"), config.train.init_from, str(folder / "tokens"), str(out)]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
@@ -259,7 +146,7 @@ def compare(case: Case, folder: Path, python: str) -> dict[str, float]:
     config = settings(case, folder, start)
     theirs = other(case, config, folder, python)
     ours = weft(config, folder)
-    losses, norms, weights = weft_at(config, theirs.rates, DECAYS_ALL[case.system])
+    losses, norms, weights = weft_at(config, theirs.rates)
     peak, warmup = config.optimizer.lr, max(4, config.schedule.warmup)
     own = [learning_rate(step + 1, config.schedule, peak=peak, steps=config.train.steps) for step in range(STEPS)]
     rates = [abs(one - two) / peak for one, two in zip(own, theirs.rates, strict=True)]

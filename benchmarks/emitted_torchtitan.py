@@ -1,4 +1,4 @@
-# ruff: noqa: E402 (torchtitan asks for its device when it is imported)
+# ruff: noqa: E402 (torchtitan looks for its device and its options when it is imported)
 """A program of a user of torchtitan 0.2: its Trainer, with data and a flavor of one's own. It knows nothing of weft.
 
     torchrun --standalone --nproc-per-node 2 emitted_torchtitan.py SETTINGS MODEL TOKENS OUT
@@ -25,11 +25,18 @@ import torch
 
 torch._utils._get_available_device_type = lambda: "cpu"
 os.environ["LOCAL_RANK"] = "0"  # there is one CPU
+SETTINGS, MODEL, TOKENS, OUT = (Path(word).resolve() for word in sys.argv[1:])
+sys.argv[1:] = [
+    f"--job.config_file={SETTINGS}", f"--job.dump_folder={OUT}", f"--model.hf_assets_path={MODEL}", "--checkpoint.enable",
+    "--checkpoint.initial_load_in_hf", "--checkpoint.last_save_in_hf", f"--checkpoint.initial_load_path={MODEL}",
+]  # fmt: skip
 
 import torchtitan.models.llama3 as llama3
 import torchtitan.models.qwen3 as qwen3
 from safetensors.torch import load_file
+from torch.distributed.fsdp import FSDPModule
 from torchtitan.components import metrics
+from torchtitan.distributed import utils as distributed
 from torchtitan.protocols.train_spec import get_train_spec, register_train_spec
 from torchtitan.tools import utils
 from torchtitan.train import Trainer, main
@@ -86,11 +93,12 @@ class Batches:
         pass
 
 
-def run(settings: Path, folder: Path, tokens: Path, out: Path) -> None:
+def run() -> None:
     torch.set_num_threads(1)
     metrics.build_device_memory_monitor = Monitor
     utils.get_peak_flops = lambda _: 1.0
-    for line in settings.read_text(encoding="utf-8").splitlines():
+    distributed.set_pg_timeouts = lambda timeout, parallel_dims: None
+    for line in SETTINGS.read_text(encoding="utf-8").splitlines():
         asked = re.search(r'yours to add: (\w+)_args\["(\w+)"\] = (.*)', line)
         if asked:  # as a user would put it into the source
             name, flavor, arguments = asked.groups()
@@ -98,7 +106,7 @@ def run(settings: Path, folder: Path, tokens: Path, out: Path) -> None:
             getattr(SPECS[name], f"{name}_args")[flavor] = eval(arguments, words)
 
     def batches(dp_world_size: int, dp_rank: int, tokenizer: Any, job_config: Any) -> Batches:
-        return Batches(tokens, dp_world_size, dp_rank, job_config.training.local_batch_size)
+        return Batches(TOKENS, dp_world_size, dp_rank, job_config.training.local_batch_size)
 
     for name in SPECS:
         spec = replace(
@@ -107,18 +115,19 @@ def run(settings: Path, folder: Path, tokens: Path, out: Path) -> None:
         register_train_spec(name, spec)
 
     class Kept(Trainer):
+        def __init__(self, job_config: Any) -> None:
+            super().__init__(job_config)
+            for module in (module for part in self.model_parts for module in part.modules()):
+                if isinstance(module, FSDPModule):
+                    module.set_force_sum_reduction_for_comms(True)  # gloo has no sum of products
+
         def close(self) -> None:
             if torch.distributed.get_rank() == torch.distributed.get_world_size() - 1:  # it has the last stage
-                (out / "told.json").write_text(json.dumps(self.metrics_processor.told), encoding="utf-8")
+                (OUT / "told.json").write_text(json.dumps(self.metrics_processor.told), encoding="utf-8")
             super().close()
 
-    sys.argv = [
-        sys.argv[0], f"--job.config_file={settings}", f"--job.dump_folder={out}", f"--model.hf_assets_path={folder}",
-        "--checkpoint.enable", "--checkpoint.initial_load_in_hf", "--checkpoint.last_save_in_hf",
-        f"--checkpoint.initial_load_path={folder}",
-    ]  # fmt: skip
     main(Kept)
 
 
 if __name__ == "__main__":
-    run(*(Path(word).resolve() for word in sys.argv[1:]))
+    run()
