@@ -61,6 +61,7 @@ def write(config: Config, per_node: int = 8) -> Written:
             raise ValueError(f"torchtitan cannot run this: {reason}. Change it, or choose another layout with --layout")
     name, flavor, remark = _flavor(config.model)
     micro, passes = layout.micro_batch_size(batch), layout.num_micro_batches(batch)
+    shrunk = layout.dp if layout.fsdp * layout.cp == 1 else 1  # its DDP divides once more what its loss has divided
     parallel: dict[str, Any] = {
         "data_parallel_replicate_degree": layout.dp,
         "data_parallel_shard_degree": layout.fsdp,
@@ -88,13 +89,13 @@ def write(config: Config, per_node: int = 8) -> Written:
             "global_batch_size": batch,
             "seq_len": config.seq,
             "steps": config.train.steps,
-            "max_norm": config.optimizer.clip_norm or inf,  # its 0 would make all gradients 0
+            "max_norm": config.optimizer.clip_norm / shrunk or inf,  # its 0 would make all gradients 0
             "mixed_precision_param": PRECISION[layout.precision],
             "mixed_precision_reduce": "float32",
             "enable_cpu_offload": layout.offload_weights,
         },
         "optimizer": {
-            "name": "AdamW", "lr": config.optimizer.lr, "eps": config.optimizer.eps,
+            "name": "AdamW", "lr": config.optimizer.lr, "eps": config.optimizer.eps / shrunk,
             "beta1": config.optimizer.betas[0], "beta2": config.optimizer.betas[1],
             "weight_decay": config.optimizer.weight_decay,
         },
@@ -111,6 +112,7 @@ def write(config: Config, per_node: int = 8) -> Written:
     remarks = [f"torchtitan 0.2, on {layout.world} GPUs. Data and tokenizer are yours to add."]
     remarks += [remark] if remark else []
     remarks += ["Learning rates after the warm-up are weft's of the step before."] if _decays(config) else []
+    remarks += [f"Gradients are {shrunk} times too small under DDP, and so are max_norm and eps."] if shrunk > 1 else []
     remarks += ["Norms and biases decay too."] if config.optimizer.weight_decay else []
     if layout.schedule in ("zbv", "dualpipev"):
         remarks.append(f"{SCHEDULES[layout.schedule]}: issues 773 and 774 of torchtitan say that it is slow or fails.")
