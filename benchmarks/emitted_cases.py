@@ -93,8 +93,6 @@ CASES = [
     Case("torchtitan", "dp2"),
     Case("torchtitan", "tp2.sp"),
     Case("torchtitan", "tp2.sp.mb4", schedule=LINE),
-    Case("torchtitan", "cp2.ring"),
-    Case("torchtitan", "cp2.allgather"),
     Case("torchtitan", "pp2.mb2"),
     Case("torchtitan", "pp2.gpipe.mb2"),
     Case("torchtitan", "pp2.vp2.interleaved.mb2"),

@@ -1,9 +1,10 @@
 """A program of a user of DeepSpeed: transformers' model, DeepSpeed's engine, a JSON. It knows nothing of weft.
 
-    torchrun --standalone --nproc-per-node 2 emitted_deepspeed.py SETTINGS MODEL TOKENS OUT
+    torchrun --standalone --nproc-per-node 2 emitted_deepspeed.py FOLDER...
 
-emitted.py starts it, with the Python of an environment that has DeepSpeed. TOKENS is a safetensors file with inputs and
-targets of every step, S B T. OUT gets told.json and the weights at the end, as transformers saves them.
+emitted.py starts it, with the Python of an environment that has DeepSpeed. In each folder are settings, model/, and
+tokens: a safetensors file with inputs and targets of every step, S B T. Its out/ gets told.json and the weights at the
+end, as transformers saves them; or why there are none.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +27,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 
-def main(settings: Path, folder: Path, tokens: Path, out: Path) -> None:
-    torch.set_num_threads(1)
-    deepspeed.init_distributed("gloo", verbose=False)
+def train(settings: Path, folder: Path, tokens: Path, out: Path) -> None:
     rank, world = dist.get_rank(), dist.get_world_size()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).train()
     for dropout in (module for module in model.modules() if isinstance(module, torch.nn.Dropout)):
@@ -65,5 +65,17 @@ def whole(parameter: Any) -> torch.Tensor:
     return (parameter if found is None else found).detach().float().cpu()
 
 
+def main(folders: list[Path]) -> None:
+    torch.set_num_threads(1)
+    deepspeed.init_distributed("gloo", verbose=False)
+    for folder in folders:
+        print(folder, flush=True)
+        try:
+            train(folder / "settings", folder / "model", folder / "tokens", folder / "out")
+        except Exception as error:  # noqa: BLE001 (whatever it is, it is told, and the next one has its turn)
+            traceback.print_exc()
+            (folder / f"out/failed-{dist.get_rank()}").write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
+
+
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    main([Path(word) for word in sys.argv[1:]])

@@ -118,9 +118,9 @@ def _about_rates(config: Config) -> list[str]:
     low = config.optimizer.lr * config.schedule.min_ratio
     differing = {
         ("cosine", True): "in the warm-up, where they are of the step before, and 0 in the first",
-        ("cosine", False): "in the first three steps: 0, and then the peak",
+        ("cosine", False): "in the first three steps, 0 and then the peak, after which the descent begins",
         ("linear", True): f"in the warm-up, which goes from {low:g} up: its scheduler begins where it ends",
-        ("linear", False): f"in the first four steps, which go from {low:g} up: its scheduler begins where it ends",
+        ("linear", False): f"in the first four steps, which go from {low:g} up and after which the descent begins",
         ("constant", True): "in the first step, which has the second's",
         ("constant", False): "in a warm-up of less than four steps, which is left out",
     }
