@@ -252,9 +252,11 @@ def main() -> None:
         failed = {name: why for name, why in before.get("failed", {}).items() if name not in rows} | failed
     rows = {case.name: rows[case.name] for case in CASES if case.name in rows and case.name not in failed}
     installed = subprocess.run([options.python, "-c", VERSIONS], capture_output=True, text=True, check=True).stdout
-    print(f"written: {shown(write('emitted', {'others': json.loads(installed), 'rows': rows, 'failed': failed}))}")
+    results = {"command": COMMAND, "others": json.loads(installed), "rows": rows, "failed": failed}
+    print(f"written: {shown(write('emitted', results))}")
 
 
+COMMAND = "python benchmarks/emitted.py --python others/bin/python"
 VERSIONS = """import json, importlib.metadata as m
 print(json.dumps({n: m.version(n) for n in ("torch", "deepspeed", "torchtitan", "transformers")}))"""
 
