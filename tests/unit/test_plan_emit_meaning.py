@@ -144,14 +144,22 @@ def test_torchtitan_is_told_of_no_clipping_as_it_has_it() -> None:
     assert tomllib.loads(write(config, "torchtitan").text)["training"]["max_norm"] == math.inf
 
 
-def test_torchtitans_ddp_has_smaller_gradients_and_limits() -> None:
-    """Version 0.2.2 divides the loss by the tokens of all replicas, and DDP takes the mean of that over them."""
-    for layout, times in (("dp4", 4), ("dp2.fsdp2", 1), ("dp2.cp2.ring", 1)):
-        written = write(a_run(layout), "torchtitan")
-        tree = tomllib.loads(written.text)
-        assert (tree["training"]["max_norm"], tree["optimizer"]["eps"]) == (1.0 / times, 1e-8 / times)
-        remark = f"Gradients are {times} times too small under DDP, and so are max_norm and eps."
-        assert (remark in written.remarks) == (times > 1)
+@pytest.mark.parametrize(
+    ("layout", "times", "how"),
+    [
+        ("dp4", 1 / 4, "4 times too small under DDP"),
+        ("dp2.fsdp2", 1.0, ""),
+        ("dp2.cp2.ring", 1.0, ""),
+        ("fsdp2.pp2", 512 * 2048, "1048576 times too large in a pipeline"),
+    ],
+)
+def test_torchtitans_limits_are_as_its_gradients(layout: str, times: float, how: str) -> None:
+    """Version 0.2.2 divides the loss by the tokens of all replicas, and DDP once more; in a pipeline nothing does."""
+    written = write(a_run(layout), "torchtitan")
+    tree = tomllib.loads(written.text)
+    assert (tree["training"]["max_norm"], tree["optimizer"]["eps"]) == (times, pytest.approx(1e-8 * times))
+    remarks = [remark for remark in written.remarks if remark.startswith("Gradients are")]
+    assert remarks == ([f"Gradients are {how}, and so are max_norm and eps."] if how else [])
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def write(config: Config, per_node: int = 8) -> Written:
             raise ValueError(f"torchtitan cannot run this: {reason}. Change it, or choose another layout with --layout")
     name, flavor, remark = _flavor(config.model)
     micro, passes = layout.micro_batch_size(batch), layout.num_micro_batches(batch)
-    shrunk = layout.dp if layout.fsdp * layout.cp == 1 else 1  # its DDP divides once more what its loss has divided
+    scale, scaled = _gradients(config)
     parallel: dict[str, Any] = {
         "data_parallel_replicate_degree": layout.dp,
         "data_parallel_shard_degree": layout.fsdp,
@@ -89,13 +89,13 @@ def write(config: Config, per_node: int = 8) -> Written:
             "global_batch_size": batch,
             "seq_len": config.seq,
             "steps": config.train.steps,
-            "max_norm": config.optimizer.clip_norm / shrunk or inf,  # its 0 would make all gradients 0
+            "max_norm": config.optimizer.clip_norm * scale or inf,  # its 0 would make all gradients 0
             "mixed_precision_param": PRECISION[layout.precision],
             "mixed_precision_reduce": "float32",
             "enable_cpu_offload": layout.offload_weights,
         },
         "optimizer": {
-            "name": "AdamW", "lr": config.optimizer.lr, "eps": config.optimizer.eps / shrunk,
+            "name": "AdamW", "lr": config.optimizer.lr, "eps": config.optimizer.eps * scale,
             "beta1": config.optimizer.betas[0], "beta2": config.optimizer.betas[1],
             "weight_decay": config.optimizer.weight_decay,
         },
@@ -112,7 +112,7 @@ def write(config: Config, per_node: int = 8) -> Written:
     remarks = [f"torchtitan 0.2, on {layout.world} GPUs. Data and tokenizer are yours to add."]
     remarks += [remark] if remark else []
     remarks += ["Learning rates after the warm-up are weft's of the step before."] if _decays(config) else []
-    remarks += [f"Gradients are {shrunk} times too small under DDP, and so are max_norm and eps."] if shrunk > 1 else []
+    remarks += [scaled] if scaled else []
     remarks += ["Norms and biases decay too."] if config.optimizer.weight_decay else []
     if layout.schedule in ("zbv", "dualpipev"):
         remarks.append(f"{SCHEDULES[layout.schedule]}: issues 773 and 774 of torchtitan say that it is slow or fails.")
@@ -132,6 +132,16 @@ def _schedule(config: Config) -> dict[str, Any]:
         return found | {"decay_ratio": schedule.descent(steps) / steps}
     own: dict[str, dict[str, Any]] = {"cosine": {"decay_type": "cosine"}, "constant": {"min_lr_factor": 1.0}}
     return found | own.get(schedule.kind, {})
+
+
+def _gradients(config: Config) -> tuple[float, str]:
+    """Of version 0.2.2: what its gradients are times weft's, and so a clipping norm and an epsilon; and a remark."""
+    layout, tokens = config.layout, config.train.global_batch * config.seq
+    if layout.pp > 1:  # its pipelines go backward from the sum, and only the loss that is told is divided
+        return tokens, f"Gradients are {tokens} times too large in a pipeline, and so are max_norm and eps."
+    if layout.dp > 1 and layout.fsdp * layout.cp == 1:  # what has been divided by the tokens of all, DDP divides again
+        return 1 / layout.dp, f"Gradients are {layout.dp} times too small under DDP, and so are max_norm and eps."
+    return 1.0, ""
 
 
 def _decays(config: Config) -> bool:
