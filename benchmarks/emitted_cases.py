@@ -97,7 +97,6 @@ CASES = [
     Case("torchtitan", "pp2.gpipe.mb2"),
     Case("torchtitan", "pp2.vp2.interleaved.mb2"),
     Case("torchtitan", "dp2.fsdp2.mb1"),
-    Case("torchtitan", "fsdp2.tp2.sp.mb2.bf16"),
     Case("torchtitan", "fsdp2.pp2.mb1", schedule=LINE),
 ]
 
