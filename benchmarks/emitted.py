@@ -13,9 +13,9 @@ the same weights, on the same batches: emitted_deepspeed.py and emitted_torchtit
 nothing of weft.
 
 rate, of the warm-up and later: the largest difference of a step's learning rate, over the peak. loss: the largest
-difference of a step, over weft's. Then weft trains once more, on one process, at the rates that the other system told,
-and with the decay of norms and biases that both have: what is left is all that the remarks do not say. loss, norm: of the
-gradients, before clipping; weights: the distance between both ends over the way that weft's went.
+difference of a step, over weft's. Then weft trains once more, on one process, at the rates that the other system told, with
+decay of norms and biases as that has it, and with what else its remarks say: what is left is all that they do not. loss, norm:
+of the gradients, before clipping; weights: the distance between both ends over the way that weft's went.
 
 Not part of `make test`: DeepSpeed compiles its optimizer on the first run, which takes minutes.
 """
@@ -105,11 +105,14 @@ def weft_told(config: Config) -> Trained:
     return Trained(*([line[name] for line in log] for name in ("loss", "lr", "grad_norm")), end_of(config))
 
 
-def weft_at(config: Config, rates: list[float]) -> tuple[list[float], list[float], dict[Region, Tensor]]:
+def weft_at(
+    config: Config, rates: list[float], empty_steps: int
+) -> tuple[list[float], list[float], dict[Region, Tensor]]:
     """weft on one process, at these rates, with decay of norms and biases: losses, norms, weights at the end."""
     alone = Layout.parse(f"single.{config.layout.precision}".removesuffix(".fp32"))
     training = build(config.model_copy(update={"layout": alone}), torch.device("cpu"))
     loader = open_loader(config, "train", check_tokens=False)
+    training.optimizer.updates = empty_steps
     for group in training.optimizer.adamw.param_groups:
         group["weight_decay"] = config.optimizer.weight_decay
     losses, norms = [], []
@@ -166,9 +169,9 @@ def told(folder: Path) -> Trained:
     return Trained(found["losses"], found["rates"], found["norms"], weights)
 
 
-def compare(folder: Path, config: Config) -> dict[str, float | None]:
+def compare(case: Case, folder: Path, config: Config) -> dict[str, float | None]:
     theirs, ours = told(folder), weft_told(config)
-    losses, norms, weights = weft_at(config, theirs.rates)
+    losses, norms, weights = weft_at(config, theirs.rates, case.empty_steps)
     peak, warmup = config.optimizer.lr, max(4, config.schedule.warmup)
     own = [learning_rate(step + 1, config.schedule, peak=peak, steps=config.train.steps) for step in range(STEPS)]
     rates = [abs(one - two) / peak for one, two in zip(own, theirs.rates, strict=True)]
@@ -237,7 +240,7 @@ def main() -> None:
         print(HEAD)
         for number, (case, config) in enumerate(zip(chosen, configs, strict=True)):
             try:
-                rows[case.name] = row = compare(root / str(number), config)
+                rows[case.name] = row = compare(case, root / str(number), config)
             except ValueError as error:
                 failed[case.name] = str(error)
                 print(f"{case.name:56} {error}", flush=True)

@@ -30,6 +30,11 @@ class Case:
     read: dict[str, Any] | None = None  # a file of others, instead of weft's own
 
     @property
+    def empty_steps(self) -> int:
+        """Of Adam, before the first: where the remarks say so."""
+        return int(self.system == "deepspeed" and self.layout.startswith("dp") and "16" in self.layout)
+
+    @property
     def name(self) -> str:
         words = [self.system, *(["read"] if self.read else []), self.model, self.layout, self.schedule["kind"]]
         words += [

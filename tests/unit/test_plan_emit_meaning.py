@@ -110,6 +110,7 @@ def test_without_zero_deepspeed_adds_gradients_up_as_it_computes(tmp_path: Path)
     written = write(a_run("dp8.mb1.bf16"), "deepspeed")
     assert json.loads(written.text)["data_types"] == {"grad_accum_dtype": "bf16"}
     assert "Gradients are bf16: without ZeRO it adds them up as it computes." in written.remarks
+    assert "Adam's first step counts as its second: without ZeRO an empty one comes before it." in written.remarks
     assert json.loads(write(a_run("fsdp8.mb1.bf16"), "deepspeed").text)["data_types"] == {"grad_accum_dtype": "fp32"}
     file = tmp_path / "zero.json"
     file.write_text(json.dumps({"train_batch_size": 8, "bf16": {"enabled": True}}))

@@ -86,6 +86,8 @@ def write(config: Config, per_node: int = 8) -> Written:
         remarks.append(f"Gradients are {layout.precision}: without ZeRO it adds them up as it computes.")
         added_up = layout.precision
     tree["data_types"] = {"grad_accum_dtype": added_up}
+    if not zero["stage"] and layout.precision != "fp32":
+        remarks.append("Adam's first step counts as its second: without ZeRO an empty one comes before it.")
     remarks += [f"layout.recompute = {layout.recompute} is your program's."] if layout.recompute != "none" else []
     remarks += ["layout.loss = chunked is your program's."] if layout.loss == "chunked" else []
     remarks += ["layout.compile: engine.compile() in your program."] if layout.compile else []
