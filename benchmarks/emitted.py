@@ -6,18 +6,19 @@
     python benchmarks/emitted.py --python others/bin/python              # some twenty minutes on two cores
     python benchmarks/emitted.py --python others/bin/python --only tp2   # rows of such names, anew
 
-Each row of emitted_cases.py is a small model that weft has trained for two steps and exported, and settings of a run of
-twelve more. weft trains it, as `weft train` does, over two or four processes; and the other system does, over as many, from
-the file that weft has written (rows "read": from a file as others write it, which `weft plan read` has read for weft), from
-the same weights, on the same batches: emitted_deepspeed.py and emitted_torchtitan.py are its users' programs, and know
-nothing of weft.
+Each row of emitted_cases.py is a small model that weft has trained for two steps, and settings of a run of twelve more from
+that checkpoint on. weft trains it, as `weft train` does, over two or four processes; and the other system does, over as
+many, from the file that weft has written (rows "read": from a file as others write it, which `weft plan read` has read for
+weft), from the same weights, on the same batches: emitted_deepspeed.py and emitted_torchtitan.py are its users' programs,
+and know nothing of weft.
 
 rate, of the warm-up and later: the largest difference of a step's learning rate, over the peak. loss: the largest
 difference of a step, over weft's. Then weft trains once more, on one process, at the rates that the other system told, with
-decay of norms and biases as that has it, and with what else its remarks say: what is left is all that they do not. loss, norm:
-of the gradients, before clipping; weights: the distance between both ends over the way that weft's went.
+decay of norms and biases as that has it, and with what else its remarks say: what is left is all that they do not. loss,
+norm: of the gradients, before clipping; weights: the distance between both ends over the way that weft's went.
 
-Not part of `make test`: DeepSpeed compiles its optimizer on the first run, which takes minutes.
+Not part of `make test`: DeepSpeed compiles its optimizer on the first run, which takes minutes. If that is killed, a `lock`
+stays in a folder of ~/.cache/torch_extensions, on which the next run waits for ever: remove it.
 """
 
 from __future__ import annotations
