@@ -20,7 +20,6 @@ from weft.plan.machine import read_cluster
 from weft.plan.numbers import Job
 from weft.plan.search import search
 from weft.presets import preset_shape
-from weft.train.schedule import learning_rate
 
 
 def a_run(model: str, layout: str, batch: int = 512) -> Config:
@@ -92,41 +91,6 @@ def test_deepspeed_and_back_is_the_same_layout(layout: str, tmp_path: Path) -> N
     assert (back.train.global_batch, back.optimizer) == (64, config.optimizer)
 
 
-SCHEDULED = [
-    ScheduleConfig(kind="cosine", warmup=20, min_ratio=0.05), ScheduleConfig(kind="linear", min_ratio=0.2),
-    ScheduleConfig(kind="constant", warmup=20),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "schedule", [*SCHEDULED, ScheduleConfig(kind="wsd", warmup=20, decay=30)], ids=lambda it: it.kind
-)
-def test_learning_rates_go_to_megatron_and_back(schedule: ScheduleConfig, tmp_path: Path) -> None:
-    config = a_run("llama3-8b", "fsdp8.zero1.mb1.bf16").model_copy(update={"schedule": schedule})
-    back, unknown = there_and_back(config, "megatron", tmp_path)
-    assert not unknown
-    assert back.schedule == schedule
-
-
-@pytest.mark.parametrize("schedule", SCHEDULED, ids=lambda it: it.kind)
-def test_learning_rates_go_to_deepspeed_and_back(schedule: ScheduleConfig, tmp_path: Path) -> None:
-    config = a_run("llama3-8b", "fsdp8.mb1.bf16").model_copy(update={"schedule": schedule})
-    back, unknown = there_and_back(config, "deepspeed", tmp_path, model=config.model)
-    assert not unknown
-    rates = [
-        [learning_rate(step, one.schedule, peak=one.optimizer.lr, steps=one.train.steps) for step in (1, 20, 60, 500)]
-        for one in (config, back)
-    ]
-    assert rates[0] == rates[1]
-
-
-def test_learning_rates_that_deepspeed_does_not_have_are_said_to_be_the_programs() -> None:
-    config = a_run("llama3-8b", "fsdp8.mb1.bf16").model_copy(update={"schedule": ScheduleConfig(kind="wsd")})
-    written = write(config, "deepspeed")
-    assert "scheduler" not in json.loads(written.text)
-    assert "schedule.kind = wsd is your program's." in written.remarks
-
-
 def test_what_a_file_leaves_out_is_that_systems_own(tmp_path: Path) -> None:
     """Megatron's arguments and DeepSpeed's AdamW have defaults, which are not weft's."""
     file = tmp_path / "zero.json"
@@ -150,20 +114,6 @@ def test_what_a_file_leaves_out_is_that_systems_own(tmp_path: Path) -> None:
     assert (back.schedule.kind, back.schedule.min_ratio) == ("linear", 0.0)
 
 
-@pytest.mark.parametrize(
-    ("schedule", "there"),
-    [
-        (ScheduleConfig(warmup=20), {"warmup_steps": 20, "decay_type": "cosine", "min_lr_factor": 0.1}),
-        (ScheduleConfig(kind="linear"), {"warmup_steps": 0, "decay_type": "linear", "min_lr_factor": 0.1}),
-        (ScheduleConfig(kind="constant"), {"warmup_steps": 0, "decay_type": "linear", "min_lr_factor": 1.0}),
-    ],
-    ids=lambda it: it.kind if isinstance(it, ScheduleConfig) else "",
-)
-def test_torchtitan_has_the_learning_rates(schedule: ScheduleConfig, there: dict[str, object]) -> None:
-    config = a_run("llama3-8b", "fsdp8.mb1.bf16").model_copy(update={"schedule": schedule})
-    assert tomllib.loads(write(config, "torchtitan").text)["lr_scheduler"] == there
-
-
 def test_nemo_has_the_optimizer_and_the_steps() -> None:
     """Its own recipe of AdamW and cosine has another epsilon, and ten steps."""
     config = a_run("llama3-8b", "fsdp8.zero1.mb1.bf16")
@@ -172,7 +122,9 @@ def test_nemo_has_the_optimizer_and_the_steps() -> None:
         "adam_eps=1e-08",
         "weight_decay=0.1",
         "adam_beta2=0.95",
-        f"max_steps={config.train.steps}, warmup_steps=0",
+        f"max_steps={config.train.steps},",
+        f"max_steps={config.train.steps - 1}, warmup_steps=0",  # its scheduler counts from 0
+        "precision.grad_reduce_in_fp32 = True",
     ):
         assert words in text
     with pytest.raises(ValueError, match=r"schedule\.kind = wsd: this file writes cosine"):
@@ -248,6 +200,8 @@ def test_weft_and_back_is_the_same_run(tmp_path: Path) -> None:
         ("torchtitan", "llama3-8b", "dp2.pp4.zbh1.mb1.bf16", "layout.schedule = zbh1"),
         ("torchtitan", "llama3-8b", "fsdp4.tp2.mb1.bf16", "always cuts the sequence"),
         ("torchtitan", "gpt3-13b", "fsdp8.mb1.bf16", "takes models by name"),
+        ("torchtitan", "llama3-8b", "dp4.tp2.sp.mb1", "layout.dp beside tp or pp, without fsdp"),
+        ("torchtitan", "llama3-8b", "tp8.sp.mb1.bf16", "layout.precision = bf16 with tp or pp, without fsdp or cp"),
         ("jax", "llama3-8b", "dp2", "weft writes for weft, megatron, deepspeed, torchtitan, nemo"),
     ],
 )

@@ -7,6 +7,7 @@ on the sequence, or on cuts of the model: those are in a program of one's own.
 from __future__ import annotations
 
 import json
+from math import isclose
 from typing import Any
 
 from weft.config.load import make_config
@@ -26,6 +27,9 @@ KEYS = {
 """Key ↔ setting, the same value."""
 SCHEDULES = {"cosine": "WarmupCosineLR", "linear": "WarmupDecayLR", "constant": "WarmupLR"}
 """schedule.kind → type of its scheduler."""
+LATE = {"cosine": 1, "linear": 2, "constant": 2}
+"""schedule.kind → steps after which its scheduler does what weft does: runtime/lr_schedules.py counts from -1, and is asked
+after the step; the cosine counts one more when it decays."""
 OWN = {"lr": 1e-3, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0}
 """optimizer.params where the file leaves them out: ops/adam/fused_adam.py."""
 
@@ -62,9 +66,7 @@ def write(config: Config, per_node: int = 8) -> Written:
     remarks = [f"{layout.world} GPUs; model and sequences of {config.seq} tokens are your program's."]
     if config.schedule.kind in SCHEDULES:
         tree["scheduler"] = {"type": SCHEDULES[config.schedule.kind], "params": _schedule(config)}
-        remarks.append(
-            "Learning rates are weft's of two steps before: the first two have the warm-up's start, which takes two."
-        )
+        remarks += _about_rates(config)
     else:
         remarks.append(f"schedule.kind = {config.schedule.kind} is your program's.")
     if config.optimizer.weight_decay:
@@ -79,7 +81,13 @@ def write(config: Config, per_node: int = 8) -> Written:
     tree["zero_optimization"] = zero
     if layout.precision in ("bf16", "fp16"):
         tree[layout.precision] = {"enabled": True}
-    tree["data_types"] = {"grad_accum_dtype": layout.gradients}
+    added_up: str = layout.gradients
+    if not zero["stage"] and layout.precision != added_up:  # else it ends with "unsupported mix"
+        remarks.append(f"Gradients are {layout.precision}: without ZeRO it adds them up as it computes.")
+        added_up = layout.precision
+    tree["data_types"] = {"grad_accum_dtype": added_up}
+    if not zero["stage"] and layout.precision != "fp32":
+        remarks.append("Adam's first step counts as its second: without ZeRO an empty one comes before it.")
     remarks += [f"layout.recompute = {layout.recompute} is your program's."] if layout.recompute != "none" else []
     remarks += ["layout.loss = chunked is your program's."] if layout.loss == "chunked" else []
     remarks += ["layout.compile: engine.compile() in your program."] if layout.compile else []
@@ -87,14 +95,38 @@ def write(config: Config, per_node: int = 8) -> Written:
 
 
 def _schedule(config: Config) -> dict[str, Any]:
+    """Its scheduler's settings, said earlier by as many steps as it is late."""
     peak, schedule = config.optimizer.lr, config.schedule
-    low, ends = peak * schedule.min_ratio, {"total_num_steps": config.train.steps}
+    late = LATE[schedule.kind]
+    start = late / schedule.warmup if _is_warmed(config) else 1.0
+    ends = {"total_num_steps": max(1, config.train.steps - late)}
     own: dict[str, dict[str, Any]] = {
-        "cosine": {**ends, "cos_min_ratio": schedule.min_ratio},
-        "linear": {**ends, "warmup_min_lr": low, "warmup_max_lr": peak},
-        "constant": {"warmup_min_lr": 0.0, "warmup_max_lr": peak},
+        "cosine": {**ends, "cos_min_ratio": schedule.min_ratio, "warmup_min_ratio": start},
+        "linear": {**ends, "warmup_min_lr": peak * schedule.min_ratio, "warmup_max_lr": peak},
+        "constant": {"warmup_min_lr": peak * start, "warmup_max_lr": peak},
     }
-    return {**own[schedule.kind], "warmup_num_steps": max(1, schedule.warmup), "warmup_type": "linear"}
+    steps = schedule.warmup - late if _is_warmed(config) else 1
+    return {**own[schedule.kind], "warmup_num_steps": steps, "warmup_type": "linear"}
+
+
+def _is_warmed(config: Config) -> bool:
+    """Its warm-ups count to two at least: a shorter one is left out."""
+    return config.schedule.warmup >= LATE[config.schedule.kind] + 2
+
+
+def _about_rates(config: Config) -> list[str]:
+    if config.schedule.kind == "constant" and config.schedule.warmup <= 1:
+        return []
+    low = config.optimizer.lr * config.schedule.min_ratio
+    differing = {
+        ("cosine", True): "in the warm-up, where they are of the step before, and 0 in the first",
+        ("cosine", False): "in the first three steps, 0 and then the peak, after which the descent begins",
+        ("linear", True): f"in the warm-up, which goes from {low:g} up: its scheduler begins where it ends",
+        ("linear", False): f"in the first four steps, which go from {low:g} up and after which the descent begins",
+        ("constant", True): "in the first step, which has the second's",
+        ("constant", False): "in a warm-up of less than four steps, which is left out",
+    }
+    return [f"Learning rates are weft's but {differing[config.schedule.kind, _is_warmed(config)]}."]
 
 
 SECTIONS = (
@@ -131,7 +163,8 @@ def read(text: str, model: Shape | None = None, gpus: int | None = None) -> tupl
     for key, path in KEYS.items():
         if key in taken:
             put(tree, path, taken[key])
-    _read_schedule(tree, taken)
+    start = _read_schedule(tree, taken)
+    flat |= dict([start] if start else [])
     micro, passes = taken.get("train_micro_batch_size_per_gpu"), taken.get("gradient_accumulation_steps")
     batch = taken.get("train_batch_size")
     if gpus is None:
@@ -151,7 +184,7 @@ def read(text: str, model: Shape | None = None, gpus: int | None = None) -> tupl
     for name in ("bf16", "fp16"):
         if taken.get(f"{name}.enabled"):
             layout["precision"] = name
-    if taken.get("data_types.grad_accum_dtype") == "bf16":
+    if taken.get("data_types.grad_accum_dtype", layout.get("precision")) == "bf16":
         layout["gradients"] = "bf16"
     if taken.get("zero_optimization.offload_param.device") == "cpu":
         layout["offload_weights"] = True
@@ -162,24 +195,30 @@ def read(text: str, model: Shape | None = None, gpus: int | None = None) -> tupl
     return make_config(tree), [f"{key} = {json.dumps(value)}" for key, value in flat.items()]
 
 
-def _read_schedule(tree: dict[str, Any], taken: dict[str, Any]) -> None:
-    """Where there is none, the rate stays what it is."""
+def _read_schedule(tree: dict[str, Any], taken: dict[str, Any]) -> tuple[str, float] | None:
+    """Where there is none, the rate stays what it is. Gives the key of a start of the warm-up that weft does not have."""
     name = taken.get("scheduler.type")
     if name is None:
-        return
+        return None
     there = {key.removeprefix("scheduler.params."): value for key, value in taken.items()}
-    put(tree, "schedule.kind", next(kind for kind, own in SCHEDULES.items() if own == name))
+    kind = next(kind for kind, own in SCHEDULES.items() if own == name)
+    put(tree, "schedule.kind", kind)
     warmup = there.get("warmup_num_steps", 1000)
-    put(tree, "schedule.warmup", warmup if warmup > 1 else 0)
+    warmup = warmup + LATE[kind] if warmup > 1 else 0
     if "total_num_steps" in there:
-        put(tree, "train.steps", there["total_num_steps"])
-    if name == "WarmupCosineLR":
+        put(tree, "train.steps", there["total_num_steps"] + LATE[kind])
+    if kind == "cosine":
         put(tree, "schedule.min_ratio", there.get("cos_min_ratio", 1e-4))
-        return
-    peak = there.get("warmup_max_lr", 1e-3 if name == "WarmupDecayLR" else there.get("optimizer.params.lr", 1e-3))
-    put(tree, "optimizer.lr", peak)
-    if name == "WarmupDecayLR" and peak > 0:  # else the config says what is wrong with it
-        put(tree, "schedule.min_ratio", round(there.get("warmup_min_lr", 0.0) / peak, 6))
+        key, start = "warmup_min_ratio", there.get("warmup_min_ratio", 0.0)
+    else:
+        peak = there.get("warmup_max_lr", 1e-3 if kind == "linear" else there.get("optimizer.params.lr", 1e-3))
+        put(tree, "optimizer.lr", peak)
+        key, start = "warmup_min_lr", there.get("warmup_min_lr", 0.0) / (peak or 1.0)
+        if kind == "linear":
+            put(tree, "schedule.min_ratio", round(start, 6))
+    put(tree, "schedule.warmup", warmup)
+    own = kind == "linear" or not warmup or start == 0 or isclose(start, LATE[kind] / warmup, rel_tol=1e-6)
+    return None if own else (f"scheduler.params.{key}", there[key])
 
 
 def _leaves(path: str, tree: dict[str, Any]) -> list[tuple[str, Any]]:
@@ -194,13 +233,19 @@ def _is_known(key: str, value: Any) -> bool:
         "optimizer.type": ("Adam", "AdamW"),
         "zero_optimization.offload_optimizer.device": ("cpu", "none"),
         "zero_optimization.offload_param.device": ("cpu", "none"),
-        "data_types.grad_accum_dtype": ("fp32", "bf16"),
+        "data_types.grad_accum_dtype": ("fp32", "bf16", "fp16"),
         "zero_optimization.stage": (0, 1, 2, 3),
         "scheduler.type": tuple(SCHEDULES.values()),
         "scheduler.params.warmup_type": ("linear",),
-        "scheduler.params.warmup_min_ratio": (0,),
     }
-    numbers = ("total_num_steps", "warmup_num_steps", "warmup_min_lr", "warmup_max_lr", "cos_min_ratio")
+    numbers = (
+        "total_num_steps",
+        "warmup_num_steps",
+        "warmup_min_lr",
+        "warmup_max_lr",
+        "warmup_min_ratio",
+        "cos_min_ratio",
+    )
     if key.startswith("scheduler.params.") and key.rpartition(".")[2] in numbers:
         return isinstance(value, int | float)  # and not a list, of groups that a program has
     plain = ("gradient_accumulation_steps", "zero_optimization.mics_shard_size", "bf16.enabled", "fp16.enabled", *KEYS)

@@ -85,6 +85,7 @@ def write(config: Config, per_node: int = 8) -> Written:
     nodes, each = nodes_of(config.layout.world, per_node)
     remarks = (
         "Data and tokenizer are yours to add: --data-path and --tokenizer-type, or --mock-data.",
+        "Learning rates are weft's of the step before, and 0 in the first step of a warm-up.",
         *remarks_on(config),
     )
     arguments = " \\\n".join(f"    {argument}" for argument in _arguments(config))

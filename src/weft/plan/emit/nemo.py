@@ -78,17 +78,23 @@ def write(config: Config, per_node: int = 8) -> Written:
         strategy["pipeline_model_parallel_layout"] = megatron.stage_text(sizes)
     elif layout.vp > 1:
         strategy["virtual_pipeline_model_parallel_size"] = layout.vp
+    late = (
+        () if config.schedule.warmup else ("Learning rates are up to a step behind weft's, for there is no warm-up.",)
+    )
     remarks = (
         "NeMo 2. Data are NeMo's mock data, and the vocabulary is the tokenizer's: put in your own.",
+        *late,
         *megatron.remarks_on(config),
     )
     replaced = {
         "@remarks@": commented(remarks), "@kind@": "Llama31Config" if shape.rope_scaling else "LlamaConfig",
         "@model@": _keywords(model), "@strategy@": _keywords(strategy),
         "@nodes@": nodes, "@each@": each, "@steps@": config.train.steps, "@fp32@": layout.gradients == "fp32",
+        # its scheduler counts from 0
+        "@last@": max(1, config.train.steps - 1), "@warmup@": max(0, config.schedule.warmup - 1),
         "@distributed@": layout.fsdp > 1, "@seq@": config.seq, "@batch@": batch, "@micro@": layout.micro_batch_size(batch),
         "@lr@": config.optimizer.lr, "@min@": config.optimizer.lr * config.schedule.min_ratio,
-        "@warmup@": config.schedule.warmup, "@clip@": config.optimizer.clip_norm, "@decay@": config.optimizer.weight_decay,
+        "@clip@": config.optimizer.clip_norm, "@decay@": config.optimizer.weight_decay,
         "@beta1@": config.optimizer.betas[0], "@beta2@": config.optimizer.betas[1], "@eps@": config.optimizer.eps,
     }  # fmt: skip
     text = RECIPE
@@ -134,12 +140,14 @@ strategy = run.Config(
             use_distributed_optimizer=@distributed@,
         ),
 )
+precision = bf16_mixed()
+precision.grad_reduce_in_fp32 = @fp32@
 trainer = run.Config(
     nl.Trainer,
     num_nodes=@nodes@,
     devices=@each@,
     max_steps=@steps@,
-    plugins=bf16_mixed(),
+    plugins=precision,
     strategy=strategy,
     gradient_clip_val=@clip@,
     use_distributed_sampler=False,
@@ -162,7 +170,7 @@ optim = run.Config(
         use_distributed_optimizer=@distributed@,
     ),
     lr_scheduler=run.Config(
-        CosineAnnealingScheduler, max_steps=@steps@, warmup_steps=@warmup@, constant_steps=0, min_lr=@min@
+        CosineAnnealingScheduler, max_steps=@last@, warmup_steps=@warmup@, constant_steps=0, min_lr=@min@
     ),
 )
 recipe = run.Partial(llm.pretrain, model=model, trainer=trainer, data=data, optim=optim)
