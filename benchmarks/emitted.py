@@ -9,8 +9,8 @@
 Each row of emitted_cases.py is a small model that weft has trained for two steps, and settings of a run of twelve more from
 that checkpoint on. weft trains it, as `weft train` does, over two or four processes; and the other system does, over as
 many, from the file that weft has written (rows "read": from a file as others write it, which `weft plan read` has read for
-weft), from the same weights, on the same batches: emitted_deepspeed.py and emitted_torchtitan.py are its users' programs,
-and know nothing of weft.
+weft), from the same weights, on the same batches: emitted_deepspeed.py and emitted_torchtitan.py, in users/, are its users'
+programs, and know nothing of weft.
 
 rate, of the warm-up and later: the largest difference of a step's learning rate, over the peak. loss: the largest
 difference of a step, over weft's. Then weft trains once more, on one process, at the rates that the other system told, with
@@ -148,7 +148,7 @@ def prepare(case: Case, folder: Path) -> Config:
 
 def others(system: str, world: int, folders: list[Path], python: str, logs: Path) -> None:
     """The other system's runs, one after the other in one launch."""
-    program = Path(__file__).parent / f"emitted_{system}.py"
+    program = Path(__file__).parent / "users" / f"emitted_{system}.py"
     launch = [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world), str(program)]
     path = f"{Path(python).absolute().parent}{os.pathsep}{os.environ['PATH']}"  # as in the activated environment
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
