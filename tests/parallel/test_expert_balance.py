@@ -74,11 +74,13 @@ def steps(config: Config, count: int, folder: Path) -> tuple[list[Found], dict[i
 
 def test_the_record_is_that_of_one_process(tmp_path: Path) -> None:
     """Exactly: tokens are counted once, recomputed or not, whoever routes them."""
-    settings = {"bias_speed": 0.03, "capacity": 1.0, "sequence": 0.1}
+    settings: dict = {
+        "balance": {"bias_speed": 0.03, "capacity": 1.0, "sequence": 0.1}, "train": {"global_batch": 16},
+    }  # fmt: skip
     for name in ("one", "cut"):
         (tmp_path / name).mkdir()
-    one, biases = steps(make("deepseek", "single", balance=settings), 2, tmp_path / "one")
-    cut, others = steps(make("deepseek", "pp2.tp2.sp.full.mb2", balance=settings), 2, tmp_path / "cut")
+    one, biases = steps(make("deepseek", "single", **settings), 2, tmp_path / "one")
+    cut, others = steps(make("deepseek", "pp2.tp2.sp.full.mb2", **settings), 2, tmp_path / "cut")
     for a, b in zip(one, cut, strict=True):
         assert a.routing is not None
         assert b.routing is not None
