@@ -3,7 +3,7 @@
     python -m venv others
     others/bin/pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu
     others/bin/pip install deepspeed==0.19.8 transformers ninja torchtitan==0.2.2
-    python benchmarks/emitted.py --python others/bin/python              # some twenty minutes on two cores
+    python benchmarks/emitted.py --python others/bin/python              # six minutes on two cores
     python benchmarks/emitted.py --python others/bin/python --only tp2   # rows of such names, anew
 
 Each row of emitted_cases.py is a small model that weft has trained for two steps, and settings of a run of twelve more from

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ import torch.nn.functional as F
 from deepspeed.utils import safe_get_full_fp32_param
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+from turns import take_turns
 
 
 def train(settings: Path, folder: Path, tokens: Path, out: Path) -> None:
@@ -68,13 +68,7 @@ def whole(parameter: Any) -> torch.Tensor:
 def main(folders: list[Path]) -> None:
     torch.set_num_threads(1)
     deepspeed.init_distributed("gloo", verbose=False)
-    for folder in folders:
-        print(folder, flush=True)
-        try:
-            train(folder / "settings", folder / "model", folder / "tokens", folder / "out")
-        except Exception as error:  # noqa: BLE001 (whatever it is, it is told, and the next one has its turn)
-            traceback.print_exc()
-            (folder / f"out/failed-{dist.get_rank()}").write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
+    take_turns(train, folders)
 
 
 if __name__ == "__main__":

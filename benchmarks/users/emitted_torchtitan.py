@@ -16,7 +16,6 @@ import json
 import os
 import re
 import sys
-import traceback
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +37,7 @@ from torchtitan.distributed import utils as distributed
 from torchtitan.protocols.train_spec import _extra_train_specs, get_train_spec, register_train_spec
 from torchtitan.tools import utils
 from torchtitan.train import Trainer
+from turns import take_turns
 
 SPECS = {"llama3": llama3, "qwen3": qwen3}
 
@@ -137,14 +137,7 @@ def main(folders: list[Path]) -> None:
     utils.get_peak_flops = lambda _: 1.0
     distributed.set_pg_timeouts = lambda timeout, parallel_dims: None
     torch.distributed.init_process_group("gloo")
-    for folder in folders:
-        print(folder, flush=True)
-        try:
-            train(folder / "settings", folder / "model", folder / "tokens", folder / "out")
-        except Exception as error:  # noqa: BLE001 (whatever it is, it is told, and the next one has its turn)
-            traceback.print_exc()
-            rank = torch.distributed.get_rank()
-            (folder / f"out/failed-{rank}").write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
+    take_turns(train, folders)
 
 
 if __name__ == "__main__":

@@ -69,9 +69,11 @@ class StopTexts:
             self.held = ""
             at, stop = min(found)
             return held[:at], stop
-        size = next(size for size in range(len(held), -1, -1) if size == 0 or self._begins(held[-size:]))
+        size = max((begun(held, stop) for stop in self.stops), default=0)
         self.held = held[len(held) - size :]
         return held[: len(held) - size], None
 
-    def _begins(self, text: str) -> bool:
-        return any(stop.startswith(text) for stop in self.stops)
+
+def begun(text: str, mark: str) -> int:
+    """Characters at the text's end that may be the start of the mark."""
+    return next((size for size in range(min(len(mark), len(text)), 0, -1) if mark.startswith(text[-size:])), 0)

@@ -163,8 +163,7 @@ def read(text: str, model: Shape | None = None, gpus: int | None = None) -> tupl
     for key, path in KEYS.items():
         if key in taken:
             put(tree, path, taken[key])
-    start = _read_schedule(tree, taken)
-    flat |= dict([start] if start else [])
+    flat |= _read_schedule(tree, taken)
     micro, passes = taken.get("train_micro_batch_size_per_gpu"), taken.get("gradient_accumulation_steps")
     batch = taken.get("train_batch_size")
     if gpus is None:
@@ -195,11 +194,11 @@ def read(text: str, model: Shape | None = None, gpus: int | None = None) -> tupl
     return make_config(tree), [f"{key} = {json.dumps(value)}" for key, value in flat.items()]
 
 
-def _read_schedule(tree: dict[str, Any], taken: dict[str, Any]) -> tuple[str, float] | None:
-    """Where there is none, the rate stays what it is. Gives the key of a start of the warm-up that weft does not have."""
+def _read_schedule(tree: dict[str, Any], taken: dict[str, Any]) -> dict[str, float]:
+    """Where there is none, the rate stays what it is. Gives the start of a warm-up that weft does not have."""
     name = taken.get("scheduler.type")
     if name is None:
-        return None
+        return {}
     there = {key.removeprefix("scheduler.params."): value for key, value in taken.items()}
     kind = next(kind for kind, own in SCHEDULES.items() if own == name)
     put(tree, "schedule.kind", kind)
@@ -218,7 +217,7 @@ def _read_schedule(tree: dict[str, Any], taken: dict[str, Any]) -> tuple[str, fl
             put(tree, "schedule.min_ratio", round(start, 6))
     put(tree, "schedule.warmup", warmup)
     own = kind == "linear" or not warmup or start == 0 or isclose(start, LATE[kind] / warmup, rel_tol=1e-6)
-    return None if own else (f"scheduler.params.{key}", there[key])
+    return {} if own else {f"scheduler.params.{key}": there[key]}
 
 
 def _leaves(path: str, tree: dict[str, Any]) -> list[tuple[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from datetime import datetime
@@ -20,7 +19,7 @@ from weft.checkpoint.sidecars import read_json
 from weft.serve.server.errors import FieldError
 from weft.serve.server.manner import learn
 from weft.serve.server.ways import Objects, Way
-from weft.serve.server.words import Words
+from weft.serve.server.words import Words, any_of
 
 OPEN, CLOSE = "\ufdd0", "\ufdd1"
 """Around the number of a special token that a client wrote into a message, until the text around it is tokenized. Unicode
@@ -47,7 +46,8 @@ class ChatTemplate:
             ValueError: it is not a template.
         """
         self.source, self.with_tools, self.names = source, with_tools or source, dict(names)
-        self._plain, self._with_tools = make_template(source), make_template(self.with_tools)
+        self._plain = make_template(source)
+        self._with_tools = make_template(with_tools) if with_tools else self._plain
         self.manner = learn(self._text)
 
     @property
@@ -94,13 +94,12 @@ class ChatTemplate:
         Raises:
             ValueError: the template does not take these messages, or they do not fit into `most` tokens.
         """
-        special = [token for token in words.special if token]
-        safe, safe_tools, safe_more = hide((messages, tools or (), more or {}), special)
+        safe, safe_tools, safe_more = hide((messages, tools or (), more or {}), words.special)
         text = self.render(safe, safe_tools, add_generation_prompt, safe_more)
         tokens: list[int] = []
         for number, piece in enumerate(split_forged(text)):
             if number % 2:
-                tokens += await words.encode_plain(special[int(piece)])
+                tokens += await words.encode_plain(words.special[int(piece)])
             elif piece:
                 tokens += await words.encode(piece, most, special=False)
         return tokens
@@ -134,11 +133,11 @@ def make_template(source: str) -> Any:
 def hide(value: Any, special: Sequence[str]) -> Any:
     """The same messages, with special tokens' texts replaced: all in one pass, for a model may have hundreds."""
     numbers = {token: f"{OPEN}{number}{CLOSE}" for number, token in enumerate(special)}
-    any_of = re.compile("|".join(re.escape(token) for token in sorted(special, key=len, reverse=True)) or "(?!)")
+    found_in = any_of(tuple(special)).sub
 
     def hidden(value: Any) -> Any:
         if isinstance(value, str):
-            return any_of.sub(lambda found: numbers[found[0]], value.replace(OPEN, "").replace(CLOSE, ""))
+            return found_in(lambda found: numbers[found[0]], value.replace(OPEN, "").replace(CLOSE, ""))
         if isinstance(value, Mapping):
             return {hidden(name): hidden(one) for name, one in value.items()}
         if isinstance(value, list | tuple):

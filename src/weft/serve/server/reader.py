@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from weft.serve.server.ways import Objects, Way, Written, skip
+from weft.serve.server.words import any_of
+from weft.serve.tokens import begun
 
 THINK, THOUGHT = "<think>", "</think>"
 """Around what a model thinks before it answers (DeepSeek-R1, Qwen3)."""
@@ -33,7 +34,7 @@ class AnswerReader:
         self, thoughts: ThoughtReader | None = None, calls: CallReader | None = None, hidden: Sequence[str] = ()
     ) -> None:
         self._thoughts, self._calls = thoughts, calls
-        self._hidden = re.compile("|".join(map(re.escape, sorted(hidden, key=len, reverse=True))) or "(?!)")
+        self._hidden = any_of(tuple(hidden))
 
     def push(self, text: str, whole: bool = False) -> Part:
         """
@@ -172,8 +173,3 @@ class ThoughtReader:
     def _release(self, text: str, held: str = "") -> str:
         self._held = held
         return text
-
-
-def begun(text: str, mark: str) -> int:
-    """Characters at the text's end that may be the start of the mark."""
-    return next((size for size in range(min(len(mark), len(text)), 0, -1) if mark.startswith(text[-size:])), 0)

@@ -20,6 +20,7 @@ Found = tuple[list[Written], int]
 """Calls, and the length of the text that they are."""
 
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+SPACE = re.compile(r"\s*")
 KEY = re.compile(r"[^\s<>=\"]+")
 DECODER = json.JSONDecoder()
 NO_CALL: Found = ([], 0)
@@ -165,18 +166,23 @@ def after_mark(way: Named | Tagged, text: str) -> re.Match[str] | None:
 
 def skip(text: str, marks: Sequence[str]) -> int:
     """Where a text goes on behind space and marks."""
-    at = len(text) - len(text.lstrip())
+    at = unspaced(text, 0)
     while mark := next((mark for mark in marks if text.startswith(mark, at)), ""):
-        at += len(mark)
-        at += len(text[at:]) - len(text[at:].lstrip())
+        at = unspaced(text, at + len(mark))
     return at
 
 
 def matched(literal: str, text: str, at: int) -> int | None:
     """Where a text goes on behind a literal that stands at `at`, with any space around; None: it does not."""
-    begin = at + len(text[at:]) - len(text[at:].lstrip())
-    found = loosely(literal).match(text, begin)
+    found = loosely(literal).match(text, unspaced(text, at))
     return None if found is None else found.end()
+
+
+def unspaced(text: str, at: int) -> int:
+    """Where a text goes on behind space."""
+    found = SPACE.match(text, at)
+    assert found is not None  # no space is enough
+    return found.end()
 
 
 @lru_cache(maxsize=256)

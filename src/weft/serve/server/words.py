@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from weft.serve.server.errors import FieldError, LongFieldError
@@ -28,7 +29,7 @@ class Words:
         table = json.loads(tokenizer.to_str())
         added = table.get("added_tokens") or []
         self._added = {one["id"]: one["content"] for one in added}
-        self.special = tuple(one["content"] for one in added if one["special"])
+        self.special = tuple(one["content"] for one in added if one["special"] and one["content"])
         self._bytewise = "ByteLevel" in json.dumps([table.get("decoder"), table.get("pre_tokenizer")])
         self._longest = max((len(text.encode()) for text in tokenizer.get_vocab()), default=1)
 
@@ -95,6 +96,12 @@ def make_plain(tokenizer: Any) -> Any:
     plain = type(tokenizer).from_str(tokenizer.to_str())
     plain.encode_special_tokens = True
     return plain
+
+
+@lru_cache(maxsize=16)
+def any_of(texts: tuple[str, ...]) -> re.Pattern[str]:
+    """Finds each of some texts, the longest first: a model may have a thousand special tokens, so it is kept."""
+    return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or "(?!)")
 
 
 @cache

@@ -23,6 +23,7 @@ from weft.serve.server.outputs import Outputs
 from weft.serve.server.reader import THINK, THOUGHT, AnswerReader, CallReader, Part, ThoughtReader
 from weft.serve.server.version import Version
 from weft.serve.server.ways import Objects, Way
+from weft.serve.server.words import any_of
 
 
 def chats_router(catalogue: Catalogue, config: ServerConfig) -> APIRouter:
@@ -99,8 +100,8 @@ def way_of(body: ChatBody, template: ChatTemplate) -> Way | None:
 def shows_special(body: ChatBody, version: Version) -> bool:
     """Whether the answer's text has special tokens: the client wants them, or they mark calls."""
     way = way_of(body, need_template(version))
-    marks = "".join((*way.marks, *way.ends)) if way else ""
-    return not body.skip_special_tokens or any(token and token in marks for token in version.need_words().special)
+    finds = any_of(version.need_words().special).search
+    return not body.skip_special_tokens or (way is not None and any(map(finds, (*way.marks, *way.ends))))
 
 
 class ChatChoice:
@@ -136,7 +137,8 @@ class ChatJob(Job):
             thoughts = ThoughtReader(begun=self.request.grammar is None and tail.rstrip().endswith(THINK))
         if way := way_of(self.body, template):
             calls = CallReader(way, {tool.name for tool in self.body.tools})
-        return AnswerReader(thoughts, calls, words.special if self.body.skip_special_tokens else ())
+        hides = self.request.sampling.special and self.body.skip_special_tokens
+        return AnswerReader(thoughts, calls, words.special if hides else ())
 
     def take(self, output: Output) -> tuple[ChatChoice, Part, list[Call], dict[str, Any] | None]:
         """An answer's next part, the calls in it, and its log-probabilities.
