@@ -180,6 +180,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=128, help="tokens of each prompt")
     parser.add_argument("--tokens", type=int, default=17, help="new tokens of each")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--results", default="serve_engine", help="how files in benchmarks/results begin: one for each CPU")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -193,7 +194,7 @@ def main() -> None:
         "question": "how fast does the engine read and write, next to transformers with the same weights?",
         "model": f"GPT-2 {options.model}, random weights", "prompt_tokens": options.prompt, "new_tokens": options.tokens,
     }  # fmt: skip
-    name = "serve_engine" if options.model == "124M" else f"serve_engine_{options.model}"
+    name = options.results if options.model == "124M" else f"{options.results}_{options.model}"
     earlier = measured(name)
     same = all(earlier.get(name) == value for name, value in head.items())
     rows: dict[str, dict[str, Any]] = {f"{row['dtype']}:{row['batch']}": row for row in earlier["rows"]} if same else {}

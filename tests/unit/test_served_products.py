@@ -43,8 +43,8 @@ def test_numbers_are_those_of_linear(rows: int, bias: bool, ours: bool, monkeypa
 
 
 @needs_compiler
-@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7, 8, 9, 15])
-@pytest.mark.parametrize(("columns", "outputs"), [(1, 1), (16, 5), (39, 3), (64, 8), (211, 2)])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7, 8, 9, 15, 16, 33, 48])
+@pytest.mark.parametrize(("columns", "outputs"), [(1, 1), (16, 5), (39, 3), (64, 8), (211, 2), (64, 32), (96, 81)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_kernel_takes_any_size(rows: int, columns: int, outputs: int, dtype: torch.dtype) -> None:
     numbers = torch.Generator().manual_seed(rows * columns)
@@ -70,9 +70,31 @@ def test_the_kernel_rounds_as_torch_does_and_keeps_what_is_no_number() -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize("rows", [3, 9])
-def test_threads_share_the_rows_of_a_matrix(rows: int) -> None:
-    x, weight = torch.randn(rows, 64), torch.randn(37, 64)
+def test_more_rows_than_stay_in_the_cache_come_in_parts() -> None:
+    x, weight, bias = torch.randn(70, 12_800), torch.randn(50, 12_800) / 100, torch.randn(50)
+    found = rows_product(x.bfloat16(), weight.bfloat16(), bias.bfloat16())
+    exact = F.linear(x.bfloat16().double(), weight.bfloat16().double(), bias.bfloat16().double())
+    torch.testing.assert_close(found.double(), exact, rtol=torch.finfo(torch.bfloat16).eps, atol=1e-3)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_no_number_stays_in_its_row(dtype: torch.dtype) -> None:
+    x, weight = torch.randn(20, 64).to(dtype), torch.randn(40, 64).to(dtype)
+    sound = rows_product(x, weight, None)
+    x[3, 5], weight[7, 9] = float("nan"), float("inf")
+    found = rows_product(x, weight, None)
+    assert found[3].isnan().all()
+    assert not found[:, 7].isfinite().any()
+    rows, columns = torch.arange(20) != 3, torch.arange(40) != 7
+    assert torch.equal(found[rows][:, columns], sound[rows][:, columns])
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("rows", "inputs"), [(3, 64), (9, 64), (40, 4096)])
+def test_threads_share_the_rows_of_a_matrix(rows: int, inputs: int, dtype: torch.dtype) -> None:
+    x, weight = torch.randn(rows, inputs).to(dtype), torch.randn(77, inputs).to(dtype)
     alone = rows_product(x, weight, None)
     threads = torch.get_num_threads()
     try:

@@ -1,4 +1,4 @@
-"""The engine's own kernels for a CPU, `decode.cpp`: compiled when they are first wanted, in a second or two, and kept.
+"""The engine's own kernels for a CPU, in `kernels/`: compiled when they are first wanted, in some three seconds, and kept.
 
 They lie in `weft/` of the user's cache (`$XDG_CACHE_HOME`, or `~/.cache`), by what they were made of: source, compiler, and
 the CPU's instructions. Without a C++ compiler there are none, and torch's own do.
@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-SOURCE = Path(__file__).with_name("decode.cpp")
-FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
+SOURCES = Path(__file__).with_name("kernels")
+FLAGS = ("-O3", "-std=c++17", "-march=native", "-fopenmp", "-shared", "-fPIC")
 COMPILERS = ("g++", "clang++", "c++")
 RUN = 16
 """Numbers that the length of a head's vectors has to be a multiple of."""
@@ -109,14 +109,17 @@ def built() -> Path:
     about = subprocess.run(
         [compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull], capture_output=True, timeout=60, check=True
     ).stdout
-    digest = hashlib.sha256(b"\0".join((SOURCE.read_bytes(), about, repr(FLAGS).encode()))).hexdigest()[:16]
+    sources = sorted(SOURCES.glob("*.[ch]pp"))
+    made_of = (*(source.read_bytes() for source in sources), about, repr(FLAGS).encode())
+    digest = hashlib.sha256(b"\0".join(made_of)).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "weft"
-    file = folder / f"decode-{digest}.so"
+    file = folder / f"kernels-{digest}.so"
     if not file.is_file():
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as made:  # another process may be at it too
             part = Path(made) / file.name
-            command = [compiler, *FLAGS, str(SOURCE), "-o", str(part)]
+            units = (str(source) for source in sources if source.suffix == ".cpp")
+            command = [compiler, *FLAGS, *units, "-o", str(part)]
             subprocess.run(command, capture_output=True, timeout=300, check=True)
             part.replace(file)
     return file

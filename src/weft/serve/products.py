@@ -1,10 +1,11 @@
 """Products of a few rows, on a CPU.
 
 A decoding step multiplies every matrix with as many rows as there are sequences: few, for which the libraries behind
-`torch.nn.functional.linear` are not at their best. Other ways to the same numbers (`benchmarks/serve_engine.py`):
+`torch.nn.functional.linear` are not at their best. Other ways to the same numbers (`benchmarks/served_products.py`):
 
-- a kernel of our own (`native.py`), where there is a C++ compiler. It takes a bf16 matrix as it lies, at the speed of
-  memory: on AVX2, one row in half of torch's time, and in fp32 1 in 0.9 to 1, 2 in 0.6.
+- kernels of our own (`native.py`), where there is a C++ compiler. They take a matrix as it lies, at the speed of memory. Of
+  torch's time, in bf16: on AVX2 a half for one row; on AVX-512 a half to 0.7 for one to eight; with tiles (AMX) 0.65
+  up to 32. In fp32: on AVX2 1 for one row, 0.6 for two; on AVX-512 1 for one, a half for four to eight, 0.8 for 16.
 - fp32: the matrix first, W xᵀ. On AVX2, 4 rows in half the time, 8 in 0.6, 64 in 0.9; our kernel takes 0.6 to 0.8 of
   that for 8, and 0.8 to 0.95 for 64.
 - bf16 on a CPU that cannot multiply it: torch's own product there takes as long for each row as for the first. The
@@ -22,12 +23,6 @@ from torch import Tensor, nn
 from weft.models.head import Head
 from weft.parallel.tensor import RowLinear
 from weft.serve.native import library, rows_product
-
-OURS = {torch.float32: 128, torch.bfloat16: 64}
-"""Most rows for which our own kernel is the fastest."""
-
-OURS_WIDE = 16
-"""The same on a CPU with vectors of 512 bits: libraries use them, and our kernel does not. Not measured."""
 
 FEW = range(3, 129)
 """Rows for which the matrix comes first in fp32; with more of them both ways take the same time."""
@@ -103,10 +98,13 @@ def widened(x: Tensor, weight: Tensor) -> Tensor:
 
 @cache
 def most_ours(dtype: torch.dtype) -> int:
-    """Most rows that are our own kernel's on this CPU; 0: none are."""
-    if dtype not in OURS or (dtype == torch.bfloat16 and multiplies_bf16()):
-        return 0
-    return OURS_WIDE if "AVX512" in torch.backends.cpu.get_cpu_capability() else OURS[dtype]
+    """Most rows for which our own kernels are the fastest on this CPU; 0: they never are."""
+    wide = "AVX512" in torch.backends.cpu.get_cpu_capability()
+    if dtype == torch.float32:
+        return 16 if wide else 128
+    if dtype == torch.bfloat16:  # without tiles, instructions for it are what libraries have for many rows
+        return 16 if multiplies_bf16() and not torch.cpu._is_amx_tile_supported() else 64
+    return 0
 
 
 @cache

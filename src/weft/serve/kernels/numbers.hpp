@@ -1,0 +1,55 @@
+// Vectors of numbers, for the CPU that this is compiled on, in the vectors of GCC and Clang. Of bfloat16, the upper half of
+// a float, a run is one vector: of two in one word, a shift makes the even one a float, and a mask the odd one. So where
+// floats meet a run of them, the even numbers stand first (`spread`).
+//
+// LANES, floats in a vector, is the includer's to choose.
+
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+using half = uint16_t;
+using words = uint32_t __attribute__((vector_size(4 * LANES)));
+using numbers = float __attribute__((vector_size(4 * LANES)));
+constexpr int64_t RUN = 2 * LANES;
+constexpr int64_t ALONE = 1 << 17;  // numbers to read for which no other thread is woken
+
+template <class T> T load(const void* from) {
+  T to;
+  memcpy(&to, from, sizeof to);
+  return to;
+}
+
+inline float widened(float x) { return x; }
+inline float widened(half x) {
+  uint32_t word = uint32_t(x) << 16;
+  return load<float>(&word);
+}
+
+inline void store(float* to, float x) { *to = x; }
+inline void store(half* to, float x) {  // to the nearest, and of two to the even one
+  uint32_t word = load<uint32_t>(&x);
+  *to = x == x ? (word + 0x7fff + (word >> 16 & 1)) >> 16 : 0x7fc0;
+}
+
+template <int PART> numbers take(const float* run) { return load<numbers>(run + PART * LANES); }
+template <int PART> numbers take(const half* run) {
+  words both = load<words>(run);
+  return (numbers)(PART ? both & 0xffff0000u : both << 16);
+}
+
+inline float sum_of(numbers lanes) {
+  float sum = 0;
+  for (int lane = 0; lane < LANES; lane++) sum += lanes[lane];
+  return sum;
+}
+
+inline int64_t place(const float*, int64_t i) { return i; }
+inline int64_t place(const half*, int64_t i) { return i / RUN * RUN + i % RUN / 2 + i % 2 * LANES; }
+
+template <class T> void spread(const T* x, float* to, int64_t size) {  // as `take` finds them in a row
+  for (int64_t i = 0; i < size; i++) to[i < size / RUN * RUN ? place(x, i) : i] = widened(x[i]);
+}
+
+}  // namespace
