@@ -180,7 +180,9 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=128, help="tokens of each prompt")
     parser.add_argument("--tokens", type=int, default=17, help="new tokens of each")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--results", default="serve_engine", help="how files in benchmarks/results begin: one for each CPU")
+    parser.add_argument(
+        "--results", default="serve_engine", help="how files in benchmarks/results begin: one for each CPU"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -22,9 +22,6 @@ from torch import Tensor
 SOURCES = Path(__file__).with_name("kernels")
 FLAGS = ("-O3", "-std=c++17", "-march=native", "-fopenmp", "-shared", "-fPIC")
 COMPILERS = ("g++", "clang++", "c++")
-RUN = 16
-"""Numbers that the length of a head's vectors has to be a multiple of."""
-
 POINTER, WHOLE = ctypes.c_void_p, ctypes.c_int64
 ARGUMENTS = {
     "rows": (*4 * (POINTER,), *3 * (WHOLE,), ctypes.c_int),
@@ -46,8 +43,7 @@ def rows_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def attends(q: Tensor, keys: Tensor, values: Tensor) -> bool:
     """Whether `paged_attention` can be had of these."""
-    sizes = (q.shape[-1], keys.shape[-1], values.shape[-1])
-    return q.device.type == "cpu" and q.dtype in DTYPES and not any(size % RUN for size in sizes) and bool(library())
+    return q.device.type == "cpu" and q.dtype == keys.dtype == values.dtype and q.dtype in DTYPES and bool(library())
 
 
 def paged_attention(

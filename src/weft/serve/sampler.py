@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,15 +23,20 @@ def choose(logits: Tensor, completions: Sequence[Completion], texts: Sequence[Se
     logits = adjust(logits, completions, texts)
     greedy = [row for row, sampling in enumerate(settings) if sampling.temperature < COLD]
     if len(greedy) == len(settings):
-        return logits.argmax(dim=-1).tolist()
+        return highest(logits).tolist()
     if greedy:
         rows = torch.tensor(greedy, device=logits.device)
-        chosen[rows] = logits[rows].argmax(dim=-1)
+        chosen[rows] = highest(logits[rows])
     drawn = [row for row, sampling in enumerate(settings) if sampling.temperature >= COLD]
     rows = torch.tensor(drawn, device=logits.device)
     draws = [completions[row].draw(len(texts[row]) - len(completions[row].request.prompt)) for row in drawn]
     chosen[rows] = draw(warp(logits[rows], [settings[row] for row in drawn]), draws)
     return chosen.tolist()
+
+
+def highest(logits: Tensor) -> Tensor:
+    """[B, V] → the first id of each row's largest logit, [B]. `argmax` takes four times as long of bf16 on a CPU."""
+    return logits.max(dim=-1).indices
 
 
 def adjust(logits: Tensor, completions: Sequence[Completion], texts: Sequence[Sequence[int]]) -> Tensor:
@@ -85,11 +91,16 @@ def warp(logits: Tensor, settings: Sequence[Sampling]) -> Tensor:
         out = (logits < last) & (column(kept) < vocab)
         logits = logits.masked_fill(out, float("-inf"))
     if any(sampling.top_p < 1 for sampling in settings):
-        ordered, order = logits.sort(dim=-1)
-        out = ordered.softmax(dim=-1).cumsum(dim=-1) <= 1 - column([sampling.top_p for sampling in settings])
-        out &= column([sampling.top_p for sampling in settings]) < 1
-        out[:, -1] = False
-        logits = logits.masked_fill(torch.zeros_like(out).scatter(-1, order, out), float("-inf"))
+        top_p = column([sampling.top_p for sampling in settings])
+        ordered = ascending(logits)
+        cumulative = ordered.softmax(dim=-1).cumsum(dim=-1)
+        first = torch.searchsorted(cumulative, 1 - top_p, right=True).clamp_(max=vocab - 1)  # that stays
+        least = ordered.gather(1, first)
+        out = logits < least
+        if (tied := first - torch.searchsorted(ordered, least)).any():  # of equal ones the first ones go
+            equal = logits == least
+            out |= equal & (equal.cumsum(dim=-1) <= tied)
+        logits = logits.masked_fill(out & (top_p < 1), float("-inf"))
     if any(sampling.min_p > 0 for sampling in settings):
         probabilities = logits.softmax(dim=-1)
         least = column([sampling.min_p for sampling in settings]) * probabilities.amax(dim=-1, keepdim=True)
@@ -97,12 +108,17 @@ def warp(logits: Tensor, settings: Sequence[Sampling]) -> Tensor:
     return logits
 
 
+def ascending(values: Tensor) -> Tensor:
+    """Each row of [B, V] in order. On a CPU numpy takes a twentieth of torch's time."""
+    return torch.from_numpy(np.sort(values.numpy())) if values.device.type == "cpu" else values.sort(dim=-1).values
+
+
 def draw(logits: Tensor, draws: Sequence[float]) -> Tensor:
     """Logits [B, V] → token ids [B], by one number in [0, 1) for each row, turned by the inverse of the cumulative
     distribution: a row depends on its own logits and number alone."""
     # cumulative sums over a large vocabulary lose a rare token in fp32; MPS has nothing wider
     wide = torch.float32 if logits.device.type == "mps" else torch.float64
-    cumulative = logits.to(wide).softmax(dim=-1).cumsum(dim=-1)
+    cumulative = logits.softmax(dim=-1).cumsum(dim=-1, dtype=wide)
     total = cumulative[:, -1:]
     target = torch.tensor(draws, dtype=wide, device=logits.device)[:, None] * total
     target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))  # rounding must not reach the total

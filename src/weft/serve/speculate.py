@@ -14,6 +14,7 @@ from weft.models.decoder import Decoder
 from weft.serve.batch import Batch
 from weft.serve.config import EngineConfig
 from weft.serve.runner import Runner
+from weft.serve.sampler import highest
 from weft.serve.scheduler import Work
 from weft.serve.sequence import Sequence as Completion
 
@@ -72,7 +73,7 @@ class ModelDrafter:
             ends = [len(work.sequence.tokens) + number for work in going]
             steps = [Work(work.sequence, end - 1, end) for work, end in zip(going, ends, strict=True)]
             pieces = self.runner.run(Batch.of(steps, self.block, [True] * len(steps)))
-            ids = [token for logits in pieces for token in logits.argmax(dim=-1).tolist()]
+            ids = [token for logits in pieces for token in highest(logits).tolist()]
             for work, token in zip(going, ids, strict=True):
                 work.sequence.draft[number] = token
 

@@ -1,39 +1,110 @@
-// Attention of one token of each sequence over a paged cache, of float or bfloat16: keys and values are read where they lie,
-// once.
-
-#define LANES 8  // what a head's size has to be a multiple of is twice as many
+// Attention of one token of each sequence over a paged cache, of float or bfloat16. Keys and values of all heads of a place lie
+// side by side and are read where they lie, place by place, once: memory is read in a row.
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 #include <vector>
 
 #include "numbers.hpp"
 
 namespace {
 
+constexpr int64_t AHEAD = 8;  // places
+
 struct Sizes {
-  int64_t sequences, heads, kv_heads, key, value, blocks, block;  // key and value: multiples of RUN
+  int64_t sequences, heads, kv_heads, key, value, blocks, block;
 };
 
-template <class T> float product(const T* key, const float* query, int64_t size) {
-  numbers even = {}, odd = {};
-  for (int64_t i = 0; i < size; i += RUN) {
-    even += take<0>(key + i) * load<numbers>(query + i);
-    odd += take<1>(key + i) * load<numbers>(query + i + LANES);
+// Of P places' keys with a query: sums [P].
+template <class T, int P> void meet(const T* const (&keys)[P], const float* query, float (&sums)[P], int64_t size) {
+  numbers lanes[P] = {};
+  int64_t i = 0;
+  for (; i + RUN <= size; i += RUN) {
+    numbers even = load<numbers>(query + i), odd = load<numbers>(query + i + LANES);
+    for (int p = 0; p < P; p++) lanes[p] += take<0>(keys[p] + i) * even + take<1>(keys[p] + i) * odd;
   }
-  return sum_of(even + odd);
+  for (int p = 0; p < P; p++) sums[p] = sum_of(lanes[p]);
+  for (; i < size; i++)
+    for (int p = 0; p < P; p++) sums[p] += widened(keys[p][i]) * query[i];
 }
 
-template <class T> void add(const T* value, float weight, float* sums, int64_t size) {
-  for (int64_t i = 0; i < size; i += RUN) {
-    numbers row[2] = {take<0>(value + i), take<1>(value + i)};
-    for (int part = 0; part < 2; part++) {
-      float* to = sums + i + part * LANES;
-      numbers sum = load<numbers>(to) + row[part] * weight;
-      memcpy(to, &sum, sizeof sum);
+// P places' values, each by its weight, to the sums [size].
+template <class T, int P> void add(const T* const (&values)[P], const float (&weights)[P], float* sums, int64_t size) {
+  int64_t i = 0;
+  for (; i + RUN <= size; i += RUN) {
+    numbers even = load<numbers>(sums + i), odd = load<numbers>(sums + i + LANES);
+    for (int p = 0; p < P; p++) {
+      even += take<0>(values[p] + i) * weights[p];
+      odd += take<1>(values[p] + i) * weights[p];
+    }
+    put(sums + i, even);
+    put(sums + i + LANES, odd);
+  }
+  for (; i < size; i++)
+    for (int p = 0; p < P; p++) sums[i] += widened(values[p][i]) * weights[p];
+}
+
+// e to the x, of x <= 0: two to a whole number, which is an exponent, times e to what is left, by its series.
+numbers exp_of(numbers x) {
+  x = x > -87.f ? x : numbers{} - 87.f;
+  numbers shifted = x * 1.44269504f + 12582912.f;  // its last bits are the whole number
+  numbers left = x - (shifted - 12582912.f) * 0.693147181f;
+  numbers power = numbers{} + 1 / 720.f;
+  for (float part : {1 / 120.f, 1 / 24.f, 1 / 6.f, 1 / 2.f, 1.f, 1.f}) power = power * left + part;
+  return (numbers)((words)power + ((words)shifted << 23));
+}
+
+// Scores [count, heads], whose number is one of vectors, become weights; the sum of each head's comes back.
+std::vector<float> weigh(float* scores, int64_t count, int64_t heads) {
+  std::vector<float> totals(heads);
+  for (int64_t h = 0; h < heads; h += LANES) {
+    numbers most = numbers{} - INFINITY, total = {};
+    for (int64_t s = 0; s < count; s++) {
+      numbers score = load<numbers>(scores + s * heads + h);
+      most = score > most ? score : most;
+    }
+    for (int64_t s = 0; s < count; s++) {
+      numbers weight = exp_of(load<numbers>(scores + s * heads + h) - most);
+      put(scores + s * heads + h, weight);
+      total += weight;
+    }
+    put(&totals[h], total);
+  }
+  return totals;
+}
+
+// Do `some` of four places at a time, and of the rest one by one.
+template <class Some> void in_fours(int64_t count, Some some) {
+  int64_t s = 0;
+  for (; s + 4 <= count; s += 4) some(s, std::integral_constant<int, 4>());
+  for (; s < count; s++) some(s, std::integral_constant<int, 1>());
+}
+
+// Keys, or values, of a sequence: rows [·, block, K, size] of the blocks of its table, or from block `first` on.
+template <class T> struct Pages {
+  const T* rows;
+  const int64_t* table;
+  int64_t first, block, heads, size;
+
+  const T* at(int64_t place) const {
+    int64_t number = place / block;
+    return rows + ((table ? table[number] : first + number) * block + place % block) * heads * size;
+  }
+
+  // `some` of each of K heads with the rows of P places that it sees there, while those of later places are on their way.
+  template <int P, class Some> void each_head(int64_t place, int64_t last, int64_t from, int64_t to, Some some) const {
+    const T *now[P], *later[P], *row[P];
+    for (int p = 0; p < P; p++) now[p] = at(place + p), later[p] = at(std::min(place + p + AHEAD, last));
+    for (int64_t k = from; k < to; k++) {
+      for (int p = 0; p < P; p++) {
+        row[p] = now[p] + k * size;
+        for (int64_t i = 0; i < size; i += 64 / sizeof(T)) __builtin_prefetch(later[p] + k * size + i, 0, 2);
+      }
+      some(k, row);
     }
   }
-}
+};
 
 // q [R, H, E] at keys [·, K, E] and values [·, K, V] of each sequence's blocks [R, M], or of all from block `first` on,
 // where the mask [R, M·block] is 0: y [R, H, V].
@@ -41,31 +112,46 @@ template <class T>
 void attention(const T* q, const T* keys, const T* values, const int64_t* tables, int64_t first, const T* mask, T* y,
                Sizes n, float scale, int threads) {
   int64_t group = n.heads / n.kv_heads, seen = n.blocks * n.block;
+  int64_t parts = n.sequences < threads ? std::min<int64_t>(n.kv_heads, threads) : 1;
 #pragma omp parallel for num_threads(threads) if (threads > 1 && n.sequences * n.kv_heads * seen * n.key > ALONE)
-  for (int64_t job = 0; job < n.sequences * n.kv_heads; job++) {
-    int64_t r = job / n.kv_heads, k = job % n.kv_heads, start = 0, stop = seen;
+  for (int64_t job = 0; job < n.sequences * parts; job++) {
+    int64_t r = job / parts, from = job % parts * n.kv_heads / parts, to = (job % parts + 1) * n.kv_heads / parts;
+    int64_t start = 0, stop = seen, head = from * group, heads = (to - from) * group;
     while (start < seen && widened(mask[r * seen + start]) != 0) start++;
     while (stop > start && widened(mask[r * seen + stop - 1]) != 0) stop--;
-    int64_t count = stop - start;
-    auto at = [&](int64_t s) {
-      int64_t number = (start + s) / n.block, block = tables ? tables[r * n.blocks + number] : first + number;
-      return (block * n.block + (start + s) % n.block) * n.kv_heads + k;
-    };
-    std::vector<float> query(group * n.key), scores(group * count), sums(n.value);
-    int64_t head = r * n.heads + k * group;
-    for (int64_t g = 0; g < group; g++) spread(q + (head + g) * n.key, &query[g * n.key], n.key);
-    for (int64_t s = 0; s < count; s++)
-      for (int64_t g = 0; g < group; g++)
-        scores[g * count + s] = product(keys + at(s) * n.key, &query[g * n.key], n.key) * scale;
-    for (int64_t g = 0; g < group; g++) {
-      float* score = &scores[g * count];
-      float most = -INFINITY, total = 0;
-      for (int64_t s = 0; s < count; s++) most = score[s] > most ? score[s] : most;
-      for (int64_t s = 0; s < count; s++) total += score[s] = std::exp(score[s] - most);
-      std::fill(sums.begin(), sums.end(), 0.f);
-      for (int64_t s = 0; s < count; s++) add(values + at(s) * n.value, score[s], sums.data(), n.value);
-      for (int64_t i = 0; i < n.value; i++) store(y + (head + g) * n.value + i, sums[place(y, i)] / total);
-    }
+    int64_t count = stop - start, width = (heads + LANES - 1) / LANES * LANES;
+    std::vector<float> queries(heads * n.key), scores(count * width), sums(heads * n.value);
+    for (int64_t h = 0; h < heads; h++) spread(q + (r * n.heads + head + h) * n.key, &queries[h * n.key], n.key);
+
+    const int64_t* table = tables ? tables + r * n.blocks : nullptr;
+    in_fours(count, [&](int64_t s, auto places) {
+      constexpr int P = places.value;
+      Pages<T>{keys, table, first, n.block, n.kv_heads, n.key}.template each_head<P>(
+          start + s, stop - 1, from, to, [&](int64_t k, const T* const(&rows)[P]) {
+            for (int64_t h = k * group - head; h < (k + 1) * group - head; h++) {
+              float found[P];
+              meet(rows, &queries[h * n.key], found, n.key);
+              for (int p = 0; p < P; p++) scores[(s + p) * width + h] = found[p] * scale;
+            }
+          });
+    });
+    std::vector<float> totals = weigh(scores.data(), count, width);
+    in_fours(count, [&](int64_t s, auto places) {
+      constexpr int P = places.value;
+      Pages<T>{values, table, first, n.block, n.kv_heads, n.value}.template each_head<P>(
+          start + s, stop - 1, from, to, [&](int64_t k, const T* const(&rows)[P]) {
+            for (int64_t h = k * group - head; h < (k + 1) * group - head; h++) {
+              float weights[P];
+              for (int p = 0; p < P; p++) weights[p] = scores[(s + p) * width + h];
+              add(rows, weights, &sums[h * n.value], n.value);
+            }
+          });
+    });
+    for (int64_t h = 0; h < heads; h++)
+      for (int64_t i = 0; i < n.value; i++) {
+        float sum = sums[h * n.value + (i < n.value / RUN * RUN ? place(y, i) : i)];
+        store(y + (r * n.heads + head + h) * n.value + i, sum / totals[h]);
+      }
   }
 }
 

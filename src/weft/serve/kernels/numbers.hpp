@@ -1,19 +1,23 @@
 // Vectors of numbers, for the CPU that this is compiled on, in the vectors of GCC and Clang. Of bfloat16, the upper half of
 // a float, a run is one vector: of two in one word, a shift makes the even one a float, and a mask the odd one. So where
 // floats meet a run of them, the even numbers stand first (`spread`).
-//
-// LANES, floats in a vector, is the includer's to choose.
 
 #include <cstdint>
 #include <cstring>
 
 namespace {
 
+#ifdef __AVX512F__
+constexpr int64_t LANES = 16;  // floats in a vector
+#else
+constexpr int64_t LANES = 8;
+#endif
+constexpr int64_t RUN = 2 * LANES;
+constexpr int64_t ALONE = 1 << 17;  // numbers to read for which no other thread is woken
+
 using half = uint16_t;
 using words = uint32_t __attribute__((vector_size(4 * LANES)));
 using numbers = float __attribute__((vector_size(4 * LANES)));
-constexpr int64_t RUN = 2 * LANES;
-constexpr int64_t ALONE = 1 << 17;  // numbers to read for which no other thread is woken
 
 template <class T> T load(const void* from) {
   T to;
@@ -39,16 +43,19 @@ template <int PART> numbers take(const half* run) {
   return (numbers)(PART ? both & 0xffff0000u : both << 16);
 }
 
+inline void put(float* to, numbers lanes) { memcpy(to, &lanes, sizeof lanes); }
+
 inline float sum_of(numbers lanes) {
-  float sum = 0;
-  for (int lane = 0; lane < LANES; lane++) sum += lanes[lane];
-  return sum;
+  for (int64_t half = LANES / 2; half; half /= 2)
+    for (int64_t lane = 0; lane < half; lane++) lanes[lane] += lanes[lane + half];
+  return lanes[0];
 }
 
+// Where the numbers of a row stand for `take`, and a row that stands so; what is less than a run stays as it is.
 inline int64_t place(const float*, int64_t i) { return i; }
 inline int64_t place(const half*, int64_t i) { return i / RUN * RUN + i % RUN / 2 + i % 2 * LANES; }
 
-template <class T> void spread(const T* x, float* to, int64_t size) {  // as `take` finds them in a row
+template <class T> void spread(const T* x, float* to, int64_t size) {
   for (int64_t i = 0; i < size; i++) to[i < size / RUN * RUN ? place(x, i) : i] = widened(x[i]);
 }
 

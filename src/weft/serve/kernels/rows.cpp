@@ -4,12 +4,6 @@
 // registers hold. With vectors of 512 bits a matrix comes four rows at a time, and while they are computed with, for as many
 // rows of x as there are, the same places of the next four are on their way: memory is never idle.
 
-#ifdef __AVX512F__
-#define LANES 16
-#else
-#define LANES 8
-#endif
-
 #include <algorithm>
 #include <vector>
 

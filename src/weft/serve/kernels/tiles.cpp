@@ -3,8 +3,6 @@
 // pairs of numbers. While 32 rows of the matrix are computed with, the next are on their way. A row's numbers are the same in
 // any company.
 
-#define LANES 16
-
 #include "numbers.hpp"
 
 #ifdef __AMX_BF16__
@@ -89,7 +87,7 @@ template <int M> void meet(const half* w, const half* x, float* sums, int64_t I,
 }
 
 // Sums [16 of w, 16 of x] to their places in y, of M rows of x.
-void put(const float* sums, const half* bias, half* y, int64_t M, int64_t O) {
+void put_square(const float* sums, const half* bias, half* y, int64_t M, int64_t O) {
   __m512i square[SIDE];
   memcpy(square, sums, sizeof square);
   turn(square);
@@ -125,7 +123,7 @@ bool product_of_tiles(const half* x, const half* w, const half* bias, half* y, i
           (two ? meet<2> : meet<1>)(w + o * I, tiles + (m - first) * I, sums[0], I, m == first);
           for (int64_t part = 0; part < (two ? 4 : 2); part++) {
             int64_t row = m + part / 2 * SIDE, column = o + part % 2 * SIDE;
-            put(sums[part], bias ? bias + column : nullptr, y + row * O + column, std::min(SIDE, last - row), O);
+            put_square(sums[part], bias ? bias + column : nullptr, y + row * O + column, std::min(SIDE, last - row), O);
           }
         }
       }
