@@ -24,7 +24,8 @@ from weft.models.head import Head
 from weft.parallel.tensor import RowLinear
 from weft.serve.native import library, rows_product
 
-FEW = range(3, 129)
+WIDE = "AVX512" in torch.backends.cpu.get_cpu_capability()
+FEW = range(3, 49 if WIDE else 129)
 """Rows for which the matrix comes first in fp32; with more of them both ways take the same time."""
 
 WIDEN_FROM = 4
@@ -99,9 +100,8 @@ def widened(x: Tensor, weight: Tensor) -> Tensor:
 @cache
 def most_ours(dtype: torch.dtype) -> int:
     """Most rows for which our own kernels are the fastest on this CPU; 0: they never are."""
-    wide = "AVX512" in torch.backends.cpu.get_cpu_capability()
     if dtype == torch.float32:
-        return 16 if wide else 128
+        return 16 if WIDE else 128
     if dtype == torch.bfloat16:  # without tiles, instructions for it are what libraries have for many rows
         return 16 if multiplies_bf16() and not torch.cpu._is_amx_tile_supported() else 64
     return 0
