@@ -358,10 +358,14 @@ def test_a_text_that_cannot_be_read_is_nan_and_the_others_are_not() -> None:
     assert long.isnan().all()
 
 
-def test_a_graph_that_differs_is_removed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_without_proof_is_removed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(graph.WRITERS, "aoti", lambda module, version: lambda tokens: module(tokens) * 1.001)
     with pytest.raises(ValueError, match=r"the export is wrong: aoti's logits differ from the model's by 1\.0e-03"):
         export_triton(folder, tmp_path, "small", "aoti")
+    with pytest.raises(
+        ValueError, match="ONNX Runtime has no bf16 on a CPU, where the graph is proved: choose --dtype"
+    ):
+        export_triton(folder, tmp_path, "small", "onnxruntime", dtype=torch.bfloat16)
     assert list(tmp_path.iterdir()) == []
 
 
