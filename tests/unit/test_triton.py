@@ -31,7 +31,7 @@ from weft.export.triton.backends import BACKENDS, GRAPHS, Wanted
 from weft.export.triton.pbtxt import Word, pbtxt
 from weft.export.triton.repository import export_triton
 from weft.models.parameters import stored_sizes
-from weft.models.shape import Shape
+from weft.models.shape import Experts, Shape
 from weft.serve.config import EngineConfig
 from weft.serve.engine import Engine
 from weft.serve.forms import form_of
@@ -385,6 +385,15 @@ def test_what_an_exporter_cannot(
     monkeypatch.setitem(graph.WRITERS, "onnxruntime", fail)
     with pytest.raises(ValueError, match=said):
         export_triton(folder, tmp_path, "small", "onnxruntime")
+
+
+@pytest.mark.parametrize("backend", GRAPHS)
+def test_a_graph_has_no_experts_to_choose(backend: str, tmp_path: Path) -> None:
+    mixture = SHAPE.model_copy(update={"family": "mixtral", "experts": Experts(num_experts=4, per_token=2, ffn=48)})
+    folder = model_in(tmp_path / "mixture", mixture)
+    with pytest.raises(ValueError, match=f"--backend {backend} runs a graph, where a token cannot choose its experts"):
+        export_triton(folder, tmp_path / "models", "small", backend)
+    assert not (tmp_path / "models").exists()
 
 
 def test_the_masks_are_those_of_the_model() -> None:
