@@ -103,11 +103,11 @@ def in_triton(client: Any, answers: queue.Queue, prompts: list[list[int]], num_t
 
 
 @contextmanager
-def triton(repository: Path) -> Iterator[tuple[Any, queue.Queue]]:
-    """A client of a Triton that serves the repository, and where its answers come."""
+def triton(repository: Path, *options: str) -> Iterator[tuple[Any, queue.Queue]]:
+    """A client of a Triton that serves the repository, started with more options, and where its stream's answers come."""
     process = subprocess.Popen(
         [sys.executable, "-m", "weft", "serve-triton", str(repository),
-         *("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")],
+         *("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", *options)],
         stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
     )  # fmt: skip
     try:

@@ -31,7 +31,7 @@ from weft.export.triton.backends import BACKENDS, GRAPHS, Wanted
 from weft.export.triton.pbtxt import Word, pbtxt
 from weft.export.triton.repository import export_triton
 from weft.models.parameters import stored_sizes
-from weft.models.shape import Shape
+from weft.models.shape import Experts, Shape
 from weft.serve.config import EngineConfig
 from weft.serve.engine import Engine
 from weft.serve.forms import form_of
@@ -327,7 +327,7 @@ def test_a_graph_is_the_model(tmp_path: Path) -> None:
     """AOTInductor's takes a minute to make: that one is looked at where Triton serves it, in tests/system."""
     import onnxruntime
 
-    folder = model_in(tmp_path / "one-layer", SHAPE.model_copy(update={"num_layers": 1}))
+    folder = model_in(tmp_path / "one-layer", SHAPE.model_copy(update={"num_layers": 1, **QWEN}))
     made = export_triton(folder, tmp_path / "models", "small", "onnxruntime")
     config = parsed(made / "config.pbtxt")
     assert list(config.output[0].dims)[-1] == 67
@@ -335,15 +335,37 @@ def test_a_graph_is_the_model(tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(made / "1/model.onnx/model.onnx")
     assert [one.name for one in session.get_inputs()] == [config.input[0].name]
     assert [one.name for one in session.get_outputs()] == [config.output[0].name]
-    module.model.head.weight.data[3] += 0.1  # another model: the comparison sees it
     run = lambda tokens: torch.from_numpy(session.run(None, {"input_ids": tokens.numpy()})[0])  # noqa: E731
+    for tokens in (UNREADABLE, torch.ones(1, 64, dtype=torch.long), torch.ones(2, 65, dtype=torch.long)):
+        assert torch.allclose(run(tokens), module(tokens), atol=1e-5, equal_nan=True)
+    module.model.head.weight.data[3] += 0.1  # another model: the comparison sees it
     assert graph.compare(module, run) > 1e-3
 
 
-def test_a_graph_that_differs_is_removed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+QWEN = {"family": "qwen3", "qk_norm": True}
+UNREADABLE = torch.tensor([[5, 67, 1], [1, 2, 3], [-1, 2, 3]])
+
+
+def test_a_text_that_cannot_be_read_is_nan_and_the_others_are_not() -> None:
+    """NVIDIA's backends look at no token: what goes wrong in a graph goes wrong for all that are in the batch."""
+    module = graph.Logits(load_like(SHAPE))
+    logits = module(UNREADABLE)
+    assert logits[[0, 2]].isnan().all()
+    assert torch.allclose(logits[1], load_like(SHAPE)(UNREADABLE[1:2])[0], atol=1e-5)
+    assert not module(torch.ones(1, 64, dtype=torch.long)).isnan().any()
+    long = module(torch.ones(1, 10**6, dtype=torch.long))
+    assert long.shape == (1, 64, 67)  # and memory for no more
+    assert long.isnan().all()
+
+
+def test_a_graph_without_proof_is_removed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(graph.WRITERS, "aoti", lambda module, version: lambda tokens: module(tokens) * 1.001)
     with pytest.raises(ValueError, match=r"the export is wrong: aoti's logits differ from the model's by 1\.0e-03"):
         export_triton(folder, tmp_path, "small", "aoti")
+    with pytest.raises(
+        ValueError, match="ONNX Runtime has no bf16 on a CPU, where the graph is proved: choose --dtype"
+    ):
+        export_triton(folder, tmp_path, "small", "onnxruntime", dtype=torch.bfloat16)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -363,6 +385,15 @@ def test_what_an_exporter_cannot(
     monkeypatch.setitem(graph.WRITERS, "onnxruntime", fail)
     with pytest.raises(ValueError, match=said):
         export_triton(folder, tmp_path, "small", "onnxruntime")
+
+
+@pytest.mark.parametrize("backend", GRAPHS)
+def test_a_graph_has_no_experts_to_choose(backend: str, tmp_path: Path) -> None:
+    mixture = SHAPE.model_copy(update={"family": "mixtral", "experts": Experts(num_experts=4, per_token=2, ffn=48)})
+    folder = model_in(tmp_path / "mixture", mixture)
+    with pytest.raises(ValueError, match=f"--backend {backend} runs a graph, where a token cannot choose its experts"):
+        export_triton(folder, tmp_path / "models", "small", backend)
+    assert not (tmp_path / "models").exists()
 
 
 def test_the_masks_are_those_of_the_model() -> None:
@@ -486,7 +517,6 @@ def test_what_an_old_triton_refuses_is_left_out_of_configs(folder: Path, tmp_pat
     assert [one.name for one in read_repository(empty)] == ["compiled", "small"]
     before, after = (parsed(where / "compiled/config.pbtxt") for where in (repository, empty))
     assert (before.platform, after.platform) == ("torch_aoti", "")
-    assert before.parameters["max_seq"].string_value == "64"
     before.platform = ""
     assert after == before
     assert (empty / "compiled/1/model.pt2").is_file()

@@ -40,13 +40,15 @@ def start(repository: Path, options: TritonOptions) -> None:
     from weft.serve.triton.repository import read_repository
     from weft.serve.triton.serve import serve_triton as serve
 
-    names = [model.name for model in read_repository(repository)]
+    models = read_repository(repository)
+    names, ours = [model.name for model in models], [model.name for model in models if model.ours]
 
     def tell(addresses: Addresses) -> None:
         print(f"ready: HTTP {addresses.url}, gRPC {addresses.host}:{addresses.grpc}, ", end="")
         print(f"metrics http://{addresses.host}:{addresses.metrics}/metrics; models: {', '.join(names)}")
-        body = """'{"text_input": "Once", "max_tokens": 20}'"""
-        print(f"try: curl {addresses.url}/v2/models/{names[0]}/generate -d {body}")
+        if ours:  # others take other inputs, which the page in their folder tells
+            body = """'{"text_input": "Once", "max_tokens": 20}'"""
+            print(f"try: curl {addresses.url}/v2/models/{ours[0]}/generate -d {body}")
         print("Ctrl-C ends it", flush=True)
 
     serve(repository, options, tell)

@@ -11,7 +11,7 @@ from typing import Any
 from weft.export.triton.pbtxt import Word
 from weft.models.shape import Shape
 from weft.serve.config import EngineConfig
-from weft.serve.triton.repository import CONTEXT, IMPORT
+from weft.serve.triton.repository import IMPORT
 from weft.serve.triton.settings import ADAPTERS, FILE, WEIGHTS, settings_table
 from weft.serve.triton.tensors import INPUTS, OUTPUTS, Tensor
 
@@ -124,6 +124,7 @@ def onnxruntime(wanted: Wanted) -> Written:
         "input": [{"name": "input_ids", "data_type": Word("TYPE_INT64"), "dims": [-1]}],
         "output": [{"name": "logits", "data_type": Word("TYPE_FP32"), "dims": [-1, wanted.shape.vocab]}],
         "dynamic_batching": {"max_queue_delay_microseconds": 1000},
+        "instance_group": [{"count": 1}],  # on each GPU, or the CPU, where Triton would hold the weights twice
     }
     return Written(config, {})
 
@@ -138,7 +139,6 @@ def aoti(wanted: Wanted) -> Written:
         "input": [{"name": "INPUT__0", "data_type": Word("TYPE_INT64"), "dims": [-1, -1]}],
         "output": [{"name": "OUTPUT__0", "data_type": Word("TYPE_FP32"), "dims": [-1, -1, wanted.shape.vocab]}],
         "instance_group": [{"count": 1, "kind": Word("KIND_CPU")}],
-        "parameters": [{"key": CONTEXT, "value": {"string_value": str(wanted.shape.max_seq)}}],
     }
     return Written(config, {})
 

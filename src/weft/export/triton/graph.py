@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,16 +27,43 @@ Run = Callable[[Tensor], Tensor]
 
 
 class Logits(nn.Module):
-    """`input_ids` [B, T] → logits [B, T, V] in fp32."""
+    """`input_ids` [B, T] → logits [B, T, V] in fp32.
+
+    A text that the model cannot read, of more tokens than its context or with one outside its vocabulary, has NaN for all
+    of its logits, and of a long one only as many places as the context has. A server that runs a graph looks at no token,
+    and puts texts of several requests into one batch: an error would be everybody's, and without one a token -1 is the
+    last of the vocabulary, and a place beyond the context anything at all.
+    """
 
     def __init__(self, model: Decoder) -> None:
         super().__init__()
         self.model = model
         # an exported graph has one way for every length, where the model asks whether a text has more than one token
         model.attention_mask = causal_mask
+        for norm in [one for one in model.modules() if isinstance(one, nn.RMSNorm)]:
+            norm.forward = partial(by_rows, norm.forward)  # type: ignore[method-assign]
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        return self.model(input_ids).float()
+        shape, length = self.model.shape, input_ids.shape[1]
+        known = (input_ids >= 0) & (input_ids < shape.vocab)
+        read = readable_length(input_ids, shape.max_seq)
+        logits = self.model(input_ids.where(known, 0).narrow(1, 0, read)).float()
+        readable = known.all(1) & (input_ids.new_full((), length) <= shape.max_seq)
+        return logits.where(readable[:, None, None], torch.nan)
+
+
+def readable_length(input_ids: Tensor, context: int) -> int:
+    """The smaller of a text's length and the context, by way of a tensor: of a size a graph has no such choice."""
+    length = input_ids.shape[1]
+    read: Any = input_ids.new_full((), length).clamp(max=context).item()
+    torch._check(read >= 1)
+    torch._check(read <= length)
+    return read
+
+
+def by_rows(norm: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """x [..., D] → [..., D]: of four dimensions torch wants to know whether the length is 1, which a graph cannot say."""
+    return norm(x.flatten(0, -2)).view_as(x)
 
 
 def causal_mask(seq: int, window: int | None, documents: Tensor | None, device: torch.device) -> Tensor:
@@ -50,9 +79,12 @@ def write_graph(source: Path, version: Path, backend: str, dtype: torch.dtype | 
     """Write `model.onnx` or `model.pt2` into a version's folder, load it again and compare: the difference, norm over norm.
 
     Raises:
-        ValueError: the exporter is not installed or cannot do this model, or the logits differ.
+        ValueError: the exporter is not installed or cannot do this model or its dtype, or the logits differ.
     """
     _, model = load_decoder(source, dtype=dtype)
+    kind = next(model.parameters()).dtype
+    if backend == "onnxruntime" and kind == torch.bfloat16:
+        raise ValueError("ONNX Runtime has no bf16 on a CPU, where the graph is proved: choose --dtype fp32 or fp16")
     module = Logits(model.eval().requires_grad_(False)).eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's own exporters, about themselves
@@ -63,7 +95,6 @@ def write_graph(source: Path, version: Path, backend: str, dtype: torch.dtype | 
         except Exception as error:  # what torch raises is an open set
             said = (str(error).strip().splitlines() or [""])[0]
             raise ValueError(f"{backend}: torch cannot export this model: {type(error).__name__}: {said}") from error
-    kind = next(model.parameters()).dtype
     worst = compare(module, run)
     if not worst <= BOUNDS[kind]:
         raise ValueError(
@@ -88,12 +119,6 @@ def compare(module: Logits, run: Run) -> float:
     return worst
 
 
-def dims(module: Logits) -> tuple[dict[int, torch.export.Dim]]:
-    """Both sizes of the input are open."""
-    seq = torch.export.Dim("seq", min=1, max=module.model.shape.max_seq)
-    return ({0: torch.export.Dim("batch", min=1, max=1024), 1: seq},)
-
-
 def write_onnx(module: Logits, version: Path) -> Run:
     """A folder `model.onnx`, with the graph and, in a file of their own, the weights."""
     import onnxruntime
@@ -103,7 +128,7 @@ def write_onnx(module: Logits, version: Path) -> Run:
     folder.mkdir()
     torch.onnx.export(
         module, (EXAMPLE,), folder / "model.onnx", input_names=["input_ids"], output_names=["logits"],
-        dynamic_shapes=dims(module), opset_version=OPSET, dynamo=True, external_data=True, verbose=False,
+        dynamic_shapes=DIMS, opset_version=OPSET, dynamo=True, external_data=True, verbose=False,
     )  # fmt: skip
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
     return lambda tokens: torch.from_numpy(session.run(None, {"input_ids": tokens.numpy()})[0])
@@ -113,10 +138,13 @@ def write_aoti(module: Logits, version: Path) -> Run:
     """`model.pt2`: a library for this kind of processor, with the weights in it."""
     from torch._inductor import aoti_compile_and_package, aoti_load_package
 
-    exported = torch.export.export(module, (EXAMPLE,), dynamic_shapes=dims(module))
+    exported = torch.export.export(module, (EXAMPLE,), dynamic_shapes=DIMS)
     package = aoti_compile_and_package(exported, package_path=str(version / PACKAGE))
     return aoti_load_package(package)
 
 
 EXAMPLE = torch.zeros(2, 3, dtype=torch.long)
+DIMS = ({0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("seq", min=1)},)
+"""Both sizes of the input are open."""
+
 WRITERS: dict[str, Callable[[Logits, Path], Run]] = {"onnxruntime": write_onnx, "aoti": write_aoti}

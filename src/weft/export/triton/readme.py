@@ -161,7 +161,8 @@ each time. weft has run the graph in ONNX Runtime and compared the logits with i
 
 HERE = """
 On this machine: `weft serve-triton {repository}`. The Triton that pip brings has no such backend; weft gives it one in
-Python, which runs the graph on the CPU. NVIDIA's own backend is in its container, and weft's tests have not run that.
+Python, which runs the graph on the CPU. NVIDIA's own backend is in its container. It has been built from NVIDIA's source
+and run on a CPU with such a model, in a Triton from pip; the container has not been run.
 """
 
 
@@ -172,7 +173,7 @@ def _aoti(wanted: Wanted) -> str:
 A model for NVIDIA's Triton Inference Server as a library that PyTorch's AOTInductor compiled for the CPU of the machine
 where it was exported: token ids in, logits of every place out, the whole context each time. weft has loaded the library
 and compared the logits with its own. A container must have the PyTorch that compiled it, or one that loads its packages,
-and Triton 26.03 or newer.
+and Triton 26.05 or newer: its backend takes such a model from 26.03 on, but until 26.04 only one with two inputs.
 
 {_graph(wanted, "INPUT__0", "")}
 """
@@ -201,7 +202,10 @@ On a Slurm cluster (with pyxis):
 
 ```
 curl localhost:8000/v2/models/{wanted.name}/infer -d '{json.dumps(body)}'
-```"""
+```
+
+A text with a token outside the vocabulary, or of more than {wanted.shape.max_seq} tokens, has NaN for all of its logits;
+the other texts of its batch have theirs."""
 
 
 def _slurm(wanted: Wanted, command: str) -> str:

@@ -50,8 +50,9 @@ def export_triton(
         adapters: LoRA adapters by the name that requests ask for.
 
     Raises:
-        ValueError: the folder is there already, a name or the backend cannot be, the heads cannot be dealt out over
-            `tp`, `link` with `dtype`, an adapter is not this model's, or what was written is not what its source is.
+        ValueError: the folder is there already, a name or the backend cannot be, or not with this model, the heads
+            cannot be dealt out over `tp`, `link` with `dtype`, an adapter is not this model's, or what was written is not
+            what its source is.
     """
     if backend not in BACKENDS:
         raise ValueError(f"--backend {backend}: choose {', '.join(BACKENDS)}")
@@ -73,6 +74,8 @@ def export_triton(
     if unfinished.exists():
         raise ValueError(f"{unfinished} exists, perhaps of an export that was killed: remove it")
     shape = shape_from_config(read_json(source / "config.json"))
+    if backend in GRAPHS and shape.experts is not None:
+        raise ValueError(f"--backend {backend} runs a graph, where a token cannot choose its experts: use weft or vllm")
     check_cut(shape, tp)
     for each in adapters.values():
         load_adapter(each, shape)

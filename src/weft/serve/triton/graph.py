@@ -24,13 +24,13 @@ class Graph(ABC):
     """The names and arguments of its public methods are Triton's."""
 
     @abstractmethod
-    def load(self, version: Path, config: Mapping[str, Any]) -> Run:
+    def load(self, version: Path) -> Run:
         """The graph of a version's folder."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
         config = json.loads(args["model_config"])
         self.inputs, self.outputs = ([one["name"] for one in config[side]] for side in ("input", "output"))
-        self.run = self.load(Path(args["model_repository"]) / args["model_version"], config)
+        self.run = self.load(Path(args["model_repository"]) / args["model_version"])
         say_loaded(args["model_name"])
 
     def execute(self, requests: list[Any]) -> list[Any]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import onnxruntime
 
@@ -12,7 +10,7 @@ from weft.serve.triton.graph import Graph, Run
 
 
 class TritonPythonModel(Graph):
-    def load(self, version: Path, config: Mapping[str, Any]) -> Run:
+    def load(self, version: Path) -> Run:
         graph = version / "model.onnx"
         graph = graph / graph.name if graph.is_dir() else graph  # a folder where weights lie apart
         session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])

@@ -13,10 +13,6 @@ CONFIG, CODE, PACKAGE = "config.pbtxt", "model.py", "model.pt2"
 IMPORT = "from weft.serve.triton.model import TritonPythonModel"
 """What makes a Python model one of weft's."""
 
-
-CONTEXT = "max_seq"
-"""A parameter in the config of a compiled model: tokens of its context."""
-
 AOTI = re.compile(r'^\s*platform\s*:\s*"torch_aoti"\s*$', re.MULTILINE)
 
 LOADED = "WEFT_TRITON_LOADED"
