@@ -121,8 +121,9 @@ def attention_time(work: Work) -> tuple[Num, Num]:
     seen = seen - seen**2 / (2 * s.seq)  # causal
     scores = work.tokens * np.where(soft.flash, seen, s.seq) * s.heads / c.tp
     # exponents take as long as products where heads have 128 numbers (Blackwell) or 64 (Hopper), and half as long on
-    # Ampere, whose products are slower (Shah et al. 2024, 3.1): narrower heads leave these idle, or do not
-    short = np.select([chip.generation >= 3, chip.generation >= 2], [0.5, C.short_head], 1.0)
+    # Ampere, whose products are slower (Shah et al. 2024, 3.1): narrower heads leave these idle, or do not. CDNA 3 has as
+    # many exponents for each product as Ampere: 16 a clock of each of 304 units, beside 1,307 TFLOP/s (its ISA, 2024)
+    short = np.select([chip.generation == 3, chip.generation == 2], [0.5, C.short_head], 1.0)
     head = np.where(s.head_dim >= 128, 1.0, short + (1 - short) * np.maximum(0, s.head_dim - 64) / 64)
     rows = c.micro_batch * s.heads / c.tp * np.ceil(s.seq / c.cp / 128)
     filled = np.minimum(1.0, rows / chip.sms)

@@ -124,7 +124,7 @@ class Machine:
     nvlink: Num
     domain: Num  # GPUs that NVLink joins
     network: Num  # of one GPU
-    generation: Num  # 0 Volta, 1 Ampere, 2 Hopper, 3 Blackwell
+    generation: Num  # 0 Volta, 1 Ampere, 2 Hopper, 3 Blackwell; 4 CDNA 3
     mesh: Num = 0.0  # 1: a GPU's links go to one other each, without a switch
     halves: Num = 0.0  # bytes/s between a node's two CPUs, where its GPUs' messages pass there
     wait: Num = 0.0  # s a node, of a collective over nodes that the computation waits for
@@ -163,6 +163,8 @@ class Software:
         stall: s that a micro-batch waits at a boundary of stages.
         keeps_gathered: under sp, what part of the matrices' inputs is kept whole for backward, not gathered again.
         alternate: selective recomputation keeps what attention and every second product gave, and nothing else.
+        remakes: it makes the MLP's inner states again by their products; 2: attention's result too; 3: and what the product
+            after it gave (MaxText's policies of remat).
         results: it keeps what attention, every product but experts' and every message gave, and nothing else.
         gathers8: weights of products in 8 bits are gathered in 8 bits, too.
         keeps8: what products in 8 bits take is kept in 8 bits, too.
@@ -197,6 +199,7 @@ class Software:
     stall: Num = 0
     keeps_gathered: Num = 0
     alternate: Num = 0
+    remakes: Num = 0
     results: Num = 0
     gathers8: Num = 0
     keeps8: Num = 0
