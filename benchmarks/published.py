@@ -43,7 +43,7 @@ NANOTRON = Software(
 XLA = replace(MEGATRON_CORE, overlap_tp=0, logits=6)  # exponents in fp32, gradients in 16 bits (MaxText, max_utils.py)
 COMPILED = replace(TORCH, fused=1)
 SOFTWARE: tuple[tuple[str, Software], ...] = (
-    ("nanotron", NANOTRON),
+    ("nanotron", NANOTRON), ("MaxText", XLA),
     ("llm-foundry", replace(TORCH, logits=4)),
     ("fms-fsdp", replace(TORCH, fused=1, reduced=2)),
     ("torchtitan", replace(TORCH_LOSS, alternate=1, gathers8=1)),
@@ -63,7 +63,7 @@ SOFTWARE: tuple[tuple[str, Software], ...] = (
     ("Primus", replace(MEGATRON_25, gradients=4, reduced=4, overlap_tp=0, adds=1)),  # its configurations for MI300X
     ("Megatron-Core 2025", replace(MEGATRON_25, gradients=4, reduced=4)),
     ("Megatron-Core", replace(MEGATRON_24, gradients=4, reduced=4)),
-    ("JAX", XLA), ("pax", XLA), ("MaxText", XLA), ("Levanter", XLA), ("EasyLM", XLA),
+    ("JAX", XLA), ("pax", XLA), ("Levanter", XLA), ("EasyLM", XLA),
     ("TinyLlama", COMPILED), ("litgpt", COMPILED), ("lit-gpt", COMPILED), ("OLMo", COMPILED), ("torchtune", COMPILED),
     ("Kempner", replace(TORCH_LOSS, flash=2, weights=2, gradients=2, moments=4, reduced=2, whole_head=1)),
     ("Transformer Engine", replace(COMPILED, flash=2, keeps8=1, reduced=2)),

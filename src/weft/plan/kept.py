@@ -50,8 +50,8 @@ def block_activations(work: Work) -> Num:
     results = tokens * (2 * query + 2 * kv + (s.matrices - 1) * columns / tp + s.hidden * (1 + (columns > 0)))
     stay = c.item * (s.hidden * wide + results + sent) + tokens * s.heads / tp * 4
     # or, of products, only those around attention
-    around = query + 2 * kv + (soft.remakes < 2) * query
-    named = c.item * ((1 + (soft.remakes < 3)) * s.hidden * wide + tokens * around) + tokens * s.heads / tp * 4
+    around = c.item * (query + 2 * kv) + (soft.remakes < 2) * (c.item * query + s.heads / tp * 4)
+    named = c.item * (1 + (soft.remakes < 3)) * s.hidden * wide + tokens * around
     kinds = [c.selective * soft.alternate > 0, c.selective * soft.results > 0, c.selective * soft.remakes > 0]
     return np.select(kinds, [second + 0 * every, stay + 0 * every, named + 0 * every], every)
 
