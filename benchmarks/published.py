@@ -438,12 +438,19 @@ def _software(row: dict[str, Any]) -> Software:
             found = replace(found, logits=4)
     if "fp8 parameters" in extras:
         found = replace(found, gathers8=1)
+    if row["gpu"].startswith("GB200") and re.search(r"nemo 25\.0[2-7]", told):
+        found = replace(found, products8=CUDA_12)
     if "no tp comm overlap" in extras:
         found = replace(found, overlap_tp=0)
     elif "tp-comm-overlap" in extras or re.search(r"async[ -]?tp", extras):
         found = replace(found, overlap_tp=1)
     return _experts(row, told, found)
 
+
+CUDA_12 = 0.84
+"""Of GB200's rate of products in 8 bits by CUDA 13, what CUDA 12's cuBLAS reached: 2,620 to 2,910 TFLOP/s where sides have
+8,192 and more (Azure/AI-benchmarking-guide, ND_GB200_v6_results.md, three versions), times 0.93, which is what training has
+of H100's 1,290 to 1,380 there, and of 4,900 TFLOP/s."""
 
 BIASES = 28 / (2 * CONSTANTS.routing)
 """What biases of experts add to tokens' traffic: 28 bytes for each number, since kernels of their own multiply them by

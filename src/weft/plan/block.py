@@ -68,7 +68,7 @@ def product(work: Work, m: Num, n: Num, k: Num, *, low: bool = True) -> tuple[Nu
     """Seconds of a linear layer, forward and backward: the gradients of its input and of its weights are products too."""
     chip, cut = work.machine, work.cut
     fp8 = cut.fp8 if low else 0
-    rate = np.where(fp8, chip.peak8 * chip.gemm8, chip.peak * chip.gemm)
+    rate = np.where(fp8, chip.peak8 * chip.gemm8 * work.software.products8, chip.peak * chip.gemm)
     rate = np.where(cut.item > 2, rate / 2, rate)
     item = np.where(fp8, 1, cut.item)
     forward = gemm_time(m, n, k, rate, chip.sms, chip.hbm, item)

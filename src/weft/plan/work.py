@@ -166,6 +166,7 @@ class Software:
         remakes: it makes the MLP's inner states again by their products; 2: attention's result too; 3: and what the product
             after it gave (MaxText's policies of remat).
         results: it keeps what attention, every product but experts' and every message gave, and nothing else.
+        products8: of the rate of products in 8 bits, what its libraries have.
         gathers8: weights of products in 8 bits are gathered in 8 bits, too.
         keeps8: what products in 8 bits take is kept in 8 bits, too.
         weighs: experts' inner states are weighed, not their results, which need not be kept then.
@@ -201,6 +202,7 @@ class Software:
     alternate: Num = 0
     remakes: Num = 0
     results: Num = 0
+    products8: Num = 1
     gathers8: Num = 0
     keeps8: Num = 0
     weighs: Num = 0
