@@ -476,8 +476,10 @@ def _experts(row: dict[str, Any], told: str, found: Software) -> Software:
     if "bridge" in told and row["model"].get("kv_lora"):  # DeepSeek's moments have 16 bits, and Kimi's Muon has one
         found = replace(found, moments=4)
     if graphs := recipe.get("cuda_graph_impl"):
-        whole = "full" in f"{graphs} {recipe.get('cuda_graph_scope')}"
-        found = replace(found, graphs=0 if graphs == "none" else 2 if whole else 1)
+        scope = str(recipe.get("cuda_graph_scope"))
+        routes, whole = int("moe_preprocess" in scope), "full" in f"{graphs} {scope}"
+        blocks = graphs != "none" and not (routes and "attn" not in scope)
+        found = replace(found, graphs=2 if whole else int(blocks), graphs_route=routes)
     return found
 
 

@@ -44,6 +44,25 @@ def test_graphs_take_kernels_from_the_cpu_and_experts_last() -> None:
     assert partly > 0.9 * none  # most kernels are the experts'
 
 
+def test_graphs_that_route_leave_each_experts_kernels() -> None:
+    """Sixteen experts on a process: a graph around what finds and sorts their tokens leaves their products outside."""
+    none, routes, whole = (
+        launched(work("qwen3-30b-a3b", "fsdp8.zero1.ep8.mb1.bf16", replace(MEGATRON, graphs=kind, graphs_route=flag)))
+        for kind, flag in ((1, 0), (1, 1), (2, 0))
+    )
+    saved = (1 - C.graph) * C.expert_kernels / (C.expert_kernels + 16 * C.each_expert)
+    assert (none - routes) / (none - whole) == pytest.approx(saved / (1 - C.graph))
+
+
+def test_a_librarys_rate_of_8_bits_slows_products_alone() -> None:
+    early = replace(MEGATRON, products8=0.5)
+    for kind, ratio in (("16 bit", 1.0), ("fp8", 2.0)):
+        runs = [work("llama3-70b", "fsdp8.zero1.tp8.mb1.bf16", one, matmul=kind) for one in (MEGATRON, early)]
+        first, second = (Passes.of(run).dense for run in runs)
+        assert float(second.matmul[0]) == pytest.approx(ratio * float(first.matmul[0]), rel=0.05)
+        assert float(second.attention[0]) == float(first.attention[0])
+
+
 def test_messages_beside_the_computation_split_what_is_launched() -> None:
     plain, split = (
         launched(work("qwen3-30b-a3b", "fsdp8.zero1.ep8.mb1.bf16", replace(MEGATRON, overlap_ep=flag)))

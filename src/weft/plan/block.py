@@ -97,9 +97,10 @@ def block_time(work: Work, experts: bool) -> Block:
     attention = attention_time(work)
     own = np.where(soft.fused, C.kernels, C.eager_kernels)
     own = own + C.tp_kernels * (c.tp > 1) * np.where(soft.fused, 0.3, 1.0) + 12 * (c.cp > 1)
-    dealt = (C.expert_kernels + C.each_expert * np.maximum(1, s.experts / c.ep)) * experts
-    dealt = dealt * (1 + C.split_kernels * soft.overlap_ep)
-    kernels = own * np.where(soft.graphs > 0, C.graph, 1.0) + dealt * np.where(soft.graphs > 1, C.graph, 1.0)
+    each = C.each_expert * np.maximum(1, s.experts / c.ep) * np.where(soft.graphs > 1, C.graph, 1.0)
+    dealt = C.expert_kernels * np.where((soft.graphs > 1) | (soft.graphs_route > 0), C.graph, 1.0) + each
+    dealt = dealt * (1 + C.split_kernels * soft.overlap_ep) * experts
+    kernels = own * np.where(soft.graphs > 0, C.graph, 1.0) + dealt
     return Block(
         matmul=(sum(part[0] for part in parts), sum(part[1] for part in parts)), attention=attention,
         elementwise=elementwise_time(work, inner, moved, experts), tp=tensor_messages(work),

@@ -155,7 +155,8 @@ class Software:
         overlap_ep: experts' messages go beside the computation.
         dedup: a node is sent one copy of a token, however many of its experts it goes to.
         routing: part of the traffic of dealing tokens out to experts that no other kernel does on its way.
-        graphs: kernels are launched by CUDA graphs; 2: those of experts too.
+        graphs: kernels are launched by CUDA graphs, but experts'; 2: those too.
+        graphs_route: those that deal tokens out are, not those of each expert.
         dropout: masks are made and kept.
         balanced: the last stage has fewer blocks, for the head is work too; 2: as near to equal work as can be.
         adds: each micro-batch's gradients are added up by kernels of their own, not by the products that make them.
@@ -193,6 +194,7 @@ class Software:
     dedup: Num = 0
     routing: Num = 1
     graphs: Num = 0
+    graphs_route: Num = 0
     dropout: Num = 0
     balanced: Num = 0
     adds: Num = 0
