@@ -377,8 +377,10 @@ def _cluster(row: dict[str, Any]) -> Cluster:
         change |= {"network_gb_per_s": 35, "network_wait_us": 353}
     if "fp4" in str(row.get("precision", "")).lower():
         change["peak_8bit_tflops"] = FP4 * cluster.peak_8bit_tflops
-    if "DGX2" in row["gpu"]:
-        change["mesh"] = False
+    if "16GB" in row["gpu"]:
+        change["memory_gib"] = 16
+    if "DGX2" in row["gpu"]:  # DGX-2H: 450 W; 130 TFLOP/s (Megatron-LM 1.0's page), of which it keeps what A100 does
+        change |= {"mesh": False, "peak_tflops": 130, "gemm_efficiency": 0.83}
     if domain := row.get("nvlink_domain"):
         change["nvlink_domain"] = domain
     per_node = row.get("gpus_per_node") or cluster.per_node
