@@ -40,10 +40,10 @@ NANOTRON = Software(
     fused=0, fused_norm=1, logits=10.7, overlap_dp=0, balanced=1, keeps_gathered=1, copies=2, whole_dp=1, adds=1,
     tp_host=2.2e-3,
 )  # fmt: skip
-XLA = replace(MEGATRON_CORE, overlap_tp=0)
+XLA = replace(MEGATRON_CORE, overlap_tp=0, logits=6)  # exponents in fp32, gradients in 16 bits (MaxText, max_utils.py)
 COMPILED = replace(TORCH, fused=1)
 SOFTWARE: tuple[tuple[str, Software], ...] = (
-    ("nanotron", NANOTRON),
+    ("nanotron", NANOTRON), ("MaxText", XLA),
     ("llm-foundry", replace(TORCH, logits=4)),
     ("fms-fsdp", replace(TORCH, fused=1, reduced=2)),
     ("torchtitan", replace(TORCH_LOSS, alternate=1, gathers8=1)),
@@ -60,12 +60,13 @@ SOFTWARE: tuple[tuple[str, Software], ...] = (
     ("Bridge", replace(MEGATRON_25, overlap_ep=1, dedup=1, routing=0.49)),
     ("dgxc", MEGATRON_CORE), ("NeMo", MEGATRON_CORE),
     ("ModelZoo", MEGATRON_25), ("mcore", MEGATRON_24),
+    ("Primus", replace(MEGATRON_25, gradients=4, reduced=4, overlap_tp=0, adds=1)),  # its configurations for MI300X
     ("Megatron-Core 2025", replace(MEGATRON_25, gradients=4, reduced=4)),
     ("Megatron-Core", replace(MEGATRON_24, gradients=4, reduced=4)),
-    ("Primus", replace(MEGATRON_25, gradients=4, reduced=4)),
-    ("JAX", XLA), ("pax", XLA), ("MaxText", XLA), ("Levanter", XLA), ("EasyLM", XLA),
+    ("JAX", XLA), ("pax", XLA), ("Levanter", XLA), ("EasyLM", XLA),
     ("TinyLlama", COMPILED), ("litgpt", COMPILED), ("lit-gpt", COMPILED), ("OLMo", COMPILED), ("torchtune", COMPILED),
     ("Kempner", replace(TORCH_LOSS, flash=2, weights=2, gradients=2, moments=4, reduced=2, whole_head=1)),
+    ("Transformer Engine", replace(COMPILED, flash=2, keeps8=1, reduced=2)),
     ("PyTorch", TORCH_LOSS), ("FSDP", TORCH_LOSS), ("accelerate", TORCH_LOSS), ("transformers", TORCH_LOSS),
     ("Megatron-LM", MEGATRON_21), ("Narayanan", MEGATRON_21), ("Korthikanti", MEGATRON_21),
 )  # fmt: skip
@@ -275,6 +276,8 @@ def _layout(row: dict[str, Any], job: Job) -> Layout:
     counted = "recompute" in str(row.get("flops_convention", ""))
     # paxml's own GPT experiments save nothing
     recompute = str(row.get("recompute") or ("full" if counted or "pax" in row.get("set", "") else "none"))
+    if _policy(row) in REMAKES:
+        recompute = "selective"
     if set(_modules(row)) <= {"mla_up_proj", "mlp"} and _modules(row):  # no more than latent attention, and few blocks
         recompute = "none"
     recompute = re.split("[ :]", recompute)[0]
@@ -314,6 +317,22 @@ def _layout(row: dict[str, Any], job: Job) -> Layout:
         recompute=recompute if recompute.startswith(("full", "selective")) else "none",
         offload="activation offloading" in str(row.get("extras")) or bool(offloaded),
     )  # fmt: skip
+
+
+REMAKES = {
+    "save_dot_with_context_except_mlp": 1,
+    "save_dot_except_mlp": 2,
+    "save_dot_except_mlpwi": 2,
+    "save_qkv_proj": 3,
+}
+"""MaxText's policies of remat: what of a block they make again."""
+
+
+def _policy(row: dict[str, Any]) -> str:
+    """As the row says; else as NVIDIA's recipes for MaxText had it (dgxc-benchmarking, maxtext/configure.sh)."""
+    source = row.get("source", "")
+    told = row.get("remat_policy") or ("maxtext/" in source and "dgxc" in source and "save_qkv_proj")
+    return "save_dot_except_mlp" if told and "v24.11" in source else str(told or "")
 
 
 def _modules(row: dict[str, Any]) -> list[str]:
@@ -358,8 +377,10 @@ def _cluster(row: dict[str, Any]) -> Cluster:
         change |= {"network_gb_per_s": 35, "network_wait_us": 353}
     if "fp4" in str(row.get("precision", "")).lower():
         change["peak_8bit_tflops"] = FP4 * cluster.peak_8bit_tflops
-    if "DGX2" in row["gpu"]:
-        change["mesh"] = False
+    if "16GB" in row["gpu"]:
+        change["memory_gib"] = 16
+    if "DGX2" in row["gpu"]:  # DGX-2H: 450 W; 130 TFLOP/s (Megatron-LM 1.0's page), of which it keeps what A100 does
+        change |= {"mesh": False, "peak_tflops": 130, "gemm_efficiency": 0.83}
     if domain := row.get("nvlink_domain"):
         change["nvlink_domain"] = domain
     per_node = row.get("gpus_per_node") or cluster.per_node
@@ -407,21 +428,40 @@ def _software(row: dict[str, Any]) -> Software:
         found = replace(found, waits=1)
     if found is XLA and "pax" in told and "(TE)" not in str(row.get("precision")):  # XLA alone had no fused attention
         found = replace(XLA, flash=0)
+    if found is NEMO_24 and "nemo-framework-launcher" in told:  # NVTE_FUSED_ATTN: 0, till 24.07 (its conf/config.yaml)
+        found = replace(found, flash=1)
     extras = " ".join(row.get("extras", [])).lower()
     if "flash" in extras:
         found = replace(found, flash=0.5 if "flash attention 1" in extras else max(1, found.flash))
+    if "flash attention 2" in extras:
+        found = replace(found, flash=1)
+    found = replace(found, remakes=REMAKES.get(_policy(row), 0))
     if "compile" in extras:
         found = replace(found, fused=1)
         if _is_titan(row) and "2024" not in row.get("source", ""):  # the loss too, but in 2024 (its train.py)
             found = replace(found, logits=4)
     if "fp8 parameters" in extras:
         found = replace(found, gathers8=1)
+    if row["gpu"].startswith("GB200") and re.search(r"nemo 25\.0[2-7]", told):
+        found = replace(found, products8=CUDA_12)
+    if str(row.get("precision")).lower() == "mxfp8":  # not torchao's, of experts alone
+        found = replace(found, products8=MXFP8 * found.products8)
     if "no tp comm overlap" in extras:
         found = replace(found, overlap_tp=0)
     elif "tp-comm-overlap" in extras or re.search(r"async[ -]?tp", extras):
         found = replace(found, overlap_tp=1)
     return _experts(row, told, found)
 
+
+CUDA_12 = 0.84
+"""Of GB200's rate of products in 8 bits by CUDA 13, what CUDA 12's cuBLAS reached: 2,620 to 2,910 TFLOP/s where sides have
+8,192 and more (Azure/AI-benchmarking-guide, ND_GB200_v6_results.md, three versions), times 0.93, which is what training has
+of H100's 1,290 to 1,380 there, and of 4,900 TFLOP/s."""
+
+MXFP8 = 0.92
+"""Of the rate that products in fp8 have with one scale for a tensor, MXFP8's, with one for 32 numbers: in Megatron-Bridge's
+tables a step of the same dense model, layout and card takes 3 to 12 % longer, in the middle of seven pairs 6, and products
+are 60 % of it."""
 
 BIASES = 28 / (2 * CONSTANTS.routing)
 """What biases of experts add to tokens' traffic: 28 bytes for each number, since kernels of their own multiply them by
@@ -447,8 +487,10 @@ def _experts(row: dict[str, Any], told: str, found: Software) -> Software:
     if "bridge" in told and row["model"].get("kv_lora"):  # DeepSeek's moments have 16 bits, and Kimi's Muon has one
         found = replace(found, moments=4)
     if graphs := recipe.get("cuda_graph_impl"):
-        whole = "full" in f"{graphs} {recipe.get('cuda_graph_scope')}"
-        found = replace(found, graphs=0 if graphs == "none" else 2 if whole else 1)
+        scope = str(recipe.get("cuda_graph_scope"))
+        routes, whole = int("moe_preprocess" in scope), "full" in f"{graphs} {scope}"
+        blocks = graphs != "none" and not (routes and "attn" not in scope)
+        found = replace(found, graphs=2 if whole else int(blocks), graphs_route=routes)
     return found
 
 

@@ -44,6 +44,25 @@ def test_graphs_take_kernels_from_the_cpu_and_experts_last() -> None:
     assert partly > 0.9 * none  # most kernels are the experts'
 
 
+def test_graphs_that_route_leave_each_experts_kernels() -> None:
+    """Sixteen experts on a process: a graph around what finds and sorts their tokens leaves their products outside."""
+    none, routes, whole = (
+        launched(work("qwen3-30b-a3b", "fsdp8.zero1.ep8.mb1.bf16", replace(MEGATRON, graphs=kind, graphs_route=flag)))
+        for kind, flag in ((1, 0), (1, 1), (2, 0))
+    )
+    saved = (1 - C.graph) * C.expert_kernels / (C.expert_kernels + 16 * C.each_expert)
+    assert (none - routes) / (none - whole) == pytest.approx(saved / (1 - C.graph))
+
+
+def test_a_librarys_rate_of_8_bits_slows_products_alone() -> None:
+    early = replace(MEGATRON, products8=0.5)
+    for kind, ratio in (("16 bit", 1.0), ("fp8", 2.0)):
+        runs = [work("llama3-70b", "fsdp8.zero1.tp8.mb1.bf16", one, matmul=kind) for one in (MEGATRON, early)]
+        first, second = (Passes.of(run).dense for run in runs)
+        assert float(second.matmul[0]) == pytest.approx(ratio * float(first.matmul[0]), rel=0.05)
+        assert float(second.attention[0]) == float(first.attention[0])
+
+
 def test_messages_beside_the_computation_split_what_is_launched() -> None:
     plain, split = (
         launched(work("qwen3-30b-a3b", "fsdp8.zero1.ep8.mb1.bf16", replace(MEGATRON, overlap_ep=flag)))
@@ -196,3 +215,27 @@ def test_cards_of_more_watts_keep_more_of_their_peak() -> None:
     assert speed["b300"] / speed["b200"] == pytest.approx(0.993, rel=0.01)
     assert rates["b300"].domain == rates["b200"].domain == 8
     assert rates["b300"].memory > 1.4 * rates["b200"].memory
+
+
+def test_maxtexts_policies_make_products_again() -> None:
+    """Of Llama 2 7B's block, with two first products of 4096 × 11008: those alone, then attention's result, then the
+    product after it. The more is made again, the less is kept."""
+    runs = [work("llama2-7b", "fsdp8.mb1.selective.bf16", replace(MEGATRON, remakes=kind)) for kind in (0, 1, 2, 3)]
+    redone = [float(step_time(run).recompute) for run in runs]
+    kept = [float(block_activations(run)) for run in runs]
+    assert redone == sorted(redone)
+    assert kept == sorted(kept, reverse=True)
+    block = Passes.of(runs[0]).dense
+    blocks = float(runs[0].micro_batches * runs[0].blocks)
+    first = 2 * 4096 * 11008 / (4 * 4096**2 + 3 * 4096 * 11008)
+    assert redone[1] - redone[0] == pytest.approx(blocks * first * float(block.matmul[0]))
+    assert redone[2] - redone[1] == pytest.approx(blocks * float(block.attention[0]))
+
+
+def test_cdna_has_exponents_for_narrow_heads() -> None:
+    narrow = Shape(
+        family="llama", num_layers=2, hidden=4096, num_heads=64, head_dim=64, ffn=11008, vocab=32000, max_seq=2048
+    )
+    wide = narrow.model_copy(update={"num_heads": 32, "num_kv_heads": 32, "head_dim": 128})
+    one, other = (attention_time(work(shape, "mb4.bf16", cluster="mi300xx8"))[0] for shape in (narrow, wide))
+    assert one == pytest.approx(float(other), rel=0.01)

@@ -68,7 +68,7 @@ def product(work: Work, m: Num, n: Num, k: Num, *, low: bool = True) -> tuple[Nu
     """Seconds of a linear layer, forward and backward: the gradients of its input and of its weights are products too."""
     chip, cut = work.machine, work.cut
     fp8 = cut.fp8 if low else 0
-    rate = np.where(fp8, chip.peak8 * chip.gemm8, chip.peak * chip.gemm)
+    rate = np.where(fp8, chip.peak8 * chip.gemm8 * work.software.products8, chip.peak * chip.gemm)
     rate = np.where(cut.item > 2, rate / 2, rate)
     item = np.where(fp8, 1, cut.item)
     forward = gemm_time(m, n, k, rate, chip.sms, chip.hbm, item)
@@ -97,9 +97,10 @@ def block_time(work: Work, experts: bool) -> Block:
     attention = attention_time(work)
     own = np.where(soft.fused, C.kernels, C.eager_kernels)
     own = own + C.tp_kernels * (c.tp > 1) * np.where(soft.fused, 0.3, 1.0) + 12 * (c.cp > 1)
-    dealt = (C.expert_kernels + C.each_expert * np.maximum(1, s.experts / c.ep)) * experts
-    dealt = dealt * (1 + C.split_kernels * soft.overlap_ep)
-    kernels = own * np.where(soft.graphs > 0, C.graph, 1.0) + dealt * np.where(soft.graphs > 1, C.graph, 1.0)
+    each = C.each_expert * np.maximum(1, s.experts / c.ep) * np.where(soft.graphs > 1, C.graph, 1.0)
+    dealt = C.expert_kernels * np.where((soft.graphs > 1) | (soft.graphs_route > 0), C.graph, 1.0) + each
+    dealt = dealt * (1 + C.split_kernels * soft.overlap_ep) * experts
+    kernels = own * np.where(soft.graphs > 0, C.graph, 1.0) + dealt
     return Block(
         matmul=(sum(part[0] for part in parts), sum(part[1] for part in parts)), attention=attention,
         elementwise=elementwise_time(work, inner, moved, experts), tp=tensor_messages(work),
@@ -121,8 +122,9 @@ def attention_time(work: Work) -> tuple[Num, Num]:
     seen = seen - seen**2 / (2 * s.seq)  # causal
     scores = work.tokens * np.where(soft.flash, seen, s.seq) * s.heads / c.tp
     # exponents take as long as products where heads have 128 numbers (Blackwell) or 64 (Hopper), and half as long on
-    # Ampere, whose products are slower (Shah et al. 2024, 3.1): narrower heads leave these idle, or do not
-    short = np.select([chip.generation >= 3, chip.generation >= 2], [0.5, C.short_head], 1.0)
+    # Ampere, whose products are slower (Shah et al. 2024, 3.1): narrower heads leave these idle, or do not. CDNA 3 has as
+    # many exponents for each product as Ampere: 16 a clock of each of 304 units, beside 1,307 TFLOP/s (its ISA, 2024)
+    short = np.select([chip.generation == 3, chip.generation == 2], [0.5, C.short_head], 1.0)
     head = np.where(s.head_dim >= 128, 1.0, short + (1 - short) * np.maximum(0, s.head_dim - 64) / 64)
     rows = c.micro_batch * s.heads / c.tp * np.ceil(s.seq / c.cp / 128)
     filled = np.minimum(1.0, rows / chip.sms)

@@ -49,8 +49,11 @@ def block_activations(work: Work) -> Num:
     sent = sent + np.where((c.cp > 1) & (c.ulysses > 0), dealt, 0.0)
     results = tokens * (2 * query + 2 * kv + (s.matrices - 1) * columns / tp + s.hidden * (1 + (columns > 0)))
     stay = c.item * (s.hidden * wide + results + sent) + tokens * s.heads / tp * 4
-    kinds = [c.selective * soft.alternate > 0, c.selective * soft.results > 0]
-    return np.select(kinds, [second + 0 * every, stay + 0 * every], every)
+    # or, of products, only those around attention
+    around = c.item * (query + 2 * kv) + (soft.remakes < 2) * (c.item * query + s.heads / tp * 4)
+    named = c.item * (1 + (soft.remakes < 3)) * s.hidden * wide + tokens * around
+    kinds = [c.selective * soft.alternate > 0, c.selective * soft.results > 0, c.selective * soft.remakes > 0]
+    return np.select(kinds, [second + 0 * every, stay + 0 * every, named + 0 * every], every)
 
 
 def waiting_gradients(work: Work) -> Num:

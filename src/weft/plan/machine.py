@@ -40,7 +40,7 @@ class Cluster(BaseModel):
     host_gb_per_s: float = Field(25, gt=0, description="between a GPU and its CPU's memory")
     host_memory_gib: float = Field(256, ge=0, description="of the CPU, for each GPU; 0: there is no other memory")
     host_memory_gb_per_s: float = Field(50, gt=0, description="of that memory, for each GPU")
-    generation: int = Field(2, ge=0, le=3, description="0 Volta, 1 Ampere, 2 Hopper, 3 Blackwell")
+    generation: int = Field(2, ge=0, le=4, description="0 Volta, 1 Ampere, 2 Hopper, 3 Blackwell; 4 CDNA 3")
     curves: Curves | None = Field(None, description="measured here, by `weft plan calibrate`")
 
     @property

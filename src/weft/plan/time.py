@@ -115,7 +115,8 @@ class Beat:
         forward, backward = (sum(mean(name, way) for name in SIMPLE) for way in (0, 1))
         cheap = mean("elementwise", 0) - mean("routing", 0)  # nobody deals tokens out again
         selective = c.selective * np.where(soft.flash > 0, cheap, mean("attention", 0))
-        selective = selective + c.selective * soft.alternate * mean("matmul", 0) / 2
+        selective = selective + c.selective * (soft.alternate / 2 + remade_share(work)) * mean("matmul", 0)
+        selective = selective + c.selective * (soft.remakes > 1) * mean("attention", 0)
         redo = c.full * forward + selective
         busy = (forward, backward + redo)
         launched = C.host * (mean("kernels", 0) * (1 + c.full) + mean("kernels", 1)) + soft.tp_host * (c.tp > 1)
@@ -129,6 +130,13 @@ class Beat:
     def late(self) -> Num:
         """The GPU waits for the CPU."""
         return np.where(self.waits, C.blocked * self.launched, np.maximum(0.0, self.launched - self.gpu))
+
+
+def remade_share(work: Work) -> Num:
+    """Of a block's products, forward: those that `remakes` says are done again."""
+    s, soft = work.sizes, work.software
+    inner = (soft.remakes > 0) * (s.matrices - 1) * s.ffn + (soft.remakes > 2) * s.heads * s.values
+    return inner * s.hidden / work.cut.tp / parameters(work)[0]
 
 
 def weight_bytes(work: Work) -> Num:

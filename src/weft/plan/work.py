@@ -124,7 +124,7 @@ class Machine:
     nvlink: Num
     domain: Num  # GPUs that NVLink joins
     network: Num  # of one GPU
-    generation: Num  # 0 Volta, 1 Ampere, 2 Hopper, 3 Blackwell
+    generation: Num  # 0 Volta, 1 Ampere, 2 Hopper, 3 Blackwell; 4 CDNA 3
     mesh: Num = 0.0  # 1: a GPU's links go to one other each, without a switch
     halves: Num = 0.0  # bytes/s between a node's two CPUs, where its GPUs' messages pass there
     wait: Num = 0.0  # s a node, of a collective over nodes that the computation waits for
@@ -155,7 +155,8 @@ class Software:
         overlap_ep: experts' messages go beside the computation.
         dedup: a node is sent one copy of a token, however many of its experts it goes to.
         routing: part of the traffic of dealing tokens out to experts that no other kernel does on its way.
-        graphs: kernels are launched by CUDA graphs; 2: those of experts too.
+        graphs: kernels are launched by CUDA graphs, but experts'; 2: those too.
+        graphs_route: those that deal tokens out are, not those of each expert.
         dropout: masks are made and kept.
         balanced: the last stage has fewer blocks, for the head is work too; 2: as near to equal work as can be.
         adds: each micro-batch's gradients are added up by kernels of their own, not by the products that make them.
@@ -163,7 +164,10 @@ class Software:
         stall: s that a micro-batch waits at a boundary of stages.
         keeps_gathered: under sp, what part of the matrices' inputs is kept whole for backward, not gathered again.
         alternate: selective recomputation keeps what attention and every second product gave, and nothing else.
+        remakes: it makes the MLP's inner states again by their products; 2: attention's result too; 3: and what the product
+            after it gave (MaxText's policies of remat).
         results: it keeps what attention, every product but experts' and every message gave, and nothing else.
+        products8: of the rate of products in 8 bits, what its libraries have.
         gathers8: weights of products in 8 bits are gathered in 8 bits, too.
         keeps8: what products in 8 bits take is kept in 8 bits, too.
         weighs: experts' inner states are weighed, not their results, which need not be kept then.
@@ -190,6 +194,7 @@ class Software:
     dedup: Num = 0
     routing: Num = 1
     graphs: Num = 0
+    graphs_route: Num = 0
     dropout: Num = 0
     balanced: Num = 0
     adds: Num = 0
@@ -197,7 +202,9 @@ class Software:
     stall: Num = 0
     keeps_gathered: Num = 0
     alternate: Num = 0
+    remakes: Num = 0
     results: Num = 0
+    products8: Num = 1
     gathers8: Num = 0
     keeps8: Num = 0
     weighs: Num = 0
