@@ -5,7 +5,7 @@
 
 #include "numbers.hpp"
 
-#ifdef __AMX_BF16__
+#if defined(__AMX_BF16__) || defined(__AMXBF16__)  // as GCC names it, and as older Clangs do
 
 #include <immintrin.h>
 #include <sys/syscall.h>
