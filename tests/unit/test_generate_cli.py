@@ -160,7 +160,7 @@ def test_mistakes_are_answered_with_a_sentence(folder: Path, tmp_path: Path) -> 
         (folder, "Hi", "--num-samples", 2): "every sample is the same at temperature 0",
         (folder, "Hi", "--top-k", 5): "--top-k and --top-p choose by chance",
         (folder, "Hi", "--temperature", -1): "temperature is -1.0",
-        (folder, "Hi", "--dtype", "int4"): "--dtype is int4; it must be auto, float32, bfloat16, float16",
+        (folder, "Hi", "--dtype", "int4"): "--dtype int4: choose fp32, bf16 or fp16",
         (folder, "Hi", "--device", "warp9"): "--device warp9 cannot be used",
         (folder, "Hi", "--adapter", bare): f"{bare} has no adapter_config.json",
         (folder, "x" * 96): "prompt 1: the prompt has 96 tokens; the context holds 96",
@@ -173,4 +173,5 @@ def test_mistakes_are_answered_with_a_sentence(folder: Path, tmp_path: Path) -> 
 def test_auto_means_the_best_that_is_there() -> None:
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     assert pick_dtype("auto", torch.device("cpu")) == torch.float32
+    assert pick_dtype("bf16", torch.device("cpu")) == pick_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16
     assert pick_dtype("auto", torch.device("cuda")) == torch.bfloat16

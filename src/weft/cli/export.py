@@ -64,12 +64,10 @@ def export(
 
 
 def choose_dtype(name: str | None) -> torch.dtype | None:
-    import torch
+    """None: as it is stored."""
+    from weft.models.dtypes import dtype_of
 
-    dtypes = {None: None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    if name not in dtypes:
-        raise ValueError(f"--dtype {name}: choose fp32, bf16 or fp16, or leave it out to keep what is stored")
-    return dtypes[name]
+    return None if name is None else dtype_of(name)
 
 
 def sound_source(source: Path, verify: bool) -> Path:

@@ -28,7 +28,7 @@ def generate(
     num_samples: int = typer.Option(1, help="Completions of each prompt; wants a temperature."),
     adapter: Path | None = typer.Option(None, help="A LoRA adapter of the model's: a directory that peft wrote."),
     device: str = typer.Option("auto", help="cpu, cuda, cuda:1, …; auto: a GPU where there is one."),
-    dtype: str = typer.Option("auto", help="float32, bfloat16 or float16; auto: bfloat16 on a GPU, float32 on a CPU."),
+    dtype: str = typer.Option("auto", help="fp32, bf16 or fp16; auto: bf16 on a GPU, fp32 on a CPU."),
 ) -> None:
     """Continue texts with a trained model.
 

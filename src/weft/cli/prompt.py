@@ -30,7 +30,7 @@ ModelName = Annotated[str, typer.Option(help="The served model; left out: the se
 Key = Annotated[str, typer.Option(envvar="OPENAI_API_KEY", help="That the server wants.", show_default=False)]
 AtOnce = Annotated[int, typer.Option(help="Requests that the server gets at once.", min=1)]
 Device = Annotated[str, typer.Option(help="Of a checkpoint: cpu, cuda, …; auto: a GPU where there is one.")]
-Dtype = Annotated[str, typer.Option(help="Of a checkpoint: float32, bfloat16, float16; auto: by the device.")]
+Dtype = Annotated[str, typer.Option(help="Of a checkpoint: fp32, bf16 or fp16; auto: by the device.")]
 PriceIn = Annotated[float, typer.Option(help="Price of a million tokens of prompts.", min=0)]
 PriceOut = Annotated[float, typer.Option(help="Price of a million new tokens.", min=0)]
 

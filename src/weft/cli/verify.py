@@ -126,10 +126,10 @@ def export(
     raise typer.Exit(0 if report.right else 1)
 
 
-@app.command(epilog="Example: weft verify serve runs/run --dtype bfloat16")
+@app.command(epilog="Example: weft verify serve runs/run --dtype bf16")
 def serve(
     path: Annotated[Path, typer.Argument(help="A checkpoint (step-…), a run (its newest), or a Hugging Face folder.")],
-    dtype: Annotated[str, typer.Option(help="That the server computes in: float32, bfloat16, float16.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="That the server computes in: fp32, bf16 or fp16.")] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda, …; auto: a GPU where there is one.")] = "auto",
     tp: Annotated[int, typer.Option(help="Processes that the server cuts every matrix over.", min=1)] = 1,
     pp: Annotated[int, typer.Option(help="Stages that it deals the blocks out to.", min=1)] = 1,

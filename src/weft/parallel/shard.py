@@ -19,10 +19,9 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 
 from weft.config.layout import Layout
 from weft.models.decoder import Decoder
+from weft.models.dtypes import DTYPES
 from weft.models.moe import MoE
 from weft.parallel.mesh import Mesh
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def shard(model: Decoder, mesh: Mesh, layout: Layout) -> None:

@@ -15,6 +15,7 @@ from weft.checkpoint.region import Piece, Region
 from weft.checkpoint.stacked import Part, stacked_parts
 from weft.config.layout import Layout
 from weft.models.cuts import cut_dim, even_split, partial_gradient
+from weft.models.dtypes import DTYPES
 from weft.models.moe import Router
 from weft.models.parameters import buffer_sizes, is_stacked, parameter_sizes
 from weft.models.shape import Shape
@@ -24,7 +25,6 @@ from weft.parallel.headtail import own_tokens
 from weft.parallel.loss import cross_entropy_sum
 from weft.parallel.mesh import Mesh
 from weft.parallel.pipeline import Pipeline
-from weft.parallel.shard import DTYPES
 from weft.schedules.orders import forward_only
 from weft.schedules.table import Schedule
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from weft.models.dtypes import dtype_of
 
 
 def pick_device(name: str) -> torch.device:
@@ -24,13 +24,11 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of that name; "auto" is bfloat16 on a GPU and float32 on a CPU.
+    """The dtype of that name; "auto" is bf16 on a GPU and fp32 on a CPU.
 
     Raises:
         ValueError: the name is another.
     """
     if name == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
-    if name not in DTYPES:
-        raise ValueError(f"--dtype is {name}; it must be auto, {', '.join(DTYPES)}")
-    return DTYPES[name]
+    return dtype_of(name)

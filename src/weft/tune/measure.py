@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from weft.models.attention import attend
+from weft.models.dtypes import DTYPES
 from weft.models.moe import Order
 from weft.models.norm import RMSNorm
 from weft.models.rope import rotate
@@ -22,7 +23,7 @@ from weft.parallel.loss import cross_entropy_sum
 from weft.train.step import squares
 from weft.tune.clock import Clock
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PRECISIONS = {name: DTYPES[name] for name in ("fp32", "bf16")}
 Axes = tuple[tuple[int, ...], ...]
 Found = dict[str, list[float]]
 """Curve → times of one point of it."""
@@ -99,7 +100,7 @@ class Point:
 
 def points(sizes: Sizes, device: torch.device) -> Iterator[Point]:
     """Everything that one process can measure, for each precision."""
-    for precision, dtype in DTYPES.items():
+    for precision, dtype in PRECISIONS.items():
         make = Maker(device, dtype, precision)
         yield from make.products(sizes)
         yield from make.elementwise(sizes)

@@ -15,7 +15,7 @@ from torch.distributed.fsdp import fully_shard
 
 from weft.parallel.collectives import all_gather_rows, all_to_all, reduce_scatter_rows
 from weft.tune.clock import Clock
-from weft.tune.measure import DTYPES, Found, Point, Sizes
+from weft.tune.measure import PRECISIONS, Found, Point, Sizes
 
 KINDS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send")
 
@@ -38,7 +38,7 @@ class Messages:
         if not self.groups:
             return
         axes = (tuple(self.sizes), sizes.bytes)
-        for precision, dtype in DTYPES.items():
+        for precision, dtype in PRECISIONS.items():
             for kind in KINDS:
                 for place in product(*axes):
 
