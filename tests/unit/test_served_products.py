@@ -27,7 +27,8 @@ def test_numbers_are_those_of_linear(rows: int, bias: bool, ours: bool, monkeypa
     if not ours:
         monkeypatch.setattr(products, "library", lambda: None)
     monkeypatch.setattr(products, "PIECE", 40 * 7)  # 7 rows of the matrix, which do not divide it
-    monkeypatch.setattr(products, "multiplies_bf16", lambda: False)
+    for instructions in ("multiplies_bf16", "has_tiles"):
+        monkeypatch.setattr(products, instructions, lambda: False)
     torch.manual_seed(rows)
     x, weight = torch.randn(1, rows, 40), torch.randn(50, 40)
     added = torch.randn(50) if bias else None
@@ -40,6 +41,15 @@ def test_numbers_are_those_of_linear(rows: int, bias: bool, ours: bool, monkeypa
     torch.testing.assert_close(low, plain, rtol=2e-2, atol=5e-2)
     assert low.shape == plain.shape
     assert low.is_contiguous()
+
+
+@pytest.mark.parametrize("rows", [40, 200])
+def test_many_rows_of_a_cpu_with_tiles(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for instructions in ("multiplies_bf16", "has_tiles"):
+        monkeypatch.setattr(products, instructions, lambda: True)
+    x, weight, bias = torch.randn(rows, 64).bfloat16(), torch.randn(50, 64).bfloat16(), torch.randn(50).bfloat16()
+    with torch.inference_mode():
+        torch.testing.assert_close(linear(x, weight, bias), F.linear(x, weight, bias), rtol=2e-2, atol=5e-2)
 
 
 @needs_compiler

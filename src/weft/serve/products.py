@@ -6,8 +6,8 @@ A decoding step multiplies every matrix with as many rows as there are sequences
 - kernels of our own (`native.py`), where there is a C++ compiler. They take a matrix as it lies, at the speed of memory. Of
   torch's time, in bf16: on AVX2 a half for one row; on AVX-512 a half to 0.7 for one to eight; with tiles (AMX) 0.65
   up to 32. In fp32: on AVX2 1 for one row, 0.6 for two; on AVX-512 1 for one, a half for four to eight, 0.8 for 16.
-- fp32: the matrix first, W xᵀ. On AVX2, 4 rows in half the time, 8 in 0.6, 64 in 0.9; our kernel takes 0.6 to 0.8 of
-  that for 8, and 0.8 to 0.95 for 64.
+- the matrix first, W xᵀ. In fp32 on AVX2, 4 rows in half the time, 8 in 0.6, 64 in 0.9; our kernel takes 0.6 to 0.8 of
+  that for 8, and 0.8 to 0.95 for 64. In bf16 with tiles, 64 to 192 rows in 0.65 to 0.9.
 - bf16 on a CPU that cannot multiply it: torch's own product there takes as long for each row as for the first. The
   matrix is made fp32, a piece that fits into the cache at a time: 8 rows in half the time, 64 in a fifth.
 """
@@ -25,8 +25,7 @@ from weft.parallel.tensor import RowLinear
 from weft.serve.native import library, rows_product
 
 WIDE = "AVX512" in torch.backends.cpu.get_cpu_capability()
-FEW = range(3, 49 if WIDE else 129)
-"""Rows for which the matrix comes first in fp32; with more of them both ways take the same time."""
+"""Vectors of 512 bits."""
 
 WIDEN_FROM = 4
 """Rows from which on widening a bf16 matrix pays."""
@@ -78,7 +77,7 @@ def chosen(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)
     if rows <= most_ours(weight.dtype) and weight.is_contiguous() and library():
         return rows_product(x, weight, bias)
-    if weight.dtype == torch.float32 and rows in FEW:
+    if rows in matrix_first(weight.dtype):
         y = torch.mm(weight, x.flatten(0, -2).t()).t().contiguous().view(*x.shape[:-1], -1)
     elif low and rows >= WIDEN_FROM:
         y = widened(x.flatten(0, -2).float(), weight).view(*x.shape[:-1], -1)
@@ -97,20 +96,32 @@ def widened(x: Tensor, weight: Tensor) -> Tensor:
     return y
 
 
-@cache
 def most_ours(dtype: torch.dtype) -> int:
     """Most rows for which our own kernels are the fastest on this CPU; 0: they never are."""
     if dtype == torch.float32:
         return 16 if WIDE else 128
-    if dtype == torch.bfloat16:  # without tiles, instructions for it are what libraries have for many rows
-        return 16 if multiplies_bf16() and not torch.cpu._is_amx_tile_supported() else 64
+    if dtype == torch.bfloat16:  # instructions for it are what libraries have for more rows
+        return 32 if has_tiles() else 16 if multiplies_bf16() else 64
     return 0
+
+
+def matrix_first(dtype: torch.dtype) -> range:
+    """Rows for which W xᵀ is faster than x Wᵀ; with more of them both ways take the same time, or the other less."""
+    if dtype == torch.float32:
+        return range(3, 49 if WIDE else 129)
+    return range(3, 193) if dtype == torch.bfloat16 and has_tiles() else range(0)
 
 
 @cache
 def multiplies_bf16() -> bool:
     """Whether this CPU has instructions for it."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.cpu._is_avx512_bf16_supported() or has_tiles()
+
+
+@cache
+def has_tiles() -> bool:
+    """Whether they are for tiles of numbers (AMX)."""
+    return torch.cpu._is_amx_tile_supported()
 
 
 # -- the same as one operation, for compiled blocks: the compiler does not know how many rows there will be ----------
