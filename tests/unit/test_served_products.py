@@ -43,7 +43,7 @@ def test_numbers_are_those_of_linear(rows: int, bias: bool, ours: bool, monkeypa
     assert low.is_contiguous()
 
 
-@pytest.mark.parametrize("rows", [40, 200])
+@pytest.mark.parametrize("rows", [100, 200])
 def test_many_rows_of_a_cpu_with_tiles(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for instructions in ("multiplies_bf16", "has_tiles"):
         monkeypatch.setattr(products, instructions, lambda: True)

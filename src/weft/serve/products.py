@@ -7,7 +7,7 @@ A decoding step multiplies every matrix with as many rows as there are sequences
   torch's time, in bf16: on AVX2 a half for one row; on AVX-512 a half to 0.7 for one to eight; with tiles (AMX) 0.65
   up to 32. In fp32: on AVX2 1 for one row, 0.6 for two; on AVX-512 1 for one, a half for four to eight, 0.8 for 16.
 - the matrix first, W xᵀ. In fp32 on AVX2, 4 rows in half the time, 8 in 0.6, 64 in 0.9; our kernel takes 0.6 to 0.8 of
-  that for 8, and 0.8 to 0.95 for 64. In bf16 with tiles, 64 to 192 rows in 0.65 to 0.9.
+  that for 8, and 0.8 to 0.95 for 64. In bf16 with tiles, 65 to 192 rows in 0.65 to 0.9.
 - bf16 on a CPU that cannot multiply it: torch's own product there takes as long for each row as for the first. The
   matrix is made fp32, a piece that fits into the cache at a time: 8 rows in half the time, 64 in a fifth.
 """
@@ -101,15 +101,15 @@ def most_ours(dtype: torch.dtype) -> int:
     if dtype == torch.float32:
         return 16 if WIDE else 128
     if dtype == torch.bfloat16:  # instructions for it are what libraries have for more rows
-        return 32 if has_tiles() else 16 if multiplies_bf16() else 64
+        return 16 if multiplies_bf16() and not has_tiles() else 64
     return 0
 
 
 def matrix_first(dtype: torch.dtype) -> range:
-    """Rows for which W xᵀ is faster than x Wᵀ; with more of them both ways take the same time, or the other less."""
+    """Rows for which W xᵀ is faster than x Wᵀ, where no kernel of ours is; with more of them both ways take the same time, or the other less."""
     if dtype == torch.float32:
         return range(3, 49 if WIDE else 129)
-    return range(3, 193) if dtype == torch.bfloat16 and has_tiles() else range(0)
+    return range(65, 193) if dtype == torch.bfloat16 and has_tiles() else range(0)
 
 
 @cache
