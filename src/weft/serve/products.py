@@ -106,7 +106,7 @@ def most_ours(dtype: torch.dtype) -> int:
 
 
 def matrix_first(dtype: torch.dtype) -> range:
-    """Rows for which, where no kernel of ours is, W xᵀ is faster than x Wᵀ; more take the same time or less by the other."""
+    """Rows for which, where no kernel of ours is, W xᵀ is faster than x Wᵀ."""
     if dtype == torch.float32:
         return range(3, 49 if WIDE else 129)
     return range(65, 193) if dtype == torch.bfloat16 and has_tiles() else range(0)
