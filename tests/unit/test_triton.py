@@ -40,7 +40,7 @@ from weft.serve.stats import Stats
 from weft.serve.triton import home, keeper, metrics, process, replies, serve
 from weft.serve.triton.keeper import EngineKeeper
 from weft.serve.triton.replies import FAILED, Replies, values_of
-from weft.serve.triton.repository import LOADED, Model, read_repository, without_aoti
+from weft.serve.triton.repository import LOADED, Model, in_ascii, read_repository, without_aoti
 from weft.serve.triton.serve import TritonOptions, begin_again, serve_triton
 from weft.serve.triton.settings import read_settings, settings_table
 from weft.serve.triton.tensors import INPUTS, prompt_of, read_values, sampling_of
@@ -523,6 +523,15 @@ def test_what_an_old_triton_refuses_is_left_out_of_configs(folder: Path, tmp_pat
     assert read_settings(empty / "small/1")[0].is_dir()
 
 
+def test_a_path_that_is_not_ascii_is_seen_through_a_link(tmp_path: Path) -> None:
+    plain, other, link = tmp_path / "models", tmp_path / "möbel", tmp_path / "link"
+    other.mkdir()
+    assert in_ascii(plain, link) == plain
+    assert not link.exists()
+    assert in_ascii(other, link) == link
+    assert link.resolve() == other
+
+
 # -- Triton -----------------------------------------------------------------------------------------------------------
 
 
@@ -685,6 +694,26 @@ def test_it_is_tried_several_times_again(monkeypatch: pytest.MonkeyPatch, capsys
     with pytest.raises(ValueError, match="Triton does not come up again after 3 tries; last: failure 3"):
         begin_again(begin, threading.Event())
     assert "failure 2" in capsys.readouterr().err
+
+
+def test_the_stubs_python_sees_through_and_reads_utf8(tmp_path: Path) -> None:
+    """As the stub has it: isolated, with no locale; then a path is bytes, and a text ASCII."""
+    site, outer, more = (tmp_path / name for name in ("site", "möbel", "stühle"))
+    for folder, module in ((site, None), (outer, "inside"), (more, "further")):
+        folder.mkdir()
+        if module is not None:
+            (folder / f"{module}.py").touch()
+    (tmp_path / "text").write_text("ö", encoding="utf-8")
+    home.see_through(site, str(outer))
+    asked = (
+        f"import site, sys; assert sys.getfilesystemencoding() == 'ascii'; site.addsitedir({str(site)!r}); "
+        f"import inside, further; print(ascii(open({str(tmp_path / 'text')!r}).read()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-S", "-I", "-X", "utf8=0", "-c", asked], capture_output=True, text=True, check=False,
+        env={"LC_ALL": "C", "PYTHONPATH": str(more)},
+    )  # fmt: skip
+    assert done.stdout == ascii("ö") + "\n", done.stderr
 
 
 def test_what_keeps_triton_from_being_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
