@@ -19,6 +19,7 @@ import torch
 from google.protobuf import text_format
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from tritonclient.grpc import model_config_pb2
 from typer.testing import CliRunner
 
@@ -310,6 +311,7 @@ def test_a_repository_is_what_triton_reads(backend: str, folder: Path, tmp_path:
         settings = json.loads((version / "model.json").read_text())
         assert settings["model"] == str(version / "weights")
         assert (settings["tensor_parallel_size"], settings["max_model_len"]) == (2, 64)
+        assert settings["dtype"] == "bfloat16"
         assert config.backend == "vllm"
         assert kind == model_config_pb2.ModelInstanceGroup.KIND_MODEL
     else:
@@ -320,6 +322,41 @@ def test_a_repository_is_what_triton_reads(backend: str, folder: Path, tmp_path:
         assert settings["triton_config"] == {"max_batch_size": 0, "decoupled": True}
         assert {"text_input", "streaming", "sampling_param_max_tokens"} < {one.name for one in config.input}
         assert kind == model_config_pb2.ModelInstanceGroup.KIND_CPU
+
+
+def adapter_in(folder: Path, shape: Shape, rank: int) -> Path:
+    """For one matrix of the second block."""
+    where, name = folder / f"rank-{rank}", "base_model.model.model.layers.1.self_attn.o_proj"
+    where.mkdir(parents=True)
+    pair = {
+        f"{name}.lora_A.weight": torch.zeros(rank, shape.hidden),
+        f"{name}.lora_B.weight": torch.ones(shape.hidden, rank),
+    }
+    save_file(pair, where / "adapter_model.safetensors")
+    (where / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": rank, "lora_alpha": rank}))
+    return where
+
+
+def test_vllm_is_told_the_dtype_and_the_adapters(folder: Path, tmp_path: Path) -> None:
+    """The dtype is the weights': vLLM's own choice would be another."""
+    adapters = {f"rank{rank}": adapter_in(tmp_path, SHAPE, rank) for rank in (3, 9)}
+    made = export_triton(folder, tmp_path / "models", "small", "vllm", adapters=adapters)
+    settings, lora = (json.loads((made / "1" / name).read_text()) for name in ("model.json", "multi_lora.json"))
+    assert settings["dtype"] == "float32"
+    assert [settings[name] for name in ("enable_lora", "max_loras", "max_lora_rank")] == [True, 2, 16]
+    assert lora.keys() == adapters.keys()
+    for name, where in lora.items():
+        copied, source = (Path(one) / "adapter_model.safetensors" for one in (where, adapters[name]))
+        assert copied.read_bytes() == source.read_bytes()
+    assert "`lora_name`: rank3, rank9" in (made / "README.md").read_text()
+    with pytest.raises(ValueError, match="--adapter: rank 513 is more than vLLM takes, 512"):
+        export_triton(folder, tmp_path / "models", "other", "vllm", adapters={"a": adapter_in(tmp_path, SHAPE, 513)})
+
+
+def test_vllm_has_no_adapters_for_gpt2(tmp_path: Path) -> None:
+    wanted = Wanted("small", tmp_path, SHAPE.model_copy(update={"family": "gpt2"}), 1, adapters={"a": 1})
+    with pytest.raises(ValueError, match="--adapter: vLLM has none for GPT-2"):
+        BACKENDS["vllm"](wanted)
 
 
 @pytest.mark.slow
@@ -427,7 +464,10 @@ def test_weights_can_stay_where_they_are(folder: Path, tmp_path: Path) -> None:
         ({"tp": 3}, "tp is 3, which does not divide the model's num_heads"),
         ({"link": True, "dtype": torch.bfloat16}, "--link leaves the weights as they are"),
         ({"adapters": {"a/b": Path()}}, "--adapter 'a/b' cannot be an adapter's name"),
-        ({"adapters": {"a": Path()}, "backend": "vllm"}, "--adapter is for weft's own engine: leave it out"),
+        (
+            {"adapters": {"a": Path()}, "backend": "aoti"},
+            "--adapter is for weft and vllm: leave it out with --backend aoti",
+        ),
         ({"adapters": {"a": Path("nowhere")}}, "adapter_config.json"),
         ({"backend": "aoti", "tp": 2}, "--backend aoti has the weights in its graph, whole"),
     ],
