@@ -353,6 +353,13 @@ def test_vllm_is_told_the_dtype_and_the_adapters(folder: Path, tmp_path: Path) -
         export_triton(folder, tmp_path / "models", "other", "vllm", adapters={"a": adapter_in(tmp_path, SHAPE, 513)})
 
 
+@pytest.mark.parametrize("backend", ["vllm", "tensorrtllm"])
+def test_a_folder_that_the_backends_python_could_not_open(backend: str, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"möbel: the Python in Triton that runs {backend} opens only paths in ASCII"):
+        export_triton(folder, tmp_path / "möbel", "small", backend)
+    assert not (tmp_path / "möbel").exists()
+
+
 def test_vllm_has_no_adapters_for_gpt2(tmp_path: Path) -> None:
     wanted = Wanted("small", tmp_path, SHAPE.model_copy(update={"family": "gpt2"}), 1, adapters={"a": 1})
     with pytest.raises(ValueError, match="--adapter: vLLM has none for GPT-2"):

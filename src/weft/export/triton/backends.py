@@ -168,6 +168,8 @@ BACKENDS: dict[str, Callable[[Wanted], Written]] = {
 }  # fmt: skip
 GRAPHS = ("onnxruntime", "aoti")
 """Backends that run a graph, which has the weights in it."""
+PLAIN = ("vllm", "tensorrtllm")
+"""Backends whose files must lie where Triton's own Python, which has no locale, can open them."""
 ADAPTING = ("weft", "vllm")
 """Backends that serve adapters beside a model."""
 

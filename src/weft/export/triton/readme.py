@@ -110,8 +110,8 @@ curl -N localhost:8000/v2/models/{wanted.name}/generate_stream \\
     -d '{{"text_input": "Once", "stream": true, "parameters": {{"temperature": 0, "max_tokens": 20{lora}}}}}'
 ```
 
-`parameters` are vLLM's `SamplingParams`{adapters}. Lists go into `sampling_parameters`, a text with the
-same as JSON. One that vLLM refuses is answered with words about `lora_name`; what was wrong with it is in Triton's log.
+`parameters` are vLLM's `SamplingParams`{adapters}. Lists go into `sampling_parameters`, a text with the same as JSON.
+One that vLLM refuses is answered with words about `lora_name`; what was wrong with it is in Triton's log.
 """
 
 

@@ -16,7 +16,7 @@ from weft.checkpoint.adapter import load_adapter
 from weft.checkpoint.sidecars import read_json
 from weft.checkpoint.weights import WeightsFolder
 from weft.export.huggingface import Progress, export_huggingface
-from weft.export.triton.backends import ADAPTING, BACKENDS, GRAPHS, Wanted
+from weft.export.triton.backends import ADAPTING, BACKENDS, GRAPHS, PLAIN, Wanted
 from weft.export.triton.pbtxt import pbtxt
 from weft.export.triton.readme import readme
 from weft.models.huggingface import shape_from_config
@@ -69,6 +69,10 @@ def export_triton(
     if link and dtype is not None:
         raise ValueError("--link leaves the weights as they are: leave --dtype out, or copy them")
     repository = Path(repository).resolve()
+    if backend in PLAIN and not str(repository).isascii():
+        raise ValueError(
+            f"{repository}: the Python in Triton that runs {backend} opens only paths in ASCII: choose another --out"
+        )
     folder, unfinished = repository / name, repository / f"{name}.tmp"
     if folder.exists():
         raise ValueError(f"{folder} exists: choose another --name, or another repository")
