@@ -108,10 +108,10 @@ def serving(repository: Path) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def served(trained: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """In Triton, cut over two processes."""
+    """In Triton, cut over two processes, from a folder whose name the stub's Python cannot read."""
     folder = tmp_path_factory.mktemp("triton")
-    export_triton(trained, folder / "models", "small", tp=2, adapters={"tuned": adapter})
-    with serving(folder / "models") as running:
+    export_triton(trained, folder / "möbel", "small", tp=2, adapters={"tuned": adapter})
+    with serving(folder / "möbel") as running:
         yield running
 
 

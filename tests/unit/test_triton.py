@@ -19,6 +19,7 @@ import torch
 from google.protobuf import text_format
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from tritonclient.grpc import model_config_pb2
 from typer.testing import CliRunner
 
@@ -40,7 +41,7 @@ from weft.serve.stats import Stats
 from weft.serve.triton import home, keeper, metrics, process, replies, serve
 from weft.serve.triton.keeper import EngineKeeper
 from weft.serve.triton.replies import FAILED, Replies, values_of
-from weft.serve.triton.repository import LOADED, Model, read_repository, without_aoti
+from weft.serve.triton.repository import LOADED, Model, in_ascii, read_repository, without_aoti
 from weft.serve.triton.serve import TritonOptions, begin_again, serve_triton
 from weft.serve.triton.settings import read_settings, settings_table
 from weft.serve.triton.tensors import INPUTS, prompt_of, read_values, sampling_of
@@ -310,6 +311,7 @@ def test_a_repository_is_what_triton_reads(backend: str, folder: Path, tmp_path:
         settings = json.loads((version / "model.json").read_text())
         assert settings["model"] == str(version / "weights")
         assert (settings["tensor_parallel_size"], settings["max_model_len"]) == (2, 64)
+        assert settings["dtype"] == "bfloat16"
         assert config.backend == "vllm"
         assert kind == model_config_pb2.ModelInstanceGroup.KIND_MODEL
     else:
@@ -320,6 +322,48 @@ def test_a_repository_is_what_triton_reads(backend: str, folder: Path, tmp_path:
         assert settings["triton_config"] == {"max_batch_size": 0, "decoupled": True}
         assert {"text_input", "streaming", "sampling_param_max_tokens"} < {one.name for one in config.input}
         assert kind == model_config_pb2.ModelInstanceGroup.KIND_CPU
+
+
+def adapter_in(folder: Path, shape: Shape, rank: int) -> Path:
+    """For one matrix of the second block."""
+    where, name = folder / f"rank-{rank}", "base_model.model.model.layers.1.self_attn.o_proj"
+    where.mkdir(parents=True)
+    pair = {
+        f"{name}.lora_A.weight": torch.zeros(rank, shape.hidden),
+        f"{name}.lora_B.weight": torch.ones(shape.hidden, rank),
+    }
+    save_file(pair, where / "adapter_model.safetensors")
+    (where / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": rank, "lora_alpha": rank}))
+    return where
+
+
+def test_vllm_is_told_the_dtype_and_the_adapters(folder: Path, tmp_path: Path) -> None:
+    """The dtype is the weights': vLLM's own choice would be another."""
+    adapters = {f"rank{rank}": adapter_in(tmp_path, SHAPE, rank) for rank in (3, 9)}
+    made = export_triton(folder, tmp_path / "models", "small", "vllm", adapters=adapters)
+    settings, lora = (json.loads((made / "1" / name).read_text()) for name in ("model.json", "multi_lora.json"))
+    assert settings["dtype"] == "float32"
+    assert [settings[name] for name in ("enable_lora", "max_loras", "max_lora_rank")] == [True, 2, 16]
+    assert lora.keys() == adapters.keys()
+    for name, where in lora.items():
+        copied, source = (Path(one) / "adapter_model.safetensors" for one in (where, adapters[name]))
+        assert copied.read_bytes() == source.read_bytes()
+    assert "`lora_name`: rank3, rank9" in (made / "README.md").read_text()
+    with pytest.raises(ValueError, match="--adapter: rank 513 is more than vLLM takes, 512"):
+        export_triton(folder, tmp_path / "models", "other", "vllm", adapters={"a": adapter_in(tmp_path, SHAPE, 513)})
+
+
+@pytest.mark.parametrize("backend", ["vllm", "tensorrtllm"])
+def test_a_folder_that_the_backends_python_could_not_open(backend: str, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"möbel: the Python in Triton that runs {backend} opens only paths in ASCII"):
+        export_triton(folder, tmp_path / "möbel", "small", backend)
+    assert not (tmp_path / "möbel").exists()
+
+
+def test_vllm_has_no_adapters_for_gpt2(tmp_path: Path) -> None:
+    wanted = Wanted("small", tmp_path, SHAPE.model_copy(update={"family": "gpt2"}), 1, adapters={"a": 1})
+    with pytest.raises(ValueError, match="--adapter: vLLM has none for GPT-2"):
+        BACKENDS["vllm"](wanted)
 
 
 @pytest.mark.slow
@@ -427,7 +471,10 @@ def test_weights_can_stay_where_they_are(folder: Path, tmp_path: Path) -> None:
         ({"tp": 3}, "tp is 3, which does not divide the model's num_heads"),
         ({"link": True, "dtype": torch.bfloat16}, "--link leaves the weights as they are"),
         ({"adapters": {"a/b": Path()}}, "--adapter 'a/b' cannot be an adapter's name"),
-        ({"adapters": {"a": Path()}, "backend": "vllm"}, "--adapter is for weft's own engine: leave it out"),
+        (
+            {"adapters": {"a": Path()}, "backend": "aoti"},
+            "--adapter is for weft and vllm: leave it out with --backend aoti",
+        ),
         ({"adapters": {"a": Path("nowhere")}}, "adapter_config.json"),
         ({"backend": "aoti", "tp": 2}, "--backend aoti has the weights in its graph, whole"),
     ],
@@ -521,6 +568,15 @@ def test_what_an_old_triton_refuses_is_left_out_of_configs(folder: Path, tmp_pat
     assert after == before
     assert (empty / "compiled/1/model.pt2").is_file()
     assert read_settings(empty / "small/1")[0].is_dir()
+
+
+def test_a_path_that_is_not_ascii_is_seen_through_a_link(tmp_path: Path) -> None:
+    plain, other, link = tmp_path / "models", tmp_path / "möbel", tmp_path / "link"
+    other.mkdir()
+    assert in_ascii(plain, link) == plain
+    assert not link.exists()
+    assert in_ascii(other, link) == link
+    assert link.resolve() == other
 
 
 # -- Triton -----------------------------------------------------------------------------------------------------------
@@ -685,6 +741,26 @@ def test_it_is_tried_several_times_again(monkeypatch: pytest.MonkeyPatch, capsys
     with pytest.raises(ValueError, match="Triton does not come up again after 3 tries; last: failure 3"):
         begin_again(begin, threading.Event())
     assert "failure 2" in capsys.readouterr().err
+
+
+def test_the_stubs_python_sees_through_and_reads_utf8(tmp_path: Path) -> None:
+    """As the stub has it: isolated, with no locale; then a path is bytes, and a text ASCII."""
+    site, outer, more = (tmp_path / name for name in ("site", "möbel", "stühle"))
+    for folder, module in ((site, None), (outer, "inside"), (more, "further")):
+        folder.mkdir()
+        if module is not None:
+            (folder / f"{module}.py").touch()
+    (tmp_path / "text").write_text("ö", encoding="utf-8")
+    home.see_through(site, str(outer))
+    asked = (
+        f"import site, sys; assert sys.getfilesystemencoding() == 'ascii'; site.addsitedir({str(site)!r}); "
+        f"import inside, further; print(ascii(open({str(tmp_path / 'text')!r}).read()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-S", "-I", "-X", "utf8=0", "-c", asked], capture_output=True, text=True, check=False,
+        env={"LC_ALL": "C", "PYTHONPATH": str(more)},
+    )  # fmt: skip
+    assert done.stdout == ascii("ö") + "\n", done.stderr
 
 
 def test_what_keeps_triton_from_being_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

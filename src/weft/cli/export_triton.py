@@ -19,7 +19,9 @@ def triton(
     tp: int = typer.Option(1, help="GPUs, or on a CPU processes, that the model is cut over."),
     dtype: str | None = typer.Option(None, help="fp32, bf16 or fp16.", show_default="as stored"),
     adapter: list[str] = typer.Option(
-        [], metavar="[NAME=]DIR", help="A LoRA adapter, as peft wrote it, that requests name as lora_name; repeatable."
+        [],
+        metavar="[NAME=]DIR",
+        help="A LoRA adapter, as peft wrote it, that requests name as lora_name (weft, vllm); repeatable.",
     ),
     link: bool = typer.Option(
         False, "--link/--copy", help="Point at the weights where they are, or copy them and prove the copy."

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,16 @@ class Wanted:
         name: of the model inside of Triton.
         folder: where the model's folder will lie, absolute.
         tp: GPUs, or processes, that it is cut over.
-        adapters: their names.
+        dtype: of the weights, by torch's name.
+        adapters: the rank of each by its name.
     """
 
     name: str
     folder: Path
     shape: Shape
     tp: int
-    adapters: tuple[str, ...] = ()
+    dtype: str = "float32"
+    adapters: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def weights(self) -> Path:
@@ -66,7 +68,13 @@ def weft(wanted: Wanted) -> Written:
 
 
 def vllm(wanted: Wanted) -> Written:
-    """https://github.com/triton-inference-server/vllm_backend: it adds inputs and outputs to the config by itself."""
+    """https://github.com/triton-inference-server/vllm_backend: it adds inputs and outputs to the config by itself.
+
+    Raises:
+        ValueError: vLLM takes no adapters of this model, or of this rank.
+    """
+    if wanted.adapters and wanted.shape.family == "gpt2":
+        raise ValueError("--adapter: vLLM has none for GPT-2: merge it into the model, or use weft")
     config = {
         "name": wanted.name,
         "backend": "vllm",
@@ -74,13 +82,25 @@ def vllm(wanted: Wanted) -> Written:
         "model_transaction_policy": {"decoupled": True},
         "instance_group": [ONE_INSTANCE],
     }
-    engine = {
+    engine: Table = {
         "model": str(wanted.weights),
+        "dtype": wanted.dtype,  # left to itself, vLLM computes with fp32 weights in 16 bits
         "tensor_parallel_size": wanted.tp,
         "max_model_len": wanted.shape.max_seq,
         "gpu_memory_utilization": 0.9,
     }
-    return Written(config, {"model.json": as_json(engine)})
+    if not wanted.adapters:
+        return Written(config, {"model.json": as_json(engine)})
+    rank = max(wanted.adapters.values())
+    if rank > VLLM_RANKS[-1]:
+        raise ValueError(f"--adapter: rank {rank} is more than vLLM takes, {VLLM_RANKS[-1]}: merge it into the model")
+    engine |= {
+        "enable_lora": True,
+        "max_loras": len(wanted.adapters),
+        "max_lora_rank": min(one for one in VLLM_RANKS if one >= rank),
+    }
+    folders = {name: str(wanted.folder / "1" / ADAPTERS / name) for name in wanted.adapters}
+    return Written(config, {"model.json": as_json(engine), "multi_lora.json": as_json(folders)})
 
 
 def tensorrtllm(wanted: Wanted) -> Written:
@@ -148,6 +168,13 @@ BACKENDS: dict[str, Callable[[Wanted], Written]] = {
 }  # fmt: skip
 GRAPHS = ("onnxruntime", "aoti")
 """Backends that run a graph, which has the weights in it."""
+PLAIN = ("vllm", "tensorrtllm")
+"""Backends whose files must lie where Triton's own Python, which has no locale, can open them."""
+ADAPTING = ("weft", "vllm")
+"""Backends that serve adapters beside a model."""
+
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Adapters' matrices are padded to one of these: `MaxLoRARanks` in vLLM's vllm/config/lora.py."""
 
 ONE_INSTANCE = {"count": 1, "kind": Word("KIND_MODEL")}  # which takes the GPUs that it wants
 

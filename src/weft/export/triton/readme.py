@@ -70,13 +70,18 @@ of the whole request; closing the stream cancels it.
 def _vllm(wanted: Wanted) -> str:
     repository = wanted.folder.parent
     start = f"tritonserver --model-repository={repository}"
+    names = tuple(wanted.adapters)
+    lora = f', "lora_name": "{names[0]}"' if names else ""
+    adapters = f", and `lora_name`: {', '.join(names)}" if names else ""
     return f"""
 # {wanted.name}
 
-A model for NVIDIA's Triton Inference Server with its vLLM backend. `1/model.json` has vLLM's own engine arguments;
-`tensor_parallel_size` is the number of GPUs, now {wanted.tp}. It names the weights by their path: mount the repository at
-{repository}, as below, or correct it.
-weft wrote these files as the backend documents them, and has not run them: that takes a GPU.
+A model for NVIDIA's Triton Inference Server with its vLLM backend. `1/model.json` has vLLM's own engine arguments.
+`tensor_parallel_size` is the number of GPUs, or on a CPU of processes, now {wanted.tp}. `dtype` is what vLLM computes in,
+now {wanted.dtype}, as the weights are; its own choice, `auto`, is 16 bits for weights of 32, said only in its log.
+The weights are named by their path: mount the repository at {repository}, as below, or correct it.
+weft has run such a repository, with this backend's own code, on a CPU, with vLLM 0.29 in Triton 2.51. The container and a
+GPU have not been tried.
 
 ## Start
 
@@ -86,6 +91,9 @@ With vLLM and Triton's vLLM backend installed on this machine: `{start}`. In a c
 docker run --rm --gpus all --shm-size 8g -p 127.0.0.1:8000-8002:8000-8002 -v {repository}:{repository} \\
     {IMAGE}-vllm-python-py3 {start}
 ```
+
+On a CPU vLLM takes `gpu_memory_utilization` of the machine's memory for its cache, and wants a NUMA node for each process.
+`VLLM_CPU_KVCACHE_SPACE=4` (GiB) and `VLLM_CPU_OMP_THREADS_BIND='0-3|4-7'` (the cores of each, or `nobind`) say otherwise.
 
 On a Slurm cluster (with pyxis):
 
@@ -97,8 +105,13 @@ On a Slurm cluster (with pyxis):
 
 ```
 curl localhost:8000/v2/models/{wanted.name}/generate \\
-    -d '{{"text_input": "Once", "parameters": {{"stream": false, "temperature": 0, "max_tokens": 20}}}}'
+    -d '{{"text_input": "Once", "parameters": {{"temperature": 0, "max_tokens": 20{lora}}}}}'
+curl -N localhost:8000/v2/models/{wanted.name}/generate_stream \\
+    -d '{{"text_input": "Once", "stream": true, "parameters": {{"temperature": 0, "max_tokens": 20{lora}}}}}'
 ```
+
+`parameters` are vLLM's `SamplingParams`{adapters}. Lists go into `sampling_parameters`, a text with the same as JSON.
+One that vLLM refuses is answered with words about `lora_name`; what was wrong with it is in Triton's log.
 """
 
 

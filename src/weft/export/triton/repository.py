@@ -14,8 +14,9 @@ from weft.checkpoint.adapter import CONFIG as ADAPTER_CONFIG
 from weft.checkpoint.adapter import WEIGHTS as ADAPTER_WEIGHTS
 from weft.checkpoint.adapter import load_adapter
 from weft.checkpoint.sidecars import read_json
+from weft.checkpoint.weights import WeightsFolder
 from weft.export.huggingface import Progress, export_huggingface
-from weft.export.triton.backends import BACKENDS, GRAPHS, Wanted
+from weft.export.triton.backends import ADAPTING, BACKENDS, GRAPHS, PLAIN, Wanted
 from weft.export.triton.pbtxt import pbtxt
 from weft.export.triton.readme import readme
 from weft.models.huggingface import shape_from_config
@@ -51,8 +52,8 @@ def export_triton(
 
     Raises:
         ValueError: the folder is there already, a name or the backend cannot be, or not with this model, the heads
-            cannot be dealt out over `tp`, `link` with `dtype`, an adapter is not this model's, or what was written is not
-            what its source is.
+            cannot be dealt out over `tp`, `link` with `dtype`, an adapter is not this model's or the backend takes none,
+            or what was written is not what its source is.
     """
     if backend not in BACKENDS:
         raise ValueError(f"--backend {backend}: choose {', '.join(BACKENDS)}")
@@ -61,13 +62,17 @@ def export_triton(
     adapters = adapters or {}
     if bad := [one for one in adapters if not re.fullmatch(NAME, one)]:
         raise ValueError(f"--adapter {bad[0]!r} cannot be an adapter's name: letters, digits, _, . and - can")
-    if adapters and backend != "weft":
-        raise ValueError(f"--adapter is for weft's own engine: leave it out with --backend {backend}")
+    if adapters and backend not in ADAPTING:
+        raise ValueError(f"--adapter is for {' and '.join(ADAPTING)}: leave it out with --backend {backend}")
     if backend in GRAPHS and (tp > 1 or link):
         raise ValueError(f"--backend {backend} has the weights in its graph, whole: leave --tp and --link out")
     if link and dtype is not None:
         raise ValueError("--link leaves the weights as they are: leave --dtype out, or copy them")
     repository = Path(repository).resolve()
+    if backend in PLAIN and not str(repository).isascii():
+        raise ValueError(
+            f"{repository}: the Python in Triton that runs {backend} opens only paths in ASCII: choose another --out"
+        )
     folder, unfinished = repository / name, repository / f"{name}.tmp"
     if folder.exists():
         raise ValueError(f"{folder} exists: choose another --name, or another repository")
@@ -77,9 +82,9 @@ def export_triton(
     if backend in GRAPHS and shape.experts is not None:
         raise ValueError(f"--backend {backend} runs a graph, where a token cannot choose its experts: use weft or vllm")
     check_cut(shape, tp)
-    for each in adapters.values():
-        load_adapter(each, shape)
-    wanted = Wanted(name, folder, shape, tp, tuple(adapters))
+    pairs = {one: load_adapter(where, shape) for one, where in adapters.items()}
+    ranks = {one: max((len(a) for a, _ in found.values()), default=1) for one, found in pairs.items()}
+    wanted = Wanted(name, folder, shape, tp, main_dtype(source, dtype), ranks)
     written = BACKENDS[backend](wanted)
     version = unfinished / "1"
     try:
@@ -105,6 +110,14 @@ def export_triton(
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
     return folder
+
+
+def main_dtype(source: Path, dtype: torch.dtype | None) -> str:
+    """What the weights will be in, or where that is None, what their embedding is stored in."""
+    if dtype is None:
+        with WeightsFolder.open(source) as weights:
+            dtype = weights.dtype("embed.weight")
+    return str(dtype).removeprefix("torch.")
 
 
 def put_adapter(source: Path, target: Path, link: bool) -> None:

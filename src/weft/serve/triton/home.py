@@ -30,10 +30,15 @@ STAND_INS = {ONNXRUNTIME: "weft.serve.triton.onnx", PYTORCH: "weft.serve.triton.
 """Backends of NVIDIA's that weft has in Python, and where: see `graph.py`."""
 
 SEE_THROUGH = """\
-import os, sys; sys.path += filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
-import site; site.addsitedir({outer!r})
+import contextlib, locale, os, site, sys
+
+with contextlib.suppress(locale.Error):
+    locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
+sys.path += filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+site.addsitedir(os.fsdecode({outer!r}))
 """
-"""A .pth file: behind its own packages come PYTHONPATH, which the stub's Python leaves out, and the environment around."""
+"""A module that a .pth file imports: behind its own packages come PYTHONPATH, which the stub's Python leaves out, and the
+environment around. That Python has no locale either: text files would be ASCII, paths are, whatever is done."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ def find_home(folder: Path | None = None) -> Home:
 def kept_folder() -> Path:
     """Where it is kept: in the user's cache, one for each environment and set of packages."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    what = (sys.version, sys.prefix, sys.base_prefix, *PACKAGES)
+    what = (sys.version, sys.prefix, sys.base_prefix, *PACKAGES, SEE_THROUGH)
     return cache / "weft" / f"triton-{hashlib.sha256(repr(what).encode()).hexdigest()[:12]}"
 
 
@@ -101,8 +106,7 @@ def install(kept: Path) -> None:
         # no dependencies: they are for pytriton's Python API, which nobody here uses
         _run(sys.executable, "-m", "pip", "install", "--no-deps", "--quiet", "--disable-pip-version-check",
              "--target", str(site), *PACKAGES)  # fmt: skip
-        outer = sysconfig.get_path("platlib")
-        (site / "weft-see-through.pth").write_text(SEE_THROUGH.format(outer=outer), encoding="utf-8")
+        see_through(site, sysconfig.get_path("platlib"))
         stub = site / SERVER / "python_backend_stubs" / VERSION / STUB
         if not stub.is_file():
             raise ValueError(f"{PACKAGES[0]} has no stub for Python {VERSION}: use Python 3.11, 3.12 or 3.13")
@@ -112,6 +116,12 @@ def install(kept: Path) -> None:
             os.rename(unfinished, kept)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def see_through(site: Path, outer: str) -> None:
+    """Let the environment of the packages in `site` have those in `outer` as well."""
+    (site / "weft_see_through.py").write_text(SEE_THROUGH.format(outer=os.fsencode(outer)), encoding="utf-8")
+    (site / "weft-see-through.pth").write_text("import weft_see_through\n", encoding="utf-8")
 
 
 def add_stand_ins(backends: Path) -> None:

@@ -71,6 +71,14 @@ def without_aoti(repository: Path, empty: Path) -> Path:
     return empty
 
 
+def in_ascii(repository: Path, link: Path) -> Path:
+    """The repository by a path that Triton's stub can open, whose Python knows ASCII alone: itself, or a link to it."""
+    if str(repository).isascii():
+        return repository
+    link.symlink_to(repository)
+    return link
+
+
 def _read_model(config: Path) -> Model:
     found = re.search(r'^\s*(?:backend|platform)\s*:\s*"(\w+)"', config.read_text(encoding="utf-8"), re.MULTILINE)
     versions = [path for path in config.parent.iterdir() if path.name.isdigit() and path.is_dir()]

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 from weft.serve.triton.home import ONNXRUNTIME, PYTORCH, STAND_INS, find_home
 from weft.serve.triton.process import Addresses, LostError, TritonProcess
-from weft.serve.triton.repository import PACKAGE, Model, read_repository, without_aoti
+from weft.serve.triton.repository import PACKAGE, Model, in_ascii, read_repository, without_aoti
 
 PAUSES = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0)
 """Seconds before each try to start it again; after the last it is given up."""
@@ -66,9 +66,11 @@ def serve_triton(
             raise
         return process
 
-    with stop_signal() as stop, TemporaryDirectory(prefix="weft-triton-") as empty:
-        served = repository.resolve()
-        served = without_aoti(served, Path(empty)) if options.triton is None else served
+    with stop_signal() as stop, TemporaryDirectory(prefix="weft-triton-") as scratch:
+        empty = Path(scratch) / "models"
+        empty.mkdir()
+        served = in_ascii(repository.resolve(), Path(scratch) / "link")
+        served = without_aoti(served, empty) if options.triton is None else served
         try:
             process = begin()
         except LostError as error:
