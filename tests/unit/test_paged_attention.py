@@ -49,6 +49,29 @@ def test_is_torchs(
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bad", ["key", "value"])
+def test_what_is_no_number_is_seen_by_its_head_alone(dtype: torch.dtype, bad: str) -> None:
+    numbers = torch.Generator().manual_seed(0)
+    stores = {name: torch.randn(3, 4, 2, 32, generator=numbers).to(dtype) for name in ("key", "value")}
+    stores[bad][1, 2, 1, 5] = float("nan")
+    mask = torch.zeros(2, 1, 1, 4, dtype=dtype)
+    found = paged_attention(
+        torch.ones(1, 4, 2, 32, dtype=dtype), *stores.values(), torch.tensor([[0], [1]]), mask, None
+    )
+    assert found[0, :, 0].isfinite().all()
+    assert found[0, :2, 1].isfinite().all()
+    assert found[0, 2:, 1].isnan().any(dim=-1).all()
+
+
+def test_far_less_likely_places_weigh_nothing() -> None:
+    keys = torch.zeros(1, 4, 1, 16)
+    keys[0, 1] = 1e3
+    values = torch.arange(4.0)[None, :, None, None].expand(1, 4, 1, 16).contiguous()
+    found = paged_attention(torch.ones(1, 1, 1, 16), keys, values, torch.tensor([[0]]), torch.zeros(1, 1, 1, 4), None)
+    assert torch.equal(found, torch.ones(1, 1, 1, 16))
+
+
 def test_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     q, cache = torch.empty(1, 2, 1, 16), torch.empty(2, 4, 2, 16)
     assert attends(q, cache, cache)

@@ -47,7 +47,7 @@ template <class T, int P> void add(const T* const (&values)[P], const float (&we
 
 // e to the x, of x <= 0: two to a whole number, which is an exponent, times e to what is left, by its series.
 numbers exp_of(numbers x) {
-  x = x > -87.f ? x : numbers{} - 87.f;
+  x = x < -87.f ? numbers{} - 87.f : x;  // so that what is no number stays none
   numbers shifted = x * 1.44269504f + 12582912.f;  // its last bits are the whole number
   numbers left = x - (shifted - 12582912.f) * 0.693147181f;
   numbers power = numbers{} + 1 / 720.f;
