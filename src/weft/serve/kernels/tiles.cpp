@@ -91,9 +91,10 @@ void put_square(const float* sums, const half* bias, half* y, int64_t M, int64_t
   __m512i square[SIDE];
   memcpy(square, sums, sizeof square);
   turn(square);
-  __m512 added = bias ? _mm512_cvtpbh_ps(load<__m256bh>(bias)) : __m512{};
+  numbers added = {};
+  for (int64_t lane = 0; bias && lane < SIDE; lane++) added[lane] = widened(bias[lane]);
   for (int64_t m = 0; m < SIDE && m < M; m++) {
-    __m256bh row = _mm512_cvtneps_pbh((__m512)square[m] + added);
+    __m256bh row = _mm512_cvtneps_pbh((__m512)((numbers)square[m] + added));
     memcpy(y + m * O, &row, sizeof row);
   }
 }
