@@ -28,6 +28,14 @@ class Head(nn.Linear):
         return _AlignedLinear.apply(x, self.weight)
 
 
+def aligned(like: Tensor, rows: tuple[int, ...], columns: int, length: int) -> Tensor:
+    """[*rows, columns], whose rows are `length` apart. What lies between them is 0: a CPU's tiles (AMX), of rows of odd
+    length in bf16, multiply the number behind each by 0, and where that is no number nothing is (PyTorch 2.13)."""
+    whole = like.new_empty(*rows, length)
+    whole[..., columns:].zero_()
+    return whole[..., :columns]
+
+
 class _AlignedLinear(torch.autograd.Function):
     """The plain reference is `torch.nn.functional.linear`."""
 
@@ -36,8 +44,8 @@ class _AlignedLinear(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         batch, seq, columns = *x.shape[:-1], weight.shape[0]
         length = -(-columns // ALIGNED) * ALIGNED
-        # no view of a rounder tensor: the loss could not overwrite one
-        logits = torch.empty_strided((batch, seq, columns), (seq * length, length, 1), dtype=x.dtype, device=x.device)
+        # as data, for the loss could not overwrite a view of a rounder tensor
+        logits = aligned(x, (batch, seq), columns, length).data
         torch.mm(x.flatten(0, -2), weight.t(), out=logits.flatten(0, -2))
         return logits
 

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from weft.models.head import ALIGNED, Head
+from weft.models.head import ALIGNED, Head, aligned
 
 IGNORED = -100
 """Target of a position that has none."""
@@ -105,12 +105,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         wanted = any(ctx.needs_input_grad)
         rows, columns = min(HEAD_ROWS, len(x)), len(weight)
-        buffer = x.new_empty(rows, -(-columns // ALIGNED) * ALIGNED)  # why aligned: models/head.py
+        buffer = aligned(x, (rows,), columns, -(-columns // ALIGNED) * ALIGNED)
         grad_x = torch.empty_like(x) if wanted else x
         grad_weight = weight.new_zeros(weight.shape, dtype=torch.float32) if wanted else weight
         losses = []
         for part, target, grad in zip(x.split(rows), targets.split(rows), grad_x.split(rows), strict=True):
-            logits = buffer[: len(part), :columns]
+            logits = buffer[: len(part)]
             torch.mm(part, weight.t(), out=logits)
             losses.append(_summed_losses(logits, target, first, group, wanted))
             if wanted:  # the logits are their own gradient now
