@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import Compared, make, run_forked
+from harness import Compared, against_one_process, make, run_forked
 from test_parity import right
 
 from weft.config.tree import Config
@@ -40,9 +40,10 @@ def test_capacity(layout: str, compared: Compared) -> None:
     right(compared(make("mixtral", layout, balance={"capacity": 0.75})))
 
 
-def test_losses_in_fp16(compared: Compared) -> None:
-    """Their gradients are scaled like all others."""
-    right(compared(make("mixtral", "fsdp2.mb2.fp16", balance=LOSSES)))
+def test_losses_in_fp16(tmp_path: Path) -> None:
+    """Their gradients are scaled like all others. In a second step a token whose experts nearly tie would go elsewhere,
+    where a CPU rounds products of other sizes in another way (AVX512-FP16 does)."""
+    right(against_one_process(make("mixtral", "fsdp2.mb2.fp16", balance=LOSSES), tmp_path, steps=1))
 
 
 def test_counts_of_a_part_would_be_noticed(compared: Compared, monkeypatch: pytest.MonkeyPatch) -> None:
