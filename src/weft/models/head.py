@@ -23,7 +23,8 @@ class Head(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, T, D] → [B, T, V]; its rows may be farther apart than V."""
-        if not torch.is_grad_enabled() or self.weight.shape[0] % ALIGNED == 0:
+        trained = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
+        if not trained or self.weight.shape[0] % ALIGNED == 0:
             return super().forward(x)
         return _AlignedLinear.apply(x, self.weight)
 
