@@ -147,6 +147,7 @@ def test_micro_batches(layout: str, batch: int, size: int, count: int) -> None:
 
 @given(layouts(), st.integers(1, 300))
 def test_accepted_micro_batches_cover_the_batch(layout: Layout, batch: int) -> None:
+    assume(not layout.precision.startswith("fp8") or sum(layout.stages or (3,)) >= 3)  # two blocks stay in bf16
     fits = shape(num_layers=sum(layout.stages) or 12, num_heads=27720**2, num_kv_heads=27720**2, head_dim=2, ffn=27720)
     if layout.ep > 1 or layout.etp is not None:
         layout = layout.model_copy(update={"compile": False})
