@@ -29,10 +29,10 @@ class Head(nn.Linear):
         return _AlignedLinear.apply(x, self.weight)
 
 
-def aligned(like: Tensor, rows: tuple[int, ...], columns: int, length: int) -> Tensor:
-    """[*rows, columns], whose rows are `length` apart. What lies between them is 0: a CPU's tiles (AMX), of rows of odd
+def aligned(like: Tensor, rows: tuple[int, ...], columns: int) -> Tensor:
+    """[*rows, columns], in rows of a round length. What lies between them is 0: a CPU's tiles (AMX), of rows of odd
     length in bf16, multiply the number behind each by 0, and where that is no number nothing is (PyTorch 2.13)."""
-    whole = like.new_empty(*rows, length)
+    whole = like.new_empty(*rows, -(-columns // ALIGNED) * ALIGNED)
     whole[..., columns:].zero_()
     return whole[..., :columns]
 
@@ -43,10 +43,8 @@ class _AlignedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        batch, seq, columns = *x.shape[:-1], weight.shape[0]
-        length = -(-columns // ALIGNED) * ALIGNED
         # as data, for the loss could not overwrite a view of a rounder tensor
-        logits = aligned(x, (batch, seq), columns, length).data
+        logits = aligned(x, x.shape[:-1], len(weight)).data
         torch.mm(x.flatten(0, -2), weight.t(), out=logits.flatten(0, -2))
         return logits
 

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from weft.models.head import ALIGNED, Head, aligned
+from weft.models.head import Head, aligned
 
 IGNORED = -100
 """Target of a position that has none."""
@@ -104,8 +104,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, first: int, group: dist.ProcessGroup | None
     ) -> Tensor:
         wanted = any(ctx.needs_input_grad)
-        rows, columns = min(HEAD_ROWS, len(x)), len(weight)
-        buffer = aligned(x, (rows,), columns, -(-columns // ALIGNED) * ALIGNED)
+        rows = min(HEAD_ROWS, len(x))
+        buffer = aligned(x, (rows,), len(weight))
         grad_x = torch.empty_like(x) if wanted else x
         grad_weight = weight.new_zeros(weight.shape, dtype=torch.float32) if wanted else weight
         losses = []

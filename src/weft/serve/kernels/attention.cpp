@@ -17,7 +17,7 @@ struct Sizes {
 };
 
 // Of P places' keys with a query: sums [P].
-template <class T, int P> void meet(const T* const (&keys)[P], const float* query, float (&sums)[P], int64_t size) {
+template <class T, int P> void meet(const T* (&keys)[P], const float* query, float (&sums)[P], int64_t size) {
   numbers lanes[P] = {};
   int64_t i = 0;
   for (; i + RUN <= size; i += RUN) {
@@ -30,7 +30,7 @@ template <class T, int P> void meet(const T* const (&keys)[P], const float* quer
 }
 
 // P places' values, each by its weight, to the sums [size].
-template <class T, int P> void add(const T* const (&values)[P], const float (&weights)[P], float* sums, int64_t size) {
+template <class T, int P> void add(const T* (&values)[P], const float (&weights)[P], float* sums, int64_t size) {
   int64_t i = 0;
   for (; i + RUN <= size; i += RUN) {
     numbers even = load<numbers>(sums + i), odd = load<numbers>(sums + i + LANES);
@@ -74,34 +74,36 @@ std::vector<float> weigh(float* scores, int64_t count, int64_t heads) {
   return totals;
 }
 
-// Do `some` of four places at a time, and of the rest one by one.
-template <class Some> void in_fours(int64_t count, Some some) {
-  int64_t s = 0;
-  for (; s + 4 <= count; s += 4) some(s, std::integral_constant<int, 4>());
-  for (; s < count; s++) some(s, std::integral_constant<int, 1>());
-}
-
 // Keys, or values, of a sequence: rows [·, block, K, size] of the blocks of its table, or from block `first` on.
 template <class T> struct Pages {
   const T* rows;
   const int64_t* table;
-  int64_t first, block, heads, size;
+  int64_t first, block, heads, size, seers;  // seers: heads of queries
 
   const T* at(int64_t place) const {
     int64_t number = place / block;
     return rows + ((table ? table[number] : first + number) * block + place % block) * heads * size;
   }
 
-  // `some` of each of K heads with the rows of P places that it sees there, while those of later places are on their way.
-  template <int P, class Some> void each_head(int64_t place, int64_t last, int64_t from, int64_t to, Some some) const {
+  // `some` of each head, with the rows that it sees, of four places at a time and of the rest one by one.
+  template <class Some> void visit(int64_t start, int64_t count, int64_t from, int64_t to, Some some) const {
+    int64_t s = 0;
+    for (; s + 4 <= count; s += 4) see<4>(start, count, s, from, to, some);
+    for (; s < count; s++) see<1>(start, count, s, from, to, some);
+  }
+
+  // P places, while rows of later ones are on their way.
+  template <int P, class Some>
+  void see(int64_t start, int64_t count, int64_t s, int64_t from, int64_t to, Some some) const {
+    int64_t group = seers / heads;
     const T *now[P], *later[P], *row[P];
-    for (int p = 0; p < P; p++) now[p] = at(place + p), later[p] = at(std::min(place + p + AHEAD, last));
+    for (int p = 0; p < P; p++) now[p] = at(start + s + p), later[p] = at(start + std::min(s + p + AHEAD, count - 1));
     for (int64_t k = from; k < to; k++) {
       for (int p = 0; p < P; p++) {
         row[p] = now[p] + k * size;
         for (int64_t i = 0; i < size; i += 64 / sizeof(T)) __builtin_prefetch(later[p] + k * size + i, 0, 2);
       }
-      some(k, row);
+      for (int64_t h = (k - from) * group; h < (k - from + 1) * group; h++) some(s, h, row);
     }
   }
 };
@@ -124,28 +126,19 @@ void attention(const T* q, const T* keys, const T* values, const int64_t* tables
     for (int64_t h = 0; h < heads; h++) spread(q + (r * n.heads + head + h) * n.key, &queries[h * n.key], n.key);
 
     const int64_t* table = tables ? tables + r * n.blocks : nullptr;
-    in_fours(count, [&](int64_t s, auto places) {
-      constexpr int P = places.value;
-      Pages<T>{keys, table, first, n.block, n.kv_heads, n.key}.template each_head<P>(
-          start + s, stop - 1, from, to, [&](int64_t k, const T* const(&rows)[P]) {
-            for (int64_t h = k * group - head; h < (k + 1) * group - head; h++) {
-              float found[P];
-              meet(rows, &queries[h * n.key], found, n.key);
-              for (int p = 0; p < P; p++) scores[(s + p) * width + h] = found[p] * scale;
-            }
-          });
+    auto pages = [&](const T* rows, int64_t size) {
+      return Pages<T>{rows, table, first, n.block, n.kv_heads, size, n.heads};
+    };
+    pages(keys, n.key).visit(start, count, from, to, [&](int64_t s, int64_t h, auto& rows) {
+      float found[std::extent_v<std::remove_reference_t<decltype(rows)>>];
+      meet(rows, &queries[h * n.key], found, n.key);
+      for (float one : found) scores[s++ * width + h] = one * scale;
     });
     std::vector<float> totals = weigh(scores.data(), count, width);
-    in_fours(count, [&](int64_t s, auto places) {
-      constexpr int P = places.value;
-      Pages<T>{values, table, first, n.block, n.kv_heads, n.value}.template each_head<P>(
-          start + s, stop - 1, from, to, [&](int64_t k, const T* const(&rows)[P]) {
-            for (int64_t h = k * group - head; h < (k + 1) * group - head; h++) {
-              float weights[P];
-              for (int p = 0; p < P; p++) weights[p] = scores[(s + p) * width + h];
-              add(rows, weights, &sums[h * n.value], n.value);
-            }
-          });
+    pages(values, n.value).visit(start, count, from, to, [&](int64_t s, int64_t h, auto& rows) {
+      float weights[std::extent_v<std::remove_reference_t<decltype(rows)>>];
+      for (float& one : weights) one = scores[s++ * width + h];
+      add(rows, weights, &sums[h * n.value], n.value);
     });
     for (int64_t h = 0; h < heads; h++)
       for (int64_t i = 0; i < n.value; i++) {
