@@ -4,8 +4,8 @@ A decoding step multiplies every matrix with as many rows as there are sequences
 `torch.nn.functional.linear` are not at their best. Other ways to the same numbers (`benchmarks/served_products.py`):
 
 - kernels of our own (`native.py`), where there is a C++ compiler. They take a matrix as it lies, at the speed of memory. Of
-  torch's time, in bf16: on AVX2 a half for one row; on AVX-512 a half to 0.7 for one to eight; with tiles (AMX) 0.65
-  up to 32. In fp32: on AVX2 1 for one row, 0.6 for two; on AVX-512 1 for one, a half for four to eight, 0.8 for 16.
+  torch's time, in bf16: on AVX2 a half for one row; on AVX-512 a half to 0.7 for one to eight; with tiles (AMX) 0.6 to
+  0.8 up to 32. In fp32: on AVX2 1 for one row, 0.6 for two; on AVX-512 1 for one, a half for four to eight, 0.8 for 16.
 - the matrix first, W xᵀ. In fp32 on AVX2, 4 rows in half the time, 8 in 0.6, 64 in 0.9; our kernel takes 0.6 to 0.8 of
   that for 8, and 0.8 to 0.95 for 64. In bf16 with tiles, 65 to 192 rows in 0.65 to 0.9.
 - bf16 on a CPU that cannot multiply it: torch's own product there takes as long for each row as for the first. The
