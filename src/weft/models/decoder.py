@@ -103,12 +103,17 @@ class Decoder(nn.Module):
         if caches is None:
             mask = self.attention_mask(positions.shape[-1], self.shape.sliding_window, documents, x.device)
         rope = rope_table(self.shape, positions) if self.shape.positions == "rotary" else None
+        x = self.enter(x, positions)
+        for index, block in enumerate(self.blocks.values()):
+            x = block(x, rope, mask, caches[index] if caches is not None else None)
+        return x
+
+    def enter(self, x: Tensor, positions: Tensor) -> Tensor:
+        """What the first block here gets: embeddings of tokens [B, T], or hidden states as they are."""
         if self.embed is not None:
             x = self.embed(x)
         if self.positions is not None:
             x = x + self.positions(positions)
-        for index, block in enumerate(self.blocks.values()):
-            x = block(x, rope, mask, caches[index] if caches is not None else None)
         return x
 
 

@@ -1,13 +1,14 @@
 """The engine's own kernels for a CPU, in `kernels/`: compiled when they are first wanted, in some three seconds, and kept.
 
 They lie in `weft/` of the user's cache (`$XDG_CACHE_HOME`, or `~/.cache`), by what they were made of: source, compiler, and
-the CPU's instructions. Without a C++ compiler there are none, and torch's own do.
+the CPU's instructions. Without a C++ compiler there are none, which is said, and torch's own do.
 """
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
 import os
 import shutil
 import subprocess
@@ -19,13 +20,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+log = logging.getLogger("weft.serve")
+
 SOURCES = Path(__file__).with_name("kernels")
 FLAGS = ("-O3", "-std=c++17", "-march=native", "-fopenmp", "-shared", "-fPIC")
 COMPILERS = ("g++", "clang++", "c++")
 POINTER, WHOLE = ctypes.c_void_p, ctypes.c_int64
 ARGUMENTS = {
     "rows": (*4 * (POINTER,), *3 * (WHOLE,), ctypes.c_int),
-    "attention": (*4 * (POINTER,), WHOLE, *3 * (POINTER,), ctypes.c_float, ctypes.c_int),
+    "attention": (*4 * (POINTER,), WHOLE, *3 * (POINTER,), WHOLE, ctypes.c_float, ctypes.c_int),
+    "blocks": 3 * (POINTER,),
 }
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
@@ -61,10 +65,10 @@ def paged_attention(
     _, count, heads, dim = q.shape
     y = q.new_empty(1, count, heads, values.shape[-1])
     each = len(blocks) if isinstance(blocks, range) else blocks.shape[1]
-    sizes = (WHOLE * 7)(count, heads, keys.shape[2], dim, values.shape[-1], each, keys.shape[1])
+    sizes = (WHOLE * 6)(count, heads, keys.shape[2], dim, values.shape[-1], keys.shape[1])
     kernel("attention", q.dtype)(
         q.data_ptr(), keys.data_ptr(), values.data_ptr(), None if tables is None else tables.data_ptr(),
-        blocks.start if isinstance(blocks, range) else 0, mask.contiguous().data_ptr(), y.data_ptr(), sizes,
+        blocks.start if isinstance(blocks, range) else 0, mask.contiguous().data_ptr(), y.data_ptr(), sizes, each,
         dim**-0.5 if scale is None else scale, torch.get_num_threads(),
     )  # fmt: skip
     return y.transpose(1, 2)
@@ -83,7 +87,8 @@ def library() -> ctypes.CDLL | None:
     """The kernels; None: they cannot be made here."""
     try:
         kernels = ctypes.CDLL(str(built()))
-    except (OSError, RuntimeError, subprocess.SubprocessError):  # no compiler, a bad one, no place for it
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # no compiler, a bad one, no place for it
+        log.warning("the engine's kernels for a CPU could not be made (%s): torch's are slower", error)
         return None
     for name, arguments in ARGUMENTS.items():
         for dtype in DTYPES.values():

@@ -19,6 +19,7 @@ from weft.serve.decoding import Decoding
 from weft.serve.pages import into_huge_pages
 from weft.serve.products import quicken
 from weft.serve.ranks import Order, Ranks
+from weft.serve.stack import Stack, stackable
 
 PIECE = 64
 """Rows of logits that are there at once: with a vocabulary of 150,000, 38 MB."""
@@ -51,6 +52,7 @@ class Runner:
             if isinstance(layer, LatentLayer):
                 layer.matrices = self.adapters.matrices(f"blocks.{name}.attention.kv")
 
+        self.stack = Stack(model, self.cache) if not config.compile and stackable(model, self.cache) else None
         self.layers: Sequence[LayerCache | LatentCache] = self.cache.layers
         self.decoding: Decoding | None = None
         if config.compile:
@@ -86,12 +88,15 @@ class Runner:
         if self.decoding is not None and self.decoding.takes(batch):
             yield from self.decoding(batch).split(PIECE)
             return
-        self.cache.begin(batch)
-        self.adapters.begin(batch)
         x, positions = batch.tokens.to(self.device)[None], batch.positions.to(self.device)[None]
         if self.ranks is not None and self.model.embed is None:
             x = self.ranks.take_over(self.empty(1, len(batch.tokens), self.model.shape.hidden))
-        x = self.model.body(x, positions, caches=self.layers)
+        if self.stack is not None and self.stack.takes(batch):
+            x = self.stack(self.model.enter(x, positions), batch)
+        else:
+            self.cache.begin(batch)
+            self.adapters.begin(batch)
+            x = self.model.body(x, positions, caches=self.layers)
         if self.ranks is not None and self.model.head is None:
             self.ranks.hand_on(x)
         for rows in batch.rows.to(self.device).split(PIECE) if len(batch.rows) else ():

@@ -6,15 +6,11 @@
 #include <type_traits>
 #include <vector>
 
-#include "numbers.hpp"
+#include "kernels.hpp"
 
 namespace {
 
 constexpr int64_t AHEAD = 8;  // places
-
-struct Sizes {
-  int64_t sequences, heads, kv_heads, key, value, blocks, block;
-};
 
 // Of P places' keys with a query: sums [P].
 template <class T, int P> void meet(const T* (&keys)[P], const float* query, float (&sums)[P], int64_t size) {
@@ -43,16 +39,6 @@ template <class T, int P> void add(const T* (&values)[P], const float (&weights)
   }
   for (; i < size; i++)
     for (int p = 0; p < P; p++) sums[i] += widened(values[p][i]) * weights[p];
-}
-
-// e to the x, of x <= 0: two to a whole number, which is an exponent, times e to what is left, by its series.
-numbers exp_of(numbers x) {
-  x = x < -87.f ? numbers{} - 87.f : x;  // so that what is no number stays none
-  numbers shifted = x * 1.44269504f + 12582912.f;  // its last bits are the whole number
-  numbers left = x - (shifted - 12582912.f) * 0.693147181f;
-  numbers power = numbers{} + 1 / 720.f;
-  for (float part : {1 / 120.f, 1 / 24.f, 1 / 6.f, 1 / 2.f, 1.f, 1.f}) power = power * left + part;
-  return (numbers)((words)power + ((words)shifted << 23));
 }
 
 // Scores [count, heads], whose number is one of vectors, become weights; the sum of each head's comes back.
@@ -108,26 +94,23 @@ template <class T> struct Pages {
   }
 };
 
-// q [R, H, E] at keys [·, K, E] and values [·, K, V] of each sequence's blocks [R, M], or of all from block `first` on,
-// where the mask [R, M·block] is 0: y [R, H, V].
+}  // namespace
+
+// q [R, H, E] at keys [·, K, E] and values [·, K, V], each at what it sees: y [R, H, V].
 template <class T>
-void attention(const T* q, const T* keys, const T* values, const int64_t* tables, int64_t first, const T* mask, T* y,
-               Sizes n, float scale, int threads) {
-  int64_t group = n.heads / n.kv_heads, seen = n.blocks * n.block;
-  int64_t parts = n.sequences < threads ? std::min<int64_t>(n.kv_heads, threads) : 1;
-#pragma omp parallel for num_threads(threads) if (threads > 1 && n.sequences * n.kv_heads * seen * n.key > ALONE)
-  for (int64_t job = 0; job < n.sequences * parts; job++) {
+void attention(const T* q, const T* keys, const T* values, const Seen* seen, T* y, Sizes n, float scale, int threads) {
+  int64_t group = n.heads / n.kv_heads, parts = n.tokens < threads ? std::min<int64_t>(n.kv_heads, threads) : 1, all = 0;
+  for (int64_t r = 0; r < n.tokens; r++) all += seen[r].stop - seen[r].start;
+#pragma omp parallel for num_threads(threads) if (threads > 1 && all * n.kv_heads * n.key > ALONE)
+  for (int64_t job = 0; job < n.tokens * parts; job++) {
     int64_t r = job / parts, from = job % parts * n.kv_heads / parts, to = (job % parts + 1) * n.kv_heads / parts;
-    int64_t start = 0, stop = seen, head = from * group, heads = (to - from) * group;
-    while (start < seen && widened(mask[r * seen + start]) != 0) start++;
-    while (stop > start && widened(mask[r * seen + stop - 1]) != 0) stop--;
-    int64_t count = stop - start, width = (heads + LANES - 1) / LANES * LANES;
+    int64_t start = seen[r].start, count = seen[r].stop - start, head = from * group, heads = (to - from) * group;
+    int64_t width = (heads + LANES - 1) / LANES * LANES;
     std::vector<float> queries(heads * n.key), scores(count * width), sums(heads * n.value);
     for (int64_t h = 0; h < heads; h++) spread(q + (r * n.heads + head + h) * n.key, &queries[h * n.key], n.key);
 
-    const int64_t* table = tables ? tables + r * n.blocks : nullptr;
     auto pages = [&](const T* rows, int64_t size) {
-      return Pages<T>{rows, table, first, n.block, n.kv_heads, size, n.heads};
+      return Pages<T>{rows, seen[r].table, seen[r].first, n.block, n.kv_heads, size, n.heads};
     };
     pages(keys, n.key).visit(start, count, from, to, [&](int64_t s, int64_t h, auto& rows) {
       float found[std::extent_v<std::remove_reference_t<decltype(rows)>>];
@@ -148,15 +131,35 @@ void attention(const T* q, const T* keys, const T* values, const int64_t* tables
   }
 }
 
+namespace {
+
+// The same of a token of each sequence, of blocks [R, M] or of all from block `first` on, where the mask [R, M·block] is 0.
+template <class T>
+void masked(const T* q, const T* keys, const T* values, const int64_t* tables, int64_t first, const T* mask, T* y, Sizes n,
+            int64_t blocks, float scale, int threads) {
+  int64_t all = blocks * n.block;
+  std::vector<Seen> seen(n.tokens);
+  for (int64_t r = 0; r < n.tokens; r++) {
+    int64_t start = 0, stop = all;
+    while (start < all && widened(mask[r * all + start]) != 0) start++;
+    while (stop > start && widened(mask[r * all + stop - 1]) != 0) stop--;
+    seen[r] = {tables ? tables + r * blocks : nullptr, first, start, stop};
+  }
+  attention(q, keys, values, seen.data(), y, n, scale, threads);
+}
+
 }  // namespace
+
+template void attention(const float*, const float*, const float*, const Seen*, float*, Sizes, float, int);
+template void attention(const half*, const half*, const half*, const Seen*, half*, Sizes, float, int);
 
 extern "C" {
 void float32_attention(const float* q, const float* keys, const float* values, const int64_t* tables, int64_t first,
-                       const float* mask, float* y, const Sizes* sizes, float scale, int threads) {
-  attention(q, keys, values, tables, first, mask, y, *sizes, scale, threads);
+                       const float* mask, float* y, const Sizes* sizes, int64_t blocks, float scale, int threads) {
+  masked(q, keys, values, tables, first, mask, y, *sizes, blocks, scale, threads);
 }
 void bfloat16_attention(const half* q, const half* keys, const half* values, const int64_t* tables, int64_t first,
-                        const half* mask, half* y, const Sizes* sizes, float scale, int threads) {
-  attention(q, keys, values, tables, first, mask, y, *sizes, scale, threads);
+                        const half* mask, half* y, const Sizes* sizes, int64_t blocks, float scale, int threads) {
+  masked(q, keys, values, tables, first, mask, y, *sizes, blocks, scale, threads);
 }
 }

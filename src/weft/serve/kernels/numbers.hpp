@@ -4,6 +4,8 @@
 
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
+#include <type_traits>
 
 namespace {
 
@@ -44,6 +46,19 @@ template <int PART> numbers take(const half* run) {
 }
 
 inline void put(float* to, numbers lanes) { memcpy(to, &lanes, sizeof lanes); }
+
+// e to the x, of x <= 0, a number or a vector of them: two to a whole number, which is an exponent, times e to what is left,
+// by its series.
+template <class V> V exp_of(V x) {
+  using bits = std::conditional_t<std::is_same_v<V, float>, uint32_t, words>;
+  V least = V{} - 87.f;
+  x = x < least ? least : x;  // so that what is no number stays none
+  V shifted = x * 1.44269504f + 12582912.f;  // its last bits are the whole number
+  V left = x - (shifted - 12582912.f) * 0.693147181f;
+  V power = V{} + 1 / 720.f;
+  for (float part : {1 / 120.f, 1 / 24.f, 1 / 6.f, 1 / 2.f, 1.f, 1.f}) power = power * left + part;
+  return load<V>(&(const bits&)(load<bits>(&power) + (load<bits>(&shifted) << 23)));
+}
 
 inline float sum_of(numbers lanes) {
   for (int64_t half = LANES / 2; half; half /= 2)

@@ -7,9 +7,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "numbers.hpp"
-
-bool product_of_tiles(const half* x, const half* w, const half* bias, half* y, int64_t M, int64_t I, int64_t O, int threads);
+#include "kernels.hpp"
 
 namespace {
 
@@ -77,14 +75,21 @@ void product(const T* w, const float* x, const T* bias, T* y, int64_t M, int64_t
 
 }  // namespace
 
-extern "C" {
-void float32_rows(const float* x, const float* w, const float* bias, float* y, int64_t M, int64_t I, int64_t O, int threads) {
+void product_of_rows(const float* x, const float* w, const float* bias, float* y, int64_t M, int64_t I, int64_t O, int threads) {
   product(w, x, bias, y, M, I, O, threads);
 }
-void bfloat16_rows(const half* x, const half* w, const half* bias, half* y, int64_t M, int64_t I, int64_t O, int threads) {
+void product_of_rows(const half* x, const half* w, const half* bias, half* y, int64_t M, int64_t I, int64_t O, int threads) {
   if (product_of_tiles(x, w, bias, y, M, I, O, threads)) return;
   std::vector<float> wide(M * I);
   for (int64_t m = 0; m < M; m++) spread(x + m * I, wide.data() + m * I, I);
   product(w, wide.data(), bias, y, M, I, O, threads);
+}
+
+extern "C" {
+void float32_rows(const float* x, const float* w, const float* bias, float* y, int64_t M, int64_t I, int64_t O, int threads) {
+  product_of_rows(x, w, bias, y, M, I, O, threads);
+}
+void bfloat16_rows(const half* x, const half* w, const half* bias, half* y, int64_t M, int64_t I, int64_t O, int threads) {
+  product_of_rows(x, w, bias, y, M, I, O, threads);
 }
 }

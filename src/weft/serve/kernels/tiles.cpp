@@ -3,7 +3,7 @@
 // pairs of numbers. While 32 rows of the matrix are computed with, the next are on their way. A row's numbers are the same in
 // any company.
 
-#include "numbers.hpp"
+#include "kernels.hpp"
 
 #if defined(__AMX_BF16__) || defined(__AMXBF16__)  // as GCC names it, and as older Clangs do
 
