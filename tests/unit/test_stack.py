@@ -12,7 +12,7 @@ from test_engine import SHAPES, families, models, outputs_of, random_prompts
 from torch import Tensor
 
 from weft.models.decoder import Decoder
-from weft.models.shape import Family, Shape, Yarn
+from weft.models.shape import Experts, Family, Shape, Yarn
 from weft.serve import native, stack
 from weft.serve.batch import Batch
 from weft.serve.config import EngineConfig
@@ -22,7 +22,7 @@ from weft.serve.runner import Runner
 
 pytestmark = pytest.mark.skipif(native.find_compiler() is None, reason="there is no C++ compiler")
 
-DENSE = ("gpt2", "llama", "mistral", "qwen2", "qwen3")
+TAKEN = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "mixtral", "qwen3_moe")
 SETTINGS = {"max_sequences": 5, "step_tokens": 12, "block_tokens": 4}
 
 
@@ -60,7 +60,7 @@ class Both:
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("family", DENSE)
+@pytest.mark.parametrize("family", TAKEN)
 def test_logits_and_what_is_kept_are_the_models_own(family: Family, threads: int) -> None:
     both = Both(models(family, 0)[1], models(family, 0)[1], max_sequences=4, draft_tokens=2)
     before = torch.get_num_threads()
@@ -80,7 +80,7 @@ def test_logits_and_what_is_kept_are_the_models_own(family: Family, threads: int
             torch.testing.assert_close(ours.rows, own.rows, rtol=2e-4, atol=2e-4)
 
 
-@pytest.mark.parametrize("family", DENSE)
+@pytest.mark.parametrize("family", TAKEN)
 def test_in_bf16(family: Family) -> None:
     torch.manual_seed(0)
     both = Both(Decoder(SHAPES[family]).bfloat16())
@@ -100,6 +100,22 @@ def test_stretched_rotations_and_heads_of_odd_halves() -> None:
     assert shape.head_dim == 14
     both = Both(Decoder(shape))
     outputs_of(both.engine, *(Request(str(n), [n + 1], Sampling(max_tokens=50)) for n in range(3)))
+    assert len(both.taken) == both.engine.stats().steps
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_experts_of_odd_sizes_whose_weights_do_not_add_up(threads: int) -> None:
+    torch.manual_seed(0)
+    experts = Experts(num_experts=7, per_token=3, ffn=23, norm_topk=False)
+    shape = Shape(family="qwen3_moe", num_layers=3, hidden=70, num_heads=5, num_kv_heads=5, ffn=57, vocab=97, max_seq=64,
+                  init_std=0.2, experts=experts)  # fmt: skip
+    both = Both(Decoder(shape))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        outputs_of(both.engine, *(Request(str(n), [n + 1] * 9, Sampling(max_tokens=50)) for n in range(5)))
+    finally:
+        torch.set_num_threads(before)
     assert len(both.taken) == both.engine.stats().steps
 
 
@@ -130,7 +146,7 @@ def test_what_is_no_number_stays_in_its_own_text() -> None:
 @families
 def test_which_models_it_takes(family: Family) -> None:
     engine = Engine(copy.deepcopy(models(family, 0)[1]), None, EngineConfig(**SETTINGS))  # type: ignore[arg-type]
-    assert (engine.runner.stack is not None) == (family in DENSE)
+    assert (engine.runner.stack is not None) == (family in TAKEN)
 
 
 @pytest.mark.parametrize("change", ["fp16", "int8 cache", "two dtypes", "no compiler", "an adapter's addition"])

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from weft.models.attention import Attention
 from weft.models.decoder import Block, Decoder
 from weft.models.mlp import GeluMLP, SwigluMLP
+from weft.models.moe import Experts, MoE
 from weft.models.rope import frequencies
 from weft.serve.batch import Batch
 from weft.serve.cache import PagedCache, PagedLayer
@@ -24,11 +25,16 @@ from weft.serve.native import DTYPES, kernel, library
 from weft.serve.products import ServedLinear, most_ours
 from weft.serve.store import Store
 
-WEIGHTS = (
+BOTH = (
     "attention_norm", "attention.q", "attention.k", "attention.v", "attention.out", "attention.q_norm",
-    "attention.k_norm", "mlp_norm", "mlp.gate", "mlp.up", "mlp.down",
+    "attention.k_norm", "mlp_norm", "mlp.router",
 )  # fmt: skip
-"""A block's modules, in the order of `Block` in blocks.cpp."""
+WEIGHTS = {
+    GeluMLP: (*BOTH, "mlp.gate", "mlp.up", "mlp.down"),
+    SwigluMLP: (*BOTH, "mlp.gate", "mlp.up", "mlp.down"),
+    MoE: (*BOTH, "mlp.experts.gate", "mlp.experts.up", "mlp.experts.down"),
+}
+"""By the kind of its MLP, a block's weights in the order of `Block` in blocks.cpp; what it has not is null there."""
 
 SEEN_AGAIN = 1 << 11
 """Places of a text that its tokens may look at one by one, all but the last: a kernel for many tokens looks once."""
@@ -38,10 +44,12 @@ class Step(ctypes.Structure):
     """`Step` in blocks.cpp."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("blocks", "sequences", "tokens", "hidden", "heads", "kv_heads", "head",
-                                              "ffn", "block", "table", "window", "means")),
+        *((name, ctypes.c_int64) for name in (
+            "blocks", "sequences", "tokens", "hidden", "heads", "kv_heads", "head", "ffn", "block", "table", "window",
+            "means", "experts", "per_token", "expert_ffn", "normed",
+        )),
         *((name, ctypes.c_void_p) for name in ("counts", "ends", "tables", "frequencies")),
-        ("eps", ctypes.c_float), ("turned", ctypes.c_float), ("threads", ctypes.c_int),
+        ("eps", ctypes.c_float), ("turned", ctypes.c_float), ("scaling", ctypes.c_float), ("threads", ctypes.c_int),
     )  # fmt: skip
 
 
@@ -63,11 +71,15 @@ class Stack:
             means=shape.norm != "rmsnorm", eps=shape.norm_eps, turned=shape.yarn.rotated_scale if shape.yarn else 1,
             frequencies=address(self.frequencies),
         )  # fmt: skip
+        if (experts := shape.experts) is not None:
+            self.step.experts, self.step.per_token = experts.num_experts, experts.per_token
+            self.step.expert_ffn, self.step.normed = experts.ffn, experts.norm_topk
+            self.step.scaling = experts.scaling
         pointers: list[int | None] = []
         for block, layer in zip(model.blocks.values(), cache.layers, strict=True):
-            for name in WEIGHTS:
-                module = part(block, name)
-                pointers += [address(getattr(module, kind, None)) for kind in ("weight", "bias")]
+            assert isinstance(block, Block)
+            for name in WEIGHTS[type(block.mlp)]:
+                pointers += [address(tensor) for tensor in matrix(block, name)]
             assert isinstance(layer, PagedLayer)
             pointers += [address(store.rows) for store in stores(layer)]
         self.pointers = (ctypes.c_void_p * len(pointers))(*pointers)
@@ -106,28 +118,36 @@ def stackable(model: Decoder, cache: PagedCache) -> bool:
 
 
 def plain(block: nn.Module) -> bool:
-    """No experts, no latent attention, nothing cut and nothing added by an adapter."""
+    """Neither latent attention nor experts of DeepSeek's kind; nothing cut, and nothing added by an adapter."""
     assert isinstance(block, Block)
-    matrices = [module for module in block.modules() if isinstance(module, nn.Linear)]
+    linear = [module for module in block.modules() if isinstance(module, nn.Linear)]
     return (
         type(block.attention) is Attention
-        and type(block.mlp) in (GeluMLP, SwigluMLP)
-        and all(type(module) is ServedLinear and "forward" not in vars(module) for module in matrices)
+        and type(block.mlp) in WEIGHTS
+        and (not isinstance(block.mlp, MoE) or by_softmax(block.mlp))
+        and all(type(module) is ServedLinear and "forward" not in vars(module) for module in linear)
     )
+
+
+def by_softmax(mlp: MoE) -> bool:
+    """Whether tokens go where softmax is largest, to experts that are whole here and nowhere else."""
+    router, experts = mlp.router, mlp.router.experts
+    simple = experts.scores == "softmax" and experts.groups == 1 and router.bias is None
+    return simple and mlp.shared is None and type(mlp.experts) is Experts
 
 
 def stores(layer: PagedLayer) -> list[Store]:
     return [store for store in (layer.keys, layer.values) if isinstance(store, Store)]
 
 
-def part(block: nn.Module, name: str) -> nn.Module | None:
-    """The module of this name; None: the block has none."""
+def matrix(block: Block, name: str) -> tuple[Tensor | None, Tensor | None]:
+    """The weight and the bias of this name; what the block has not is None."""
+    found: nn.Module | Tensor | None = block
     for step in name.split("."):
-        found = getattr(block, step, None)
-        if found is None:
-            return None
-        block = found
-    return block
+        found = getattr(found, step, None)
+    if isinstance(found, nn.Module):
+        return getattr(found, "weight", None), getattr(found, "bias", None)
+    return found, None
 
 
 def address(tensor: Tensor | None) -> int | None:

@@ -25,22 +25,6 @@ template <class T, int P> void meet(const T* (&keys)[P], const float* query, flo
     for (int p = 0; p < P; p++) sums[p] += widened(keys[p][i]) * query[i];
 }
 
-// P places' values, each by its weight, to the sums [size].
-template <class T, int P> void add(const T* (&values)[P], const float (&weights)[P], float* sums, int64_t size) {
-  int64_t i = 0;
-  for (; i + RUN <= size; i += RUN) {
-    numbers even = load<numbers>(sums + i), odd = load<numbers>(sums + i + LANES);
-    for (int p = 0; p < P; p++) {
-      even += take<0>(values[p] + i) * weights[p];
-      odd += take<1>(values[p] + i) * weights[p];
-    }
-    put(sums + i, even);
-    put(sums + i + LANES, odd);
-  }
-  for (; i < size; i++)
-    for (int p = 0; p < P; p++) sums[i] += widened(values[p][i]) * weights[p];
-}
-
 // Scores [count, heads], whose number is one of vectors, become weights; the sum of each head's comes back.
 std::vector<float> weigh(float* scores, int64_t count, int64_t heads) {
   std::vector<float> totals(heads);
@@ -121,13 +105,10 @@ void attention(const T* q, const T* keys, const T* values, const Seen* seen, T* 
     pages(values, n.value).visit(start, count, from, to, [&](int64_t s, int64_t h, auto& rows) {
       float weights[std::extent_v<std::remove_reference_t<decltype(rows)>>];
       for (float& one : weights) one = scores[s++ * width + h];
-      add(rows, weights, &sums[h * n.value], n.value);
+      add_rows(rows, weights, &sums[h * n.value], n.value);
     });
     for (int64_t h = 0; h < heads; h++)
-      for (int64_t i = 0; i < n.value; i++) {
-        float sum = sums[h * n.value + (i < n.value / RUN * RUN ? place(y, i) : i)];
-        store(y + (r * n.heads + head + h) * n.value + i, sum / totals[h]);
-      }
+      put_sums(&sums[h * n.value], 1 / totals[h], y + (r * n.heads + head + h) * n.value, n.value);
   }
 }
 

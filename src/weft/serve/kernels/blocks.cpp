@@ -2,6 +2,7 @@
 // little to do that calling it takes longer than doing it, for what calls has been driven out of the caches by the matrix.
 // Numbers are rounded where the model's own code rounds them (`models/decoder.py`).
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -15,15 +16,16 @@ template <class T> struct Matrix {
 
 // A block's weights, and its layer of the cache. What it has not is null.
 template <class T> struct Block {
-  Matrix<T> attention_norm, q, k, v, out, q_norm, k_norm, mlp_norm, gate, up, down;
+  Matrix<T> attention_norm, q, k, v, out, q_norm, k_norm, mlp_norm, router, gate, up, down;
   T *keys, *values;
 };
 
 struct Step {
   int64_t blocks, sequences, tokens, hidden, heads, kv_heads, head, ffn, block, table, window, means;
+  int64_t experts, per_token, expert_ffn, normed;  // of a mixture: whether a token's weights add up to 1
   const int64_t *counts, *ends, *tables;  // of each sequence: tokens here, tokens up to the last of them, its blocks
   const float* frequencies;               // of the rotation, half a head's
-  float eps, turned;
+  float eps, turned, scaling;
   int threads;
 };
 
@@ -82,6 +84,81 @@ template <class T> void rotate(T* x, const float* cosines, const float* sines, i
     }
 }
 
+inline void scores_of(const float* x, const float* w, float* y, int64_t M, int64_t I, int64_t O, int threads) {
+  product_of_rows(x, w, nullptr, y, M, I, O, threads);
+}
+inline void scores_of(const half* x, const half* w, float* y, int64_t M, int64_t I, int64_t O, int threads) {
+  product_of_rows(x, w, y, M, I, O, threads);
+}
+
+// A token's experts, the likeliest first, and what each weighs.
+void choose(const Step& n, const float* scores, int64_t* experts, float* weights) {
+  std::vector<float> likely(scores, scores + n.experts);
+  float most = *std::max_element(scores, scores + n.experts), total = 0, sum = 0;
+  for (float& one : likely) total += one = std::exp(one - most);
+  for (int64_t choice = 0; choice < n.per_token; choice++) {
+    int64_t best = -1;
+    for (int64_t expert = 0; expert < n.experts; expert++)
+      if (std::find(experts, experts + choice, expert) == experts + choice)
+        if (best < 0 || likely[expert] > likely[best]) best = expert;
+    experts[choice] = best;
+    sum += weights[choice] = likely[best] / total;
+  }
+  for (int64_t choice = 0; choice < n.per_token; choice++) weights[choice] *= n.scaling / (n.normed ? sum : 1);
+}
+
+// Tokens x [N, D], each through its experts' MLPs: the sums of what these give, to y. Of `down`, which is [F, D] for each
+// expert, rows are added up, where of the others rows are multiplied with.
+template <class T> void mix(const Block<T>& at, const T* x, T* y, const Step& n) {
+  int64_t D = n.hidden, F = n.expert_ffn;
+  std::vector<float> scores(n.tokens * n.experts), weights(n.tokens * n.per_token);
+  std::vector<int64_t> chosen(n.tokens * n.per_token);
+  std::vector<std::vector<int64_t>> pairs(n.experts);  // of a token and a choice
+  std::vector<T> rows(chosen.size() * D);              // what each pair gives
+  scores_of(x, at.router.weight, scores.data(), n.tokens, D, n.experts, n.threads);
+  for (int64_t r = 0; r < n.tokens; r++)
+    choose(n, &scores[r * n.experts], &chosen[r * n.per_token], &weights[r * n.per_token]);
+  for (size_t pair = 0; pair < chosen.size(); pair++) pairs[chosen[pair]].push_back(pair);
+  bool alone = n.threads == 1 || int64_t(chosen.size()) * F * D <= ALONE;
+#pragma omp parallel for schedule(dynamic) num_threads(n.threads) if (!alone)
+  for (int64_t expert = 0; expert < n.experts; expert++) {
+    int64_t M = pairs[expert].size();
+    if (M == 0) continue;
+    std::vector<T> in(M * D), gate(M * F), up(M * F);
+    std::vector<float> sums(M * D);
+    const T *down = at.down.weight + expert * F * D;
+    for (int64_t m = 0; m < M; m++) memcpy(&in[m * D], x + pairs[expert][m] / n.per_token * D, D * sizeof(T));
+    product_of_rows(in.data(), at.gate.weight + expert * F * D, nullptr, gate.data(), M, D, F, 1);
+    product_of_rows(in.data(), at.up.weight + expert * F * D, nullptr, up.data(), M, D, F, 1);
+    activate(gate.data(), up.data(), M * F);
+    for (int64_t m = 0; m < M; m++) {
+      T weight;
+      store(&weight, weights[pairs[expert][m]]);
+      for (int64_t f = 0; f < F; f++) store(&up[m * F + f], widened(up[m * F + f]) * widened(weight));
+    }
+    auto add = [&](auto rows_at_once, int64_t f) {
+      constexpr int P = decltype(rows_at_once)::value;
+      for (int64_t m = 0; m < M; m++) {
+        const T* some[P];
+        float each[P];
+        for (int p = 0; p < P; p++) some[p] = down + (f + p) * D, each[p] = widened(up[m * F + f + p]);
+        add_rows(some, each, &sums[m * D], D);
+      }
+    };
+    int64_t f = 0;
+    for (; f + 4 <= F; f += 4) add(std::integral_constant<int, 4>(), f);
+    for (; f < F; f++) add(std::integral_constant<int, 1>(), f);
+    for (int64_t m = 0; m < M; m++) put_sums(&sums[m * D], 1, &rows[pairs[expert][m] * D], D);
+  }
+  for_rows(n, n.per_token * D, [&](int64_t r) {
+    for (int64_t i = 0; i < D; i++) {
+      float sum = 0;
+      for (int64_t choice = 0; choice < n.per_token; choice++) sum += widened(rows[(r * n.per_token + choice) * D + i]);
+      store(y + r * D + i, sum);
+    }
+  });
+}
+
 template <class T> void run(const Block<T>* blocks, T* x, const Step& n) {
   int64_t D = n.hidden, Q = n.heads * n.head, K = n.kv_heads * n.head, half_size = n.frequencies ? n.head / 2 : 0;
   std::vector<T> normed(n.tokens * D), q(n.tokens * Q), k(n.tokens * K), v(n.tokens * K), y(n.tokens * Q),
@@ -131,10 +208,14 @@ template <class T> void run(const Block<T>* blocks, T* x, const Step& n) {
     times(y, at->out, normed);
     add_to_x();
     norm_of(at->mlp_norm);
-    if (at->gate.weight) times(normed, at->gate, gate);
-    times(normed, at->up, up);
-    for_rows(n, n.ffn, [&](int64_t r) { activate(at->gate.weight ? &gate[r * n.ffn] : nullptr, &up[r * n.ffn], n.ffn); });
-    times(up, at->down, normed);
+    if (at->router.weight) {
+      mix(*at, normed.data(), normed.data(), n);
+    } else {
+      if (at->gate.weight) times(normed, at->gate, gate);
+      times(normed, at->up, up);
+      for_rows(n, n.ffn, [&](int64_t r) { activate(at->gate.weight ? &gate[r * n.ffn] : nullptr, &up[r * n.ffn], n.ffn); });
+      times(up, at->down, normed);
+    }
     add_to_x();
   }
 }

@@ -14,6 +14,7 @@ struct Sizes {
 
 void product_of_rows(const float* x, const float* w, const float* bias, float* y, int64_t M, int64_t I, int64_t O, int threads);
 void product_of_rows(const half* x, const half* w, const half* bias, half* y, int64_t M, int64_t I, int64_t O, int threads);
+void product_of_rows(const half* x, const half* w, float* y, int64_t M, int64_t I, int64_t O, int threads);
 
 bool product_of_tiles(const half* x, const half* w, const half* bias, half* y, int64_t M, int64_t I, int64_t O, int threads);
 

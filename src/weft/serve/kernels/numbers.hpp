@@ -74,4 +74,25 @@ template <class T> void spread(const T* x, float* to, int64_t size) {
   for (int64_t i = 0; i < size; i++) to[i < size / RUN * RUN ? place(x, i) : i] = widened(x[i]);
 }
 
+// P rows, each by its weight, to the sums [size], which stand so.
+template <class T, int P> void add_rows(const T* (&rows)[P], const float (&weights)[P], float* sums, int64_t size) {
+  int64_t i = 0;
+  for (; i + RUN <= size; i += RUN) {
+    numbers even = load<numbers>(sums + i), odd = load<numbers>(sums + i + LANES);
+    for (int p = 0; p < P; p++) {
+      even += take<0>(rows[p] + i) * weights[p];
+      odd += take<1>(rows[p] + i) * weights[p];
+    }
+    put(sums + i, even);
+    put(sums + i + LANES, odd);
+  }
+  for (; i < size; i++)
+    for (int p = 0; p < P; p++) sums[i] += widened(rows[p][i]) * weights[p];
+}
+
+// Such sums, scaled, back in their order.
+template <class T> void put_sums(const float* sums, float scale, T* y, int64_t size) {
+  for (int64_t i = 0; i < size; i++) store(y + i, sums[i < size / RUN * RUN ? place(y, i) : i] * scale);
+}
+
 }  // namespace

@@ -37,8 +37,8 @@ template <class T, int R, int M> void add_run(const T* w, const float* x, int64_
 }
 
 // R rows of w with M of x, U runs at a time with sums of their own: an addition takes longer than the next load.
-template <class T, int R, int M, int U = R * M < 4 ? 4 / (R * M) : 1>
-void tile(const T* w, const float* x, const T* bias, T* y, int64_t I, int64_t O) {
+template <class T, class Y, int R, int M, int U = R * M < 4 ? 4 / (R * M) : 1>
+void tile(const T* w, const float* x, const T* bias, Y* y, int64_t I, int64_t O) {
   numbers sums[U][R][M] = {};
   int64_t i = 0;
   for (; i + U * RUN <= I; i += U * RUN)
@@ -54,23 +54,29 @@ void tile(const T* w, const float* x, const T* bias, T* y, int64_t I, int64_t O)
 }
 
 // Of M rows of x as many as meet w at once, and then as many, and the rest.
-template <class T, int R, int N = TILE>
-void tiles(const T* w, const float* x, const T* bias, T* y, int64_t M, int64_t I, int64_t O) {
-  for (; M >= N; M -= N, x += N * I, y += N * O) tile<T, R, N>(w, x, bias, y, I, O);
-  if constexpr (N > 1) tiles<T, R, N - 1>(w, x, bias, y, M, I, O);
+template <class T, class Y, int R, int N = TILE>
+void tiles(const T* w, const float* x, const T* bias, Y* y, int64_t M, int64_t I, int64_t O) {
+  for (; M >= N; M -= N, x += N * I, y += N * O) tile<T, Y, R, N>(w, x, bias, y, I, O);
+  if constexpr (N > 1) tiles<T, Y, R, N - 1>(w, x, bias, y, M, I, O);
 }
 
-template <class T>
-void product(const T* w, const float* x, const T* bias, T* y, int64_t M, int64_t I, int64_t O, int threads) {
+template <class T, class Y>
+void product(const T* w, const float* x, const T* bias, Y* y, int64_t M, int64_t I, int64_t O, int threads) {
   int64_t together = M < MANY ? 1 : TOGETHER;
 #pragma omp parallel for num_threads(threads) if (threads > 1 && I * O > ALONE)
   for (int64_t first = 0; first < O; first += together) {
     auto some = [&](auto run, int64_t o) { run(w + o * I, x, bias ? bias + o : nullptr, y + o, M, I, O); };
     if (together == TOGETHER && first + TOGETHER <= O)
-      some(tiles<T, TOGETHER>, first);
+      some(tiles<T, Y, TOGETHER>, first);
     else
-      for (int64_t o = first; o < std::min(first + together, O); o++) some(tiles<T, 1>, o);
+      for (int64_t o = first; o < std::min(first + together, O); o++) some(tiles<T, Y, 1>, o);
   }
+}
+
+std::vector<float> spread_rows(const half* x, int64_t M, int64_t I) {
+  std::vector<float> wide(M * I);
+  for (int64_t m = 0; m < M; m++) spread(x + m * I, wide.data() + m * I, I);
+  return wide;
 }
 
 }  // namespace
@@ -80,9 +86,10 @@ void product_of_rows(const float* x, const float* w, const float* bias, float* y
 }
 void product_of_rows(const half* x, const half* w, const half* bias, half* y, int64_t M, int64_t I, int64_t O, int threads) {
   if (product_of_tiles(x, w, bias, y, M, I, O, threads)) return;
-  std::vector<float> wide(M * I);
-  for (int64_t m = 0; m < M; m++) spread(x + m * I, wide.data() + m * I, I);
-  product(w, wide.data(), bias, y, M, I, O, threads);
+  product(w, spread_rows(x, M, I).data(), bias, y, M, I, O, threads);
+}
+void product_of_rows(const half* x, const half* w, float* y, int64_t M, int64_t I, int64_t O, int threads) {  // not rounded
+  product(w, spread_rows(x, M, I).data(), (const half*)nullptr, y, M, I, O, threads);
 }
 
 extern "C" {
