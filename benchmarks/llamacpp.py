@@ -1,4 +1,4 @@
-"""llama.cpp as a peer, in this process, by xllamacpp: the same GPT-2 weights as a GGUF file.
+"""llama.cpp as a peer, in this process, by xllamacpp: the same weights, of a GPT-2 or a Qwen3 mixture, as a GGUF file.
 
 Prompts go in as ids and come out as ids; a run is compared with weft's own before it is timed.
 """
@@ -21,13 +21,15 @@ from weft.models.shape import Shape
 PLACES = {
     "embed": "token_embd", "positions": "position_embd", "norm": "output_norm", "attention_norm": "attn_norm",
     "attention.out": "attn_output", "mlp_norm": "ffn_norm", "mlp.up": "ffn_up", "mlp.down": "ffn_down",
+    "head": "output", "mlp.router": "ffn_gate_inp",
+    **{f"attention.{part}": f"attn_{part}" for part in ("q", "k", "v", "q_norm", "k_norm")},
 }  # fmt: skip
 
 
 def write_gguf(folder: Path, file: Path, dtype: str) -> None:
-    """A GPT-2 of a Hugging Face directory; matrices in `dtype`, float32 or bfloat16, vectors in fp32."""
+    """Of a Hugging Face directory; matrices in `dtype`, float32 or bfloat16, vectors and routers in fp32."""
     shape, model = load_decoder(folder)
-    writer = gguf.GGUFWriter(str(file), "gpt2")
+    writer = gguf.GGUFWriter(str(file), "gpt2" if shape.experts is None else "qwen3moe")
     write_settings(writer, shape)
     weights = {name: weight.detach().float() for name, weight in model.named_parameters()}
     for name, weight in weights.items():
@@ -36,10 +38,16 @@ def write_gguf(folder: Path, file: Path, dtype: str) -> None:
         if module.startswith("blocks."):
             _, index, module = module.split(".", 2)
             prefix = f"blk.{index}."
-        if module == "attention.q":
+        if module == "mlp.experts":  # [X·F, D]; there down is [D, F] of each
+            assert shape.experts is not None
+            each = weight.unflatten(0, (shape.experts.num_experts, -1))
+            each = each.mT.contiguous() if leaf == "down" else each
+            add(writer, f"{prefix}ffn_{leaf}_exps.weight", each, dtype)
+            continue
+        if shape.experts is None and module == "attention.q":
             weight = joined(weights, name)
             module = "attn_qkv"
-        elif module in ("attention.k", "attention.v", "head"):
+        elif shape.experts is None and module in ("attention.k", "attention.v", "head"):
             continue  # beside q; and the head is the embedding
         add(writer, f"{prefix}{PLACES.get(module, module)}.{leaf}", weight, dtype)
     writer.write_header_to_file()
@@ -53,7 +61,7 @@ def joined(weights: dict[str, Tensor], q: str) -> Tensor:
 
 
 def add(writer: Any, name: str, weight: Tensor, dtype: str) -> None:
-    if weight.dim() == 1 or dtype == "float32" or name.startswith("position"):
+    if weight.dim() == 1 or dtype == "float32" or "position" in name or "gate_inp" in name:
         writer.add_tensor(name, weight.numpy())
         return
     kind = gguf.GGMLQuantizationType.BF16
@@ -67,6 +75,15 @@ def write_settings(writer: Any, shape: Shape) -> None:
     writer.add_feed_forward_length(shape.ffn)
     writer.add_head_count(shape.num_heads)
     writer.add_layer_norm_eps(shape.norm_eps)
+    if shape.experts is not None:
+        writer.add_layer_norm_rms_eps(shape.norm_eps)
+        writer.add_head_count_kv(shape.num_kv_heads)
+        writer.add_key_length(shape.head_dim)
+        writer.add_value_length(shape.head_dim)
+        writer.add_rope_freq_base(shape.rope_theta)
+        writer.add_expert_count(shape.experts.num_experts)
+        writer.add_expert_used_count(shape.experts.per_token)
+        writer.add_expert_feed_forward_length(shape.experts.ffn)
     writer.add_tokenizer_model("gpt2")  # made-up words: a token's number can be read from its text
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list([f"<{number}>" for number in range(shape.vocab)])

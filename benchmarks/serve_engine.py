@@ -34,7 +34,7 @@ from common import alternate, measured, shown, spread, write
 from weft.checkpoint.weights import load_decoder
 from weft.models.decoder import Decoder
 from weft.models.huggingface import config_from_shape
-from weft.models.shape import Shape
+from weft.models.shape import Experts, Shape
 from weft.serve.config import EngineConfig
 from weft.serve.engine import Engine
 from weft.serve.generate import complete
@@ -46,8 +46,12 @@ SIZES = {
     "355M": Shape(family="gpt2", num_layers=24, hidden=1024, num_heads=16, ffn=4096, vocab=50257, max_seq=1024),
     "774M": Shape(family="gpt2", num_layers=36, hidden=1280, num_heads=20, ffn=5120, vocab=50257, max_seq=1024),
     "1.5B": Shape(family="gpt2", num_layers=48, hidden=1600, num_heads=25, ffn=6400, vocab=50257, max_seq=1024),
-}
-"""Those of GPT-2."""
+    "mixture": Shape(
+        family="qwen3_moe", num_layers=12, hidden=1024, num_heads=16, num_kv_heads=4, head_dim=64, ffn=384, vocab=32000,
+        max_seq=1024, experts=Experts(num_experts=32, per_token=8, ffn=384),
+    ),
+}  # fmt: skip
+"""Those of GPT-2, and a small Qwen3 mixture: 550M weights, of which a token meets 178M."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 Clock = Callable[[], float]
@@ -210,6 +214,8 @@ def compare(folder: Path, dtype: str, batch: int, options: argparse.Namespace, c
         for peer in [peer for peer in kept if peer != "weft"]:
             pairs = zip(kept["weft"], kept[peer], strict=True)
             row[f"{name}_over_{peer}"] = spread([theirs[part] / ours[part] for ours, theirs in pairs])
+    if model.shape.experts is not None:  # of which each token reads others
+        return row
     weights = sum(p.numel() * p.element_size() for p in model.parameters() if p.dim() == 2)
     row["decode_weights_gb_per_s"] = spread([weights * (options.tokens - 1) / one[1] / 1e9 for one in kept["weft"]], 2)
     return row
@@ -218,7 +224,7 @@ def compare(folder: Path, dtype: str, batch: int, options: argparse.Namespace, c
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--model", choices=SIZES, default="124M", help="a size of GPT-2's")
+    parser.add_argument("--model", choices=SIZES, default="124M", help="a size of GPT-2's, or a mixture")
     points = [f"{dtype}:{batch}" for dtype in DTYPES for batch in (1, 8, 64)]
     parser.add_argument("--points", nargs="+", default=points, metavar="DTYPE:BATCH")
     parser.add_argument("--prompt", type=int, default=128, help="tokens of each prompt")
@@ -237,9 +243,10 @@ def main() -> None:
         return time.perf_counter()
 
     clock = gpu_clock if options.device.startswith("cuda") else time.process_time
+    kind = "GPT-2" if SIZES[options.model].experts is None else "Qwen3"
     head = {
         "question": "how fast does the engine read and write, next to transformers with the same weights?",
-        "model": f"GPT-2 {options.model}, random weights", "prompt_tokens": options.prompt, "new_tokens": options.tokens,
+        "model": f"{kind} {options.model}, random weights", "prompt_tokens": options.prompt, "new_tokens": options.tokens,
     }  # fmt: skip
     name = options.results if options.model == "124M" else f"{options.results}_{options.model}"
     earlier = measured(name)
