@@ -310,7 +310,8 @@ TRAINING_ARGS=(
     --tensor-model-parallel-size ${TP:-1} --pipeline-model-parallel-size $PP --sequence-parallel
     --use-megatron-fsdp --data-parallel-sharding-strategy ${STRATEGY} --save $2
 )
-torchrun --nproc_per_node $GPUS_PER_NODE --nnodes $NUM_NODES pretrain_gpt.py ${MODEL_ARGS[@]} "${DATA_ARGS[@]}" ${TRAINING_ARGS[@]}
+torchrun --nproc_per_node $GPUS_PER_NODE --nnodes $NUM_NODES pretrain_gpt.py \\
+    ${MODEL_ARGS[@]} "${DATA_ARGS[@]}" ${TRAINING_ARGS[@]}
 """
 """As those that come with Megatron-LM are: arrays, defaults, conditions, options and values in one string."""
 

@@ -142,4 +142,6 @@ def _take_latent(there: Options, model: dict[str, Any]) -> None:
         if name in there
     }
     if kind == ["yarn"] and numbers.get("factor", 1) > 1:
-        model["yarn"] = Yarn(original_max_seq=ORIGINAL, **{"mscale_all_dim": 0.0, **numbers}).model_dump()
+        if not numbers.get("mscale_all_dim"):
+            raise ValueError("--mscale-all-dim 0, which is Megatron's own: weft's is above 0")
+        model["yarn"] = Yarn(original_max_seq=ORIGINAL, **numbers).model_dump()

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from weft.config.load import explain, make_config
-from weft.config.tree import Config
+from weft.config.tree import Config, TrainConfig
 from weft.models.shape import Shape
 from weft.plan.emit import megatron_experts, megatron_stages
 from weft.plan.emit.megatron import CHOICES, GRANTED, NUMBERS, OFFLOADED, SHARDING, SWITCHES, llama3_scaling
@@ -114,7 +114,7 @@ def _left_out(there: Options, tree: dict[str, Any]) -> list[str]:
     if "global_batch" not in train:
         train["global_batch"] = layout.get("micro_batch", 1) * layout["dp"] * layout.get("fsdp", 1)
     if "steps" not in train:
-        train["steps"] = max(1000, 2 * tree.get("schedule", {}).get("warmup", 0))
+        train["steps"] = max(TrainConfig().steps, 2 * tree.get("schedule", {}).get("warmup", 0))
         said.append(f"the file does not say how many steps there are: train.steps = {train['steps']} is weft's")
     return said
 

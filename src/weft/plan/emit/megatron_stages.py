@@ -19,12 +19,17 @@ def take(there: Options, layout: dict[str, Any], shape: Shape) -> None:
     elif "--num-virtual-stages-per-pipeline-rank" in there:
         vp = one(there, "--num-virtual-stages-per-pipeline-rank", int)
     elif "--num-layers-per-virtual-pipeline-stage" in there:
-        vp = shape.num_layers // pp // one(there, "--num-layers-per-virtual-pipeline-stage", int)
+        vp = max(1, shape.num_layers // pp // max(1, one(there, "--num-layers-per-virtual-pipeline-stage", int)))
     else:
         vp = 1
         sizes = _ends(there, pp, shape.num_layers)
     if pp == 1:
         return
+    if shape.num_layers < pp * vp:
+        raise ValueError(
+            f"--num-layers {shape.num_layers}: too few for {pp * vp} stages, of which weft's have one at least"
+        )
+    sizes = sizes or _without_ends(there, pp * vp, shape.num_layers)
     if vp > 1:
         layout |= {"vp": vp, "schedule": "interleaved"}
     sizes = sizes or [shape.num_layers // (pp * vp)] * (pp * vp)
@@ -41,6 +46,15 @@ def _ends(there: Options, pp: int, num_layers: int) -> list[int]:
     inner = pp - (first is not None) - (last is not None)
     each = (num_layers - (first or 0) - (last or 0)) // max(1, inner)
     return [*([first] if first is not None else []), *[each] * inner, *([last] if last is not None else [])]
+
+
+def _without_ends(there: Options, stages: int, num_layers: int) -> list[int]:
+    """Stages of as many parts each, where the embedding or the loss counts as a block."""
+    ends = [there.pop(f"--account-for-{end}-in-pipeline-split", None) is not None for end in ("embedding", "loss")]
+    each, rest = divmod(num_layers + sum(ends), stages)
+    if not any(ends) or rest:
+        return []
+    return [each - ends[0], *[each] * (stages - 2), each - ends[1]]
 
 
 def stage_sizes(text: str) -> list[int]:

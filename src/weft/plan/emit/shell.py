@@ -93,7 +93,7 @@ def _options(words: list[str]) -> Options:
     for word in words:
         if word.startswith("--"):
             name, equals, value = word.partition("=")
-            values = found[name.replace("_", "-")] = [value] if equals else []
+            values = found[name if is_unset(name) else name.replace("_", "-")] = [value] if equals else []
         elif re.search(r"\.py$|^-\w$", word):  # a program, or an option of the launcher's
             values = []
         else:

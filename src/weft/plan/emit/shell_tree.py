@@ -9,14 +9,18 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-NESTED = r"\$\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)"  # $(…) and $((…)), three deep
+_DEEP = "[^()]"
+for _ in range(6):
+    _DEEP = rf"(?:[^()]|\({_DEEP}*\))"
+NESTED = rf"\$\({_DEEP}*\)"
+"""$(…) and $((…)), with brackets in brackets."""
 BRACES = r"\$\{(?:[^{}]|\$\{[^{}]*\})*\}"
 _SUM = r"(?<![=\w])\(\((?:[^()]|\([^()]*\))*\)\)"
 QUOTED = rf'"(?:[^"\\$`]|\\.|{NESTED}|{BRACES}|`[^`]*`|\$)*"'
 PIECE = rf"'[^']*'|{QUOTED}|{NESTED}|{BRACES}|`[^`]*`|\\[^\r\n]|[^\s;&|()<>\"'`\\]"
 TOKEN = re.compile(
-    rf"(?P<gap>[ \t\r]+|\\\r?\n|(?<![^\s;&|()])\#[^\n]*)|(?P<to>\d?>[>&|]?|&>>?|<<<|<)|(?P<sum>{_SUM})|(?P<sign>\n|;;|&&|\|\||\|&|[;|&()])"
-    rf"|(?P<word>(?:{PIECE})+)",
+    r"(?P<gap>[ \t\r]+|\\\r?\n|(?<![^\s;&|()])\#[^\n]*)|(?P<to>\d?>[>&|]?|&>>?|<<<|<)"
+    rf"|(?P<sum>{_SUM})|(?P<sign>\n|;;|&&|\|\||\|&|[;|&()])|(?P<word>(?:{PIECE})+)",
     re.DOTALL,
 )
 DOCUMENT = re.compile(r"(?<!<)<<-?\s*(['\"]?)(\w+)\1([^\n]*)\n.*?^\s*\2[ \t]*$", re.DOTALL | re.MULTILINE)
@@ -26,7 +30,7 @@ ENDS = {"then", "elif", "else", "fi", "do", "done", "esac", "}", ")", ";;"}
 
 @dataclass(frozen=True)
 class Command:
-    """Words as they are written, quotes and all. `after`: the sign between it and the one before: `&&`, `||`, or neither."""
+    """Words as they are written, quotes and all; of each node, `after` is the sign before it: `&&`, `||`, or neither."""
 
     words: tuple[str | Array, ...]
     after: str = ";"

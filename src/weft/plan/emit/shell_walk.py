@@ -205,7 +205,7 @@ class Walk(Words):
             case [left, sign, right] if sign in COMPARED and not is_unset(left + right):
                 if sign.startswith("-"):
                     numbers = [self.sum(side) for side in (left, right)]
-                    if None not in numbers:
+                    if None not in numbers and left and right:
                         return COMPARED[sign](*numbers)
                 else:
                     return COMPARED[sign](left, right)

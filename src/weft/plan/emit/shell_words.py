@@ -17,10 +17,11 @@ PIECE = re.compile(
 )
 WHOLE = re.compile(r'"?\$(?:\{(\w+)\[[@*]\]\}|\{?([@*])\}?)"?')
 """All words of an array."""
-SUM = re.compile(r"\$\(\(([^$]*?)\)\)(?!\))")
+SUM = re.compile(r"\$\(\(((?:[^()$]|\((?:[^()$]|\([^()$]*\))*\))*)\)\)")
 OUTPUT = re.compile(r"\$\(\s*([^\s()]*)[^()]*(?:\([^()]*\)[^()]*)*\)|`\s*([^\s`]*)[^`]*`")
 VARIABLE = re.compile(
-    r"\$(?:\{(\w+)(?:(:?[-=+?])((?:[^{}]|\$\{[^{}]*\})*))?\}|\{(\w+)\[(\d+)\]\}|\{#(\w+)\[[@*]\]\}|(\w+)|([#]))"
+    r"\$(?:\{(?P<name>\w+)(?:(?P<sign>:?[-=+?])(?P<other>(?:[^{}]|\$\{[^{}]*\})*))?\}|(?P<short>\w+)|(?P<count>#)"
+    r"|\{(?P<array>\w+)\[(?P<place>\d+|[@*])\]\}|\{#(?P<length>\w+)\[[@*]\]\})"
 )
 COUNTED: dict[type, Callable[[Any, Any], Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Pow: operator.pow, ast.Mod: operator.mod,
@@ -87,20 +88,24 @@ class Words:
         """With what the variables have; a name, or $(…), stays where that is not known."""
         text = VARIABLE.sub(self._value, text)
         text = OUTPUT.sub(lambda it: it[0] if it[0].startswith("$((") else f"$({it[1] or it[2]}…)", text)
-        return SUM.sub(self._summed, text)
+        before = ""
+        while before != text:  # one sum may have another in it
+            before, text = text, SUM.sub(self._summed, text)
+        return re.sub(NESTED, lambda it: "".join(it[0].split()), text)
 
     def _value(self, it: re.Match[str]) -> str:
-        name, sign = it[1] or it[4] or it[7], it[2] or ""
-        if it[8]:
+        name, sign = it["name"] or it["short"] or it["array"], it["sign"] or ""
+        if it["count"]:
             return str(len(self.words))
-        if it[6]:
-            return str(len(listed(self.variables.get(it[6], []))))
+        if it["length"]:
+            return str(len(listed(self.variables.get(it["length"], []))))
         value = self.variables.get(name)
         if name.isdigit() and 0 < int(name) <= len(self.words):
             value = self.words[int(name) - 1]
         if isinstance(value, list):
-            value = (value[int(it[5] or 0) : int(it[5] or 0) + 1] or [""])[0]
-        other = "".join(self.expand(it[3] or "", split=False))
+            place = it["place"] or "0"
+            value = " ".join(value[int(place) :][:1] if place.isdigit() else value)
+        other = "".join(self.expand(it["other"] or "", split=False))
         if sign.endswith("+"):
             return other if value else ""
         if value is None or (sign.startswith(":") and not value):
@@ -113,11 +118,14 @@ class Words:
 
     def _summed(self, it: re.Match[str]) -> str:
         total = self.sum(it[1])
-        return "".join(it[0].split()) if total is None else str(int(total))
+        return it[0] if total is None else str(int(total))
 
     def sum(self, text: str) -> int | None:
         """Of whole numbers and of names of variables. None where a name has no value, or this is no sum."""
         named = re.sub(r"\b[A-Za-z_]\w*", lambda it: str(self.variables.get(it[0], it[0])), text)
+        if chosen := re.fullmatch(r"([^?]*)\?([^:]*):(.*)", named, re.DOTALL):
+            met = self.sum(chosen[1])
+            return None if met is None else self.sum(chosen[2] if met else chosen[3])
         try:
             return _count(ast.parse(named.strip() or "0", mode="eval").body)
         except (SyntaxError, ValueError, ZeroDivisionError):
