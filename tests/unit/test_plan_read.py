@@ -163,13 +163,15 @@ def test_blocks_without_experts_in_every_spelling(freq: str, dense: int) -> None
         (PLAIN.replace("--hidden-size 64", ""), "no --hidden-size: name the model"),
         (f"{PLAIN} --pipeline-model-parallel-size 8", "--num-layers 4: too few for 8 stages"),
         (f"{PLAIN} {EXPERTS} --multi-latent-attention --rotary-scaling-factor 40", "--mscale-all-dim 0"),
+        (f"torchrun --nproc-per-node $(nproc) pretrain_gpt.py {' '.join(PLAIN.split())}", "say so with --gpus"),
+        (PLAIN.replace("layers 4", "layers -1"), "num_layers is -1"),
         ("echo 'a", "what closes"),
         ("if [ 1 = 1 ]; then echo", "ends in the middle"),
     ],
 )
 def test_what_is_refused_says_why(text: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        megatron_read.read(text, gpus=8)
+        megatron_read.read(text, gpus=None if "nproc" in text else 8)
 
 
 def of_deepspeed(tree: dict[str, Any], gpus: int = 8) -> tuple[Any, list[str]]:

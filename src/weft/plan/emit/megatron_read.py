@@ -206,7 +206,8 @@ def _words(there: Options, tree: dict[str, Any], *, has_model: bool) -> None:
 
 def _sharding(there: Options, layout: dict[str, Any], gpus: int | None) -> None:
     if gpus is None:
-        if "--nproc-per-node" not in there:
+        words = [value for name in ("--nproc-per-node", "--nnodes") for value in there.get(name, ["1"])[:1]]
+        if "--nproc-per-node" not in there or not all(word.isdigit() for word in words):
             raise ValueError("the file does not say how many GPUs there are: say so with --gpus")
         gpus = one(there, "--nproc-per-node", int) * (one(there, "--nnodes", int) if "--nnodes" in there else 1)
     else:

@@ -94,7 +94,7 @@ def _options(words: list[str]) -> Options:
         if word.startswith("--"):
             name, equals, value = word.partition("=")
             values = found[name if is_unset(name) else name.replace("_", "-")] = [value] if equals else []
-        elif re.search(r"\.py$|^-\w$", word):  # a program, or an option of the launcher's
+        elif re.search(r"\.py$|^-[a-zA-Z]$", word):  # a program, or an option of the launcher's
             values = []
         else:
             values.append(word)

@@ -79,6 +79,7 @@ class Words:
 
     @staticmethod
     def split(text: str) -> list[str]:
+        text = re.sub(r"\\\r?\n", " ", text)
         try:
             return shlex.split(text)
         except ValueError:
