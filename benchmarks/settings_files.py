@@ -2,8 +2,8 @@
 
     python benchmarks/settings_files.py FOLDER
 
-FOLDER holds scripts (*.sh, *.slurm, *.sbatch) with Megatron-LM's arguments, and DeepSpeed's and Hugging Face's JSONs, in
-folders of any depth. Some hundreds of each are in the repositories that docs/plan.md names. A file that does not say its
+FOLDER holds scripts (*.sh, *.slurm, *.sbatch) with Megatron-LM's arguments, the model_config.yaml of its tests, and
+DeepSpeed's and Hugging Face's JSONs, in folders of any depth. Some hundreds of each are in the repositories that docs/plan.md names. A file that does not say its
 GPUs or its vocabulary is told them, as a user would: the fewest GPUs that it can be cut over, and the model of --model.
 Beside a script SCRIPT.given may have what it is started with, a line of words and NAME=VALUE.
 """
@@ -25,13 +25,14 @@ from weft.plan.emit.systems import read
 from weft.presets import preset_shape
 
 GPUS = (8, 16, 32, 64, 128, 192, 256, 384, 512, 1024, 2048)
-NAMES = re.compile(r"\.(sh|slurm|sbatch|json)$")
+NAMES = re.compile(r"\.(sh|slurm|sbatch|json)$|model_config\.yaml$")
 
 
 def kind_of(file: Path) -> str | None:
     text = file.read_text(encoding="utf-8", errors="replace")
     if file.suffix != ".json":
-        return "script" if re.search(r"--num[-_]layers\b", text) else None
+        kind = "arguments as yaml" if file.suffix == ".yaml" else "script"
+        return kind if re.search(r"--num[-_]layers\b", text) else None
     if any(f'"{section}"' in text for section in SECTIONS):
         return "deepspeed"
     return "config" if '"model_type"' in text or '"architectures"' in text else None
@@ -83,7 +84,7 @@ def main() -> None:
     if not rows:
         parser.error(f"{options.folder} has no settings")
     told: dict[str, Any] = {}
-    for kind in ("script", "deepspeed", "config"):
+    for kind in sorted({row["kind"] for row in rows.values()}):
         of_kind = [row for row in rows.values() if row["kind"] == kind]
         reasons = Counter(re.sub(r"\d[\d.e+-]*", "N", row["why"])[:100] for row in of_kind if "why" in row)
         told[kind] = {**Counter(row["came"] for row in of_kind), "reasons": dict(reasons.most_common(40))}

@@ -55,6 +55,11 @@ def test_only_what_the_program_is_given_counts() -> None:
     assert remarks == ["the first 1 of 2 trainings that the file starts"]
 
 
+def test_arguments_may_be_keys_of_yaml() -> None:
+    text = "ENV_VARS:\n  A: 1\nMODEL_ARGS:\n  --num-layers: 4  # few\n  --bf16: true\n  --fp16: false\n  --x: 'E|(t|)*2L'\n"
+    assert options_of(text) == {"--num-layers": ["4"], "--bf16": [], "--x": ["E|(t|)*2L"]}
+
+
 SIZES = """SIZE=$1
 if [ $SIZE = 7B ]; then LAYERS=32
 elif [ $SIZE = 13B ]; then LAYERS=40
@@ -165,6 +170,10 @@ def test_blocks_without_experts_in_every_spelling(freq: str, dense: int) -> None
         (f"{PLAIN} {EXPERTS} --multi-latent-attention --rotary-scaling-factor 40", "--mscale-all-dim 0"),
         (f"torchrun --nproc-per-node $(nproc) pretrain_gpt.py {' '.join(PLAIN.split())}", "say so with --gpus"),
         (PLAIN.replace("layers 4", "layers -1"), "num_layers is -1"),
+        (
+            f"{PLAIN} --pipeline-model-parallel-size 2 --pipeline-model-parallel-layout Et*4L",
+            "1 stages are not dealt out",
+        ),
         ("echo 'a", "what closes"),
         ("if [ 1 = 1 ]; then echo", "ends in the middle"),
     ],

@@ -14,7 +14,12 @@ def take(there: Options, layout: dict[str, Any], shape: Shape) -> None:
     """Move the stages from the arguments into the layout."""
     pp, sizes = layout.get("pp", 1), list[int]()
     if "--pipeline-model-parallel-layout" in there:
-        sizes = stage_sizes(there.pop("--pipeline-model-parallel-layout")[0])
+        text = " ".join(there.pop("--pipeline-model-parallel-layout"))
+        sizes = stage_sizes(text)
+        if len(sizes) % pp:
+            raise ValueError(
+                f"--pipeline-model-parallel-layout {text}: {len(sizes)} stages are not dealt out evenly to {pp}"
+            )
         vp = len(sizes) // pp
     elif "--num-virtual-stages-per-pipeline-rank" in there:
         vp = one(there, "--num-virtual-stages-per-pipeline-rank", int)

@@ -8,6 +8,7 @@ through, and what they set otherwise than each other has no value, but a name.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from weft.plan.emit.shell_walk import Walk
 from weft.plan.emit.shell_words import is_unset
 
 Options = dict[str, list[str]]
+YAML = re.compile(r"^[ \t]*(--[\w-]+):[ \t]+(.*?)(?:[ \t]+#.*)?$", re.MULTILINE)
 
 
 def one(there: Options, name: str, kind: Callable[[str], Any]) -> Any:
@@ -56,7 +58,7 @@ def read_script(text: str, given: Sequence[str] = ()) -> tuple[str, Options, lis
         ValueError: it is no script.
     """
     walk = Walk(given)
-    walk.run(parse(text))
+    walk.run(parse(_of_yaml(text) or text))
     trainings = [words for words in ([*_words(walk, command)] for command in walk.commands) if _is_training(words)]
     found = [_options(words) for words in trainings]
     if found and any(other != found[-1] for other in found):
@@ -66,6 +68,16 @@ def read_script(text: str, given: Sequence[str] = ()) -> tuple[str, Options, lis
     programs = [word for words in trainings[-1:] for word in words if word.endswith(".py")]
     told = {name: [_asked(value, walk.depends) for value in values] for name, values in options.items()}
     return (programs or [""])[0], told, walk.remarks
+
+
+def _of_yaml(text: str) -> str:
+    """The arguments in a model_config.yaml of Megatron-LM's tests, a key each: a switch is true."""
+    if "MODEL_ARGS:" not in text:
+        return ""
+    found = [(name, value.strip("\"' \t\r")) for name, value in YAML.findall(text)]
+    return " ".join(
+        name if value == "true" else f"{name} {shlex.quote(value)}" for name, value in found if value != "false"
+    )
 
 
 def _asked(value: str, depends: Mapping[str, str]) -> str:
