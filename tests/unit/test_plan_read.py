@@ -150,6 +150,13 @@ def test_what_a_script_leaves_out_is_megatrons_and_is_said() -> None:
     assert "the file does not say how many steps there are: train.steps = 4000 is weft's" in unknown
 
 
+def test_a_run_that_ends_in_the_warm_up_has_the_rates_of_its_schedule() -> None:
+    text = PLAIN.replace("--train-iters 100", "--train-iters 50 --lr-decay-iters 1000 --lr-warmup-fraction 0.1")
+    config, unknown = megatron_read.read(text, gpus=1)
+    assert (config.train.steps, config.schedule.warmup) == (1000, 100)
+    assert "--train-iters 50" in unknown
+
+
 EXPERTS = "--num-experts 8 --swiglu --disable-bias-linear --normalization RMSNorm --position-embedding-type rotary"
 
 

@@ -98,7 +98,7 @@ def take(there: Options, model: dict[str, Any]) -> None:
         experts["norm_topk"] = False
     if "--moe-shared-expert-intermediate-size" in there:
         width = one(there, "--moe-shared-expert-intermediate-size", int)
-        if width % experts["ffn"]:
+        if not experts["ffn"] or width % experts["ffn"]:
             raise ValueError(
                 f"--moe-shared-expert-intermediate-size {width}: weft's is a multiple of an expert's {experts['ffn']}"
             )

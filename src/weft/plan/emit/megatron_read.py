@@ -140,7 +140,7 @@ def _numbers(there: Options, tree: dict[str, Any]) -> None:
             for name, beta in zip(("--adam-beta1", "--adam-beta2"), betas, strict=True)
         ],
     )
-    if "--min-lr" in there and "lr" in tree.get("optimizer", {}):
+    if "--min-lr" in there and tree["optimizer"].get("lr"):
         put(tree, "schedule.min_ratio", round(one(there, "--min-lr", float) / tree["optimizer"]["lr"], 6))
     if there.pop("--use-rope-scaling", None) is not None:
         factor = one(there, "--rope-scaling-factor", float) if "--rope-scaling-factor" in there else 8.0
@@ -148,7 +148,7 @@ def _numbers(there: Options, tree: dict[str, Any]) -> None:
     for name in GRANTED:
         there.pop(name, None)
     for name in DROPOUTS:
-        if name in there and float(there[name][0]) == 0:
+        if name in there and one(dict(there), name, float) == 0:
             del there[name]
     if there.get("--moe-router-load-balancing-type") == ["none"]:
         del there["--moe-router-load-balancing-type"]
@@ -160,14 +160,18 @@ def _schedule(there: Options, tree: dict[str, Any]) -> None:
     batch = tree.get("train", {}).get("global_batch")
     if batch and "--train-samples" in there:
         put(tree, "train.steps", one(there, "--train-samples", int) // batch)
-        if there.get("--lr-decay-samples") and int(there["--lr-decay-samples"][0]) // batch == tree["train"]["steps"]:
-            del there["--lr-decay-samples"]
+        decay = one(dict(there), "--lr-decay-samples", int) if "--lr-decay-samples" in there else 0
+        if decay // batch == tree["train"]["steps"]:
+            there.pop("--lr-decay-samples", None)
     steps = tree.get("train", {}).get("steps")
-    falls = int(there["--lr-decay-iters"][0]) if there.get("--lr-decay-iters") else steps
+    falls = one(dict(there), "--lr-decay-iters", int) if "--lr-decay-iters" in there else steps
     if batch and "--lr-warmup-samples" in there:
         put(tree, "schedule.warmup", one(there, "--lr-warmup-samples", int) // batch)
     elif falls and "--lr-warmup-fraction" in there:
         put(tree, "schedule.warmup", round(one(there, "--lr-warmup-fraction", float) * falls))
+    if steps and falls and steps <= tree.get("schedule", {}).get("warmup", 0) < falls:
+        put(tree, "train.steps", falls)  # of such a run the rates are the schedule's, which goes on without it
+        there["--train-iters"], steps = [str(steps)], falls
     if steps and falls == steps:
         there.pop("--lr-decay-iters", None)
     if there.get("--lr-wsd-decay-style") == ["linear"]:
@@ -213,7 +217,7 @@ def _sharding(there: Options, layout: dict[str, Any], gpus: int | None) -> None:
     else:
         there.pop("--nproc-per-node", None), there.pop("--nnodes", None)
     inner = layout.get("tp", 1) * layout.get("pp", 1) * layout.get("cp", 1)
-    if gpus % inner:
+    if inner < 1 or gpus % inner:
         size = f"tensor × pipeline × context parallel size = {inner}"
         raise ValueError(f"{gpus} GPUs are not a multiple of {size}: say how many there are with --gpus")
     replicas = gpus // inner

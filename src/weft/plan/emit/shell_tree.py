@@ -11,16 +11,16 @@ from dataclasses import dataclass, field
 
 _DEEP = "[^()]"
 for _ in range(6):
-    _DEEP = rf"(?:[^()]|\({_DEEP}*\))"
-NESTED = rf"\$\({_DEEP}*\)"
+    _DEEP = rf"(?:[^()]|\({_DEEP}*+\))"
+NESTED = rf"\$\({_DEEP}*+\)"
 """$(…) and $((…)), with brackets in brackets."""
-BRACES = r"\$\{(?:[^{}]|\$\{[^{}]*\})*\}"
+BRACES = r"\$\{(?:\$\{[^{}]*\}|[^{}])*+\}"
 _SUM = r"(?<![=\w])\(\((?:[^()]|\([^()]*\))*\)\)"
-QUOTED = rf'"(?:[^"\\$`]|\\.|{NESTED}|{BRACES}|`[^`]*`|\$)*"'
+QUOTED = rf'"(?:[^"\\$`]|\\.|{NESTED}|{BRACES}|`[^`]*`|\$)*+"'
 PIECE = rf"'[^']*'|{QUOTED}|{NESTED}|{BRACES}|`[^`]*`|\\[^\r\n]|[^\s;&|()<>\"'`\\]"
 TOKEN = re.compile(
     r"(?P<gap>[ \t\r]+|\\\r?\n|(?<![^\s;&|()])\#[^\n]*)|(?P<to>\d?>[>&|]?|&>>?|<<<|<)"
-    rf"|(?P<sum>{_SUM})|(?P<sign>\n|;;|&&|\|\||\|&|[;|&()])|(?P<word>(?:{PIECE})+)",
+    rf"|(?P<sum>{_SUM})|(?P<sign>\n|;;|&&|\|\||\|&|[;|&()])|(?P<word>(?:{PIECE})++)",
     re.DOTALL,
 )
 DOCUMENT = re.compile(r"(?<!<)<<-?\s*(['\"]?)(\w+)\1([^\n]*)\n.*?^\s*\2[ \t]*$", re.DOTALL | re.MULTILINE)
