@@ -3,9 +3,9 @@
     python benchmarks/settings_files.py FOLDER
 
 FOLDER holds scripts (*.sh, *.slurm, *.sbatch) with Megatron-LM's arguments, the model_config.yaml of its tests, and
-DeepSpeed's and Hugging Face's JSONs, in folders of any depth. Some hundreds of each are in the repositories that docs/plan.md names. A file that does not say its
-GPUs or its vocabulary is told them, as a user would: the fewest GPUs that it can be cut over, and the model of --model.
-Beside a script SCRIPT.given may have what it is started with, a line of words and NAME=VALUE.
+DeepSpeed's and Hugging Face's JSONs, in folders of any depth; docs/plan.md names repositories that have them. A file that
+does not say its GPUs or its vocabulary is told them, as a user would: the fewest GPUs that it can be cut over, and the
+model of --model. Beside a script SCRIPT.given may have what it is started with, a line of words and NAME=VALUE.
 """
 
 from __future__ import annotations
