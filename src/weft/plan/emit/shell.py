@@ -2,7 +2,8 @@
 
 Assignments, conditions, cases, loops and functions are gone through as the shell does. What a condition asks that the
 script does not say — a file, a program's output, a word of the command line — is not decided: its branches are all gone
-through, and what they set otherwise than each other has no value, but a name.
+through, and what they set otherwise than each other has no value, but a name. A name that nobody sets is empty where a
+condition asks for it, as it is in the shell.
 """
 
 from __future__ import annotations
