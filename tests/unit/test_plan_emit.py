@@ -13,7 +13,7 @@ from weft.cli.app import app
 from weft.config.layout import Layout
 from weft.config.load import load_config
 from weft.config.tree import Config, ScheduleConfig
-from weft.plan.emit.megatron_read import stage_sizes
+from weft.plan.emit.megatron_stages import stage_sizes
 from weft.plan.emit.shell import options_of
 from weft.plan.emit.systems import WRITERS, fastest, read, run_of, write
 from weft.plan.machine import read_cluster
@@ -260,7 +260,8 @@ MODEL_ARGS=(
 torchrun --nproc_per_node $GPUS_PER_NODE --nnodes ${NNODES:-2} pretrain_gpt.py ${MODEL_ARGS[@]} \\
     --tensor-model-parallel-size ${TP} --sequence-parallel --use-distributed-optimizer --bf16 \\
     --micro-batch-size 1 --global-batch-size=64 --recompute-granularity full --recompute-method uniform \\
-    --recompute-num-layers 1 --squared-relu --save /somewhere
+    --recompute-num-layers 1 --squared-relu --save /somewhere \\
+    --train-iters 1000 --hidden-dropout 0 --attention-dropout 0
 """
 
 
@@ -304,12 +305,13 @@ else
     DATA_ARGS+=("--data-path $DATA_PATH")
 fi
 TRAINING_ARGS=(
-    --micro-batch-size 1 --global-batch-size 128 --bf16
+    --micro-batch-size 1 --global-batch-size 128 --bf16 --hidden-dropout 0 --attention-dropout 0
     --train-samples 1280000 --lr-decay-samples 1280000 --lr-warmup-samples 12800
     --tensor-model-parallel-size ${TP:-1} --pipeline-model-parallel-size $PP --sequence-parallel
     --use-megatron-fsdp --data-parallel-sharding-strategy ${STRATEGY} --save $2
 )
-torchrun --nproc_per_node $GPUS_PER_NODE --nnodes $NUM_NODES pretrain_gpt.py ${MODEL_ARGS[@]} ${TRAINING_ARGS[@]}
+torchrun --nproc_per_node $GPUS_PER_NODE --nnodes $NUM_NODES pretrain_gpt.py \\
+    ${MODEL_ARGS[@]} "${DATA_ARGS[@]}" ${TRAINING_ARGS[@]}
 """
 """As those that come with Megatron-LM are: arrays, defaults, conditions, options and values in one string."""
 

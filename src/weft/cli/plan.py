@@ -196,6 +196,10 @@ def _emit(written: Written, system: str, out: Path | None) -> None:
 @app.command(epilog="Example: weft plan read pretrain_70b.sh --gpus 512 > run.toml")
 def read(
     file: Annotated[Path, typer.Argument(help="Megatron-LM's arguments, or a script with them; or a DeepSpeed JSON.")],
+    given: Annotated[
+        list[str] | None,
+        typer.Argument(help="What the script is started with, and of its environment NAME=VALUE."),
+    ] = None,
     model: Annotated[str | None, typer.Option(help="A preset or config.json, if the file does not say.")] = None,
     gpus: Annotated[int | None, typer.Option(help="How many, if the file does not say.", min=1)] = None,
 ) -> None:
@@ -203,7 +207,7 @@ def read(
     from weft.config.toml import config_toml
     from weft.plan.emit.systems import read as read_settings
 
-    config, unknown = read_settings(file, _shape(model) if model else None, gpus)
+    config, unknown = read_settings(file, _shape(model) if model else None, gpus, given or ())
     for argument in unknown:
         print(f"not understood, and left out: {argument}", file=sys.stderr)
     print(config_toml(config), end="")

@@ -22,6 +22,9 @@ def experts_from_config(family: Family, keys: Keys, sizes: dict[str, Any]) -> di
     if family in LATENT_FAMILIES:
         return _deepseek_experts(family, keys)
     keys.only("decoder_sparse_step", 1)
+    keys.only("shared_expert_intermediate_size", 0)  # as Qwen3-Coder's says, like the next two
+    keys.only("qkv_bias", False)
+    keys.only("use_qk_norm", True)
     dense = keys.get("mlp_only_layers", [])
     if dense != list(range(len(dense))):
         raise ValueError(f"config.json: mlp_only_layers is {dense}; weft has the first layers without experts, or none")

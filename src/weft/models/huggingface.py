@@ -58,7 +58,8 @@ def family_of(config: Mapping[str, Any]) -> Family:
         family = next((family for family in ARCHITECTURES if family == config.get("model_type")), None)
     if family is None:
         what = f"architectures is {named!r}" if named else f"model_type is {config.get('model_type')!r}"
-        raise ValueError(f"config.json: {what}; weft knows {', '.join(families)}")
+        inside = ". Its text_config alone may be one of them, as a file of its own" if config.get("text_config") else ""
+        raise ValueError(f"config.json: {what}; weft knows {', '.join(families)}{inside}")
     if config.get("auto_map") and family not in LATENT_FAMILIES:  # whose code transformers has taken over since
         raise ValueError("config.json: auto_map asks to run code that comes with the weights; weft never does")
     if config.get("model_type", family) not in (family, ALSO.get(family)):

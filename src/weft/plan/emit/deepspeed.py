@@ -7,11 +7,12 @@ on the sequence, or on cuts of the model: those are in a program of one's own.
 from __future__ import annotations
 
 import json
+import re
 from math import isclose
 from typing import Any
 
 from weft.config.load import make_config
-from weft.config.tree import Config
+from weft.config.tree import Config, TrainConfig
 from weft.models.shape import Shape
 from weft.plan.emit.settings import Written, put, setting
 
@@ -129,6 +130,16 @@ def _about_rates(config: Config) -> list[str]:
     return [f"Learning rates are weft's but {differing[config.schedule.kind, _is_warmed(config)]}."]
 
 
+OLD = "zero_optimization.cpu_offload"
+"""What stood for offload_optimizer before 0.3.16."""
+HOW = re.compile(
+    r"(steps_per_print|wall_clock_breakdown|memory_breakdown|dump_state|_?comment|tensorboard|monitor_config|csv_monitor|"
+    r"wandb|flops_profiler|comms_logger|comms_config|zero_allow_untested_optimizer|zero_force_ds_cpu_optimizer)\b|"
+    r"zero_optimization\.(overlap_comm|contiguous_gradients|reduce_scatter|reduce_bucket_size|allgather_\w+|sub_group_size|"
+    r"round_robin_gradients|stage3_\w+|max_live_parameters|max_reuse_distance|\w+_on_model_save|"
+    r"offload_\w+\.(pin_memory|buffer_count|buffer_size|fast_init))$"
+)
+"""Keys that say how, not what: weft has no setting for them."""
 SECTIONS = (
     "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "zero_optimization", "optimizer",
     "scheduler", "fp16", "bf16",
@@ -163,7 +174,8 @@ def read(text: str, model: Shape | None = None, gpus: int | None = None) -> tupl
     for key, path in KEYS.items():
         if key in taken:
             put(tree, path, taken[key])
-    flat |= _read_schedule(tree, taken)
+    asked = [key for key, value in flat.items() if value == "auto"]
+    flat |= _read_schedule(tree, taken, asked)
     micro, passes = taken.get("train_micro_batch_size_per_gpu"), taken.get("gradient_accumulation_steps")
     batch = taken.get("train_batch_size")
     if gpus is None:
@@ -172,6 +184,8 @@ def read(text: str, model: Shape | None = None, gpus: int | None = None) -> tupl
         gpus = batch // (micro * (passes or 1))
     if batch is None:
         put(tree, "train.global_batch", (micro or 1) * (passes or 1) * gpus)
+    elif micro is None and passes:
+        put(tree, "layout.micro_batch", max(1, batch // (passes * gpus)))
     # before 0.19, mics_shard_size said how many share
     stage, group = taken.get("zero_optimization.stage", 0), taken.get("zero_optimization.mics_shard_size", -1)
     layout = tree["layout"]
@@ -181,28 +195,39 @@ def read(text: str, model: Shape | None = None, gpus: int | None = None) -> tupl
     else:
         layout["dp"] = gpus
     for name in ("bf16", "fp16"):
-        if taken.get(f"{name}.enabled"):
+        if str(taken.get(f"{name}.enabled")).lower() == "true":
             layout["precision"] = name
     if taken.get("data_types.grad_accum_dtype", layout.get("precision")) == "bf16":
         layout["gradients"] = "bf16"
     if taken.get("zero_optimization.offload_param.device") == "cpu":
         layout["offload_weights"] = True
-    elif taken.get("zero_optimization.offload_optimizer.device") == "cpu":
+        if taken.get("zero_optimization.offload_optimizer.device", "none") == "none":
+            flat["zero_optimization.offload_optimizer"] = "none, which weft has only where weights stay too"
+    elif taken.get("zero_optimization.offload_optimizer.device") == "cpu" or taken.get(OLD):
         layout["offload_optimizer"] = True
     if "scheduler.type" in taken and "scheduler.params.warmup_type" not in taken:
         flat.setdefault("scheduler.params.warmup_type", "log")  # its own
-    return make_config(tree), [f"{key} = {json.dumps(value)}" for key, value in flat.items()]
+    left = [f"{key} = {json.dumps(value)}" for key, value in flat.items() if not HOW.match(key)]
+    how = [key for key in flat if HOW.match(key)]
+    warmup = tree.get("schedule", {}).get("warmup", 0)
+    if warmup >= TrainConfig().steps and "steps" not in tree.get("train", {}):
+        put(tree, "train.steps", 2 * warmup)
+        left.append(f"the file does not say how many steps there are: train.steps = {tree['train']['steps']} is weft's")
+    return make_config(tree), left + [f"about how, not what: {', '.join(how)}"] * bool(how)
 
 
-def _read_schedule(tree: dict[str, Any], taken: dict[str, Any]) -> dict[str, float]:
-    """Where there is none, the rate stays what it is. Gives the start of a warm-up that weft does not have."""
+def _read_schedule(tree: dict[str, Any], taken: dict[str, Any], asked: list[str]) -> dict[str, float]:
+    """Where there is none, the rate stays what it is. Gives the start of a warm-up that weft does not have.
+
+    `asked`: keys that are "auto", which the program fills in.
+    """
     name = taken.get("scheduler.type")
     if name is None:
         return {}
     there = {key.removeprefix("scheduler.params."): value for key, value in taken.items()}
     kind = next(kind for kind, own in SCHEDULES.items() if own == name)
     put(tree, "schedule.kind", kind)
-    warmup = there.get("warmup_num_steps", 1000)
+    warmup = there.get("warmup_num_steps", 0 if "scheduler.params.warmup_num_steps" in asked else 1000)
     warmup = warmup + LATE[kind] if warmup > 1 else 0
     if "total_num_steps" in there:
         put(tree, "train.steps", there["total_num_steps"] + LATE[kind])
@@ -210,8 +235,11 @@ def _read_schedule(tree: dict[str, Any], taken: dict[str, Any]) -> dict[str, flo
         put(tree, "schedule.min_ratio", there.get("cos_min_ratio", 1e-4))
         key, start = "warmup_min_ratio", there.get("warmup_min_ratio", 0.0)
     else:
-        peak = there.get("warmup_max_lr", 1e-3 if kind == "linear" else there.get("optimizer.params.lr", 1e-3))
-        put(tree, "optimizer.lr", peak)
+        rate = there.get("optimizer.params.lr", 1e-3)
+        filled = kind == "constant" or "scheduler.params.warmup_max_lr" in asked
+        peak = there.get("warmup_max_lr", rate if filled else 1e-3)
+        if "scheduler.params.warmup_max_lr" not in asked or "optimizer.params.lr" in there:
+            put(tree, "optimizer.lr", peak)
         key, start = "warmup_min_lr", there.get("warmup_min_lr", 0.0) / (peak or 1.0)
         if kind == "linear":
             put(tree, "schedule.min_ratio", round(start, 6))
@@ -234,6 +262,7 @@ def _is_known(key: str, value: Any) -> bool:
         "zero_optimization.offload_param.device": ("cpu", "none"),
         "data_types.grad_accum_dtype": ("fp32", "bf16", "fp16"),
         "zero_optimization.stage": (0, 1, 2, 3),
+        OLD: (True, False),
         "scheduler.type": tuple(SCHEDULES.values()),
         "scheduler.params.warmup_type": ("linear",),
     }

@@ -70,7 +70,12 @@ OFFLOADED = ("--optimizer-cpu-offload", "--use-precision-aware-optimizer")
 """layout.offload_optimizer; Megatron's offloading wants the second one too."""
 GRANTED = (
     "--use-mcore-models", "--overlap-grad-reduce", "--overlap-param-gather", "--group-query-attention",
-    "--accumulate-allreduce-grads-in-fp32", "--moe-grouped-gemm", "--mock-data", "--ckpt-format",
+    "--accumulate-allreduce-grads-in-fp32", "--moe-grouped-gemm", "--mock-data", "--ckpt-format", "--transformer-impl",
+    "--attention-backend", "--use-flash-attn", "--distributed-backend", "--DDP-impl", "--attention-softmax-in-fp32",
+    "--no-masked-softmax-fusion", "--no-rope-fusion", "--no-bias-gelu-fusion", "--no-bias-swiglu-fusion",
+    "--no-bias-dropout-fusion", "--no-gradient-accumulation-fusion", "--cross-entropy-loss-fusion", "--moe-permute-fusion",
+    "--no-async-tensor-model-parallel-allreduce", "--tp-comm-overlap", "--dataloader-type",
+    "--deepspeed-activation-checkpointing",
 )  # fmt: skip
 """Arguments that say how, not what: weft has no setting for them."""
 

@@ -85,6 +85,7 @@ def take(there: Options, model: dict[str, Any]) -> None:
         return
     experts: dict[str, Any] = model["experts"]
     experts.setdefault("ffn", model.get("ffn"))
+    experts.setdefault("per_token", 2)  # Megatron's own
     if there.get("--moe-router-dtype") == ["fp32"]:  # as weft's
         del there["--moe-router-dtype"]
     for name, (field, kind) in ROUTING.items():
@@ -97,19 +98,30 @@ def take(there: Options, model: dict[str, Any]) -> None:
         experts["norm_topk"] = False
     if "--moe-shared-expert-intermediate-size" in there:
         width = one(there, "--moe-shared-expert-intermediate-size", int)
-        if width % experts["ffn"]:
+        if not experts["ffn"] or width % experts["ffn"]:
             raise ValueError(
                 f"--moe-shared-expert-intermediate-size {width}: weft's is a multiple of an expert's {experts['ffn']}"
             )
         experts["shared"] = width // experts["ffn"]
     if "--moe-layer-freq" in there:
         text = "".join(there.pop("--moe-layer-freq"))
-        if found := re.search(r"\[0\]\*(\d+)\+\[1\]\*\d+", text):
-            experts["dense_layers"] = int(found[1])
-        elif text != "1":
+        kinds = _kinds(text)
+        experts["dense_layers"] = kinds.find("1")
+        if "0" in kinds[kinds.find("1") :] or "1" not in kinds:
             raise ValueError(
                 f"--moe-layer-freq {text}: weft's blocks without experts are the first, as in [0]*3+[1]*58"
             )
+
+
+def _kinds(text: str) -> str:
+    """Of each block 1, where it has experts, or 0: of `[0]*3+[1]*58`, or of the 1 that all of them are."""
+    if text == "1":
+        return text
+    part = r"\[([01](?:,[01])*)\](?:\*(\d+))?"
+    plain = re.sub(r"[\s\"'()]", "", text)
+    if not re.fullmatch(rf"{part}(?:\+{part})*", plain):
+        return ""
+    return "".join(kinds.replace(",", "") * int(times or 1) for kinds, times in re.findall(part, plain))
 
 
 def _take_latent(there: Options, model: dict[str, Any]) -> None:
@@ -118,6 +130,7 @@ def _take_latent(there: Options, model: dict[str, Any]) -> None:
     for name in ("head_dim", "num_kv_heads"):
         model.pop(name, None)  # they follow from it
     model["qk_norm"] = False
+    model.pop("rope_scaling", None)  # which Megatron has for other attention only
     kind = there.pop("--rope-type", ["yarn"])
     numbers = {
         field: one(there, name, float)
@@ -129,4 +142,6 @@ def _take_latent(there: Options, model: dict[str, Any]) -> None:
         if name in there
     }
     if kind == ["yarn"] and numbers.get("factor", 1) > 1:
-        model["yarn"] = Yarn(original_max_seq=ORIGINAL, **{"mscale_all_dim": 0.0, **numbers}).model_dump()
+        if not numbers.get("mscale_all_dim"):
+            raise ValueError("--mscale-all-dim 0, which is Megatron's own: weft's is above 0")
+        model["yarn"] = Yarn(original_max_seq=ORIGINAL, **numbers).model_dump()

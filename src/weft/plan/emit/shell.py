@@ -1,25 +1,24 @@
-"""The options in a shell script, with its variables put in. Nothing is run. Torch-free."""
+"""The options that a shell script gives to the training it starts. Of what is in the script nothing is run. Torch-free.
+
+Assignments, conditions, cases, loops and functions are gone through as the shell does. What a condition asks that the
+script does not say — a file, a program's output, a word of the command line — is not decided: its branches are all gone
+through, and what they set otherwise than each other has no value, but a name. A name that nobody sets is empty where a
+condition asks for it, as it is in the shell.
+"""
 
 from __future__ import annotations
 
-import math
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-ASSIGNED = re.compile(
-    r"""^\s*(?:export\s+)?(\w+)=("[^"]*"|'[^']*'|\$\(\([^)]*\)\)|\$\{[^}]*\}|[^\s("'#]*)[ \t]*(?:;|\#.*)?$""",
-    re.MULTILINE,
-)
-VARIABLE = re.compile(r"\$(?:\{(\w+)(?::?[-=]([^}]*))?\}|(\w+))")
-PRODUCT = re.compile(r"\$\(\(\s*(\d+(?:\s*\*\s*\d+)*)\s*\)\)")
-ARRAY = re.compile(r"^\w+\+?=\(")
-BEGINS = re.compile(r"\.py$|^[()]$|^(if|then|elif|else|fi|done)$|^\S+\[@\]\S*$")
-"""A word that is no value of the option before it."""
-
+from weft.plan.emit.shell_tree import parse
+from weft.plan.emit.shell_walk import Walk
+from weft.plan.emit.shell_words import is_unset
 
 Options = dict[str, list[str]]
+YAML = re.compile(r"^[ \t]*(--[\w-]+):[ \t]+(.*?)(?:[ \t]+#.*)?$", re.MULTILINE)
 
 
 def one(there: Options, name: str, kind: Callable[[str], Any]) -> Any:
@@ -33,44 +32,83 @@ def one(there: Options, name: str, kind: Callable[[str], Any]) -> Any:
         [value] = values[:1]
         return kind(value)
     except ValueError:
-        raise ValueError(f"{name} {' '.join(values)}: a number has to follow") from None
+        why = "a number has to follow"
+        if is_unset(" ".join(values[:1])):
+            why = (
+                "the file does not say it. Add, behind the file's name, what the script is started with, or NAME=VALUE"
+            )
+        raise ValueError(f"{name} {' '.join(values)}: {why}") from None
 
 
 def options_of(text: str) -> Options:
-    """Name, with dashes → values. Of what a script may set, by a condition or twice, the last counts.
+    """Name, with dashes → values: of the training that is started last, or, where none is, of all the text.
 
     Raises:
         ValueError: it is no script.
     """
+    return read_script(text)[1]
+
+
+def read_script(text: str, given: Sequence[str] = ()) -> tuple[str, Options, list[str]]:
+    """The program, if it is one in Python, its options, and what could not be gone through.
+
+    Args:
+        given: what the script is started with, and what its environment has, as NAME=VALUE.
+
+    Raises:
+        ValueError: it is no script.
+    """
+    walk = Walk(given)
+    walk.run(parse(_of_yaml(text) or text))
+    trainings = [words for words in ([*_words(walk, command)] for command in walk.commands) if _is_training(words)]
+    found = [_options(words) for words in trainings]
+    if found and any(other != found[-1] for other in found):
+        walk.remarks.append(f"the first {len(found) - 1} of {len(found)} trainings that the file starts")
+    everything = [*walk.values(), *(word for command in walk.commands for word in command)]
+    options = found[-1] if found else _options([*_words(walk, everything)])
+    programs = [word for words in trainings[-1:] for word in words if word.endswith(".py")]
+    told = {name: [_asked(value, walk.depends) for value in values] for name, values in options.items()}
+    return (programs or [""])[0], told, walk.remarks
+
+
+def _of_yaml(text: str) -> str:
+    """The arguments in a model_config.yaml of Megatron-LM's tests, a key each: a switch is true."""
+    if "MODEL_ARGS:" not in text:
+        return ""
+    found = [(name, value.strip("\"' \t\r")) for name, value in YAML.findall(text)]
+    return " ".join(
+        name if value == "true" else f"{name} {shlex.quote(value)}" for name, value in found if value != "false"
+    )
+
+
+def _asked(value: str, depends: Mapping[str, str]) -> str:
+    """With the condition that was not decided, where the value depends on one."""
+    asked = [depends[name] for name in re.findall(r"\$(\w+)", value) if name in depends]
+    return f"{value} (it depends on: {asked[0]})" if asked else value
+
+
+def _is_training(words: list[str]) -> bool:
+    return any(word.partition("=")[0] in ("--num-layers", "--num_layers") for word in words)
+
+
+def _words(walk: Walk, words: Sequence[str]) -> Iterator[str]:
+    """A string may be a command that another shell runs, or an option and its value."""
+    for word in words:
+        if re.search(r"--[\w-]+\s|\s--\w", word):
+            yield from walk.split(walk.filled(word))
+        else:
+            yield word
+
+
+def _options(words: list[str]) -> Options:
     found: Options = {}
     values: list[str] = []
-    for word in _words(text):
+    for word in words:
         if word.startswith("--"):
-            name, equals, value = word.rstrip(")").partition("=")
-            values = found[name.replace("_", "-")] = [value] if equals else []
-        elif BEGINS.search(word):
+            name, equals, value = word.partition("=")
+            values = found[name if is_unset(name) else name.replace("_", "-")] = [value] if equals else []
+        elif re.search(r"\.py$|^-[a-zA-Z]$", word):  # a program, or an option of the launcher's
             values = []
         else:
-            values.append(word.rstrip(")"))
+            values.append(word)
     return found
-
-
-def _words(text: str) -> Iterator[str]:
-    """An option and its value may be one string of the shell."""
-    text = re.sub(r"\\\r?\n", " ", text)
-    variables: dict[str, str] = {}
-    for name, value in ASSIGNED.findall(text):
-        variables[name] = _filled(value, variables).strip("\"'")
-    try:
-        for word in shlex.split(_filled(text, variables), comments=True):
-            word = ARRAY.sub("", word) or "("
-            yield from shlex.split(word) if re.match(r"--[\w-]+ ", word) else [word]
-    except ValueError as error:
-        raise ValueError(f"the file is no list of arguments: {error}") from None
-
-
-def _filled(text: str, variables: Mapping[str, str]) -> str:
-    """With what the variables have, or else what the text says they have where nobody sets them."""
-    for _ in range(2):  # what is said may be a variable too
-        text = VARIABLE.sub(lambda it: variables.get(it[1] or it[3], it[2] if it[2] is not None else it[0]), text)
-    return PRODUCT.sub(lambda it: str(math.prod(map(int, it[1].split("*")))), text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
@@ -67,7 +68,9 @@ def write(config: Config, system: str, per_node: int = 8) -> Written:
     return written
 
 
-def read(path: Path, model: Shape | None = None, gpus: int | None = None) -> tuple[Config, list[str]]:
+def read(
+    path: Path, model: Shape | None = None, gpus: int | None = None, given: Sequence[str] = ()
+) -> tuple[Config, list[str]]:
     """A run, and what of the file was not understood: a JSON is DeepSpeed's, all else Megatron-LM's arguments.
 
     Raises:
@@ -75,8 +78,11 @@ def read(path: Path, model: Shape | None = None, gpus: int | None = None) -> tup
     """
     try:
         text = path.read_text(encoding="utf-8")
-        reader = deepspeed.read if text.lstrip().startswith("{") else megatron_read.read
-        return reader(text, model, gpus)
+        if not text.lstrip().startswith("{"):
+            return megatron_read.read(text, model, gpus, given)
+        if given:
+            raise ValueError(f"a DeepSpeed JSON is not started with anything: leave {' '.join(given)} out")
+        return deepspeed.read(text, model, gpus)
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
     except ValueError as error:
