@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -q --numprocesses logical --maxprocesses 8 --dist worksteal --durations 5
+unexport PYTHONDONTWRITEBYTECODE  # tests start hundreds of processes: none of them is to compile weft anew
 
 .PHONY: install demo test check unit parallel golden system docs benchmarks clean
 
