@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -q --numprocesses logical --maxprocesses 8 --dist worksteal --durations 5
+unexport PYTHONDONTWRITEBYTECODE  # tests start hundreds of processes: none of them is to compile weft anew
 
 .PHONY: install demo test check unit parallel golden system docs benchmarks clean
 
@@ -17,12 +18,12 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: install  ## The journey: text in, a model trained over two processes, proved, saved, answering.
 	PATH="$(CURDIR)/$(BIN):$$PATH" ./scripts/demo.sh
 
-test: check  ## All tests, the quickest first; two folders at a time, where the end of one would leave a core idle.
-	$(PYTEST) tests/unit tests/golden
+test: check  ## All tests, the quickest first; several folders at a time, where the end of one would leave a core idle.
+	$(PYTEST) tests/unit tests/golden tests/docs/test_docs.py
 	$(PYTEST) tests/parallel
 	./scripts/browser.sh
 	./scripts/aiperf.sh
-	$(PYTEST) tests/docs tests/system
+	$(PYTEST) tests/docs/test_commands.py tests/system
 
 check: install
 	$(BIN)/ruff check .

@@ -128,6 +128,7 @@ def cases() -> Iterator[Case]:
     finally:
         sys.path.remove(str(TESTS))
     for module in modules:
+        assert Path(str(module.__file__)).parent == TESTS, f"{module.__file__} has the name of a file in {TESTS}"
         for name, function in vars(module).items():
             own = name.startswith("test_") and getattr(function, "__module__", "") == module.__name__
             if own and "compared" in inspect.signature(function).parameters and not hasattr(function, "hypothesis"):

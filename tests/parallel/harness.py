@@ -21,6 +21,8 @@ import torch.distributed as dist
 from weft.config.layout import Layout
 from weft.config.load import make_config
 from weft.config.tree import Config
+from weft.models.decoder import Decoder
+from weft.parallel.weave import compile_blocks
 from weft.train.step import train_step
 from weft.train.training import build
 from weft.verify.layout import LayoutReport, compare
@@ -114,13 +116,16 @@ def _fork(rank: int, world: int, work: Callable[[int], None], folder: Path) -> i
 
 @cache
 def warm_compiler() -> None:
-    """Have torch's compiler here, and used once: a forked process then has all that it learns at its first use (which
-    instructions the CPU has, how to call g++, a hash of torch's source, its patterns), half of what a small block costs."""
+    """Have torch's compiler here, and used once on blocks as they are: a forked process then has all that it learns at its
+    first use (which instructions the CPU has, how to call g++, a hash of torch's source, its patterns, which function a
+    line is of), half of what a small block costs. It learns no patterns if an earlier run left its graph on disk."""
     torch.set_num_threads(1)
     torch._inductor.config.compile_threads = 1  # a pool of threads would not be there in a forked process
     torch.hub.tqdm.monitor_interval = 0  # nor would its thread
-    x, weight = (torch.ones(8, 8, requires_grad=True) for _ in range(2))
-    torch.compile(lambda x, weight: (x @ weight).softmax(-1), dynamic=False)(x, weight).sum().backward()
+    model = Decoder(make("llama", "single").model)
+    compile_blocks(model.blocks)
+    with torch._functorch.config.patch(enable_autograd_cache=False):
+        model(torch.arange(16)[None]).sum().backward()
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
 

@@ -33,6 +33,16 @@ def test_product(by_row: bool, kind: torch.dtype, size: float) -> None:
     assert apart(product(a, b, by_row, kind, fast=True), found) == 0
 
 
+@pytest.mark.parametrize("kind", [E4M3, E5M2])
+def test_a_scale_for_each_row_is_the_same_product(kind: torch.dtype) -> None:
+    """What a CPU is given where a tensor has one scale, against torch with that one scale."""
+    a, b = numbers(32, 64), numbers(64, 48, seed=1)
+    a_scale, b_scale = scale(a, kind, None), scale(b, E4M3, None)
+    a8, b8 = (a * a_scale).to(kind), (b * b_scale).to(E4M3).t().contiguous().t()
+    one = torch._scaled_mm(a8, b8, 1 / a_scale.float(), 1 / b_scale.float(), out_dtype=torch.bfloat16)
+    assert apart(product(a, b, False, kind), one) < 1e-3  # a sum in another order may be rounded the other way
+
+
 def test_zeros_give_zeros() -> None:
     assert not product(torch.zeros(16, 16).bfloat16(), numbers(16, 16), False).any()
     assert not product(torch.zeros(16, 16).bfloat16(), torch.zeros(16, 16).bfloat16(), True, E5M2).any()
