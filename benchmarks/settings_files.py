@@ -22,6 +22,7 @@ from weft.models.huggingface import shape_from_config
 from weft.models.shape import Shape
 from weft.plan.emit.deepspeed import SECTIONS
 from weft.plan.emit.systems import read
+from weft.plan.stand_in import stand_in
 from weft.presets import preset_shape
 
 GPUS = (8, 16, 32, 64, 128, 192, 256, 384, 512, 1024, 2048)
@@ -56,13 +57,20 @@ def settings(file: Path, kind: str, model: Shape) -> tuple[str, list[str]]:
                 raise
 
 
+def as_model(config: dict[str, Any]) -> dict[str, Any]:
+    try:
+        shape_from_config(config)
+        return {"came": "read"}
+    except ValueError:
+        return {"came": "planned in its sizes", "taken": stand_in(config)[1]}
+
+
 def outcome(file: Path, kind: str, model: Shape) -> dict[str, Any]:
     try:
         if kind == "config":
             config = json.loads(file.read_text(encoding="utf-8"))
-            quantized = config.pop("quantization_config", None) is not None  # as the command does
-            shape_from_config(config)
-            return {"came": "read", "quantized": quantized}
+            config.pop("quantization_config", None)  # as the command does
+            return as_model(config)
         told, unknown = settings(file, kind, model)
         return {"came": "read", "told": told, "not understood": unknown}
     except ValueError as error:

@@ -86,7 +86,7 @@ def schedule(
 
 @app.command(epilog="Example: weft plan layouts llama3-70b --cluster h100x512 --batch 1024 --seq 8192 --tokens 15e12")
 def layouts(
-    model: Annotated[str, typer.Argument(help="A preset (weft models), or a Hugging Face config.json.")],
+    model: Annotated[str, typer.Argument(help="A preset (weft models), or any decoder's config.json of Hugging Face.")],
     cluster: Annotated[
         str,
         typer.Option(help="h100x64: a preset and how many GPUs; or a .toml of your own. An unknown name lists them."),
@@ -144,7 +144,7 @@ def layouts(
         check(emit)
     console = Console(stderr=emit is not None and out is None)  # stdout is the settings' alone
     console = console if console.is_terminal else Console(width=160)  # a pipe has no width: let no column be cut there
-    shape, machines = _shape(model), read_cluster(cluster)
+    shape, machines = _shape(model, instead=emit is None and not exact), read_cluster(cluster)
     if fp8 and machines.peak_8bit_tflops <= machines.peak_tflops:
         raise ValueError(f"--fp8: {machines.title} multiplies 8 bits no faster than 16: leave it out")
     named = Layout.parse(layout) if layout is not None else None
@@ -213,11 +213,18 @@ def read(
     print(config_toml(config), end="")
 
 
-def _shape(model: str) -> Shape:
-    """Raises: ValueError: there is no such preset or file, or it is no model that weft knows."""
+def _shape(model: str, *, instead: bool = False) -> Shape:
+    """
+    Args:
+        instead: of a model that weft does not know, blocks of the same sizes will do.
+
+    Raises:
+        ValueError: there is no such preset or file, or it is no model that weft knows.
+    """
     import json
 
     from weft.models.huggingface import shape_from_config
+    from weft.plan.stand_in import stand_in
     from weft.presets import preset_shape
 
     path = Path(model)
@@ -231,7 +238,18 @@ def _shape(model: str) -> Shape:
         print(
             "quantization_config is of weights that are served; the plan is of those that are trained", file=sys.stderr
         )
-    return shape_from_config(config)
+    try:
+        return shape_from_config(config)
+    except ValueError as error:
+        if not instead:
+            raise
+        why = error
+    try:
+        shape, remarks = stand_in(config)
+    except ValueError as error:
+        raise ValueError(f"{why}. Nor can a plan take it for another: {error}") from None
+    print(f"{why}. So {'; '.join(remarks)}", file=sys.stderr)
+    return shape
 
 
 def _costs(text: str) -> Costs:
