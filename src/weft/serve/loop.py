@@ -239,7 +239,7 @@ class EngineLoop:
                         self._tell(output)
                 self.last_step = time.monotonic()
         except BaseException as error:  # noqa: BLE001 (told to every request; nothing else ever would)
-            self.fail(error)
+            self.fail(error if self.engine.ranks is None else self.engine.ranks.workers.cause(error))
         self._end_all()
 
     def _take_in(self) -> bool:

@@ -21,6 +21,9 @@ BEAT_SECONDS = 1.0
 SILENT_SECONDS = 8.0
 """How late a beat may be, on a machine that is busy with others."""
 
+ENDING_SECONDS = 0.2
+"""Between a process's last message and its end."""
+
 
 class RankDiedError(RuntimeError):
     """One of the processes that serve a model has ended."""
@@ -68,6 +71,18 @@ class Workers:
             if process.poll() is not None:
                 raise self._error(index)
 
+    def cause(self, error: BaseException) -> BaseException:
+        """What a step failed of: where messages broke because a process ended, or is about to, that; else its own error."""
+        end = time.monotonic() + ENDING_SECONDS
+        while self.processes and time.monotonic() < end:
+            try:
+                self.check()
+            except RankDiedError as died:
+                died.__cause__ = error
+                return died
+            time.sleep(0.01)
+        return error
+
     def wait(self) -> None:
         """Until all have ended, having been told to; one that does not is ended."""
         self._leaving.set()
@@ -111,7 +126,7 @@ class Workers:
         if index in self._silent:
             return RankDiedError(f"{name} gave no sign of life for {SILENT_SECONDS:g} s, and was ended")
         try:
-            return RankDiedError(f"{name} ended with exit code {self.processes[index].wait(0.2)}")
+            return RankDiedError(f"{name} ended with exit code {self.processes[index].wait(ENDING_SECONDS)}")
         except subprocess.TimeoutExpired:
             return RankDiedError(f"{name} is ending")
 
