@@ -1,4 +1,4 @@
-"""The engine's own kernels for a CPU, in `kernels/`: compiled when they are first wanted, in some three seconds, and kept.
+"""The engine's own kernels for a CPU, in `kernels/`: compiled when they are first wanted, in some five seconds, and kept.
 
 They lie in `weft/` of the user's cache (`$XDG_CACHE_HOME`, or `~/.cache`), by what they were made of: source, compiler, and
 the CPU's instructions. Without a C++ compiler there are none, which is said, and torch's own do.

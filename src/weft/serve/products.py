@@ -56,7 +56,7 @@ SERVED = {nn.Linear: ServedLinear, Head: ServedHead, RowLinear: ServedRowLinear}
 
 def quicken(model: nn.Module) -> None:
     """Let a model's products choose their way while it serves; anywhere else it is what it was."""
-    library()  # which may take three seconds: now, not when somebody waits
+    library()  # which may take five seconds: now, not when somebody waits
     for module in model.modules():
         if type(module) in SERVED:
             module.__class__ = SERVED[type(module)]
