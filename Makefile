@@ -49,7 +49,7 @@ docs: install
 
 benchmarks: install  ## Hours; results go to benchmarks/results.
 	for file in startup tokenization train_speed cutting context memory savings moe schedules plan_search plan_memory checkpoint_stall \
-			served_products serve_engine serve_start serve_triton serve_overload serve_tenants serve_fuzz serve_protocols profile_overhead gpu; do \
+			served_products served_steps serve_engine serve_start serve_triton serve_overload serve_tenants serve_fuzz serve_protocols profile_overhead gpu; do \
 		$(BIN)/python benchmarks/$$file.py || exit 1; \
 	done
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from weft.cli.app import app
 from weft.plan.emit import deepspeed, megatron_read
-from weft.plan.emit.shell import options_of, read_script
+from weft.plan.emit.shell import read_script
 from weft.presets import preset_shape
 
 PLAIN = """--num-layers 4 --hidden-size 64 --num-attention-heads 4 --seq-length 128 --max-position-embeddings 128
@@ -49,7 +49,7 @@ def test_a_script_is_gone_through_as_the_shell_does_it(script: str, value: str) 
 
 def test_only_what_the_program_is_given_counts() -> None:
     script = "OLD=(--num-layers 9)\nNEW=(--num-layers 4 --swiglu)\ntool.py --num-gpus 3\ntorchrun train.py ${NEW[@]}"
-    assert options_of(script) == {"--num-layers": ["4"], "--swiglu": []}
+    assert read_script(script)[1] == {"--num-layers": ["4"], "--swiglu": []}
     program, there, remarks = read_script(f"{script}\ntorchrun train.py ${{OLD[@]}}")
     assert (program, there["--num-layers"]) == ("train.py", ["9"])
     assert remarks == ["the first 1 of 2 trainings that the file starts"]
@@ -57,7 +57,7 @@ def test_only_what_the_program_is_given_counts() -> None:
 
 def test_arguments_may_be_keys_of_yaml() -> None:
     text = "ENV_VARS:\n  A: 1\nMODEL_ARGS:\n  --num-layers: 4  # few\n  --bf16: true\n  --fp16: false\n  --x: 'E|(t|)*2L'\n"
-    assert options_of(text) == {"--num-layers": ["4"], "--bf16": [], "--x": ["E|(t|)*2L"]}
+    assert read_script(text)[1] == {"--num-layers": ["4"], "--bf16": [], "--x": ["E|(t|)*2L"]}
 
 
 SIZES = """SIZE=$1

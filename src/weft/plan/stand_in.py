@@ -135,9 +135,10 @@ def _sizes(whole: Mapping[str, Any], names: Mapping[str, tuple[str, ...]]) -> di
 
 def _gated(kind: str, whole: Mapping[str, Any]) -> bool:
     """Whether its MLPs have three matrices."""
-    said = whole.get("hidden_act") or whole.get("hidden_activation") or whole.get("activation_function") or ""
-    said = said if said else (whole.get("ffn_act_fn") or {}).get("name", "silu" if "rms_norm_eps" in whole else "gelu")
-    return str(said) in GATED or kind.startswith("gemma")
+    keys = ("hidden_act", "hidden_activation", "activation_function")
+    said = [*(whole.get(key) for key in keys), (whole.get("ffn_act_fn") or {}).get("name")]
+    usual = "silu" if "rms_norm_eps" in whole else "gelu"
+    return kind.startswith("gemma") or next(filter(None, said), usual) in GATED
 
 
 def _mixture(kind: str, whole: Mapping[str, Any], ffn: int) -> dict[str, Any]:

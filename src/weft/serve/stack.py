@@ -29,9 +29,10 @@ BOTH = (
     "attention_norm", "attention.q", "attention.k", "attention.v", "attention.out", "attention.q_norm",
     "attention.k_norm", "mlp_norm", "mlp.router",
 )  # fmt: skip
+PLAIN = (*BOTH, "mlp.gate", "mlp.up", "mlp.down")
 WEIGHTS = {
-    GeluMLP: (*BOTH, "mlp.gate", "mlp.up", "mlp.down"),
-    SwigluMLP: (*BOTH, "mlp.gate", "mlp.up", "mlp.down"),
+    GeluMLP: PLAIN,
+    SwigluMLP: PLAIN,
     MoE: (*BOTH, "mlp.experts.gate", "mlp.experts.up", "mlp.experts.down"),
 }
 """By the kind of its MLP, a block's weights in the order of `Block` in blocks.cpp; what it has not is null there."""
@@ -54,13 +55,14 @@ class Step(ctypes.Structure):
 
 
 class Stack:
-    """
+    """All blocks of a model, with the layers of a cache.
+
     Args:
         model: whose blocks `stackable` says yes to. Its weights stay where they are: their addresses are kept.
     """
 
     def __init__(self, model: Decoder, cache: PagedCache) -> None:
-        self.cache, shape = cache, model.shape
+        shape = model.shape
         first = next(iter(model.blocks.parameters()))
         self.run: Callable[..., None] = kernel("blocks", first.dtype)
         self.most = most_ours(first.dtype)

@@ -40,15 +40,6 @@ def one(there: Options, name: str, kind: Callable[[str], Any]) -> Any:
         raise ValueError(f"{name} {' '.join(values)}: {why}") from None
 
 
-def options_of(text: str) -> Options:
-    """Name, with dashes → values: of the training that is started last, or, where none is, of all the text.
-
-    Raises:
-        ValueError: it is no script.
-    """
-    return read_script(text)[1]
-
-
 def read_script(text: str, given: Sequence[str] = ()) -> tuple[str, Options, list[str]]:
     """The program, if it is one in Python, its options, and what could not be gone through.
 
