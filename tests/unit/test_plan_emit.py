@@ -14,7 +14,7 @@ from weft.config.layout import Layout
 from weft.config.load import load_config
 from weft.config.tree import Config, ScheduleConfig
 from weft.plan.emit.megatron_stages import stage_sizes
-from weft.plan.emit.shell import options_of
+from weft.plan.emit.shell import read_script
 from weft.plan.emit.systems import WRITERS, fastest, read, run_of, write
 from weft.plan.machine import read_cluster
 from weft.plan.numbers import Job
@@ -328,7 +328,7 @@ def test_a_script_of_arrays_and_defaults_is_read(tmp_path: Path) -> None:
         "about data, checkpoints, logs and the start, which weft has words of its own for: --split, --data-path, --save"
     )
     numbers = {"--a": ["6"], "--b": ["x y"], "--c": []}
-    assert options_of('N=3\nM=$(($N*2))\nrun.py --a ${M} --b="x y" ${REST[@]} --c') == numbers
+    assert read_script('N=3\nM=$(($N*2))\nrun.py --a ${M} --b="x y" ${REST[@]} --c')[1] == numbers
 
 
 def test_a_vocabulary_that_only_the_tokenizer_knows_is_asked_for(tmp_path: Path) -> None:
