@@ -35,8 +35,8 @@ SHARES = (
     "fsdp_hidden",
     "flash2",
 )
-LEAST = {"imbalance": 1.0, "adam": 20.0}
-"""What the unluckiest expert has at least; gradient, weight and moments, read, and all but the gradient written."""
+LEAST = {"adam": 20.0}
+"""Gradient, weight and moments, read, and all but the gradient written."""
 CHIP = ("gemm", "gemm8", "attention")
 BEST = {"V100": 0.80, "A100": 0.87, "Hopper": 0.80, "B200": 0.78, "GB200": 0.73}
 """Share of the peak of the best products that others have measured: no fit goes beyond (stas00/ml-engineering)."""

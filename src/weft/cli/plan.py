@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -99,8 +99,14 @@ def layouts(
         bool, typer.Option("--exact", help="With --layout: also run one process of it, on tensors without memory.")
     ] = False,
     fp8: Annotated[bool, typer.Option("--fp8", help="Matrix products of 8 bits.")] = False,
+    busiest_expert: Annotated[
+        float,
+        typer.Option(
+            help="What the busiest expert is given, in even shares: a run's log says it. 1: all as much.", min=1
+        ),
+    ] = 1.0,
     what_if: Annotated[
-        bool, typer.Option("--what-if", help="Also: larger batches, longer sequences, slower links.")
+        bool, typer.Option("--what-if", help="Also: larger batches, longer sequences, slower links, a busier expert.")
     ] = False,
     days: Annotated[float | None, typer.Option(help="Also: how many GPUs finish in so many days.", min=0)] = None,
     count: Annotated[int, typer.Option(help="Layouts to show.", min=1)] = 10,
@@ -149,7 +155,8 @@ def layouts(
         raise ValueError(f"--fp8: {machines.title} multiplies 8 bits no faster than 16: leave it out")
     named = Layout.parse(layout) if layout is not None else None
     low = fp8 or (named is not None and named.precision in FP8)
-    job = Job(seq=seq, global_batch=batch, tokens=tokens, matmul="fp8" if low else "16 bit")
+    matmul: Literal["16 bit", "fp8"] = "fp8" if low else "16 bit"
+    job = Job(seq=seq, global_batch=batch, tokens=tokens, matmul=matmul, busiest_expert=busiest_expert)
     if named is not None:
         shown: Plan | None = Plan.of(shape, named, job, machines)
     else:

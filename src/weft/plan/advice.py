@@ -89,8 +89,16 @@ class Question:
         small = search(self.shape, self.job, self.cluster, replace(self.software, moments=2 * (1 + 4 / 256)))
         return next((plan for plan in small.best(10) if not plan.layout.offload_optimizer), None)
 
+    def busier_expert(self, plan: Plan) -> Plan | None:
+        """The same layout, if the busiest expert were given twice what it is; None where it cannot be given so much."""
+        job = self.job.model_copy(update={"busiest_expert": 2 * self.job.busiest_expert})
+        try:
+            return Plan.of(self.shape, plan.layout, job, self.cluster, self.software)
+        except ValueError:
+            return None
+
     def answers(self, plan: Plan | None, days: float | None, *, what_if: bool) -> Iterator[Answer]:
-        """Largest batch, longest sequence, GPUs for a deadline, 8-bit moments, slower links."""
+        """Largest batch, longest sequence, GPUs for a deadline, 8-bit moments, slower links, a busier expert."""
         if what_if and plan is not None:
             yield Answer("largest micro-batch of this layout", str(self.largest_micro_batch(plan)))
         if what_if and (longest := self.longest_sequence()):
@@ -106,3 +114,7 @@ class Question:
             for what, other in self.slower_links():
                 answer = f"{100 * (other.seconds / plan.seconds - 1):+.1f} % time" if other else "nothing fits"
                 yield Answer(what, answer, other.layout if other else None)
+        if what_if and plan is not None and self.shape.experts and (uneven := self.busier_expert(plan)):
+            answer = f"{100 * (uneven.seconds / plan.seconds - 1):+.1f} % time, {gibibytes(uneven.bytes)} a GPU"
+            answer += "" if uneven.fits else ": does not fit"
+            yield Answer(f"busiest expert given {uneven.job.busiest_expert:g} times its share", answer, uneven.layout)

@@ -12,6 +12,7 @@ import numpy as np
 from weft.plan import collectives
 from weft.plan.constants import CONSTANTS as C
 from weft.plan.gemm import gemm_time
+from weft.plan.imbalance import fullest
 from weft.plan.work import Num, Work
 
 
@@ -87,7 +88,7 @@ def block_time(work: Work, experts: bool) -> Block:
     parts, inner, ep, moved = projections(work), s.ffn, (0.0, 0.0), 0.0
     if experts:
         mlp, ep, moved = expert_time(work)
-        inner = s.expert_ffn * s.per_token + s.shared_ffn
+        inner = s.expert_ffn * s.per_token * fullest(work) + s.shared_ffn
     else:
         mlp = [
             product(work, work.tokens, (s.matrices - 1) * s.ffn / c.tp, s.hidden),
@@ -214,7 +215,8 @@ def expert_time(work: Work) -> tuple[list[tuple[Num, Num]], tuple[Num, Num], Num
     s, c, chip, soft = work.sizes, work.cut, work.machine, work.software
     own = np.maximum(1, s.experts / c.ep)
     mine = work.tokens / c.tp * np.maximum(1, s.per_token)  # each process deals out its part of the sequence
-    rows = mine * c.etp * C.imbalance  # as many come in from the others
+    come = mine * fullest(work)  # from the others, to the process that all wait for
+    rows = come * c.etp
     each = np.maximum(1, rows / own)
     up = product(work, each, 2 * s.expert_ffn / c.etp, s.hidden)
     down = product(work, each, s.hidden, s.expert_ffn / c.etp)
@@ -223,10 +225,14 @@ def expert_time(work: Work) -> tuple[list[tuple[Num, Num]], tuple[Num, Num], Num
         wide = np.maximum(1, s.shared_ffn / c.tp)
         beside = product(work, work.tokens, 2 * wide, s.hidden), product(work, work.tokens, s.hidden, wide)
         products += [(part[0] * (s.shared_ffn > 0), part[1] * (s.shared_ffn > 0)) for part in beside]
-    way = collectives.all_to_all(c.ep, c.etp, chip, mine * s.hidden * c.item, np.where(soft.dedup, s.per_token, 1))
-    way = way + collectives.gather(c.etp, 1, chip, mine * c.etp * s.hidden * c.item)  # each has a part of every expert
+    way = collectives.all_to_all(c.ep, c.etp, chip, come * s.hidden * c.item, np.where(soft.dedup, s.per_token, 1))
+    way = way + collectives.gather(c.etp, 1, chip, rows * s.hidden * c.item)  # each has a part of every expert
     shown = np.where(soft.overlap_ep, 1 - C.ep_hidden, 1.0)
-    return products, (2 * way * shown, 2 * way * shown), C.routing * soft.routing * mine * c.etp * s.hidden * c.item
+    return (
+        products,
+        (2 * way * shown, 2 * way * shown),
+        C.routing * soft.routing * (mine + come) / 2 * c.etp * s.hidden * c.item,
+    )
 
 
 def head_time(work: Work) -> Num:

@@ -57,7 +57,6 @@ class Constants:
     )
     step: float = 0.0107  # s that a step takes beside all that
     straggle: float = 0.00229  # by which a doubling of the GPUs above 8 slows a step
-    imbalance: float = 1  # of experts' tokens
     attention_length: float = 600  # tokens of which half attention's efficiency is reached
     traffic_backward: float = 0.954  # element-wise traffic of backward, of the forward's
     outside: float = 7e08  # bytes of context and workspaces

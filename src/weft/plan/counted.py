@@ -72,7 +72,7 @@ class StepCount:
         self.size = layout.micro_batch_size(job.global_batch)
         self.count = layout.num_micro_batches(job.global_batch)
         self.tokens = self.size * job.seq / layout.cp
-        self.block = BlockCount(shape, layout, curves, self.tokens, job.seq)
+        self.block = BlockCount(shape, layout, curves, self.tokens, job.seq, job.busiest_expert)
         self.precision = self.block.precision
         self.places = stages(shape, layout)
         self.kinds = {kind: self.block.block(kind) for kind in {*map(shape.has_experts, range(shape.num_layers))}}

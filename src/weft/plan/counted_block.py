@@ -13,6 +13,7 @@ from weft.config.layout import Layout
 from weft.config.recompute import Recompute
 from weft.models.shape import Experts, Shape
 from weft.plan.curves import Curves
+from weft.plan.imbalance import fullest_share
 
 KINDS = ("matmul", "attention", "elementwise", "tp", "cp", "ep")
 ITEM = {"fp32": 4, "bf16": 2}
@@ -47,10 +48,14 @@ class BlockCount:
     Args:
         tokens: of the micro-batch on this process, cut over cp.
         seq: tokens of a whole sequence.
+        busiest: what the busiest expert is given, in even shares.
     """
 
-    def __init__(self, shape: Shape, layout: Layout, curves: Curves, tokens: float, seq: int) -> None:
+    def __init__(
+        self, shape: Shape, layout: Layout, curves: Curves, tokens: float, seq: int, busiest: float = 1
+    ) -> None:
         self.shape, self.layout, self.curves, self.tokens, self.seq = shape, layout, curves, tokens, seq
+        self.busiest = busiest
         self.precision = "fp32" if layout.compute == "fp32" else "bf16"
         self.item = ITEM[self.precision]
         self.wide = tokens * shape.hidden / (layout.tp if layout.sp else 1)
@@ -175,11 +180,13 @@ class BlockCount:
     # -- experts ------------------------------------------------------------------------------------------------------
 
     def mixture(self, parts: Parts, experts: Experts) -> None:
-        """Router, the way to the experts, their products, and the way back. Every expert gets as many tokens."""
+        """Router, the way to the experts, their products, and the way back, on the process that has most to do for its
+        experts: all others wait."""
         shape, layout = self.shape, self.layout
         routed = self.tokens / layout.tp
         mine = routed * layout.expert_tp  # gathered over etp
-        rows = mine * experts.per_token
+        blocks = shape.num_layers - experts.dense_layers
+        rows = mine * experts.per_token * float(fullest_share(self.busiest, experts.num_experts, blocks, layout.ep))
         held = experts.num_experts / layout.ep
         compute = self.curves.compute
         for way, name in enumerate(("forward", "input", "weights")):

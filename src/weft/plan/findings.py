@@ -22,6 +22,7 @@ def show_search(found: Search, plans: Sequence[Plan], console: Console) -> None:
     console.print(
         f"[bold]{cluster.gpus:,} × {cluster.title}[/]: {len(found):,} layouts, {len(found.order):,} fit. "
         f"{job.global_batch:,} sequences of {job.seq:,} tokens a step, {short(job.tokens)} tokens in all"
+        + _use_of_experts(found)
     )
     if plans:
         console.print(_ranking(plans))
@@ -38,6 +39,13 @@ def show_search(found: Search, plans: Sequence[Plan], console: Console) -> None:
         if change is not None:
             line += f" {_change(change, words)}"
         console.print(line, highlight=False)
+
+
+def _use_of_experts(found: Search) -> str:
+    if found.shape.experts is None:
+        return ""
+    busiest = found.job.busiest_expert
+    return f"; the busiest expert is given {busiest:g} times its share" if busiest > 1 else "; experts are used evenly"
 
 
 def show_closest(plan: Plan, found: Search, console: Console) -> None:

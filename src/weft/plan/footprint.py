@@ -11,6 +11,7 @@ import numpy as np
 
 from weft.plan.block import parameters
 from weft.plan.constants import CONSTANTS as C
+from weft.plan.imbalance import fullest
 from weft.plan.kept import block_activations, waiting_gradients
 from weft.plan.work import Machine, Num, Work
 
@@ -207,7 +208,8 @@ def working(work: Work, held: Held, flight: Flight, logits: Num) -> Num:
     """Bytes that a backward pass takes beside what was kept: those of logits, which are gone by then, are there again."""
     s, c, soft, share = work.sizes, work.cut, work.software, work.mixed
     # gradients inside of a block's MLP, while all else is still kept
-    inner = (1 - share) * s.ffn / c.tp + share * (s.expert_ffn * s.per_token / c.etp / c.tp + s.shared_ffn / c.tp)
+    routed = s.expert_ffn * s.per_token * fullest(work) / c.etp / c.tp
+    inner = (1 - share) * s.ffn / c.tp + share * (routed + s.shared_ffn / c.tp)
     inner = c.item * work.tokens * (s.matrices * inner + 2 * s.hidden)
     again = np.where(c.full > 0, flight.kept, 0.0)
     plain = again + np.maximum(0.0, inner - logits)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from weft.plan.block import widths
+from weft.plan.imbalance import fullest
 from weft.plan.work import Num, Work
 
 
@@ -24,7 +25,7 @@ def block_activations(work: Work) -> Num:
     latent = 2 * s.latents + s.heads * raised / tp
     inner = tokens * np.where(s.kv_rank > 0, latent, 2 * query + 2 * kv)
     ffn = tokens * states * s.ffn / tp
-    mine = tokens / tp * s.per_token
+    mine = tokens / tp * s.per_token * fullest(work)  # as if one process had most in every block
     routed = mine * ((2 - soft.weighs) * s.hidden + states * s.expert_ffn) + tokens * states * s.shared_ffn / tp
     kept = c.item * (hidden + inner + (1 - share) * ffn + share * routed) + tokens * s.heads / tp * 4
     # what products in 8 bits took is kept in 8 bits: after norms, before experts, and after activations

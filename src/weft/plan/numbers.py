@@ -34,13 +34,18 @@ def put_off(schedule: str, pp: Num) -> Num:
 
 
 class Job(BaseModel):
-    """What is to be trained: tokens in a sequence, sequences in a step, tokens in all."""
+    """What is to be trained: tokens in a sequence, sequences in a step, tokens in all.
+
+    Attributes:
+        busiest_expert: what the busiest expert of any block is given, in even shares, as a run's log says it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     seq: int = Field(ge=1)
     global_batch: int = Field(ge=1)
     tokens: float = Field(1e12, gt=0)
+    busiest_expert: float = Field(1, ge=1)
     matmul: Literal["16 bit", "fp8"] = "16 bit"
 
 
@@ -70,13 +75,26 @@ def numbers(shape: Shape, layout: Layout, job: Job, cluster: Cluster, software: 
 
 
 def sizes(shape: Shape, job: Job) -> Sizes:
-    """Raises: ValueError: the sequences are longer than the model's learned positions."""
+    """
+    Raises:
+        ValueError: the sequences are longer than the model's learned positions; or no expert can be so busy.
+    """
     if shape.positions == "learned" and job.seq > shape.max_seq:
         raise ValueError(
             f"sequences of {job.seq:,} tokens are longer than the {shape.max_seq:,} learned positions of the model: take "
             "shorter ones, or a model with rotary positions"
         )
     experts, latent = shape.experts, shape.latent
+    most = experts.num_experts / experts.per_token if experts else 1.0  # then every token goes to it
+    if job.busiest_expert > most:
+        raise ValueError(
+            f"a busiest expert of {job.busiest_expert:g} even shares: "
+            + (
+                f"with {experts.per_token} of {experts.num_experts} for each token it is given {most:g} at most"
+                if experts
+                else "this model has no experts"
+            )
+        )
     return Sizes(
         layers=shape.num_layers,
         hidden=shape.hidden,
@@ -100,6 +118,7 @@ def sizes(shape: Shape, job: Job) -> Sizes:
         kv_rank=latent.kv_rank if latent else 0,
         rope_dim=latent.rope_dim if latent else 0,
         value_dim=latent.value_dim if latent else 0,
+        busiest=job.busiest_expert,
     )
 
 

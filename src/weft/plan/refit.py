@@ -25,11 +25,17 @@ NEAR = 3.0
 
 @dataclass(frozen=True)
 class Ran:
-    """A run that has ended: its settings, and the median of its steps in seconds, without waits for data."""
+    """A run that has ended: its settings, and of its steps the median.
+
+    Attributes:
+        seconds: without waits for data.
+        busiest_expert: what it was given, in even shares; 1 where there are no experts.
+    """
 
     name: str
     config: Config
     seconds: float
+    busiest_expert: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,8 @@ def _read(folder: Path) -> Ran:
         raise ValueError(
             f"{log} has {len(times)} steps after the first {WARM_UP}, too few to tell a step's time: run more"
         )
-    return Ran(str(folder), config, statistics.median(times))
+    busiest = [step["busiest_expert"] for step in steps if step.get("busiest_expert") is not None]
+    return Ran(str(folder), config, statistics.median(times), statistics.median(busiest or [1.0]))
 
 
 def refit(cluster: Cluster, runs: Sequence[Ran]) -> Fit:
@@ -115,5 +122,5 @@ def _scaled(curves: Curves, compute: float, message: float) -> Curves:
 def predicted(ran: Ran, curves: Curves) -> float:
     """Seconds of a step."""
     config = ran.config
-    job = Job(seq=config.seq, global_batch=config.train.global_batch)
+    job = Job(seq=config.seq, global_batch=config.train.global_batch, busiest_expert=ran.busiest_expert)
     return float(counted_time(config.model, config.layout, job, curves).total)
