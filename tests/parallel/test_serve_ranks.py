@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import MODELS, run_forked
+from harness import MODELS, run_forked, warm_compiler
 from safetensors.torch import save_file
 
 from weft.checkpoint.region import Region
@@ -17,11 +17,12 @@ from weft.models.decoder import Decoder
 from weft.models.parameters import stored_sizes
 from weft.models.places import places
 from weft.models.shape import Shape
-from weft.serve import ranks
+from weft.serve import compiled, ranks
 from weft.serve.config import EngineConfig
 from weft.serve.embed import embed
 from weft.serve.engine import Engine
 from weft.serve.generate import complete
+from weft.serve.native import find_compiler
 from weft.serve.ranks import follow, join, start_ranks
 from weft.serve.request import Request, Sampling
 from weft.serve.runner import Runner, num_blocks
@@ -63,6 +64,32 @@ def test_processes_keep_8_bits_too(model: str, tmp_path: Path) -> None:
     check(whole, complete(whole, PROMPTS, Sampling(max_tokens=18), config), replace(config, tp=2, pp=2), tmp_path)
 
 
+@pytest.mark.parametrize(("tp", "pp"), [(2, 1), (1, 2), (2, 2)])
+@pytest.mark.parametrize("model", ["gpt2", "qwen3", "deepseek"])
+def test_steps_in_fixed_sizes_do_too(
+    model: str, tp: int, pp: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which are CUDA graphs on GPUs, on every process its own; here they just run."""
+    save(model, tmp_path / "model")
+    _, whole = load_decoder(tmp_path / "model")
+    config = replace(CONFIG, tp=tp, pp=pp, compile=True)
+    monkeypatch.setattr(compiled, "compile_step", lambda model, layers: layers)
+    monkeypatch.setattr(Runner, "warm_up", lambda runner: setattr(runner, "decoding", runner.in_fixed_sizes(config)))
+    check(whole, complete(whole, PROMPTS, Sampling(max_tokens=18)), config, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.skipif(find_compiler() is None, reason="there is no C++ compiler")
+@pytest.mark.parametrize(("model", "tp", "pp"), [("gpt2", 2, 2), ("deepseek", 2, 1)])
+def test_compiled_processes_do_too(model: str, tp: int, pp: int, tmp_path: Path) -> None:
+    warm_compiler()
+    save(model, tmp_path / "model")
+    _, whole = load_decoder(tmp_path / "model")
+    expected = complete(whole, PROMPTS, Sampling(max_tokens=18))
+    check(whole, expected, replace(CONFIG, tp=tp, pp=pp, compile=True), tmp_path)
+
+
 def check(whole: Decoder, expected: list[list[int]], config: EngineConfig, tmp_path: Path) -> None:
     """Serve `tmp_path`/model by the processes of the config: these texts come, and the whole model's embeddings."""
     tp, pp = config.tp, config.pp
@@ -77,6 +104,9 @@ def check(whole: Decoder, expected: list[list[int]], config: EngineConfig, tmp_p
             return follow(Runner(share, blocks, config, ranks), ranks)
         engine = Engine(share, None, config, ranks=ranks)
         assert len(engine.runner.cache.layers) == (whole.shape.num_layers + pp - 1) // pp
+        assert all(isinstance(block, compiled.CompiledBlock) for block in share.blocks.values()) == (
+            config.compile and engine.runner.decoding is None
+        )
         layer = engine.runner.cache.layers[0]
         store = layer.vectors if whole.shape.latent else layer.keys
         rows = (store if config.cache_dtype == "auto" else store.codes).rows
@@ -90,6 +120,7 @@ def check(whole: Decoder, expected: list[list[int]], config: EngineConfig, tmp_p
                 texts[int(output.id)] += output.tokens
         assert (engine.stats().preemptions > 0) == (whole.shape.sliding_window is None), "windows have room"
         (tmp_path / "texts.json").write_text(json.dumps(texts))
+        assert engine.runner.decoding is None or len(engine.runner.decoding.steps) >= 2, "of 1 and of 2 sequences"
         for prompt, vector in zip(PROMPTS, vectors, strict=True):
             assert embed(engine, prompt) == pytest.approx(vector, abs=1e-5)
         engine.close()

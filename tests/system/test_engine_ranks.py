@@ -44,8 +44,8 @@ def test_an_engine_of_two_processes_comes_and_goes(folder: Path, tp: int, pp: in
     engine = Engine.load(folder, EngineConfig(tp=tp, pp=pp, device="cpu"))
     assert engine.ranks is not None
     processes = engine.ranks.workers.processes
-    assert engine.ranks.folder is not None
-    meeting = Path(engine.ranks.folder.name)
+    assert engine.ranks.meeting is not None
+    meeting = engine.ranks.meeting.store.parent
     assert meeting.is_dir()
     engine.add(Request("a", [1, 2, 3], Sampling(max_tokens=12)))
     text = [token for _ in range(12) for output in engine.step() for token in output.tokens]

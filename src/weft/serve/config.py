@@ -103,10 +103,6 @@ class EngineConfig:
             raise ValueError(f"adapters: {bad[0]!r} is no name")
         if self.compile and self.adapters:
             raise ValueError("compile: adapters change a step's products with every batch; leave one out")
-        if self.compile and self.world > 1:
-            raise ValueError(
-                "compile: a model that is cut over processes is not compiled; leave out compile, or tp and pp"
-            )
         if self.cache_dtype not in CACHE_DTYPES:
             raise ValueError(f"cache_dtype is {self.cache_dtype}; it must be {' or '.join(CACHE_DTYPES)}")
         if not 0 < self.gpu_share <= 1:

@@ -45,9 +45,12 @@ class StaticStep:
         self.input = torch.zeros(sequences * (4 + blocks), dtype=torch.long, device=cache.device)
         self.tokens, self.positions, self.slots, self.skipped = self.input[: 4 * sequences].view(4, sequences)
         self.tables = self.input[4 * sequences :].view(sequences, blocks)
+        # in a later stage of several, what the one before computed
+        hidden = torch.zeros(1, sequences, model.shape.hidden, dtype=cache.dtype, device=cache.device)
+        self.x = hidden if model.embed is None else self.tokens[None]
 
-    def load(self, batch: Batch) -> None:
-        """Copy a batch of at most so many sequences, of at most so many blocks, into the buffers."""
+    def load(self, batch: Batch, x: Tensor) -> None:
+        """Copy a batch of at most so many sequences, of at most so many blocks, into the buffers; `x` as Decoder.body."""
         missing, nowhere = self.sequences - len(batch.counts), self.cache.num_blocks  # the block of zeros
         behind = [self.cache.behind(end - 1) for end in batch.ends]
         tables = [table[skip:] for table, skip in zip(batch.tables, behind, strict=True)] + missing * [[self.scratch]]
@@ -56,9 +59,11 @@ class StaticStep:
         padded = [torch.cat((row, row.new_full((missing,), fill))) for row, fill in rows]
         table = torch.tensor([table + [nowhere] * (self.blocks - len(table)) for table in tables])
         self.input.copy_(torch.cat((*padded, table.flatten())))
+        if self.model.embed is None:
+            self.x[:, : x.shape[1]] = x
 
     def run(self) -> Tensor:
-        """Logits of all sequences, padding too, [sequences, V]; of nothing but what lies in the buffers."""
+        """Hidden states behind all blocks, of padding too, [1, sequences, D]; of nothing but what lies in the buffers."""
         keys = self.skipped[:, None] + torch.arange(self.blocks * self.cache.block, device=self.input.device)
         hidden = keys > self.positions[:, None]
         if self.cache.window is not None:
@@ -68,11 +73,7 @@ class StaticStep:
         group = Group(self.sequences, None, self.tables, mask, adapter=0)
         for layer in self.cache.layers:
             layer.slots, layer.groups = self.slots, [group]
-        x = self.model.body(self.tokens[None], self.positions[None], caches=self.layers)
-        assert self.model.norm is not None
-        assert self.model.head is not None
-        logits: Tensor = self.model.head(self.model.norm(x))[0]
-        return logits
+        return self.model.body(self.x, self.positions[None], caches=self.layers)
 
 
 class Decoding:
@@ -95,19 +96,19 @@ class Decoding:
         """Whether it is a step of this kind: one token of each sequence, and its logits."""
         return len(batch.rows) == len(batch.tokens) == len(batch.counts)
 
-    def __call__(self, batch: Batch) -> Tensor:
-        """Logits [R, V], good until the next call."""
+    def __call__(self, batch: Batch, x: Tensor) -> Tensor:
+        """As Decoder.body, [1, R, D], good until the next call."""
         sequences = size_above(len(batch.counts), 1, self.most_sequences)
         seen = [len(table) - self.cache.behind(end - 1) for table, end in zip(batch.tables, batch.ends, strict=True)]
         blocks = size_above(max(seen), FEWEST_BLOCKS, self.most_blocks)
         if (sequences, blocks) not in self.steps:
             step = self.make(sequences, blocks)
-            step.load(batch)
+            step.load(batch, x)
             run = self.record(step) if step.input.device.type == "cuda" else step.run
             self.steps[sequences, blocks] = step, run
         step, run = self.steps[sequences, blocks]
-        step.load(batch)
-        return run()[: len(batch.counts)]
+        step.load(batch, x)
+        return run()[:, : len(batch.counts)]
 
     def record(self, step: StaticStep) -> Callable[[], Tensor]:
         """The step as a CUDA graph. What it writes while it warms up is what it will write: the batch's own."""
@@ -122,12 +123,12 @@ class Decoding:
             graph = torch.cuda.CUDAGraph()
             # of other threads, which may serve other models, nothing is asked meanwhile
             with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-                logits = step.run()
+                hidden = step.run()
             self.pool = graph.pool()  # one memory for all sizes: of two graphs never more than one is at work
 
         def replay() -> Tensor:
             graph.replay()
-            return logits
+            return hidden
 
         return replay
 

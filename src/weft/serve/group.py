@@ -6,7 +6,12 @@ one model while newer weights come; so groups are put together here from the par
 
 from __future__ import annotations
 
+import tempfile
+import threading
 from datetime import timedelta
+from itertools import count
+from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.distributed as dist
@@ -14,6 +19,29 @@ from torch._C._distributed_c10d import PrefixStore, Store, _register_process_gro
 
 FOREVER = timedelta(days=3650)
 """An engine may be idle for long; a process that dies closes its connections, which is noticed at once."""
+
+
+class Meeting:
+    """Where the processes of a model meet: a file whose name no other meeting of this process has while it lasts.
+
+    Compiled code knows a group by its name, so names are few: the lowest number that is free. Whoever starts again finds
+    what was compiled before.
+    """
+
+    taken: ClassVar[set[int]] = set()
+    choosing: ClassVar[threading.Lock] = threading.Lock()
+
+    def __init__(self) -> None:
+        self.folder = tempfile.TemporaryDirectory(prefix="weft-serve-")
+        with self.choosing:
+            self.number = next(number for number in count() if number not in self.taken)
+            self.taken.add(self.number)
+        self.store = Path(self.folder.name) / f"weft-serve-{self.number}"
+
+    def close(self) -> None:
+        """Once: its number may be another's then."""
+        self.taken.discard(self.number)
+        self.folder.cleanup()
 
 
 def meet(store: Store, name: str, index: int, size: int, device: torch.device) -> dist.ProcessGroup:

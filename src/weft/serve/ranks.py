@@ -8,8 +8,6 @@ of tensor parallelism, hidden states from stage to stage, and the logits' way to
 from __future__ import annotations
 
 import os
-import secrets
-import tempfile
 import time
 from datetime import timedelta
 from enum import IntEnum
@@ -25,7 +23,7 @@ from weft.models.cuts import even_split
 from weft.serve.batch import Batch
 from weft.serve.config import EngineConfig
 from weft.serve.device import pick_device, pick_dtype
-from weft.serve.group import meet, part
+from weft.serve.group import Meeting, meet, part
 from weft.serve.workers import SILENT_SECONDS, Workers
 
 if TYPE_CHECKING:
@@ -49,7 +47,7 @@ class Ranks:
         group: all of them.
         tp_group: those of this process's stage.
         workers: those that the first began.
-        folder: where they met; goes with them.
+        meeting: that the first called; ends with them.
 
     Attributes:
         stage: this process's.
@@ -57,9 +55,9 @@ class Ranks:
 
     def __init__(
         self, group: dist.ProcessGroup, tp_group: dist.ProcessGroup, workers: Workers | None = None,
-        folder: tempfile.TemporaryDirectory[str] | None = None,
+        meeting: Meeting | None = None,
     ) -> None:  # fmt: skip
-        self.group, self.tp_group, self.folder = group, tp_group, folder
+        self.group, self.tp_group, self.meeting = group, tp_group, meeting
         self.workers = workers or Workers()
         self.index, self.size, self.tp = group.rank(), group.size(), tp_group.size()
         self.pp = self.size // self.tp
@@ -149,8 +147,8 @@ class Ranks:
             self._over = True
             for group in {self.group, self.tp_group}:
                 part(group)
-            if self.folder is not None:
-                self.folder.cleanup()
+            if self.meeting is not None:
+                self.meeting.close()
 
     def _send(self, x: Tensor, to: int) -> None:
         self.group.send([x.contiguous()], to, 0).wait()
@@ -167,26 +165,24 @@ def start_ranks(folder: Path, config: EngineConfig) -> Ranks:
         ValueError: there are fewer GPUs.
     """
     rank_device(config, config.world - 1)
-    meeting = tempfile.TemporaryDirectory(prefix="weft-serve-")
-    store = Path(meeting.name) / f"store-{secrets.token_hex(8)}"
+    meeting = Meeting()
     codes = [
         "from weft.serve.workers import start_beating; start_beating(beat); from weft.serve.config import EngineConfig; "
-        f"from weft.serve.ranks import main; main({str(folder)!r}, {str(store)!r}, {index}, {config!r})"
+        f"from weft.serve.ranks import main; main({str(folder)!r}, {str(meeting.store)!r}, {index}, {config!r})"
         for index in range(1, config.world)
     ]
     workers = Workers(codes, {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // config.world)), **os.environ})
     try:
-        return join(store, 0, config, workers, meeting)
+        return join(meeting.store, 0, config, workers, meeting)
     except BaseException:
         workers.kill()
-        meeting.cleanup()
+        meeting.close()
         raise
 
 
 def join(
-    store: Path, index: int, config: EngineConfig, workers: Workers | None = None,
-    folder: tempfile.TemporaryDirectory[str] | None = None,
-) -> Ranks:  # fmt: skip
+    store: Path, index: int, config: EngineConfig, workers: Workers | None = None, meeting: Meeting | None = None
+) -> Ranks:
     """Become one of the processes that meet at this file. Its name is theirs: no others have it."""
     device = rank_device(config, index)
     files = dist.FileStore(str(store), config.world)  # type: ignore[attr-defined]
@@ -196,9 +192,9 @@ def join(
         expect(files, config.world, workers)
     group = meet(files, store.name, index, config.world, device)
     if config.pp == 1:
-        return Ranks(group, group, workers, folder)
+        return Ranks(group, group, workers, meeting)
     stage, place = divmod(index, config.tp)
-    return Ranks(group, meet(files, f"{store.name}-{stage}", place, config.tp, device), workers, folder)
+    return Ranks(group, meet(files, f"{store.name}-{stage}", place, config.tp, device), workers, meeting)
 
 
 def expect(files: Store, world: int, workers: Workers) -> None:

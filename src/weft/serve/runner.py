@@ -64,7 +64,7 @@ class Runner:
             self.warm_up()
 
     def in_fixed_sizes(self, config: EngineConfig) -> Decoding:
-        """Steps of one token a sequence, for a model that is whole."""
+        """Steps of one token a sequence."""
         longest = min(config.max_context or self.model.shape.max_seq, self.model.shape.max_seq)
         most = -(-longest // config.block_tokens)
         return Decoding(self.model, self.cache, self.layers, self.scratch, config.max_sequences, most)
@@ -74,33 +74,40 @@ class Runner:
         for count in (1, 2):
             some, slots = torch.arange(count), torch.full((count,), self.scratch * self.cache.block)
             table = count * [self.scratch]
-            for _ in self.run(Batch(some * 0, some, slots, [count], [count], [table], [0], some[:0])):
+            for _ in self.compute(Batch(some * 0, some, slots, [count], [count], [table], [0], some[:0])):
                 pass
 
-    @torch.inference_mode()
     def run(self, batch: Batch) -> Iterator[Tensor]:
         """Compute a batch; the logits of its `rows`, [≤ PIECE, V] at a time, in order. To be drained.
 
-        The first of several processes has the whole logits, the others their shares.
+        The first of several processes tells the others, and has the whole logits; they have their shares.
         """
         if self.ranks is not None and self.ranks.index == 0:
             self.ranks.send(Order.RUN, batch.pack())
-        if self.decoding is not None and self.decoding.takes(batch):
-            yield from self.decoding(batch).split(PIECE)
-            return
-        x, positions = batch.tokens.to(self.device)[None], batch.positions.to(self.device)[None]
+        yield from self.compute(batch)
+
+    @torch.inference_mode()
+    def compute(self, batch: Batch) -> Iterator[Tensor]:
+        """As `run`, where all processes know the batch."""
+        x = batch.tokens.to(self.device)[None]
         if self.ranks is not None and self.model.embed is None:
             x = self.ranks.take_over(self.empty(1, len(batch.tokens), self.model.shape.hidden))
-        if self.stack is not None and self.stack.takes(batch):
-            x = self.stack(self.model.enter(x, positions), batch)
-        else:
-            self.cache.begin(batch)
-            self.adapters.begin(batch)
-            x = self.model.body(x, positions, caches=self.layers)
+        x = self._body(x, batch)
         if self.ranks is not None and self.model.head is None:
             self.ranks.hand_on(x)
         for rows in batch.rows.to(self.device).split(PIECE) if len(batch.rows) else ():
             yield self._logits(x, rows)
+
+    def _body(self, x: Tensor, batch: Batch) -> Tensor:
+        """As Decoder.body, in the way that is the fastest for such a batch."""
+        if self.decoding is not None and self.decoding.takes(batch):
+            return self.decoding(batch, x)
+        positions = batch.positions.to(self.device)[None]
+        if self.stack is not None and self.stack.takes(batch):
+            return self.stack(self.model.enter(x, positions), batch)
+        self.cache.begin(batch)
+        self.adapters.begin(batch)
+        return self.model.body(x, positions, caches=self.layers)
 
     def _logits(self, x: Tensor, rows: Tensor) -> Tensor:
         """Of these rows of x [1, N, D]: [W, V]; on a process that neither computes nor gets them, nothing."""
