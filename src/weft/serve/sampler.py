@@ -35,8 +35,11 @@ def choose(logits: Tensor, completions: Sequence[Completion], texts: Sequence[Se
 
 
 def highest(logits: Tensor) -> Tensor:
-    """[B, V] → the first id of each row's largest logit, [B]. `argmax` takes four times as long of bf16 on a CPU."""
-    return logits.max(dim=-1).indices
+    """[B, V] → the first id of each row's largest logit, [B]. On a CPU numpy takes a tenth of torch's time, and a row at a
+    time stays in the cache."""
+    if logits.device.type != "cpu":
+        return logits.max(dim=-1).indices
+    return torch.tensor([int(row.float().numpy().argmax()) for row in logits.unbind()], dtype=torch.long)
 
 
 def adjust(logits: Tensor, completions: Sequence[Completion], texts: Sequence[Sequence[int]]) -> Tensor:
