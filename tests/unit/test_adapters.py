@@ -9,15 +9,20 @@ import peft
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from test_engine import SHAPES, outputs_of, random_prompts
 
 from weft.checkpoint.adapter import load_adapter
 from weft.checkpoint.weights import load_decoder
 from weft.models.huggingface import config_from_shape
 from weft.models.shape import Family
+from weft.serve import compiled
+from weft.serve.adapters import Adapters
 from weft.serve.config import EngineConfig
 from weft.serve.engine import Engine
+from weft.serve.native import find_compiler
 from weft.serve.request import Request, Sampling
+from weft.serve.runner import Runner
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks transformers
 TARGETS = {
@@ -57,12 +62,29 @@ def made(family: str, folder: Path, names: tuple[str, ...] = ("first", "second")
     return wrapped.eval()
 
 
-@pytest.mark.parametrize("family", TARGETS)
-def test_each_request_has_its_adapter(family: Family, tmp_path: Path) -> None:
+BY_COMPILER = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),  # its own
+    pytest.mark.skipif(find_compiler() is None, reason="there is no C++ compiler"),
+]
+
+
+@pytest.mark.parametrize(
+    ("family", "way"),
+    [(family, way) for family in TARGETS for way in ("plain", "in fixed sizes")]
+    + [pytest.param(family, "compiled", marks=BY_COMPILER) for family in ("llama", "deepseek_v3")],
+)
+def test_each_request_has_its_adapter(
+    family: Family, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reference = made(family, tmp_path)
     adapters = {name: str(tmp_path / name) for name in ("first", "second")}
     _, model = load_decoder(tmp_path / "model")
-    engine = Engine(model, None, EngineConfig(max_sequences=4, step_tokens=16, block_tokens=4, adapters=adapters))
+    if way == "in fixed sizes":
+        monkeypatch.setattr(compiled, "compile_step", lambda model, layers: layers)
+        monkeypatch.setattr(Runner, "warm_up", lambda run: setattr(run, "decoding", run.in_fixed_sizes(config)))
+    config = EngineConfig(max_sequences=4, step_tokens=16, block_tokens=4, adapters=adapters, compile=way != "plain")
+    engine = Engine(model, None, config)
     [prompt] = random_prompts(1, 21)
     for again in (False, True):  # the second time out of the cache, each its own
         for name in (None, "first", "second"):
@@ -85,6 +107,24 @@ def test_each_request_has_its_adapter(family: Family, tmp_path: Path) -> None:
             assert (outputs[str(name), 0][0].cached > 0) == again
     texts = {tuple(token for output in outputs[str(name), 0] for token in output.tokens) for name in (None, *adapters)}
     assert len(texts) == 3
+    if way == "in fixed sizes":  # those of the model as it is, and none of an adapter's
+        engine.add(Request("alone", prompt, Sampling(max_tokens=12)))
+        expected_tokens = [token for output in outputs["None", 0] for token in output.tokens]
+        assert [token for output in outputs_of(engine)["alone", 0] for token in output.tokens] == expected_tokens
+        assert engine.runner.decoding is not None
+        assert list(engine.runner.decoding.steps) == [(1, 8)]
+
+
+def test_blocks_are_alike_where_an_adapter_changes_some(tmp_path: Path) -> None:
+    made("llama", tmp_path, ("one",))
+    file = tmp_path / "one" / "adapter_model.safetensors"
+    tensors = {name: tensor for name, tensor in load_file(file).items() if ".layers.0." in name}
+    assert tensors
+    save_file(tensors, file)
+    _, model = load_decoder(tmp_path / "model")
+    sites = Adapters(model, {"one": tmp_path / "one"}).sites
+    assert len(sites) == 7 * len(model.blocks)
+    assert {name.split(".")[1] for name, site in sites.items() if site.pairs} == {"0"}
 
 
 def test_what_cannot_be_served_is_refused(tmp_path: Path) -> None:

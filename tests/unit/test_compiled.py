@@ -10,7 +10,7 @@ from test_engine import models, random_prompts
 from torch._dynamo.utils import counters
 
 from weft.models.shape import Family
-from weft.serve import compiled
+from weft.serve import compiled, numbered
 from weft.serve.config import EngineConfig
 from weft.serve.engine import Engine
 from weft.serve.generate import complete
@@ -57,17 +57,12 @@ def test_without_a_compiler_a_cpu_says_so(monkeypatch: pytest.MonkeyPatch) -> No
         Engine(copy.deepcopy(model), None, EngineConfig(compile=True))
 
 
-def test_adapters_are_refused() -> None:
-    with pytest.raises(ValueError, match="compile: adapters change a step's products with every batch"):
-        EngineConfig(compile=True, adapters={"a": "somewhere"})
-
-
 def test_layers_go_with_their_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     """What compiled blocks find by number is held by nobody else."""
     monkeypatch.setattr(Runner, "warm_up", lambda runner: None)
     _, model = models("gpt2", 0)
     engine = Engine(copy.deepcopy(model), None, EngineConfig(compile=True))
-    last = compiled.LAYERS[-1]
+    last = numbered.KNOWN[-1]
     assert last() is engine.runner.layers[-1]
     del engine
     assert last() is None

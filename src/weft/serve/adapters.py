@@ -6,6 +6,7 @@ batch may have another, so what they add is worked out for the rows of one after
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from weft.models.cuts import cut_dim, even_split
 from weft.models.decoder import Decoder
 from weft.parallel.tensor import RowLinear
 from weft.serve.batch import Batch
+from weft.serve.numbered import found, number_of
 
 
 class Adapted:
@@ -26,6 +28,7 @@ class Adapted:
     def __init__(self) -> None:
         self.pairs: dict[int, Pair] = {}
         self.rows: list[tuple[int, Tensor | None]] = []
+        self.number = number_of(self)
 
     def attach(self, module: nn.Linear) -> None:
         """From now on the module's products have it. Of a matrix cut by columns, its share's, before they are summed."""
@@ -35,6 +38,9 @@ class Adapted:
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         """x [1, N, I], y [1, N, O] → y."""
+        if torch.compiler.is_compiling():
+            apart: Tensor = torch.ops.weft.adapted(x, y, self.number)
+            return apart
         for number, rows in self.rows:
             if (pair := self.pairs.get(number)) is None:
                 continue
@@ -65,11 +71,12 @@ class Adapters:
             for name, pair in load_adapter(folder, model.shape).items():
                 if name not in held:
                     continue  # another stage's
-                if name not in self.sites:
-                    self.sites[name] = Adapted()
-                    module = held[name]
-                    assert isinstance(module, nn.Linear)
-                    self.sites[name].attach(module)
+                for site in alike(name, held):  # blocks are compiled as one: all have it, or none
+                    if site not in self.sites:
+                        self.sites[site] = Adapted()
+                        module = held[site]
+                        assert isinstance(module, nn.Linear)
+                        self.sites[site].attach(module)
                 a, b = pair if group is None else share(name, pair, group)
                 self.sites[name].pairs[number] = (a.to(first), b.to(first))
 
@@ -100,6 +107,24 @@ class Adapters:
             return [(numbers[0], None)]
         each = torch.tensor(numbers).repeat_interleave(torch.tensor(counts))
         return [(number, (each == number).nonzero()[:, 0].to(self.device)) for number in sorted(set(numbers) - {0})]
+
+
+def alike(name: str, held: Mapping[str, nn.Module]) -> list[str]:
+    """The modules of that name in all blocks that have one."""
+    of_block = re.compile(r"blocks\.\d+\." + re.escape(re.sub(r"^blocks\.\d+\.", "", name)))
+    return [other for other in held if other == name or of_block.fullmatch(other)]
+
+
+def _adapted(x: Tensor, y: Tensor, number: Tensor) -> Tensor:
+    one: Adapted = found(number)
+    added = one.add(x, y)
+    return y.clone() if added is y else added
+
+
+_LIBRARY = torch.library.Library("weft", "FRAGMENT")
+_LIBRARY.define("adapted(Tensor x, Tensor y, Tensor number) -> Tensor")
+_LIBRARY.impl("adapted", _adapted, "CompositeExplicitAutograd")
+torch.library.register_fake("weft::adapted", lambda x, y, _: torch.empty_like(y), lib=_LIBRARY)
 
 
 def share(name: str, pair: Pair, group: dist.ProcessGroup) -> Pair:

@@ -1,9 +1,9 @@
 """The step's code between the attentions, compiled (`EngineConfig.compile`): one function for all blocks of a model.
 
 torch's compiler makes one kernel of what stands between two products. What it does not look into is one operation each:
-attention over the paged cache, which is another with every batch, and on a CPU the products, which choose their own way
-(`products.py`). Experts are left as they are, between two functions. A step of one token has a function of its own; all
-others share one, for any number of tokens. What was compiled is kept where torch keeps it: in
+attention over the paged cache, which is another with every batch, as is what adapters add, and on a CPU the products, which
+choose their own way (`products.py`). Experts are left as they are, between two functions. A step of one token has a
+function of its own; all others share one, for any number of tokens. What was compiled is kept where torch keeps it: in
 `$TORCHINDUCTOR_CACHE_DIR`, or in `torchinductor_USER` in the folder for temporary files.
 """
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from types import FunctionType
 from typing import Any
-from weakref import ref
 
 import torch
 from torch import Tensor
@@ -23,6 +22,7 @@ from weft.models.latent import LatentAttention, LatentCache, Look
 from weft.models.moe import MoE
 from weft.serve.cache import LatentLayer, PagedLayer
 from weft.serve.native import find_compiler
+from weft.serve.numbered import found, number_of
 
 Forward = Callable[..., Tensor]
 
@@ -31,7 +31,7 @@ class ApartLayer:
     """A layer of the cache whose attention is one operation. Implements models/attention.py's LayerCache."""
 
     def __init__(self, layer: PagedLayer) -> None:
-        self.layer, self.number = layer, registered(self)
+        self.layer, self.number = layer, number_of(self)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
         y: Tensor = torch.ops.weft.paged_attend([q, k, v], self.number, v.shape[-1], scale)
@@ -50,7 +50,7 @@ class ApartLatentLayer:
     """
 
     def __init__(self, layer: LatentLayer, attention: LatentAttention) -> None:
-        self.layer, self.look, self.number = layer, attention.look, registered(self)
+        self.layer, self.look, self.number = layer, attention.look, number_of(self)
         self.width = attention.latent.value_dim
 
     def attend(self, q: Tensor, latents: Tensor, look: Look) -> Tensor:
@@ -63,14 +63,6 @@ class ApartLatentLayer:
 
 
 Apart = ApartLayer | ApartLatentLayer
-LAYERS: list[ref[Apart]] = []
-"""By number: what a compiled block knows them by."""
-
-
-def registered(layer: Apart) -> Tensor:
-    """Its number: a tensor, so that blocks differ in their tensors only, and the compiler compiles one."""
-    LAYERS.append(ref(layer))
-    return torch.tensor(len(LAYERS) - 1)
 
 
 class CompiledBlock(Block):
@@ -136,8 +128,7 @@ def of_sizes(guards: Sequence[Any]) -> list[bool]:
 
 
 def _attend(row: list[Tensor], number: Tensor, width: int, scale: float | None) -> Tensor:
-    layer = LAYERS[int(number)]()
-    assert layer is not None
+    layer: Apart = found(number)
     return layer.run(row, scale).contiguous()
 
 

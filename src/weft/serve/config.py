@@ -32,7 +32,7 @@ class EngineConfig:
             the text itself; 0: none.
         adapters: LoRA adapters by name, for `Request.adapter`: directories as peft writes them.
         compile: torch.compile the step's code between the attentions, which takes some seconds at the start. On a GPU,
-            steps of one token a sequence are CUDA graphs as well, but for models with experts.
+            steps of one token a sequence are CUDA graphs as well, but for models with experts, and with adapters.
         tp: processes that every matrix is cut over.
         pp: stages that the blocks are dealt out to, each of `tp` processes, for a model that has no room otherwise: they
             compute one after the other, so it is no faster.
@@ -101,8 +101,6 @@ class EngineConfig:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
         if bad := [name for name in self.adapters if not name or "\0" in name]:
             raise ValueError(f"adapters: {bad[0]!r} is no name")
-        if self.compile and self.adapters:
-            raise ValueError("compile: adapters change a step's products with every batch; leave one out")
         if self.cache_dtype not in CACHE_DTYPES:
             raise ValueError(f"cache_dtype is {self.cache_dtype}; it must be {' or '.join(CACHE_DTYPES)}")
         if not 0 < self.gpu_share <= 1:

@@ -93,8 +93,8 @@ class Decoding:
         self.pool: Any = None  # torch's word for a memory that graphs share
 
     def takes(self, batch: Batch) -> bool:
-        """Whether it is a step of this kind: one token of each sequence, and its logits."""
-        return len(batch.rows) == len(batch.tokens) == len(batch.counts)
+        """Whether it is a step of this kind: one token of each sequence, and its logits, by the model as it is."""
+        return len(batch.rows) == len(batch.tokens) == len(batch.counts) and not any(batch.adapters)
 
     def __call__(self, batch: Batch, x: Tensor) -> Tensor:
         """As Decoder.body, [1, R, D], good until the next call."""

@@ -100,13 +100,13 @@ class Runner:
 
     def _body(self, x: Tensor, batch: Batch) -> Tensor:
         """As Decoder.body, in the way that is the fastest for such a batch."""
+        self.adapters.begin(batch)
         if self.decoding is not None and self.decoding.takes(batch):
             return self.decoding(batch, x)
         positions = batch.positions.to(self.device)[None]
         if self.stack is not None and self.stack.takes(batch):
             return self.stack(self.model.enter(x, positions), batch)
         self.cache.begin(batch)
-        self.adapters.begin(batch)
         return self.model.body(x, positions, caches=self.layers)
 
     def _logits(self, x: Tensor, rows: Tensor) -> Tensor:
