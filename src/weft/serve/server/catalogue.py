@@ -95,8 +95,12 @@ class Catalogue:
     @property
     def ready(self) -> bool:
         """Whether every model that is not unloaded answers, and none hangs."""
-        wanted = [model for model in self.models.values() if model.reason != "unloaded"]
-        return not self.draining and all(model.ready and not model.hung for model in wanted)
+        return not self.draining and all(model.ready and not model.hung for model in self.wanted.values())
+
+    @property
+    def wanted(self) -> dict[str, Hosted]:
+        """Those that nobody had unloaded."""
+        return {name: model for name, model in self.models.items() if not model.unloaded}
 
     @property
     def live(self) -> bool:
