@@ -614,6 +614,18 @@ def test_what_cannot_be_served_is_said_at_once(folder: Path, tmp_path: Path) -> 
         port = taken.getsockname()[1]
         with pytest.raises(ValueError, match=f"cannot listen on 127.0.0.1:{port}: .*--port 0 takes a free port"):
             asyncio.run(serve(ServerConfig((model(folder),), port=port)))
+    with pytest.raises(ValueError, match=r"cannot listen on none\.invalid:0: [^;]+$"):
+        asyncio.run(serve(ServerConfig((model(folder),), host="none.invalid", port=0, open=True)))
+
+
+def test_a_route_takes_head_where_it_takes_get_and_says_what_it_takes(server: Served) -> None:
+    for path in ("/", "/health", "/v1/models"):
+        asked, looked = httpx.get(f"{server.url}{path}"), httpx.head(f"{server.url}{path}")
+        assert (looked.status_code, looked.content) == (200, b"")
+        assert looked.headers["content-length"] == asked.headers["content-length"]
+    for method, path, allowed in (("GET", "/v1/completions", "POST"), ("POST", "/v1/models", "GET, HEAD")):
+        refused = httpx.request(method, f"{server.url}{path}")
+        assert (refused.status_code, refused.headers["allow"]) == (405, allowed)
 
 
 def test_metrics_have_vllms_names(server: Served) -> None:

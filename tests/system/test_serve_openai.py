@@ -332,6 +332,11 @@ def test_models_tokens_and_embeddings(client: openai.OpenAI, server: Served) -> 
     assert post(server, "/detokenize", {"tokens": told["tokens"]}).json() == {"prompt": "héllo"}
     chat = post(server, "/tokenize", {"messages": [{"role": "user", "content": "<|end|>"}]}).json()["tokens"]
     assert chat.count(256) == 1  # the turn's own; the one in the message is seven characters
+    asked: Any = {"messages": [{"role": "user", "content": "?"}], "tools": [TOOL]}
+    counted = post(server, "/tokenize", asked).json()["count"]
+    answer = client.chat.completions.create(model="tiny", max_tokens=1, **asked)
+    assert answer.usage is not None
+    assert counted == answer.usage.prompt_tokens > post(server, "/tokenize", asked | {"tools": []}).json()["count"]
     vectors = [one.embedding for one in client.embeddings.create(model="tiny", input=["a b", "a b", "zzz"]).data]
     assert vectors[0] == vectors[1] != vectors[2]
     assert math.sqrt(sum(value**2 for value in vectors[0])) == pytest.approx(1, abs=1e-5)
@@ -362,7 +367,7 @@ def test_curl(server: Served) -> None:
         ("completions", {"prompt": "a" * 50_000}, 400, "prompt", "shorten it"),
         ("completions", {"prompt": [9999]}, 400, None, "outside the model's vocabulary"),
         ("completions", {"prompt": ""}, 400, None, "the prompt is empty"),
-        ("completions", {"prompt": "a", "temperature": -1}, 400, None, "temperature is -1"),
+        ("completions", {"prompt": "a", "temperature": -1}, 400, "temperature", "temperature is -1"),
         ("completions", {"prompt": "a", "n": 10**9}, 400, None, "this server takes 128"),
         ("completions", {"prompt": "a", "n": 0}, 400, "n", "greater than or equal to 1"),
         ("completions", {"prompt": "a", "logprobs": 10**6}, 400, "logprobs", "less than or equal to 20"),
@@ -380,8 +385,18 @@ def test_curl(server: Served) -> None:
         ),
         (
             "chat/completions", {"messages": [{"role": "user", "content": "a"}], "tool_choice": "required"},
-            400, "tool_choice", "no tool is named",
+            400, "tool_choice", "there is nothing to call",
         ),
+        (
+            "chat/completions",
+            {
+                "messages": [{"role": "user", "content": "a"}], "tools": [TOOL],
+                "tool_choice": {"type": "function", "function": {"name": "time"}},
+            },
+            400, "tool_choice", "no tool is named 'time'",
+        ),
+        ("completions", {"prompt": "a", "max_tokens": 2, "min_tokens": 3}, 400, "min_tokens", "from 0 to max_tokens"),
+        ("completions", {"prompt": "a", "stop": ""}, 400, None, "a stop text is empty"),
         ("embeddings", {"input": "a", "dimensions": 7}, 400, "dimensions", "have 32 numbers"),
     ],
 )  # fmt: skip
