@@ -272,6 +272,10 @@ def test_eval_scores_texts_and_tasks(folder: Path, tmp_path: Path) -> None:
     assert kept["texts"][0]["tokens"] == 599
     assert [one["count"] for one in kept["tasks"]] == [10, 10]
     assert f"{kept['tasks'][0]['value']:.4f}" in scored.stdout
+    single = weft("eval", folder, "--task", tmp_path / "task.toml", "--limit", 1, "--out", tmp_path / "new" / "e.json")
+    assert single.exit_code == 0, single.output
+    text = (tmp_path / "new" / "e.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail)["tasks"][0]["error"] is None  # of one row nothing is known
 
 
 @pytest.mark.parametrize(
@@ -289,6 +293,8 @@ def test_eval_scores_texts_and_tasks(folder: Path, tmp_path: Path) -> None:
         (["prompt", "new", "a.toml"], "is there already"),
         (["prompt", "chat", "a.toml", "--system", "x"], "give one of the two"),
         (["eval", "x"], "nothing to score"),
+        (["eval", "x", "--task", "t", "--out", "."], "--out . is a folder: name a file"),
+        (["prompt", "run", "a.toml", "--set", "text=1", "--out", "a.toml/b"], "--out a.toml/b: "),
         (["eval", "x", "--lm-eval", "mmlu"], "give its --url"),
         (["eval", "--url", "http://x/v1", "--lm-eval", "mmlu"], "name the served model's folder or checkpoint"),
         (["eval", "x", "--task", "t", "--stride", "4"], "are about a --text"),
