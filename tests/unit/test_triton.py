@@ -463,6 +463,21 @@ def test_weights_can_stay_where_they_are(folder: Path, tmp_path: Path) -> None:
     assert [model.name for model in read_repository(tmp_path)] == ["second", "small"]
 
 
+@pytest.mark.parametrize("backend", ["weft", "vllm", "tensorrtllm"])
+def test_a_container_sees_weights_that_stayed_where_they_are(backend: str, folder: Path, tmp_path: Path) -> None:
+    """Or the link of the repository leads nowhere in there."""
+    pages = [
+        (export_triton(folder, tmp_path, f"link-{link}", backend, link=link) / "README.md").read_text()
+        for link in (False, True)
+    ]
+    source = f"{folder.resolve()}:{folder.resolve()}:ro"
+    volume = f"-v {tmp_path}:{tmp_path} -v {source} "
+    assert [volume in page for page in pages] == [False, True]
+    assert [source in page for page in pages] == [False, True]
+    if backend != "weft":  # whose Slurm command runs in no container
+        assert f"--container-mounts={tmp_path},{source} " in pages[1]
+
+
 @pytest.mark.parametrize(
     ("over", "said"),
     [
