@@ -637,8 +637,11 @@ def test_metrics_have_vllms_names(server: Served) -> None:
         "time_to_first_token_seconds_bucket", "inter_token_latency_seconds_bucket", "e2e_request_latency_seconds_sum",
         "request_queue_time_seconds_count", "request_prefill_time_seconds_count", "request_decode_time_seconds_count",
         "request_prompt_tokens_bucket", "request_generation_tokens_bucket", "request_params_n_bucket",
+        "request_inference_time_seconds_sum", "request_time_per_output_token_seconds_bucket",
+        "request_max_num_generation_tokens_sum", "cache_config_info",
     ):  # fmt: skip
         assert re.search(rf'^vllm:{name}{{.*model_name="tiny".*}} ', text, re.MULTILINE), name
+    assert re.search(r'vllm:cache_config_info{block_size="16",model_name="tiny",num_gpu_blocks="[1-9]\d*"} 1.0', text)
     assert re.search(r'vllm:request_success_total{finished_reason="length",model_name="tiny"} [1-9]', text)
     assert re.search(r'weft:http_answers_total{status="200"} [1-9]', text)
 

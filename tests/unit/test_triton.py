@@ -726,8 +726,8 @@ def test_metrics_tell_what_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     Utils.MetricFamily = MetricFamily  # type: ignore[attr-defined]
     told = metrics.Metrics(Utils, {"model": "small"})
     stats = Stats(
-        running=2, waiting=0, cache_tokens=64, cache_used=0.5, steps=3, prompt_tokens=10, cached_tokens=4, new_tokens=7,
-        preemptions=0, drafted=0, accepted=0, finished={"stop": 1},
+        running=2, waiting=0, cache_tokens=64, block_tokens=16, cache_used=0.5, steps=3, prompt_tokens=10,
+        cached_tokens=4, new_tokens=7, preemptions=0, drafted=0, accepted=0, finished={"stop": 1},
     )  # fmt: skip
     told.tell(lambda: None)
     told.tell(lambda: stats)
