@@ -436,7 +436,7 @@ async def ends(hosted: Hosted, version: Version) -> list[str | None]:
         return [output.finish async for output in outputs]
 
 
-def test_newer_weights_take_over_without_a_pause(tmp_path: Path) -> None:
+def test_newer_weights_take_over_without_a_pause(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """What is being answered ends with the old ones; what is worse, or broken, never comes to be served."""
     run = tmp_path / "run"
     flat = {"spread": 0.02}  # nearly even odds: a low loss, for random weights
@@ -466,8 +466,14 @@ def test_newer_weights_take_over_without_a_pause(tmp_path: Path) -> None:
         weights.write_bytes(b"\xff" * weights.stat().st_size)
         with pytest.raises(ValueError, match="safetensors"):
             one.call(hosted.refresh)
-        one.call(one.catalogue.refresh)  # the same, told to the log
+        for asked in (False, False, True):  # the same, told to the log; who only looks for newer ones tries none twice
+            one.call(one.catalogue.refresh, asked)
+        assert len([record for record in caplog.records if "safetensors" in record.message]) == 2
         assert post(one, {**LONG, "max_tokens": 3}).headers["x-weft-version"] == "2"
+        shutil.rmtree(run / "checkpoints" / "step-00000004")
+        shutil.rmtree(run / "checkpoints" / "step-00000003")
+        one.call(one.catalogue.refresh)
+        assert f"there is nothing newer than {run}/checkpoints/step-00000002/model" in caplog.text
 
 
 def test_who_stops_it_waits_for_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

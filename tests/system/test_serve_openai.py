@@ -326,6 +326,7 @@ def test_async_and_many_at_once(server: Served) -> None:
 def test_models_tokens_and_embeddings(client: openai.OpenAI, server: Served) -> None:
     assert [one.id for one in client.models.list()] == ["tiny"]
     assert client.models.retrieve("tiny").id == "tiny"
+    assert httpx.get(f"{server.url}/v1/models/").json() == httpx.get(f"{server.url}/v1/models").json()
     told = post(server, "/tokenize", {"prompt": "héllo", "return_token_strs": True}).json()
     assert told["count"] == len(told["tokens"]) == 6
     assert told["token_strs"][1:3] == ["bytes:\\xc3", "bytes:\\xa9"]

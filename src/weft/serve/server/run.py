@@ -105,7 +105,7 @@ async def serve(
             ready()
         while config.follow_seconds is not None:
             await asyncio.sleep(config.follow_seconds)
-            await catalogue.refresh()
+            await catalogue.refresh(asked=False)
 
     loop.add_signal_handler(signal.SIGHUP, refresh)
     loading = asyncio.create_task(load())
