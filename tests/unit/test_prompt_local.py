@@ -178,12 +178,14 @@ def test_a_conversation_remembers_and_obeys(tmp_path: Path) -> None:
         Chat(Echo(), Prompt(name="c", instruction="Be kind to {{ who }}.", question="{{ text }}"), {"who": "me"}),
         [],
     )
-    for line in ("a", "b", "/undo", "c", f"/save {tmp_path / 'talk.json'}", "/help", "/reset", "d", "/quit"):
+    saves = f"/save {tmp_path / 'talk.json'}", f"/save {tmp_path / 'nowhere' / 'talk.json'}"
+    for line in ("a", "b", "/undo", "c", *saves, "/help", "/reset", "d", "/quit"):
         talk.say(line, said.append)
     assert [turn["content"] for turn in seen[2].prompt] == ["Be kind to me.", "a", "you said a", "c"]  # type: ignore[index]
     assert len(seen[3].prompt) == 2
     assert json.loads((tmp_path / "talk.json").read_text())[-1] == {"role": "assistant", "content": "you said c"}
     assert "/undo takes" in "".join(said)
+    assert "nowhere/talk.json cannot be written: No such file or directory\n" in "".join(said)
     assert talk.ended
 
 
