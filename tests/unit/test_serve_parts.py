@@ -320,6 +320,8 @@ def test_what_weft_serve_is_given_to_serve(tmp_path: Path) -> None:
         ([], "no model: name a checkpoint, a run or a Hugging Face directory"),
         (["run", "--triton", "models"], "--triton serves what its repository holds: leave run out"),
         (["--triton", "models", "--port", "99999"], "the port of http is 99999"),
+        (["--triton", "models", "--api-key-file", "keys"], "Triton does not take --api-key-file: leave it out"),
+        (["--triton", "models", "--tp", "2"], "Triton does not take --tp: leave it out"),
         (["--triton", str(tmp_path)], f"{tmp_path}"),  # Triton's own start looks at it
     ):
         error = CliRunner().invoke(app, ["serve", *arguments]).exception

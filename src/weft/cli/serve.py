@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 
 KEY = "WEFT_API_KEY"
 
+TRITON_TAKES = {"triton", "host", "port", "grpc_port", "drain"}
+
 
 def serve(
+    context: typer.Context,
     models: list[str] = typer.Argument(
         None, metavar="[NAME=]PATH...", help="Checkpoints (step-…), runs (their newest) or Hugging Face directories."
     ),
@@ -81,6 +84,11 @@ def serve(
     if triton is not None:
         if models:
             raise ValueError(f"--triton serves what its repository holds: leave {models[0]} out, or --triton")
+        if wrong := given(context) - TRITON_TAKES:
+            raise ValueError(
+                f"Triton does not take --{min(wrong).replace('_', '-')}: leave it out, or --triton; what a model's engine "
+                "does stands in its 1/model.json, and Triton asks nobody for a key"
+            )
         from weft.serve.triton.serve import TritonOptions
 
         rpc = TritonOptions.grpc if grpc_port is None else grpc_port
@@ -133,6 +141,11 @@ def serve(
 
     uvloop.run(run(config, listening, loaded, lambda: print(routes(config, ports), flush=True)))
     print("stopped", flush=True)
+
+
+def given(context: typer.Context) -> set[str]:
+    """Names of what the command line says."""
+    return {name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")}
 
 
 def split_name(model: str) -> tuple[str, Path]:
