@@ -105,25 +105,19 @@ def test_what_a_server_refuses_is_told(remote: RemoteModel) -> None:
 
 
 def test_a_row_that_is_refused_costs_no_other_its_answer(server: Served, tmp_path: Path) -> None:
-    (tmp_path / "p.toml").write_text(
-        'name = "p"\nquestion = "{{ text }}"\n[sampling]\nmax_tokens = 4\n', encoding="utf-8"
-    )
-    texts = ["one", "a" * 600, "two", "three"]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
-    out = tmp_path / "kept" / "out.jsonl"
-    words = [
-        str(tmp_path / "p.toml"),
-        "--data",
-        str(tmp_path / "rows.jsonl"),
-        "--out",
-        str(out),
-        "--url",
-        f"{server.url}/v1",
-    ]
+    prompt, rows, out = (tmp_path / name for name in ("p.toml", "rows.jsonl", "kept/out.jsonl"))
+    text = 'name = "p"\nquestion = "{{ text }}"\nlabel = "{{ text }}"\n[sampling]\nmax_tokens = 4\n'
+    prompt.write_text(text, encoding="utf-8")
+    asked = "".join(json.dumps({"text": text}) + "\n" for text in ("one", "a" * 600, "two", "three"))
+    rows.write_text(asked, encoding="utf-8")
+    words = [str(prompt), "--data", str(rows), "--out", str(out), "--url", f"{server.url}/v1"]
     failed = CliRunner().invoke(app, ["prompt", "run", *words])
     assert "1 of 4 requests; number 2: " in str(failed.exception)
     assert f"3 of 4 rows were answered; they are in {out}" in failed.stderr
     assert [json.loads(line)["text"] for line in out.read_text().splitlines()] == ["one", "two", "three"]
+    failed = CliRunner().invoke(app, ["prompt", "compare", *words])  # which can make nothing of a part
+    assert "/v1/completions refused (400): " in str(failed.exception)
+    assert "of 4 requests" not in str(failed.exception)
 
 
 @pytest.mark.parametrize("body", ["<html>", "[]", '{"object": "list"}'])

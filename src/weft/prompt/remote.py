@@ -59,8 +59,8 @@ class RemoteModel:
             self.close()
             raise
 
-    def complete(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Reply]]:
-        return self._each(asks, self._complete)
+    def complete(self, asks: Sequence[Ask], keep: bool = False) -> Iterator[tuple[int, Reply]]:
+        return self._each(asks, self._complete, keep)
 
     def stream(self, ask: Ask) -> Iterator[str]:
         route, body = self._body(ask)
@@ -117,11 +117,14 @@ class RemoteModel:
     def close(self) -> None:
         self.http.close()
 
-    def _each(self, things: Sequence[Any], do: Callable[[Any], T]) -> Iterator[tuple[int, T]]:
-        """What comes of each. One that is refused for what it says holds no other up: it is told at the end.
+    def _each(self, things: Sequence[Any], do: Callable[[Any], T], keep: bool = False) -> Iterator[tuple[int, T]]:
+        """What comes of each.
+
+        Args:
+            keep: one that is refused for what it says holds no other up: it is told at the end.
 
         Raises:
-            ValueError: some were refused; or the server cannot be asked, which is told at once.
+            ValueError: one was refused, or the server cannot be asked.
         """
         with ThreadPoolExecutor(self.at_once) as pool:
             waiting = {pool.submit(do, one): index for index, one in enumerate(things)}
@@ -129,7 +132,7 @@ class RemoteModel:
             try:
                 for done in as_completed(waiting):
                     error = done.exception()
-                    if isinstance(error, RequestError):
+                    if keep and isinstance(error, RequestError):
                         refused[waiting[done]] = error
                         if len(refused) == ALIKE:
                             break

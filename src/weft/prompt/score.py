@@ -90,7 +90,7 @@ def ask(
     asks = make_asks(prompt, rows, model)
     found = came if came is not None else {}
     start = time.perf_counter()
-    for index, reply in model.complete(asks):
+    for index, reply in model.complete(asks, keep=came is not None):
         malformed = sum(problem(prompt.output, text) is not None for text in reply.texts)
         found[index] = Answer(settle(prompt.output, reply.texts), malformed, reply)
         progress(prompt.id, len(found), len(rows))
