@@ -345,6 +345,23 @@ def test_models_tokens_and_embeddings(client: openai.OpenAI, server: Served) -> 
     assert plain == pytest.approx(vectors[0], abs=1e-6)
 
 
+def test_an_answer_may_go_on_with_the_last_message(server: Served) -> None:
+    messages = [{"role": "user", "content": "?"}]
+    begun = post(server, "/tokenize", {"messages": messages}).json()["tokens"]
+    messages.append({"role": "assistant", "content": "{<|end|> "})
+    for settings, ends in (({"continue_final_message": True}, False), ({"add_generation_prompt": False}, True)):
+        tokens = post(server, "/tokenize", {"messages": messages, **settings}).json()["tokens"]
+        assert tokens[: len(begun)] == begun
+        more = tokens[len(begun) :]
+        assert [token == 256 for token in more] == [False] * 9 + [True] * ends  # what is written is no special token
+        assert post(server, "/detokenize", {"tokens": more[:9]}).json()["prompt"] == "{<|end|> "
+        answer = post(server, "/v1/chat/completions", {"messages": messages, "max_tokens": 1, **settings}).json()
+        assert answer["usage"]["prompt_tokens"] == len(tokens)
+    both = {"messages": messages, "continue_final_message": True, "add_generation_prompt": True}
+    refused = post(server, "/v1/chat/completions", both)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "add_generation_prompt")
+
+
 def test_curl(server: Served) -> None:
     body = json.dumps({"model": "tiny", "prompt": "a", "max_tokens": 3, "stream": True})
     done = subprocess.run(

@@ -51,6 +51,9 @@ def serve(
     ),
     max_context: int | None = typer.Option(None, help="Tokens of a prompt and its completion; by default the model's."),
     cache_tokens: int | None = typer.Option(None, help="Tokens whose keys and values are kept, of all sequences."),
+    gpu_share: float = typer.Option(
+        0.9, help="Of a GPU's memory, what a model and its cache fill up: less where others, or newer weights, follow."
+    ),
     cache_dtype: str = typer.Option("auto", help="Of keys and values; int8: about twice as many tokens have room."),
     invariant: bool = typer.Option(
         False,
@@ -105,8 +108,8 @@ def serve(
     least = max_sequences * (1 + draft_tokens) + (MAX_STRIDE if invariant else 0)
     engine = EngineConfig(
         max_sequences=max_sequences, max_waiting=max_waiting, max_context=max_context, cache_tokens=cache_tokens,
-        cache_dtype=cache_dtype, draft_tokens=draft_tokens, invariant=invariant, compile=compile, tp=tp, pp=pp,
-        device=device, dtype=dtype, step_tokens=max(EngineConfig.step_tokens, least),
+        gpu_share=gpu_share, cache_dtype=cache_dtype, draft_tokens=draft_tokens, invariant=invariant, compile=compile,
+        tp=tp, pp=pp, device=device, dtype=dtype, step_tokens=max(EngineConfig.step_tokens, least),
     )  # fmt: skip
     named = [split_name(model) for model in models]
     adapted = replace(engine, adapters=split_adapters(adapter))

@@ -141,7 +141,8 @@ class ChatText(Body):
 
     tools: Annotated[list[Tool], PlainValidator(read_tools)] = []
     tool_choice: Annotated[Choice, PlainValidator(read_choice)] = Choice("auto")
-    add_generation_prompt: bool = True
+    add_generation_prompt: bool | None = None  # vLLM's, as the next one; True, but where the last message goes on
+    continue_final_message: bool = False
     chat_template_kwargs: dict[str, Any] = {}
 
 

@@ -82,9 +82,14 @@ async def tokenize_chat(body: ChatBody | TokenizeBody, version: Version, config:
             "call (tool_choice), or start the server with a --chat-template that shows them",
             "tools",
         )
+    continues, begins = body.continue_final_message, body.add_generation_prompt
+    if continues and begins:
+        raise FieldError("continue_final_message: the last message goes on, and none begins: leave one out",
+                         "add_generation_prompt")  # fmt: skip
     return await template.encode(
-        words, version.max_context, messages, tools, body.add_generation_prompt, body.chat_template_kwargs
-    )
+        words, version.max_context, messages, tools, not continues if begins is None else begins,
+        body.chat_template_kwargs, continues,
+    )  # fmt: skip
 
 
 def way_of(body: ChatBody, template: ChatTemplate) -> Way | None:
