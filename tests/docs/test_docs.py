@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 import tomllib
 from pathlib import Path
@@ -68,6 +69,13 @@ def test_links_lead_somewhere(page: Path) -> None:
         path = (page.parent / file).resolve() if file else page
         assert path.exists(), f"{page.name} links to {target}"
         assert not anchor or anchor in anchors(path), f"{page.name} links to {target}; there: {sorted(anchors(path))}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_proofs_exist(page: Path) -> None:
+    written = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "tests").rglob("test_*.py"))
+    named = re.findall(r"`(test_\w+)`", page.read_text(encoding="utf-8"))
+    assert not [name for name in named if f"def {name}(" not in written]
 
 
 def test_every_page_is_in_the_table_of_contents() -> None:

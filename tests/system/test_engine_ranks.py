@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,35 @@ def test_an_engine_of_two_processes_comes_and_goes(folder: Path, tp: int, pp: in
     engine.close()
     assert [process.poll() for process in processes] == [0]
     assert not meeting.exists()
+
+
+def test_processes_meet_where_no_other_machine_can_reach_them(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the machine's name or the environment say: between them anybody is believed."""
+    for interface in Path("/sys/class/net").iterdir():
+        if interface.name != "lo" and (interface / "operstate").read_text().strip() == "up":
+            monkeypatch.setenv("GLOO_SOCKET_IFNAME", interface.name)
+    engine = Engine.load(folder, EngineConfig(tp=2, device="cpu"))
+    assert engine.ranks is not None
+    processes = [os.getpid(), *(process.pid for process in engine.ranks.workers.processes)]
+    found = [address for process in processes for address in listening(process)]
+    engine.close()
+    assert len(found) >= 2
+    assert all(address.is_loopback for address in found)
+
+
+def listening(process: int) -> list[IPv4Address | IPv6Address]:
+    """Addresses at which a process takes connections, by what Linux says of its sockets."""
+    own, found = set(), list[IPv4Address | IPv6Address]()
+    for file in Path(f"/proc/{process}/fd").iterdir():
+        with suppress(OSError):
+            own.add(os.readlink(file))
+    for family in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{process}/net/{family}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in own:  # TCP_LISTEN
+                words = bytes.fromhex(fields[1].partition(":")[0])
+                found.append(ip_address(b"".join(words[at : at + 4][::-1] for at in range(0, len(words), 4))))
+    return found
 
 
 def test_a_process_that_stands_still_holds_up_no_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -401,6 +401,31 @@ def test_curl(server: Server, expected: Expected) -> None:
     assert [one["name"] for one in outputs] == ["text_output", "output_ids", "finish_reason"]
 
 
+def test_what_asks_triton_asks_here_too(server: Server, expected: Expected) -> None:
+    """In the words of Triton's vLLM backend, and of weft's."""
+    _, text = expected("Hello", 5)
+    body = {
+        "text_input": "Hello", "exclude_input_in_output": False, "return_logprobs": True,
+        "return_prompt_logprobs": True, "sampling_parameters": json.dumps({"max_tokens": 5, "temperature": 0}),
+    }  # fmt: skip
+    address = f"http://{server.http}/v2/models/small"
+    found = httpx.post(f"{address}/generate", json=body).json()
+    assert found["text_output"] == "Hello" + text
+    assert (len(found["logprobs"]), len(found["prompt_logprobs"])) == (5, 4)
+    assert "top_logprobs" not in found
+    events = httpx.post(f"{address}/generate_stream", json=body).text.split("\n\n")[:-1]
+    assert "".join(json.loads(event.removeprefix("data: "))["text_output"] for event in events) == "Hello" + text
+    shorter = httpx.post(f"{address}/generate", json=body | {"max_tokens": 2}).json()
+    assert len(shorter["output_ids"]) == 2  # what has a place of its own goes before
+    with triton_http.InferenceServerClient(server.http) as client:
+        result = client.infer("small", inputs(triton_http, "Hello", max_tokens=5, exclude_input_in_output=True))
+        assert result.as_numpy("text_output")[0].decode() == text
+    for wrong, words in (("[]", "must be a JSON table"), ('{"n": 2}', "no input 'n'"), ("{", "must be a JSON table")):
+        refused = httpx.post(f"{address}/generate", json=body | {"sampling_parameters": wrong})
+        assert refused.status_code == 400
+        assert words in refused.json()["error"]
+
+
 def test_aiperf_and_genai_perf_stream_so(server: Server) -> None:
     """Their `template` and `generate` endpoints: the prompt in the body, `text_output` in events, a status before them."""
     body = {"text_input": "Hello", "stream": True, "parameters": {"max_tokens": 5}}

@@ -292,7 +292,7 @@ def test_a_key_is_asked_for_and_stays_in_the_tab(browser: Browser, tmp_path: Pat
         page.reload()
         expect(column(page).get_by_role("alert")).to_have_text("No model is ready yet. Waiting for one.")
         page.get_by_role("button", name="Run").click()
-        words = "The model is not being served at the moment; it is coming back. Try again in 1 s."
+        words = "The model is not being served at the moment; it was unloaded. Try again in 1 s."
         expect(column(page).get_by_role("alert")).to_have_text(words)
         server.call(server.catalogue.load, "tiny")
         expect(column(page).get_by_label("Model").locator("option")).to_have_text(["tiny"])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from served import Served, make_folder, model, served
@@ -78,7 +80,8 @@ def test_what_is_judged_is_judged_as_in_this_process(local: LocalModel, remote: 
     assert ids == local.encode("some text " * 80)
     assert remote.longest == local.longest
     assert perplexity("t", ids, 800, remote).nats == pytest.approx(perplexity("t", ids, 800, local).nats, abs=1e-5)
-    assert np.allclose(remote.embed(["a", "bc"]), local.embed(["a", "bc"]), atol=1e-5)
+    many = [f"text {number}" for number in range(130)]  # more than the server takes at once
+    assert np.allclose(remote.embed(many), local.embed(many), atol=1e-5)
     with pytest.raises(ValueError, match="at least one token before"):
         list(remote.likelihoods([("", "a")]))
 
@@ -99,6 +102,41 @@ def test_what_a_server_refuses_is_told(remote: RemoteModel) -> None:
         list(remote.complete([Ask("a" * 600, GREEDY)]))
     with pytest.raises(ValueError, match=r"/v1/completions refused \(400\)"):
         next(remote.stream(Ask("a" * 600, GREEDY)))
+
+
+def test_a_row_that_is_refused_costs_no_other_its_answer(server: Served, tmp_path: Path) -> None:
+    prompt, rows, out = (tmp_path / name for name in ("p.toml", "rows.jsonl", "kept/out.jsonl"))
+    text = 'name = "p"\nquestion = "{{ text }}"\nlabel = "{{ text }}"\n[sampling]\nmax_tokens = 4\n'
+    prompt.write_text(text, encoding="utf-8")
+    asked = "".join(json.dumps({"text": text}) + "\n" for text in ("one", "a" * 600, "two", "three"))
+    rows.write_text(asked, encoding="utf-8")
+    words = [str(prompt), "--data", str(rows), "--out", str(out), "--url", f"{server.url}/v1"]
+    failed = CliRunner().invoke(app, ["prompt", "run", *words])
+    assert "1 of 4 requests; number 2: " in str(failed.exception)
+    assert f"3 of 4 rows were answered; they are in {out}" in failed.stderr
+    assert [json.loads(line)["text"] for line in out.read_text().splitlines()] == ["one", "two", "three"]
+    failed = CliRunner().invoke(app, ["prompt", "compare", *words])  # which can make nothing of a part
+    assert "/v1/completions refused (400): " in str(failed.exception)
+    assert "of 4 requests" not in str(failed.exception)
+
+
+@pytest.mark.parametrize("body", ["<html>", "[]", '{"object": "list"}'])
+def test_what_is_no_such_server_is_told(body: str) -> None:
+    """And one that asks for patience until a date is asked again."""
+    answers = iter([httpx.Response(503, headers={"Retry-After": "Fri, 27 Nov 2026 00:00:00 GMT"})])
+    with served_by(lambda request: next(answers, httpx.Response(200, text=body))):
+        with pytest.raises(ValueError, match="does not answer as OpenAI's servers do"):
+            RemoteModel("http://somewhere/v1")
+
+
+@contextmanager
+def served_by(handler: Callable[[httpx.Request], httpx.Response]) -> Iterator[None]:
+    """Whatever is asked by way of httpx is answered by this."""
+    make = httpx.Client
+    with pytest.MonkeyPatch.context() as patch:
+        transport = httpx.MockTransport(handler)
+        patch.setattr(httpx, "Client", lambda **settings: make(transport=transport, headers=settings["headers"]))
+        yield
 
 
 def test_keys_and_names_go_with_every_request(folder: Path) -> None:

@@ -79,6 +79,9 @@ def test_kserve_knows_them(server: Served) -> None:
         said[name] = answer["output_ids"]
         assert httpx.get(f"{server.url}/v2/models/{name}/ready").status_code == 200
         assert httpx.get(f"{server.url}/v2/models/{name}").json()["name"] == name
+        [counted] = httpx.get(f"{server.url}/v2/models/{name}/stats").json()["model_stats"]
+        assert counted["name"] == name  # perf_analyzer looks for the name that it asks by
+        assert counted["inference_count"] >= 1
     assert said["base"] != said["wild"] == said["merged-wild"]
     streamed = post(server, "/v2/models/wild/generate_stream", **body).text
     events = [json.loads(line[6:]) for line in streamed.splitlines() if line.startswith("data: {")]
@@ -132,5 +135,8 @@ def test_a_model_that_is_gone_takes_its_adapters_with_it(server: Served) -> None
     assert [card["id"] for card in cards] == ["merged-calm", "merged-wild"]
     refused = post(server, "/v1/completions", model="wild", prompt="Hi")
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
+    assert refused.json()["error"]["message"].endswith("; it was unloaded")
+    health = httpx.get(f"{server.url}/health/generate", timeout=30)
+    assert (health.status_code, set(health.json()["models"])) == (200, {"merged-calm", "merged-wild"})
     server.call(server.catalogue.load, "base")
     completion(server, "wild", "Hi")

@@ -436,7 +436,7 @@ async def ends(hosted: Hosted, version: Version) -> list[str | None]:
         return [output.finish async for output in outputs]
 
 
-def test_newer_weights_take_over_without_a_pause(tmp_path: Path) -> None:
+def test_newer_weights_take_over_without_a_pause(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """What is being answered ends with the old ones; what is worse, or broken, never comes to be served."""
     run = tmp_path / "run"
     flat = {"spread": 0.02}  # nearly even odds: a low loss, for random weights
@@ -466,8 +466,14 @@ def test_newer_weights_take_over_without_a_pause(tmp_path: Path) -> None:
         weights.write_bytes(b"\xff" * weights.stat().st_size)
         with pytest.raises(ValueError, match="safetensors"):
             one.call(hosted.refresh)
-        one.call(one.catalogue.refresh)  # the same, told to the log
+        for asked in (False, False, True):  # the same, told to the log; who only looks for newer ones tries none twice
+            one.call(one.catalogue.refresh, asked)
+        assert len([record for record in caplog.records if "safetensors" in record.message]) == 2
         assert post(one, {**LONG, "max_tokens": 3}).headers["x-weft-version"] == "2"
+        shutil.rmtree(run / "checkpoints" / "step-00000004")
+        shutil.rmtree(run / "checkpoints" / "step-00000003")
+        one.call(one.catalogue.refresh)
+        assert f"there is nothing newer than {run}/checkpoints/step-00000002/model" in caplog.text
 
 
 def test_who_stops_it_waits_for_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -614,6 +620,18 @@ def test_what_cannot_be_served_is_said_at_once(folder: Path, tmp_path: Path) -> 
         port = taken.getsockname()[1]
         with pytest.raises(ValueError, match=f"cannot listen on 127.0.0.1:{port}: .*--port 0 takes a free port"):
             asyncio.run(serve(ServerConfig((model(folder),), port=port)))
+    with pytest.raises(ValueError, match=r"cannot listen on none\.invalid:0: [^;]+$"):
+        asyncio.run(serve(ServerConfig((model(folder),), host="none.invalid", port=0, open=True)))
+
+
+def test_a_route_takes_head_where_it_takes_get_and_says_what_it_takes(server: Served) -> None:
+    for path in ("/", "/health", "/v1/models"):
+        asked, looked = httpx.get(f"{server.url}{path}"), httpx.head(f"{server.url}{path}")
+        assert (looked.status_code, looked.content) == (200, b"")
+        assert looked.headers["content-length"] == asked.headers["content-length"]
+    for method, path, allowed in (("GET", "/v1/completions", "POST"), ("POST", "/v1/models", "GET, HEAD")):
+        refused = httpx.request(method, f"{server.url}{path}")
+        assert (refused.status_code, refused.headers["allow"]) == (405, allowed)
 
 
 def test_metrics_have_vllms_names(server: Served) -> None:
@@ -625,8 +643,11 @@ def test_metrics_have_vllms_names(server: Served) -> None:
         "time_to_first_token_seconds_bucket", "inter_token_latency_seconds_bucket", "e2e_request_latency_seconds_sum",
         "request_queue_time_seconds_count", "request_prefill_time_seconds_count", "request_decode_time_seconds_count",
         "request_prompt_tokens_bucket", "request_generation_tokens_bucket", "request_params_n_bucket",
+        "request_inference_time_seconds_sum", "request_time_per_output_token_seconds_bucket",
+        "request_max_num_generation_tokens_sum", "cache_config_info",
     ):  # fmt: skip
         assert re.search(rf'^vllm:{name}{{.*model_name="tiny".*}} ', text, re.MULTILINE), name
+    assert re.search(r'vllm:cache_config_info{block_size="16",model_name="tiny",num_gpu_blocks="[1-9]\d*"} 1.0', text)
     assert re.search(r'vllm:request_success_total{finished_reason="length",model_name="tiny"} [1-9]', text)
     assert re.search(r'weft:http_answers_total{status="200"} [1-9]', text)
 

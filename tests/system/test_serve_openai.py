@@ -326,17 +326,40 @@ def test_async_and_many_at_once(server: Served) -> None:
 def test_models_tokens_and_embeddings(client: openai.OpenAI, server: Served) -> None:
     assert [one.id for one in client.models.list()] == ["tiny"]
     assert client.models.retrieve("tiny").id == "tiny"
+    assert httpx.get(f"{server.url}/v1/models/").json() == httpx.get(f"{server.url}/v1/models").json()
     told = post(server, "/tokenize", {"prompt": "héllo", "return_token_strs": True}).json()
     assert told["count"] == len(told["tokens"]) == 6
     assert told["token_strs"][1:3] == ["bytes:\\xc3", "bytes:\\xa9"]
     assert post(server, "/detokenize", {"tokens": told["tokens"]}).json() == {"prompt": "héllo"}
     chat = post(server, "/tokenize", {"messages": [{"role": "user", "content": "<|end|>"}]}).json()["tokens"]
     assert chat.count(256) == 1  # the turn's own; the one in the message is seven characters
+    asked: Any = {"messages": [{"role": "user", "content": "?"}], "tools": [TOOL]}
+    counted = post(server, "/tokenize", asked).json()["count"]
+    answer = client.chat.completions.create(model="tiny", max_tokens=1, **asked)
+    assert answer.usage is not None
+    assert counted == answer.usage.prompt_tokens > post(server, "/tokenize", asked | {"tools": []}).json()["count"]
     vectors = [one.embedding for one in client.embeddings.create(model="tiny", input=["a b", "a b", "zzz"]).data]
     assert vectors[0] == vectors[1] != vectors[2]
     assert math.sqrt(sum(value**2 for value in vectors[0])) == pytest.approx(1, abs=1e-5)
     plain = client.embeddings.create(model="tiny", input="a b", encoding_format="float").data[0].embedding
     assert plain == pytest.approx(vectors[0], abs=1e-6)
+
+
+def test_an_answer_may_go_on_with_the_last_message(server: Served) -> None:
+    messages = [{"role": "user", "content": "?"}]
+    begun = post(server, "/tokenize", {"messages": messages}).json()["tokens"]
+    messages.append({"role": "assistant", "content": "{<|end|> "})
+    for settings, ends in (({"continue_final_message": True}, False), ({"add_generation_prompt": False}, True)):
+        tokens = post(server, "/tokenize", {"messages": messages, **settings}).json()["tokens"]
+        assert tokens[: len(begun)] == begun
+        more = tokens[len(begun) :]
+        assert [token == 256 for token in more] == [False] * 9 + [True] * ends  # what is written is no special token
+        assert post(server, "/detokenize", {"tokens": more[:9]}).json()["prompt"] == "{<|end|> "
+        answer = post(server, "/v1/chat/completions", {"messages": messages, "max_tokens": 1, **settings}).json()
+        assert answer["usage"]["prompt_tokens"] == len(tokens)
+    both = {"messages": messages, "continue_final_message": True, "add_generation_prompt": True}
+    refused = post(server, "/v1/chat/completions", both)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "add_generation_prompt")
 
 
 def test_curl(server: Served) -> None:
@@ -362,7 +385,7 @@ def test_curl(server: Served) -> None:
         ("completions", {"prompt": "a" * 50_000}, 400, "prompt", "shorten it"),
         ("completions", {"prompt": [9999]}, 400, None, "outside the model's vocabulary"),
         ("completions", {"prompt": ""}, 400, None, "the prompt is empty"),
-        ("completions", {"prompt": "a", "temperature": -1}, 400, None, "temperature is -1"),
+        ("completions", {"prompt": "a", "temperature": -1}, 400, "temperature", "temperature is -1"),
         ("completions", {"prompt": "a", "n": 10**9}, 400, None, "this server takes 128"),
         ("completions", {"prompt": "a", "n": 0}, 400, "n", "greater than or equal to 1"),
         ("completions", {"prompt": "a", "logprobs": 10**6}, 400, "logprobs", "less than or equal to 20"),
@@ -380,8 +403,18 @@ def test_curl(server: Served) -> None:
         ),
         (
             "chat/completions", {"messages": [{"role": "user", "content": "a"}], "tool_choice": "required"},
-            400, "tool_choice", "no tool is named",
+            400, "tool_choice", "there is nothing to call",
         ),
+        (
+            "chat/completions",
+            {
+                "messages": [{"role": "user", "content": "a"}], "tools": [TOOL],
+                "tool_choice": {"type": "function", "function": {"name": "time"}},
+            },
+            400, "tool_choice", "no tool is named 'time'",
+        ),
+        ("completions", {"prompt": "a", "max_tokens": 2, "min_tokens": 3}, 400, "min_tokens", "from 0 to max_tokens"),
+        ("completions", {"prompt": "a", "stop": ""}, 400, None, "a stop text is empty"),
         ("embeddings", {"input": "a", "dimensions": 7}, 400, "dimensions", "have 32 numbers"),
     ],
 )  # fmt: skip

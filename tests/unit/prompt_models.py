@@ -42,7 +42,7 @@ class Parity:
     def __init__(self) -> None:
         self.asked: list[str] = []
 
-    def complete(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Reply]]:
+    def complete(self, asks: Sequence[Ask], keep: bool = False) -> Iterator[tuple[int, Reply]]:
         for index, ask in reversed(list(enumerate(asks))):  # in any order
             assert isinstance(ask.prompt, str)
             self.asked.append(ask.prompt)

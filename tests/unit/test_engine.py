@@ -319,7 +319,7 @@ def test_logits_that_are_no_numbers_end_their_request_alone(temperature: float) 
     [
         (Request("a", []), "the prompt is empty"),
         (Request("a", [97]), "the prompt has a token outside the model's vocabulary of 97"),
-        (Request("a", [1], Sampling(stop_ids=(-1,))), "stop_ids has a token outside"),
+        (Request("a", [1], Sampling(stop_ids=(-1,))), "the list of stop ids has a token outside"),
         (Request("a", [1], Sampling(bias={97: 1.0})), "logit bias has a token outside"),
         (Request("a", [1], n=0), "n is 0"),
         (Request("a", [1], n=2), "n is 2, but every completion is the same at temperature 0"),

@@ -178,12 +178,14 @@ def test_a_conversation_remembers_and_obeys(tmp_path: Path) -> None:
         Chat(Echo(), Prompt(name="c", instruction="Be kind to {{ who }}.", question="{{ text }}"), {"who": "me"}),
         [],
     )
-    for line in ("a", "b", "/undo", "c", f"/save {tmp_path / 'talk.json'}", "/help", "/reset", "d", "/quit"):
+    saves = f"/save {tmp_path / 'talk.json'}", f"/save {tmp_path / 'nowhere' / 'talk.json'}"
+    for line in ("a", "b", "/undo", "c", *saves, "/help", "/reset", "d", "/quit"):
         talk.say(line, said.append)
     assert [turn["content"] for turn in seen[2].prompt] == ["Be kind to me.", "a", "you said a", "c"]  # type: ignore[index]
     assert len(seen[3].prompt) == 2
     assert json.loads((tmp_path / "talk.json").read_text())[-1] == {"role": "assistant", "content": "you said c"}
     assert "/undo takes" in "".join(said)
+    assert "nowhere/talk.json cannot be written: No such file or directory\n" in "".join(said)
     assert talk.ended
 
 
@@ -272,6 +274,10 @@ def test_eval_scores_texts_and_tasks(folder: Path, tmp_path: Path) -> None:
     assert kept["texts"][0]["tokens"] == 599
     assert [one["count"] for one in kept["tasks"]] == [10, 10]
     assert f"{kept['tasks'][0]['value']:.4f}" in scored.stdout
+    single = weft("eval", folder, "--task", tmp_path / "task.toml", "--limit", 1, "--out", tmp_path / "new" / "e.json")
+    assert single.exit_code == 0, single.output
+    text = (tmp_path / "new" / "e.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail)["tasks"][0]["error"] is None  # of one row nothing is known
 
 
 @pytest.mark.parametrize(
@@ -289,6 +295,8 @@ def test_eval_scores_texts_and_tasks(folder: Path, tmp_path: Path) -> None:
         (["prompt", "new", "a.toml"], "is there already"),
         (["prompt", "chat", "a.toml", "--system", "x"], "give one of the two"),
         (["eval", "x"], "nothing to score"),
+        (["eval", "x", "--task", "t", "--out", "."], "--out . is a folder: name a file"),
+        (["prompt", "run", "a.toml", "--set", "text=1", "--out", "a.toml/b"], "--out a.toml/b: "),
         (["eval", "x", "--lm-eval", "mmlu"], "give its --url"),
         (["eval", "--url", "http://x/v1", "--lm-eval", "mmlu"], "name the served model's folder or checkpoint"),
         (["eval", "x", "--task", "t", "--stride", "4"], "are about a --text"),

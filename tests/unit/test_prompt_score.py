@@ -119,8 +119,10 @@ def test_votes_are_paid_for() -> None:
 def test_what_cannot_be_searched_is_told(settings: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         search(BASE, ROWS, Parity(), **settings)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="too few to choose by"):
-        search(BASE, ROWS[:20], Parity(), budget=400, instructions=["x"])
+    for rows, shots, needed in ((20, [], 29), (20, [2], 31), (60, [50], 74)):
+        with pytest.raises(ValueError, match=f"{rows} rows are too few to choose by .* this search needs {needed}, "):
+            search(BASE, ROWS[:rows], Parity(), budget=400, instructions=["x"], shots=shots)
+        assert len(split([*ROWS, *ROWS][:needed], shots, 0).held) == 8
 
 
 @pytest.mark.parametrize("budget", [64, 100, 1000, 5000])

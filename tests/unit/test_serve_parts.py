@@ -19,7 +19,7 @@ from weft.serve.loop import DeadError
 from weft.serve.request import Output, RefusedError, TooLongError
 from weft.serve.server.chat import ChatTemplate, find_template, hide, split_forged
 from weft.serve.server.config import ModelConfig, ServerConfig, is_loopback
-from weft.serve.server.errors import FAILED, FieldError, HttpError, UnknownModelError, cut_off, problem
+from weft.serve.server.errors import FAILED, FieldError, HttpError, UnknownModelError, UnloadedError, cut_off, problem
 from weft.serve.server.limits import Limits
 from weft.serve.server.openai.messages import read_messages
 from weft.serve.server.openai.tools import Choice, forced_form, moved, read_choice, read_tools
@@ -42,6 +42,8 @@ ONE = (ModelConfig("a", Path("a")),)
         ({"api_keys": ("",)}, "an API key is empty"),
         ({"request_seconds": 0}, "request_seconds is 0"),
         ({"drain_seconds": -1}, "drain_seconds is -1"),
+        ({"port": -1}, "port is -1; it must be from 0, which takes a free one, to 65535"),
+        ({"grpc_port": 99999}, "grpc_port is 99999"),  # gRPC itself would take another one, and say nothing
         ({"gate_text": Path("none")}, "there is no file none"),
     ],
 )
@@ -272,6 +274,8 @@ def test_what_a_client_is_told() -> None:
     assert problem(RefusedError("bye", 5), draining=True).status == 503
     assert problem(DeadError("/secret/path")).status == 503
     assert "secret" not in problem(DeadError("/secret/path")).message
+    assert problem(DeadError("x")).message == "the model is not being served at the moment; it is coming back"
+    assert problem(UnloadedError("x")).message == "the model is not being served at the moment; it was unloaded"
     assert problem(UnknownModelError("no x")).openai["error"]["code"] == "model_not_found"
     assert problem(FieldError("bad", "a.b")).openai["error"]["param"] == "a.b"
     assert problem(ValueError("bad")).body("/v2/models") == {"error": "bad"}
@@ -295,10 +299,29 @@ def test_answers_that_were_cut_off() -> None:
     assert status(finish="error", error="the model's logits are not finite numbers") == 500
 
 
+def test_a_server_whose_requests_do_not_know_of_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[ServerConfig] = []
+
+    async def serve(config: ServerConfig, *told: Any) -> None:
+        given.append(config)
+
+    monkeypatch.setattr("weft.serve.server.run.serve", serve)
+    monkeypatch.setattr("weft.serve.folder.find_model", lambda path: (path, []))
+    done = CliRunner().invoke(app, ["serve", "run", "--invariant", "--max-sequences", "400", "--gpu-share", "0.4"])
+    assert done.exit_code == 0
+    engine = given[0].models[0].engine
+    assert (engine.invariant, engine.stride, engine.step_tokens, engine.gpu_share) == (True, 256, 656, 0.4)
+    refused = CliRunner().invoke(app, ["serve", "run", "--invariant", "--draft-tokens", "4"]).exception
+    assert "invariant: speculation computes several tokens at once" in str(refused)
+
+
 def test_what_weft_serve_is_given_to_serve(tmp_path: Path) -> None:
     for arguments, words in (
         ([], "no model: name a checkpoint, a run or a Hugging Face directory"),
         (["run", "--triton", "models"], "--triton serves what its repository holds: leave run out"),
+        (["--triton", "models", "--port", "99999"], "the port of http is 99999"),
+        (["--triton", "models", "--api-key-file", "keys"], "Triton does not take --api-key-file: leave it out"),
+        (["--triton", "models", "--tp", "2"], "Triton does not take --tp: leave it out"),
         (["--triton", str(tmp_path)], f"{tmp_path}"),  # Triton's own start looks at it
     ):
         error = CliRunner().invoke(app, ["serve", *arguments]).exception

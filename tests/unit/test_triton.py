@@ -463,6 +463,21 @@ def test_weights_can_stay_where_they_are(folder: Path, tmp_path: Path) -> None:
     assert [model.name for model in read_repository(tmp_path)] == ["second", "small"]
 
 
+@pytest.mark.parametrize("backend", ["weft", "vllm", "tensorrtllm"])
+def test_a_container_sees_weights_that_stayed_where_they_are(backend: str, folder: Path, tmp_path: Path) -> None:
+    """Or the link of the repository leads nowhere in there."""
+    pages = [
+        (export_triton(folder, tmp_path, f"link-{link}", backend, link=link) / "README.md").read_text()
+        for link in (False, True)
+    ]
+    source = f"{folder.resolve()}:{folder.resolve()}:ro"
+    volume = f"-v {tmp_path}:{tmp_path} -v {source} "
+    assert [volume in page for page in pages] == [False, True]
+    assert [source in page for page in pages] == [False, True]
+    if backend != "weft":  # whose Slurm command runs in no container
+        assert f"--container-mounts={tmp_path},{source} " in pages[1]
+
+
 @pytest.mark.parametrize(
     ("over", "said"),
     [
@@ -711,8 +726,8 @@ def test_metrics_tell_what_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     Utils.MetricFamily = MetricFamily  # type: ignore[attr-defined]
     told = metrics.Metrics(Utils, {"model": "small"})
     stats = Stats(
-        running=2, waiting=0, cache_tokens=64, cache_used=0.5, steps=3, prompt_tokens=10, cached_tokens=4, new_tokens=7,
-        preemptions=0, drafted=0, accepted=0, finished={"stop": 1},
+        running=2, waiting=0, cache_tokens=64, block_tokens=16, cache_used=0.5, steps=3, prompt_tokens=10,
+        cached_tokens=4, new_tokens=7, preemptions=0, drafted=0, accepted=0, finished={"stop": 1},
     )  # fmt: skip
     told.tell(lambda: None)
     told.tell(lambda: stats)

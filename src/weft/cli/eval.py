@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from weft.cli.prompt import AtOnce, Device, Dtype, Key, ModelName, Url, wide, write_json
+from weft.cli.prompt import AtOnce, Device, Dtype, Key, ModelName, Url
 
 
 def evaluate(
@@ -46,6 +46,7 @@ def evaluate(
     """Score a model, in this process or behind a server. Every score comes with its standard error."""
     from rich.console import Console
 
+    from weft.cli.scores import make_room, wide, write_json
     from weft.cli.verify import progress_bar
     from weft.prompt.harness import ask_server, run_lm_eval
     from weft.prompt.open import open_model
@@ -69,6 +70,7 @@ def evaluate(
         )
     if not lm_eval and (tokenizer or include or shots is not None):
         raise ValueError("--tokenizer, --include and --shots are about an --lm-eval task, and there is none")
+    make_room(out)
     tasks = [read_task(path) for path in task or []]
     foreseen, measures = [], []
     with open_model(checkpoint, url, model, api_key, at_once, device, dtype) as there, progress_bar() as progress:

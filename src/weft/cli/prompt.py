@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from weft.prompt.file import Prompt, Row
+    from weft.prompt.score import Answer
 
 app = typer.Typer(
     help="Prompts as versioned files: run them, compare them with intervals, search for better ones, chat.\n\n"
@@ -53,6 +52,7 @@ def run(
     dtype: Dtype = "auto",
 ) -> None:
     """Put a prompt to a model, and read the answers out of what comes back."""
+    from weft.cli.scores import make_room
     from weft.cli.verify import progress_bar
     from weft.prompt.file import read_prompt, read_rows
     from weft.prompt.open import open_model
@@ -65,18 +65,20 @@ def run(
     if dry_run:
         show_asked(asked, rows)
         return
-    with open_model(checkpoint, url, model, api_key, at_once, device, dtype) as there, progress_bar() as progress:
-        answers, seconds = ask(asked, rows, there, progress)
-    lines = []
-    for row, one in zip(rows, answers, strict=True):
+    make_room(out)
+    came: dict[int, Answer] = {}
+    try:
+        with open_model(checkpoint, url, model, api_key, at_once, device, dtype) as there, progress_bar() as progress:
+            answers, seconds = ask(asked, rows, there, progress, came)
+    finally:  # whatever went wrong: nothing is asked, and paid for, twice
+        if out is not None and came:
+            write_answers(out, asked, rows, came)
+    for one in answers:
         if one.answer is None:
             print(f"weft: warning: no answer has its form; the first is {one.reply.texts[0]!r}", file=sys.stderr)
         print(one.answer if one.answer is not None else "")
-        lines.append(row | {"prompt": asked.id, "answer": one.answer, "texts": one.reply.texts})
     tokens = sum(one.reply.new_tokens for one in answers)
     print(f"{len(rows)} asked, {tokens} new tokens, {seconds:.2f} s", file=sys.stderr)
-    if out is not None:
-        out.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
 
 
 @app.command(epilog="Example: weft prompt compare zero.toml few.toml --data labelled.jsonl --checkpoint runs/small")
@@ -103,12 +105,14 @@ def compare(
     """
     from rich.console import Console
 
+    from weft.cli.scores import make_room, wide, write_json
     from weft.cli.verify import progress_bar
     from weft.prompt.compare import Price, compare, record
     from weft.prompt.file import read_prompt, read_rows
     from weft.prompt.open import open_model
     from weft.prompt.report import show_compared
 
+    make_room(out)
     variants, rows, price = [read_prompt(path) for path in prompts], read_rows(data)[:limit], Price(price_in, price_out)
     with open_model(checkpoint, url, model, api_key, at_once, device, dtype) as there, progress_bar() as progress:
         scored = compare(variants, rows, there, progress)
@@ -149,6 +153,7 @@ def search(
     """
     from rich.console import Console
 
+    from weft.cli.scores import wide
     from weft.cli.verify import progress_bar
     from weft.prompt.compare import Price
     from weft.prompt.file import read_prompt, read_rows, write_prompt
@@ -251,6 +256,16 @@ def new(
     print(f"written: {path}\ntry it: weft prompt run {path} --set text='…' --dry-run")
 
 
+def write_answers(out: Path, asked: Prompt, rows: list[Row], came: dict[int, Answer]) -> None:
+    """Rows and the answers that came to them, as JSON lines, in the rows' order."""
+    lines = [
+        rows[at] | {"prompt": asked.id, "answer": came[at].answer, "texts": came[at].reply.texts} for at in sorted(came)
+    ]
+    out.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    if len(came) < len(rows):
+        print(f"weft: {len(came)} of {len(rows)} rows were answered; they are in {out}", file=sys.stderr)
+
+
 def fields(values: list[str]) -> Row:
     """name=value texts as a row."""
     row: Row = {}
@@ -280,17 +295,3 @@ def show_asked(prompt: Prompt, rows: list[Row]) -> None:
             print(one.prompt)
         else:
             print("\n".join(f"{turn['role']}: {turn['content']}" for turn in one.prompt))
-
-
-def wide(console: Console) -> Console:
-    """Tables keep their lines whole where they go into a file."""
-    from rich.console import Console
-
-    return console if console.is_terminal else Console(width=160)
-
-
-def write_json(path: Path, tree: object) -> None:
-    from weft.whole import write_whole
-
-    write_whole(path, json.dumps(tree, indent=2, ensure_ascii=False) + "\n")
-    print(f"written: {path}")

@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 
 KEY = "WEFT_API_KEY"
 
+TRITON_TAKES = {"triton", "host", "port", "grpc_port", "drain"}
+
 
 def serve(
+    context: typer.Context,
     models: list[str] = typer.Argument(
         None, metavar="[NAME=]PATH...", help="Checkpoints (step-…), runs (their newest) or Hugging Face directories."
     ),
@@ -30,8 +33,8 @@ def serve(
         None, help=f"A file with an API key on each line; {KEY} in the environment is one more. Each is a tenant."
     ),
     open: bool = typer.Option(False, "--open", help="Serve other machines with no key: a proxy looks after that."),
-    device: str = typer.Option("auto", help="As in `weft generate`."),
-    dtype: str = typer.Option("auto", help="As in `weft generate`."),
+    device: str = typer.Option("auto", help="cpu, cuda, cuda:1, …; auto: a GPU where there is one."),
+    dtype: str = typer.Option("auto", help="fp32, bf16 or fp16; auto: bf16 on a GPU, fp32 on a CPU."),
     tp: int = typer.Option(1, help="Processes that each model's matrices are cut over."),
     pp: int = typer.Option(1, help="Stages that its blocks are dealt out to, of --tp processes each."),
     adapter: list[str] = typer.Option(
@@ -48,7 +51,15 @@ def serve(
     ),
     max_context: int | None = typer.Option(None, help="Tokens of a prompt and its completion; by default the model's."),
     cache_tokens: int | None = typer.Option(None, help="Tokens whose keys and values are kept, of all sequences."),
+    gpu_share: float = typer.Option(
+        0.9, help="Of a GPU's memory, what a model and its cache fill up: less where others, or newer weights, follow."
+    ),
     cache_dtype: str = typer.Option("auto", help="Of keys and values; int8: about twice as many tokens have room."),
+    invariant: bool = typer.Option(
+        False,
+        "--invariant",
+        help="What one request gets does not depend, to the bit, on others: as slow as one by one.",
+    ),
     compile: bool = typer.Option(False, "--compile", help="Compile the models at the start: see docs/engine.md."),
     chat_template: Path | None = typer.Option(None, help="A file with a chat template, in place of the models' own."),
     timeout: float = typer.Option(600.0, help="Seconds after which a request ends, if it names no earlier time."),
@@ -76,6 +87,11 @@ def serve(
     if triton is not None:
         if models:
             raise ValueError(f"--triton serves what its repository holds: leave {models[0]} out, or --triton")
+        if wrong := given(context) - TRITON_TAKES:
+            raise ValueError(
+                f"Triton does not take --{min(wrong).replace('_', '-')}: leave it out, or --triton; what a model's engine "
+                "does stands in its 1/model.json, and Triton asks nobody for a key"
+            )
         from weft.serve.triton.serve import TritonOptions
 
         rpc = TritonOptions.grpc if grpc_port is None else grpc_port
@@ -86,13 +102,14 @@ def serve(
     import logging
     from dataclasses import replace
 
-    from weft.serve.config import EngineConfig
+    from weft.serve.config import MAX_STRIDE, EngineConfig
     from weft.serve.server.config import ModelConfig, ServerConfig
 
+    least = max_sequences * (1 + draft_tokens) + (MAX_STRIDE if invariant else 0)
     engine = EngineConfig(
         max_sequences=max_sequences, max_waiting=max_waiting, max_context=max_context, cache_tokens=cache_tokens,
-        cache_dtype=cache_dtype, draft_tokens=draft_tokens, compile=compile, tp=tp, pp=pp, device=device, dtype=dtype,
-        step_tokens=max(EngineConfig.step_tokens, max_sequences * (1 + draft_tokens)),
+        gpu_share=gpu_share, cache_dtype=cache_dtype, draft_tokens=draft_tokens, invariant=invariant, compile=compile,
+        tp=tp, pp=pp, device=device, dtype=dtype, step_tokens=max(EngineConfig.step_tokens, least),
     )  # fmt: skip
     named = [split_name(model) for model in models]
     adapted = replace(engine, adapters=split_adapters(adapter))
@@ -127,6 +144,11 @@ def serve(
 
     uvloop.run(run(config, listening, loaded, lambda: print(routes(config, ports), flush=True)))
     print("stopped", flush=True)
+
+
+def given(context: typer.Context) -> set[str]:
+    """Names of what the command line says."""
+    return {name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")}
 
 
 def split_name(model: str) -> tuple[str, Path]:

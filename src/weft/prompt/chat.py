@@ -63,6 +63,10 @@ class Chat:
             del self.turns[-2:]
             return f"{len(self.turns) // 2} turns are left"
         if command == "save" and rest:
-            write_whole(Path(rest), json.dumps([*self.opening, *self.turns], indent=2, ensure_ascii=False) + "\n")
+            text = json.dumps([*self.opening, *self.turns], indent=2, ensure_ascii=False) + "\n"
+            try:
+                write_whole(Path(rest), text)
+            except OSError as error:  # the conversation goes on
+                return f"{rest} cannot be written: {error.strerror}"
             return f"written: {rest}"
         return COMMANDS

@@ -50,7 +50,7 @@ class LocalModel:
     def encode(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text).ids)
 
-    def complete(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Reply]]:
+    def complete(self, asks: Sequence[Ask], keep: bool = False) -> Iterator[tuple[int, Reply]]:
         texts = [[""] * ask.n for ask in asks]
         cut, tokens, begun = [0] * len(asks), [0] * len(asks), [0.0] * len(asks)
         requests = [self._request(ask) for ask in asks]

@@ -66,7 +66,14 @@ class Model(Protocol):
 
     name: str
 
-    def complete(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Reply]]: ...
+    def complete(self, asks: Sequence[Ask], keep: bool = False) -> Iterator[tuple[int, Reply]]:
+        """Of each ask.
+
+        Args:
+            keep: what a server refuses of them is told when the others have been answered; else at once. A checkpoint in
+                this process looks at all of them before it answers any.
+        """
+        ...
 
     def stream(self, ask: Ask) -> Iterator[str]:
         """The text of one completion, in pieces."""

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import httpx
@@ -18,7 +19,20 @@ T = TypeVar("T")
 TRIES = 6
 """Times that a request is sent, where the server has no room or the line breaks."""
 LONGEST_PAUSE = 60.0
-BUSY = (429, 503)
+BUSY = (429, 502, 503, 504)
+"""Statuses of servers, and of proxies before them, that may be others soon."""
+ITS_OWN = (400, 413, 422)
+"""Statuses that are about what one request says: too long a prompt, or one that a filter does not let through."""
+
+ALIKE = 16
+"""Requests that a server may refuse before the others are taken to be no better."""
+
+MOST_TEXTS = 128
+"""Of one request for embeddings: what weft's own server takes."""
+
+
+class RequestError(ValueError):
+    """A server does not take this request; it may take others."""
 
 
 class RemoteModel:
@@ -45,8 +59,8 @@ class RemoteModel:
             self.close()
             raise
 
-    def complete(self, asks: Sequence[Ask]) -> Iterator[tuple[int, Reply]]:
-        return self._each(asks, self._complete)
+    def complete(self, asks: Sequence[Ask], keep: bool = False) -> Iterator[tuple[int, Reply]]:
+        return self._each(asks, self._complete, keep)
 
     def stream(self, ask: Ask) -> Iterator[str]:
         route, body = self._body(ask)
@@ -78,13 +92,17 @@ class RemoteModel:
         return self._each(texts, told)
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        found = self._post("embeddings", {"model": self.name, "input": list(texts)})["data"]
-        return np.array([one["embedding"] for one in sorted(found, key=lambda one: one["index"])], dtype=np.float32)
+        vectors: list[list[float]] = []
+        for start in range(0, len(texts), MOST_TEXTS):
+            body = {"model": self.name, "input": list(texts[start : start + MOST_TEXTS])}
+            found = self._post("embeddings", body, "data")["data"]
+            vectors += [one["embedding"] for one in sorted(found, key=lambda one: one["index"])]
+        return np.array(vectors, dtype=np.float32)
 
     def encode(self, text: str) -> list[int]:
         """By /tokenize, which stands beside /v1 (vLLM's and weft's servers have it)."""
         root = self.url.removesuffix("/v1")
-        found = self._post("tokenize", {"model": self.name, "prompt": text}, root)
+        found = self._post("tokenize", {"model": self.name, "prompt": text}, "tokens", root)
         self._longest = int(found.get("max_model_len") or 0)
         return [int(one) for one in found["tokens"]]
 
@@ -99,19 +117,37 @@ class RemoteModel:
     def close(self) -> None:
         self.http.close()
 
-    def _each(self, things: Sequence[Any], do: Callable[[Any], T]) -> Iterator[tuple[int, T]]:
+    def _each(self, things: Sequence[Any], do: Callable[[Any], T], keep: bool = False) -> Iterator[tuple[int, T]]:
+        """What comes of each.
+
+        Args:
+            keep: one that is refused for what it says holds no other up: it is told at the end.
+
+        Raises:
+            ValueError: one was refused, or the server cannot be asked.
+        """
         with ThreadPoolExecutor(self.at_once) as pool:
             waiting = {pool.submit(do, one): index for index, one in enumerate(things)}
+            refused: dict[int, RequestError] = {}
             try:
                 for done in as_completed(waiting):
-                    yield waiting[done], done.result()
+                    error = done.exception()
+                    if keep and isinstance(error, RequestError):
+                        refused[waiting[done]] = error
+                        if len(refused) == ALIKE:
+                            break
+                    else:
+                        yield waiting[done], done.result()
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
+        if refused:
+            first = min(refused)
+            raise ValueError(f"{len(refused)} of {len(things)} requests; number {first + 1}: {refused[first]}")
 
     def _complete(self, ask: Ask) -> Reply:
         route, body = self._body(ask)
         start = time.perf_counter()
-        found = self._post(route, body)
+        found = self._post(route, body, "choices")
         seconds = time.perf_counter() - start
         choices = sorted(found["choices"], key=lambda one: one["index"])
         texts = tuple(one["text"] if "text" in one else one["message"]["content"] or "" for one in choices)
@@ -142,7 +178,7 @@ class RemoteModel:
         body = {
             "model": self.name, "prompt": prompt, "max_tokens": 1, "temperature": 0, "logprobs": 1, "echo": True,
         }  # fmt: skip
-        found = self._post("completions", body)["choices"][0].get("logprobs")
+        found = self._post("completions", body, "choices")["choices"][0].get("logprobs")
         if not found or not found.get("token_logprobs"):
             raise ValueError(f"{self.url} tells no log-probabilities of a prompt (echo with logprobs); this needs them")
         return dict(found)
@@ -168,16 +204,19 @@ class RemoteModel:
         return "chat/completions", body | {"messages": list(ask.prompt)}
 
     def _only_model(self) -> str:
-        names = [one["id"] for one in self._send("GET", f"{self.url}/models", None)["data"]]
+        names = [one["id"] for one in self._send("GET", f"{self.url}/models", None, "data")["data"]]
         if len(names) != 1:
             raise ValueError(f"{self.url} has {len(names)} models ({', '.join(names)}): name one with --model")
         return str(names[0])
 
-    def _post(self, route: str, body: dict[str, Any], root: str = "") -> dict[str, Any]:
-        return self._send("POST", f"{root or self.url}/{route}", body)
+    def _post(self, route: str, body: dict[str, Any], field: str, root: str = "") -> dict[str, Any]:
+        return self._send("POST", f"{root or self.url}/{route}", body, field)
 
-    def _send(self, method: str, url: str, body: dict[str, Any] | None) -> dict[str, Any]:
+    def _send(self, method: str, url: str, body: dict[str, Any] | None, field: str) -> dict[str, Any]:
         """
+        Args:
+            field: that the answer must have.
+
         Raises:
             ValueError: the server refuses it, or does not answer, after several tries where that may help.
         """
@@ -194,10 +233,11 @@ class RemoteModel:
                     raise ValueError(f"nobody answers at {url}: {error}") from error
             else:
                 if answer.status_code == 200:
-                    return dict(answer.json())
+                    return object_of(answer, field)
                 if answer.status_code not in BUSY or number == TRIES:
                     raise self._refused(answer)
-                pause = min(LONGEST_PAUSE, float(answer.headers.get("Retry-After") or pause))
+                with suppress(ValueError):  # it may be a date
+                    pause = min(LONGEST_PAUSE, float(answer.headers.get("Retry-After", pause)))
             time.sleep(pause)
         raise AssertionError
 
@@ -206,7 +246,24 @@ class RemoteModel:
             what = message_of(answer.json())
         except ValueError:
             what = answer.text[:200]
-        return ValueError(f"{answer.request.url} refused ({answer.status_code}): {what}")
+        kind = RequestError if answer.status_code in ITS_OWN else ValueError
+        return kind(f"{answer.request.url} refused ({answer.status_code}): {what}")
+
+
+def object_of(answer: httpx.Response, field: str) -> dict[str, Any]:
+    """
+    Raises:
+        ValueError: the body is no JSON object with this field.
+    """
+    try:
+        found = answer.json()
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or field not in found:
+        raise ValueError(
+            f"{answer.request.url} does not answer as OpenAI's servers do: is it one? Its address ends in /v1, mostly"
+        )
+    return found
 
 
 def message_of(body: Any) -> str:

@@ -79,12 +79,18 @@ def make_asks(prompt: Prompt, rows: Sequence[Row], model: Model | None = None) -
     ]  # fmt: skip
 
 
-def ask(prompt: Prompt, rows: Sequence[Row], model: Model, progress: Progress = quiet) -> tuple[list[Answer], float]:
-    """The model's answers to rows, which need no labels; and the seconds that they took together."""
+def ask(
+    prompt: Prompt, rows: Sequence[Row], model: Model, progress: Progress = quiet, came: dict[int, Answer] | None = None
+) -> tuple[list[Answer], float]:  # fmt: skip
+    """The model's answers to rows, which need no labels; and the seconds that they took together.
+
+    Args:
+        came: gets each answer by its row's number as it comes: what is there if it ends with an error.
+    """
     asks = make_asks(prompt, rows, model)
-    found: dict[int, Answer] = {}
+    found = came if came is not None else {}
     start = time.perf_counter()
-    for index, reply in model.complete(asks):
+    for index, reply in model.complete(asks, keep=came is not None):
         malformed = sum(problem(prompt.output, text) is not None for text in reply.texts)
         found[index] = Answer(settle(prompt.output, reply.texts), malformed, reply)
         progress(prompt.id, len(found), len(rows))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 
@@ -65,14 +66,20 @@ def split(rows: Sequence[Row], shots: Sequence[int], seed: int) -> Split:
         ValueError: there are too few.
     """
     order = [rows[index] for index in np.random.default_rng(seed).permutation(len(rows))]
-    at = max(len(rows) // 4, max(shots)) if shots and max(shots) else min(5, len(rows) // 4)
-    rest = order[at:]
-    held = len(rest) // 3
+    at, held = sizes(len(rows), shots)
     if held < FIRST_ROWS:
+        needed = next(many for many in count(len(rows)) if sizes(many, shots)[1] >= FIRST_ROWS)
         raise ValueError(
-            f"{len(rows)} rows are too few to choose by and to hold out: a search needs {5 * FIRST_ROWS} or more"
+            f"{len(rows)} rows are too few to choose by and to hold out: this search needs {needed}, examples included"
         )
-    return Split(order[:at], rest[held:], rest[:held])
+    return Split(order[:at], order[at + held :], order[at : at + held])
+
+
+def sizes(rows: int, shots: Sequence[int]) -> tuple[int, int]:
+    """How many of the rows are for examples, and how many are held out."""
+    most = max(shots, default=0)
+    pool = max(rows // 4, most) if most else min(5, rows // 4)
+    return pool, (rows - pool) // 3
 
 
 def search(

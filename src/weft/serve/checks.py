@@ -27,7 +27,7 @@ def check_request(
             f"the prompt has {len(prompt)} tokens; the context holds {max_context}, the new ones included: "
             "shorten the prompt"
         )
-    ids = {"the prompt": prompt, "logit bias": list(sampling.bias), "stop_ids": sampling.stop_ids}
+    ids = {"the prompt": prompt, "logit bias": list(sampling.bias), "the list of stop ids": sampling.stop_ids}
     for where, tokens in ids.items():
         if tokens and not 0 <= min(tokens) <= max(tokens) < vocab:
             raise ValueError(f"{where} has a token outside the model's vocabulary of {vocab}")

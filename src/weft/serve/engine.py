@@ -192,10 +192,11 @@ class Engine:
         )
         return Stats(
             running=len(self.scheduler.running), waiting=len(self.scheduler.waiting),
-            cache_tokens=blocks.count * blocks.size, cache_used=1 - blocks.num_free / blocks.count,
-            steps=counts["steps"], prompt_tokens=counts["prompt"], cached_tokens=counts["cached"],
-            new_tokens=counts["new"], preemptions=self.scheduler.preemptions,
-            drafted=counts["drafted"], accepted=counts["accepted"], finished=dict(self._finished),
+            cache_tokens=blocks.count * blocks.size, block_tokens=blocks.size,
+            cache_used=1 - blocks.num_free / blocks.count, steps=counts["steps"],
+            prompt_tokens=counts["prompt"], cached_tokens=counts["cached"], new_tokens=counts["new"],
+            preemptions=self.scheduler.preemptions, drafted=counts["drafted"], accepted=counts["accepted"],
+            finished=dict(self._finished),
             adapters={name: (running[name], waiting[name]) for name in self.config.adapters},
         )  # fmt: skip
 

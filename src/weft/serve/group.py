@@ -47,19 +47,24 @@ class Meeting:
 def meet(store: Store, name: str, index: int, size: int, device: torch.device) -> dist.ProcessGroup:
     """Wait for all members, each of which calls this; gloo for what is on the CPU, NCCL for what is on GPUs.
 
+    All are of this machine. gloo asks nobody who he is, and by itself listens where the machine's name leads.
+
     Args:
         name: of no other group in any of these processes.
     """
     files = PrefixStore(name, store)
     group, kinds = dist.ProcessGroup(files, index, size), dist.ProcessGroup.BackendType
-    gloo = dist.ProcessGroupGloo(PrefixStore("cpu", files), index, size, timeout=FOREVER)
+    options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+    options._timeout = FOREVER
+    options._devices = [dist.ProcessGroupGloo.create_device(hostname="127.0.0.1")]
+    gloo = dist.ProcessGroupGloo(PrefixStore("cpu", files), index, size, options)
     gloo._set_sequence_number_for_group()
     group._set_default_backend(kinds.GLOO)
     group._register_backend(torch.device("cpu"), kinds.GLOO, gloo)
     if device.type == "cuda":
-        options = dist.ProcessGroupNCCL.Options()
-        options._timeout = FOREVER
-        nccl = dist.ProcessGroupNCCL(PrefixStore("cuda", files), index, size, options)
+        fast = dist.ProcessGroupNCCL.Options()
+        fast._timeout = FOREVER
+        nccl = dist.ProcessGroupNCCL(PrefixStore("cuda", files), index, size, fast)
         nccl._set_sequence_number_for_group()
         group._register_backend(torch.device("cuda"), kinds.NCCL, nccl)
     group._set_group_name(name)  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ class Stats:
     Attributes:
         running, waiting: completions now.
         cache_tokens: tokens that the cache has room for.
+        block_tokens: of one of its blocks.
         cache_used: the share of its blocks that running sequences hold, 0 to 1.
         steps: steps in which something was computed.
         prompt_tokens, cached_tokens: of the prompts begun, and how many of them were found in the cache.
@@ -27,6 +28,7 @@ class Stats:
     running: int
     waiting: int
     cache_tokens: int
+    block_tokens: int
     cache_used: float
     steps: int
     prompt_tokens: int

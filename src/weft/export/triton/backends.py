@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ class Wanted:
         tp: GPUs, or processes, that it is cut over.
         dtype: of the weights, by torch's name.
         adapters: the rank of each by its name.
+        linked: folders elsewhere that it points at, of weights and adapters.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Wanted:
     tp: int
     dtype: str = "float32"
     adapters: Mapping[str, int] = field(default_factory=dict)
+    linked: Sequence[Path] = ()
 
     @property
     def weights(self) -> Path:

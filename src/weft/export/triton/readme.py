@@ -40,7 +40,7 @@ it is ready, and starts again what dies.
 In a container ($WEFT is a checkout of weft, or a wheel):
 
 ```
-docker run --rm --gpus all --shm-size 2g -p 127.0.0.1:8000-8002:8000-8002 -v "$WEFT":/weft -v {repository}:{repository} \\
+docker run --rm --gpus all --shm-size 2g -p 127.0.0.1:8000-8002:8000-8002 -v "$WEFT":/weft {_volumes(wanted)} \\
     {IMAGE}-py3 sh -c 'pip install /weft && weft serve-triton {repository} --triton /opt/tritonserver --host 0.0.0.0'
 ```
 
@@ -88,7 +88,7 @@ GPU have not been tried.
 With vLLM and Triton's vLLM backend installed on this machine: `{start}`. In a container:
 
 ```
-docker run --rm --gpus all --shm-size 8g -p 127.0.0.1:8000-8002:8000-8002 -v {repository}:{repository} \\
+docker run --rm --gpus all --shm-size 8g -p 127.0.0.1:8000-8002:8000-8002 {_volumes(wanted)} \\
     {IMAGE}-vllm-python-py3 {start}
 ```
 
@@ -97,7 +97,7 @@ On a CPU vLLM takes `gpu_memory_utilization` of the machine's memory for its cac
 
 On a Slurm cluster (with pyxis):
 
-{_slurm(wanted, f"srun --container-image={IMAGE}-vllm-python-py3 --container-mounts={repository} {start}")}
+{_slurm(wanted, f"srun --container-image={IMAGE}-vllm-python-py3 --container-mounts={_mounts(wanted)} {start}")}
 
 {_reach()}
 
@@ -142,13 +142,13 @@ cp TensorRT-LLM/triton_backend/all_models/llmapi/tensorrt_llm/1/*.py {wanted.fol
 In a container:
 
 ```
-docker run --rm --gpus all --shm-size 8g -p 127.0.0.1:8000-8002:8000-8002 -v {repository}:{repository} \\
+docker run --rm --gpus all --shm-size 8g -p 127.0.0.1:8000-8002:8000-8002 {_volumes(wanted)} \\
     {image} {start}
 ```
 
 With TensorRT-LLM and Triton installed on this machine: `{start}`. On a Slurm cluster (with pyxis):
 
-{_slurm(wanted, f"srun --mpi=pmix --container-image={image} --container-mounts={repository} {start}")}
+{_slurm(wanted, f"srun --mpi=pmix --container-image={image} --container-mounts={_mounts(wanted)} {start}")}
 
 {_reach()}
 
@@ -201,13 +201,13 @@ def _graph(wanted: Wanted, entry: str, gpus: str) -> str:
 In a container, or where Triton is installed with this backend: `{start}`.
 
 ```
-docker run --rm {gpus}-p 127.0.0.1:8000-8002:8000-8002 -v {repository}:{repository} \\
+docker run --rm {gpus}-p 127.0.0.1:8000-8002:8000-8002 {_volumes(wanted)} \\
     {IMAGE}-py3 {start}
 ```
 
 On a Slurm cluster (with pyxis):
 
-{_slurm(wanted, f"srun --container-image={IMAGE}-py3 --container-mounts={repository} {start}")}
+{_slurm(wanted, f"srun --container-image={IMAGE}-py3 --container-mounts={_mounts(wanted)} {start}")}
 
 {_reach()}
 
@@ -219,6 +219,17 @@ curl localhost:8000/v2/models/{wanted.name}/infer -d '{json.dumps(body)}'
 
 A text with a token outside the vocabulary, or of more than {wanted.shape.max_seq} tokens, has NaN for all of its logits;
 the other texts of its batch have theirs."""
+
+
+def _volumes(wanted: Wanted) -> str:
+    """What a container has to see, by the same paths, in docker's words."""
+    repository = wanted.folder.parent
+    return " ".join([f"-v {repository}:{repository}", *(f"-v {one}:{one}:ro" for one in wanted.linked)])
+
+
+def _mounts(wanted: Wanted) -> str:
+    """The same in pyxis' words."""
+    return ",".join([str(wanted.folder.parent), *(f"{one}:{one}:ro" for one in wanted.linked)])
 
 
 def _slurm(wanted: Wanted, command: str) -> str:

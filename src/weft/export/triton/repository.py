@@ -84,7 +84,8 @@ def export_triton(
     check_cut(shape, tp)
     pairs = {one: load_adapter(where, shape) for one, where in adapters.items()}
     ranks = {one: max((len(a) for a, _ in found.values()), default=1) for one, found in pairs.items()}
-    wanted = Wanted(name, folder, shape, tp, main_dtype(source, dtype), ranks)
+    linked = [where.resolve() for where in (source, *adapters.values())] if link else []
+    wanted = Wanted(name, folder, shape, tp, main_dtype(source, dtype), ranks, linked)
     written = BACKENDS[backend](wanted)
     version = unfinished / "1"
     try:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from weft.serve.folder import find_model
 from weft.serve.server.config import ServerConfig
 from weft.serve.server.errors import UnknownModelError
 from weft.serve.server.hosted import Hosted, State
@@ -42,6 +44,7 @@ class Catalogue:
         self.adapters = {name: hosted for hosted in self.models.values() for name in hosted.config.engine.adapters}
         self.started = self.draining = False
         self._changes: set[asyncio.Task[None]] = set()
+        self._refused: dict[str, Path] = {}  # checkpoints that were not taken, by model
 
     async def start(self, loaded: Callable[[Hosted], None] | None = None) -> None:
         """Load all models, one after the other: each wants the whole disk.
@@ -95,8 +98,12 @@ class Catalogue:
     @property
     def ready(self) -> bool:
         """Whether every model that is not unloaded answers, and none hangs."""
-        wanted = [model for model in self.models.values() if model.reason != "unloaded"]
-        return not self.draining and all(model.ready and not model.hung for model in wanted)
+        return not self.draining and all(model.ready and not model.hung for model in self.wanted.values())
+
+    @property
+    def wanted(self) -> dict[str, Hosted]:
+        """Those that nobody had unloaded."""
+        return {name: model for name, model in self.models.items() if not model.unloaded}
 
     @property
     def live(self) -> bool:
@@ -123,14 +130,24 @@ class Catalogue:
 
         await self._change(load())
 
-    async def refresh(self) -> None:
-        """Have every model take its newest checkpoint. One that cannot goes on with what it has, and the log says why."""
-        for hosted in self.models.values():
+    async def refresh(self, asked: bool = True) -> None:
+        """Have every model take its newest checkpoint. One that cannot goes on with what it has, and the log says why.
+
+        Args:
+            asked: somebody wants it now: he is told where nothing is newer, and what was not taken before is tried again.
+        """
+        for hosted in filter(lambda one: one.ready, self.models.values()):
+            newest = None
             try:
-                if hosted.ready:
-                    await hosted.refresh()
+                newest, _ = find_model(hosted.config.path)
+                if not asked and newest == self._refused.get(hosted.name):
+                    continue
+                if await hosted.refresh(newest) is None and asked:
+                    log.warning("%s: there is nothing newer than %s", hosted.name, newest)
             except (ValueError, RuntimeError, OSError) as error:
                 log.error("%s: %s", hosted.name, error)
+                if newest is not None and isinstance(error, ValueError):
+                    self._refused[hosted.name] = newest
 
     async def unload(self, name: str) -> None:
         """Let a model's requests end, and its weights go.

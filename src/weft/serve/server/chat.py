@@ -21,9 +21,10 @@ from weft.serve.server.manner import learn
 from weft.serve.server.ways import Objects, Way
 from weft.serve.server.words import Words, any_of
 
-OPEN, CLOSE = "\ufdd0", "\ufdd1"
-"""Around the number of a special token that a client wrote into a message, until the text around it is tokenized. Unicode
-keeps these two for a program's inside: no text has them."""
+OPEN, CLOSE, END = "\ufdd0", "\ufdd1", "\ufdd2"
+"""Around the number of a special token that a client wrote into a message, until the text around it is tokenized; and the
+end of a message that is continued. Unicode keeps these for a program's inside: no text has them."""
+MARKS = str.maketrans("", "", OPEN + CLOSE + END)
 
 
 class ChatTemplate:
@@ -86,16 +87,26 @@ class ChatTemplate:
     async def encode(
         self, words: Words, most: int, messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None = None, add_generation_prompt: bool = True,
-        more: Mapping[str, Any] | None = None,
+        more: Mapping[str, Any] | None = None, continues: bool = False,
     ) -> list[int]:  # fmt: skip
         """The tokens of a chat. A special token's text in what a client wrote, be it the name of an argument or of a tool's
         or one of the template's own (`more`), is tokenized as text: nobody can forge a turn.
+
+        Args:
+            continues: the chat ends where the last message's text does, to be gone on with.
 
         Raises:
             ValueError: the template does not take these messages, or they do not fit into `most` tokens.
         """
         safe, safe_tools, safe_more = hide((messages, tools or (), more or {}), words.special)
+        if continues:
+            safe[-1]["content"] += END
         text = self.render(safe, safe_tools, add_generation_prompt, safe_more)
+        if continues:
+            text, end, _ = text.rpartition(END)
+            if not end:
+                raise FieldError("the model's chat template does not show the last message's text", "messages")
+            text = text.replace(END, "")
         tokens: list[int] = []
         for number, piece in enumerate(split_forged(text)):
             if number % 2:
@@ -137,7 +148,7 @@ def hide(value: Any, special: Sequence[str]) -> Any:
 
     def hidden(value: Any) -> Any:
         if isinstance(value, str):
-            return found_in(lambda found: numbers[found[0]], value.replace(OPEN, "").replace(CLOSE, ""))
+            return found_in(lambda found: numbers[found[0]], value.translate(MARKS))
         if isinstance(value, Mapping):
             return {hidden(name): hidden(one) for name, one in value.items()}
         if isinstance(value, list | tuple):

@@ -95,6 +95,10 @@ class ServerConfig:
                 raise ValueError(f"{name} is {value}; it must be above 0")
         if self.gate_text is not None and not self.gate_text.is_file():
             raise ValueError(f"gate_text: there is no file {self.gate_text}")
+        for name in ("port", "grpc_port"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 2**16:
+                raise ValueError(f"{name} is {value}; it must be from 0, which takes a free one, to 65535")
         for name in ("drain_seconds", "gate"):
             value = getattr(self, name)
             if value is not None and value < 0:

@@ -20,6 +20,10 @@ class UnknownModelError(LookupError):
     """No model has this name."""
 
 
+class UnloadedError(DeadError):
+    """Somebody had the model unloaded: it comes back when somebody wants it back."""
+
+
 class HttpError(Exception):
     """What the way in refuses, whatever the model: no key, a body too large, a route that is none.
 
@@ -145,7 +149,8 @@ def problem(error: BaseException, draining: bool = False) -> Problem:
             )
         return Problem(429, str(error), "rate_limit_error", "queue_full", "RESOURCE_EXHAUSTED", None, error.retry_after)
     if isinstance(error, DeadError):
-        words = "the model is not being served at the moment; it is coming back"
+        why = "it was unloaded" if isinstance(error, UnloadedError) else "it is coming back"
+        words = f"the model is not being served at the moment; {why}"
         return Problem(503, words, "service_unavailable_error", "not_ready", "UNAVAILABLE", None, 1.0)
     if isinstance(error, UnknownModelError):
         return Problem(404, str(error.args[0]), "invalid_request_error", "model_not_found", "NOT_FOUND", "model")

@@ -29,6 +29,9 @@ log = logging.getLogger("weft.serve")
 OPEN = {"/health", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", *FILES}
 """Routes that need no key: probes have none, and a page asks for one. They say yes or no, and of nothing else."""
 
+METHODS = {"GET": "GET, HEAD", "POST": "POST"}
+"""Those of all routes, and what goes where each goes."""
+
 KNOWN = 256
 """Places that are remembered: there are fewer, but some name something."""
 
@@ -58,6 +61,8 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}  # the same, and the connection leaves the body out
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         own = own_headers(headers.get("x-request-id", ""))
         request_id = own["x-request-id"]
@@ -85,14 +90,17 @@ class Guard:
         place = scope["method"], scope["path"]
         if place in self._known:
             return
-        matches = [route.matches(scope)[0] for route in self.routes]
-        if Match.FULL in matches:
+        if self._has(scope):
             if len(self._known) < KNOWN:
                 self._known.add(place)
             return
-        if Match.PARTIAL in matches:
-            raise HttpError(405, f"{scope['method']} is not possible here", "method_not_allowed")
+        if allowed := [words for method, words in METHODS.items() if self._has({**scope, "method": method})]:
+            words = f"{scope['method']} is not possible here"
+            raise HttpError(405, words, "method_not_allowed", {"allow": ", ".join(allowed)})
         raise HttpError(404, NO_ROUTE, "unknown_route")
+
+    def _has(self, scope: Scope) -> bool:
+        return any(route.matches(scope)[0] == Match.FULL for route in self.routes)
 
     def _check_room(self, path: str, tenant: str) -> None:
         if path in OPEN or path.startswith(("/health", "/metrics")):

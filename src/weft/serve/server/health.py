@@ -21,7 +21,8 @@ FIRST = -(2**31)
 
 def health_router(catalogue: Catalogue) -> APIRouter:
     """`/health/live`: the process answers, and no engine hangs: if not, start it again. `/health/ready` (and `/health`):
-    every model takes requests: if not, send them elsewhere. `/health/generate`: every model gives a token just now."""
+    every model takes requests: if not, send them elsewhere. `/health/generate`: every model gives a token just now. A
+    model that somebody had unloaded is not missed."""
     router = APIRouter()
     probes: dict[str, asyncio.Task[bool]] = {}
 
@@ -37,12 +38,15 @@ def health_router(catalogue: Catalogue) -> APIRouter:
     @router.get("/health/generate")
     async def generating() -> Response:
         """Probes that come while one runs share its answer: they never pile up."""
-        for name, model in catalogue.models.items():
+        wanted = catalogue.wanted
+        for name, model in wanted.items():
             if name not in probes or probes[name].done():
                 probes[name] = asyncio.create_task(generate(model))
-        found = {name: await asyncio.shield(probe) for name, probe in probes.items()}
-        body = {"status": "generating" if all(found.values()) else "not generating", "models": found}
-        return JSONResponse(body, 200 if all(found.values()) else 503)
+        found = {name: await asyncio.shield(probes[name]) for name in wanted}
+        good = bool(found) and all(found.values())
+        return JSONResponse(
+            {"status": "generating" if good else "not generating", "models": found}, 200 if good else 503
+        )
 
     return router
 

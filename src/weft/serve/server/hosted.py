@@ -16,6 +16,7 @@ from weft.serve.folder import find_model
 from weft.serve.loop import DeadError, EngineLoop
 from weft.serve.request import Request
 from weft.serve.server.config import ModelConfig, ServerConfig
+from weft.serve.server.errors import UnloadedError
 from weft.serve.server.forms import Forms
 from weft.serve.server.gate import compare
 from weft.serve.server.loading import Loading
@@ -85,12 +86,16 @@ class Hosted:
             DeadError: nothing, at the moment.
         """
         if self._current is None:
-            raise DeadError(f"{self.name}: {self.reason}")
+            raise (UnloadedError if self.unloaded else DeadError)(f"{self.name}: {self.reason}")
         return self._current
 
     @property
     def ready(self) -> bool:
         return self.state == "READY"
+
+    @property
+    def unloaded(self) -> bool:
+        return self.reason == "unloaded"
 
     @property
     def hung(self) -> bool:

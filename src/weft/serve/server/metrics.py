@@ -48,8 +48,11 @@ class Metrics:
         self.queue = histogram("request_queue_time_seconds", "From a request's arrival to its turn")
         self.prefill = histogram("request_prefill_time_seconds", "From its turn to its first token")
         self.decode = histogram("request_decode_time_seconds", "From its first token to its last")
+        self.inference = histogram("request_inference_time_seconds", "From a request's turn to its end")
+        self.pace = histogram("request_time_per_output_token_seconds", "From a token to the next, mean of a request")
         self.prompt = histogram("request_prompt_tokens", "Tokens of a prompt", TOKENS)
         self.new = histogram("request_generation_tokens", "Tokens of a completion", TOKENS)
+        self.longest = histogram("request_max_num_generation_tokens", "Tokens of the longest of n completions", TOKENS)
         self.n = histogram("request_params_n", "n of a request", (1, 2, 5, 10, 20, 128))
         self.most = histogram("request_params_max_tokens", "max_tokens of a request", TOKENS)
         self.refused = Counter(
@@ -103,6 +106,14 @@ class States(Collector):
                 for name, stats in found.items():
                     family.add_metric([name], value(stats))
                 yield family
+        cache = GaugeMetricFamily(
+            "vllm:cache_config_info", "Blocks of the cache, and tokens of each; the value is 1",
+            labels=["model_name", "block_size", "num_gpu_blocks"],
+        )  # fmt: skip
+        for name, stats in found.items():
+            size = stats.block_tokens
+            cache.add_metric([name, str(size), str(stats.cache_tokens // size)], 1)
+        yield cache
         info = GaugeMetricFamily(
             "vllm:lora_requests_info", "Adapters that run and that wait; the value is the time",
             labels=["model_name", "max_lora", "running_lora_adapters", "waiting_lora_adapters"],
@@ -200,7 +211,12 @@ class Meter:
         self.compute_seconds += now - timing.started
         metrics.queue.labels(**one).observe(timing.started - timing.arrived)
         metrics.prefill.labels(**one).observe(timing.first - timing.started)
-        metrics.decode.labels(**one).observe(max(timing.last.values()) - timing.first)
+        metrics.inference.labels(**one).observe(now - timing.started)
+        decode, longest = max(timing.last.values()) - timing.first, max(timing.tokens.values())
+        metrics.decode.labels(**one).observe(decode)
+        metrics.longest.labels(**one).observe(longest)
+        if longest > 1:
+            metrics.pace.labels(**one).observe(decode / (longest - 1))
 
 
 class Timing:

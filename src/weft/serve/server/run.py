@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import signal
@@ -54,7 +55,7 @@ class Server(uvicorn.Server):
 def listen(config: ServerConfig) -> socket.socket:
     """
     Raises:
-        ValueError: the address is not this machine's, or is taken.
+        ValueError: the address is not this machine's, or is taken, or is not for everybody.
     """
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     listener = socket.socket(family, proto=socket.IPPROTO_TCP)  # asyncio sends at once only on sockets that say TCP
@@ -63,9 +64,8 @@ def listen(config: ServerConfig) -> socket.socket:
         listener.bind((config.host, config.port))
     except OSError as error:
         listener.close()
-        raise ValueError(
-            f"cannot listen on {config.host}:{config.port}: {error.strerror or error}; --port 0 takes a free port"
-        ) from None
+        way_out = "; --port 0 takes a free port" if error.errno == errno.EADDRINUSE else ""
+        raise ValueError(f"cannot listen on {config.host}:{config.port}: {error.strerror or error}{way_out}") from None
     return listener
 
 
@@ -105,7 +105,7 @@ async def serve(
             ready()
         while config.follow_seconds is not None:
             await asyncio.sleep(config.follow_seconds)
-            await catalogue.refresh()
+            await catalogue.refresh(asked=False)
 
     loop.add_signal_handler(signal.SIGHUP, refresh)
     loading = asyncio.create_task(load())

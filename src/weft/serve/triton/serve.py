@@ -38,6 +38,13 @@ class TritonOptions:
     start_seconds: float = 600.0
     drain_seconds: int = 30
 
+    def __post_init__(self) -> None:
+        for name in ("http", "grpc", "metrics"):
+            if not 0 <= getattr(self, name) < 2**16:
+                raise ValueError(
+                    f"the port of {name} is {getattr(self, name)}; it must be from 0, which takes a free one, to 65535"
+                )
+
 
 def serve_triton(
     repository: Path, options: TritonOptions | None = None, ready: Callable[[Addresses], None] = lambda addresses: None

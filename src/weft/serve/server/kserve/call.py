@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -45,6 +46,19 @@ class Call:
     def stream(self) -> bool:
         """Whether responses come as the text does."""
         return bool(self.settings.get("stream", False))
+
+    @property
+    def prefix(self) -> str:
+        """What the text begins with: nothing, or the prompt."""
+        return "" if self.settings.get("exclude_input_in_output", True) else self.settings.get("text_input", "")
+
+    def alternatives(self, of: str) -> int | None:
+        """How many of the most probable tokens are told at each place; None: not even the token's own probability.
+
+        Args:
+            of: "prompt_", or "" for the new ones.
+        """
+        return self.settings.get(f"{of}logprobs", 0 if self.settings.get(f"return_{of}logprobs") else None)
 
     def sampling(self, eos: tuple[int, ...]) -> dict[str, Any]:
         """Arguments of `Sampling`."""
@@ -92,6 +106,8 @@ def make_call(
         if name in given:
             raise ValueError(f"{shown(name)} is given twice")
         given[name] = read(name, value)
+    for name, value in _table(given.pop("sampling_parameters", "{}")).items():
+        given.setdefault(name, read(name, value))
     if unknown := [name for name in wanted or () if name not in OUTPUTS]:
         raise ValueError(f"the model has no output {shown(unknown[0])}; it has {', '.join(OUTPUTS)}")
     priority = parameters.get("priority", 0)
@@ -103,6 +119,21 @@ def make_call(
     left = min(timeout if timeout is not None else math.inf, micro / 1e6 if micro else math.inf)
     deadline = None if left == math.inf else time.monotonic() + left
     return Call(id, given, None if wanted is None else tuple(wanted), priority, deadline)
+
+
+def _table(text: str) -> dict[str, Any]:
+    """More inputs, which those that have a place of their own go before.
+
+    Raises:
+        ValueError: the text is no JSON table.
+    """
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError('sampling_parameters must be a JSON table, as {"temperature": 0.8}')
+    return found
 
 
 RESERVED = {"priority", "timeout", "binary_data_output", "triton_enable_empty_final_response"}
@@ -122,16 +153,17 @@ def _settings(parameters: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
             yield name, value
 
 
-def answer(outputs: Sequence[Output], wanted: tuple[str, ...] | None) -> list[Tensor]:
+def answer(outputs: Sequence[Output], wanted: tuple[str, ...] | None, prefix: str = "") -> list[Tensor]:
     """The tensors of one response.
 
     Args:
         outputs: of one completion, one after the other: all of them, or what came since the last response.
+        prefix: what the text begins with.
     """
     last = outputs[-1]
     tokens = [token for output in outputs for token in output.tokens]
     found = [
-        Tensor("text_output", "BYTES", (1,), ["".join(output.text for output in outputs).encode()]),
+        Tensor("text_output", "BYTES", (1,), ["".join([prefix, *(output.text for output in outputs)]).encode()]),
         Tensor("output_ids", "INT64", (len(tokens),), tokens),
     ]
     if last.finish is not None:

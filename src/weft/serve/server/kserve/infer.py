@@ -54,7 +54,7 @@ async def infer(
         request = await make_request(call, hosted, version, config, tenant)
         clock.read = time.monotonic()
         kept: list[Output] = []
-        begun = False
+        begun, prefix = False, call.prefix
         with hosted.outputs([request], version, tenant) as outputs:
             async for output in outputs:
                 clock.began = clock.began or output.started
@@ -64,9 +64,10 @@ async def infer(
                 kept.append(output)
                 if output.finish is not None or call.stream:
                     start = time.monotonic()
-                    yield Response(version.number, answer(kept, call.wanted), output.finish is not None)
+                    yield Response(version.number, answer(kept, call.wanted, prefix), output.finish is not None)
                     clock.written += time.monotonic() - start
                     kept.clear()
+                    prefix = ""
 
 
 async def whole(
@@ -95,7 +96,7 @@ async def make_request(call: Call, hosted: Hosted, version: Version, config: Ser
     config.limits.check_stops(settings.get("stop", ()))
     config.limits.check_count("stop_token_ids", len(settings.get("stop_token_ids", ())), config.limits.biases)
     sampling = Sampling(**call.sampling(version.eos))
-    logprobs, prompt_logprobs = settings.get("logprobs"), settings.get("prompt_logprobs")
+    logprobs, prompt_logprobs = call.alternatives(""), call.alternatives("prompt_")
     prompt = await _prompt(call, version)
     told = min(sampling.max_tokens, version.max_context) * (1 + logprobs) if logprobs is not None else 0
     told += len(prompt) * (1 + prompt_logprobs) if prompt_logprobs is not None else 0

@@ -46,18 +46,18 @@ def config(catalogue: Catalogue, name: str, version: str) -> dict[str, Any]:
 
 
 def statistics(catalogue: Catalogue, name: str, version: str) -> dict[str, Any]:
-    """Of one model, or of all that are there where no name is given."""
+    """Of one model, or of all that are there where no name is given. An adapter's are its model's."""
     if name:
-        hosted = catalogue.get(name)
+        hosted, _ = catalogue.host(name)
         version_of(hosted, version)
-        return {"model_stats": [_statistics(hosted)]}
-    return {"model_stats": [_statistics(hosted) for hosted in catalogue.models.values() if hosted.ready]}
+        return {"model_stats": [_statistics(name, hosted)]}
+    return {"model_stats": [_statistics(name, hosted) for name, hosted in catalogue.models.items() if hosted.ready]}
 
 
-def _statistics(hosted: Hosted) -> dict[str, Any]:
+def _statistics(name: str, hosted: Hosted) -> dict[str, Any]:
     found, version = hosted.statistics, hosted.current
     return {
-        "name": hosted.name, "version": version.number, "last_inference": int(1000 * found.last),
+        "name": name, "version": version.number, "last_inference": int(1000 * found.last),
         "inference_count": found.count["success"], "execution_count": version.loop.stats().steps,
         "inference_stats": {
             part: {"count": found.count[part], "ns": int(1e9 * found.seconds[part])} for part in PARTS

@@ -34,9 +34,12 @@ INPUTS = {
         Field("stop_token_ids", "INT32", MANY), Field("ignore_eos", "BOOL"), Field("logprobs", "INT32"),
         Field("prompt_logprobs", "INT32"),
         Field("json_schema", "BYTES"), Field("regex", "BYTES"), Field("lark", "BYTES"), Field("stream", "BOOL"),
+        Field("sampling_parameters", "BYTES"), Field("exclude_input_in_output", "BOOL"),
+        Field("return_logprobs", "BOOL"), Field("return_prompt_logprobs", "BOOL"),
     )
 }  # fmt: skip
-"""A prompt as text or as ids, and how to continue it: names and meanings of `Sampling`, and what vLLM calls the rest."""
+"""A prompt as text or as ids, and how to continue it: names and meanings of `Sampling`, and what vLLM calls the rest. The
+last four are those of Triton's vLLM backend, and of weft's in Triton (`serve/triton/tensors.py`)."""
 
 OUTPUTS = {
     field.name: field

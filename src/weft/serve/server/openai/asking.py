@@ -57,14 +57,22 @@ def make_requests(
 
 
 def make_sampling(body: Generation, max_tokens: int, version: Version, special: bool) -> Sampling:
+    """
+    Raises:
+        FieldError: a setting is out of its bounds.
+    """
     top_k = None if body.top_k in (None, 0, -1) else body.top_k
-    return Sampling(
-        temperature=body.temperature, top_k=top_k, top_p=body.top_p, seed=body.seed, max_tokens=max_tokens,
-        stop=tuple(body.stop), eos=version.eos, min_p=body.min_p, repetition_penalty=body.repetition_penalty,
-        frequency_penalty=body.frequency_penalty, presence_penalty=body.presence_penalty, bias=body.logit_bias,
-        stop_ids=tuple(body.stop_token_ids), min_tokens=body.min_tokens, ignore_eos=body.ignore_eos,
-        special=special,
-    )  # fmt: skip
+    try:
+        return Sampling(
+            temperature=body.temperature, top_k=top_k, top_p=body.top_p, seed=body.seed, max_tokens=max_tokens,
+            stop=tuple(body.stop), eos=version.eos, min_p=body.min_p, repetition_penalty=body.repetition_penalty,
+            frequency_penalty=body.frequency_penalty, presence_penalty=body.presence_penalty, bias=body.logit_bias,
+            stop_ids=tuple(body.stop_token_ids), min_tokens=body.min_tokens, ignore_eos=body.ignore_eos,
+            special=special,
+        )  # fmt: skip
+    except ValueError as error:
+        name = str(error).partition(" ")[0]
+        raise FieldError(str(error), name if name in Generation.model_fields else None) from None
 
 
 def deadline(asked: float | None, http: HttpRequest, config: ServerConfig) -> float:

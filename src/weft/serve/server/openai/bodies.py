@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Request as HttpRequest
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, field_validator, model_validator
 
 from weft.serve.request import MAX_LOGPROBS
 from weft.serve.server.errors import FieldError, HttpError
@@ -21,6 +21,7 @@ Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31)]
 Logprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
 
 Prompt = list[str] | list[list[int]]
+Messages = Annotated[list[Message], PlainValidator(read_messages)]
 
 
 class Table(BaseModel):
@@ -135,15 +136,21 @@ class CompletionBody(Generation):
         raise ValueError("prompt must be a text, a list of texts, a list of token ids, or a list of such lists")
 
 
-class ChatBody(Generation):
-    messages: Annotated[list[Message], Field(min_length=1)]
+class ChatText(Body):
+    """What a chat's template makes a text of, beside the messages."""
+
+    tools: Annotated[list[Tool], PlainValidator(read_tools)] = []
+    tool_choice: Annotated[Choice, PlainValidator(read_choice)] = Choice("auto")
+    add_generation_prompt: bool | None = None  # vLLM's, as the next one; True, but where the last message goes on
+    continue_final_message: bool = False
+    chat_template_kwargs: dict[str, Any] = {}
+
+
+class ChatBody(Generation, ChatText):
+    messages: Messages
     logprobs: bool = False
     top_logprobs: Logprobs | None = None
-    tools: list[Tool] = []
-    tool_choice: Choice = Choice("auto")
     parallel_tool_calls: bool = True
-    add_generation_prompt: bool = True
-    chat_template_kwargs: dict[str, Any] = {}
     # known to OpenAI, and nothing to a model of ours
     metadata: Any = None
     modalities: list[Literal["text"]] | None = None
@@ -156,21 +163,6 @@ class ChatBody(Generation):
     service_tier: Any = None
     store: Any = None
     verbosity: Any = None
-
-    @field_validator("messages", mode="plain")
-    @classmethod
-    def _messages(cls, value: Any) -> list[Message]:
-        return read_messages(value)
-
-    @field_validator("tools", mode="plain")
-    @classmethod
-    def _tools(cls, value: Any) -> list[Tool]:
-        return read_tools(value)
-
-    @field_validator("tool_choice", mode="plain")
-    @classmethod
-    def _choice(cls, value: Any) -> Choice:
-        return read_choice(value)
 
 
 class EmbeddingBody(Body):
@@ -185,17 +177,11 @@ class EmbeddingBody(Body):
         return CompletionBody._prompt(value)
 
 
-class TokenizeBody(Body):
+class TokenizeBody(ChatText):
     prompt: str | None = None
-    messages: list[Message] | None = None
+    messages: Messages | None = None
     add_special_tokens: bool = True
-    add_generation_prompt: bool = True
     return_token_strs: bool = False
-
-    @field_validator("messages", mode="plain")
-    @classmethod
-    def _messages(cls, value: Any) -> list[Message]:
-        return read_messages(value)
 
 
 class DetokenizeBody(Body):

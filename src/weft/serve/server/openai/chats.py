@@ -74,18 +74,22 @@ async def tokenize_chat(body: ChatBody | TokenizeBody, version: Version, config:
     template, words = need_template(version), version.need_words()
     messages = body.messages or []
     config.limits.check_count("messages", len(messages), config.limits.messages)
-    tools, more = None, {}
-    if isinstance(body, ChatBody):
-        config.limits.check_count("tools", len(body.tools), config.limits.tools)
-        tools = [tool.whole for tool in body.tools] if body.tool_choice.mode != "none" else None
-        if tools and body.tool_choice.mode == "auto" and not template.manner.shows_tools:
-            raise FieldError(
-                "this model's chat template does not show it tools, so it would never call one: leave tools out, force a "
-                "call (tool_choice), or start the server with a --chat-template that shows them",
-                "tools",
-            )
-        more = body.chat_template_kwargs
-    return await template.encode(words, version.max_context, messages, tools, body.add_generation_prompt, more)
+    config.limits.check_count("tools", len(body.tools), config.limits.tools)
+    tools = [tool.whole for tool in body.tools] if body.tool_choice.mode != "none" else None
+    if tools and body.tool_choice.mode == "auto" and not template.manner.shows_tools:
+        raise FieldError(
+            "this model's chat template does not show it tools, so it would never call one: leave tools out, force a "
+            "call (tool_choice), or start the server with a --chat-template that shows them",
+            "tools",
+        )
+    continues, begins = body.continue_final_message, body.add_generation_prompt
+    if continues and begins:
+        raise FieldError("continue_final_message: the last message goes on, and none begins: leave one out",
+                         "add_generation_prompt")  # fmt: skip
+    return await template.encode(
+        words, version.max_context, messages, tools, not continues if begins is None else begins,
+        body.chat_template_kwargs, continues,
+    )  # fmt: skip
 
 
 def way_of(body: ChatBody, template: ChatTemplate) -> Way | None:

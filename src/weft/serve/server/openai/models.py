@@ -29,6 +29,8 @@ def models_router(catalogue: Catalogue, config: ServerConfig) -> APIRouter:
 
     @router.get("/v1/models/{name:path}")
     async def model(name: str) -> Response:
+        if not name:
+            return await models()
         hosted, version = catalogue.find(name)
         return JsonAnswer(card(hosted, version), version)
 

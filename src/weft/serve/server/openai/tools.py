@@ -121,8 +121,10 @@ def forced_form(tools: Sequence[Tool], choice: Choice, parallel: bool) -> dict[s
     """The JSON schema of an answer that has to call.
 
     Raises:
-        FieldError: no tool has the name.
+        FieldError: there is no tool, or none has the name.
     """
+    if not tools:
+        raise FieldError("tool_choice: there is nothing to call: give tools", "tool_choice")
     wanted = [tool for tool in tools if choice.mode == "required" or tool.name == choice.name]
     if not wanted:
         raise FieldError(f"tool_choice: no tool is named {choice.name!r}", "tool_choice")
