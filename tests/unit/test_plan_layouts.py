@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -150,6 +151,47 @@ def test_answers() -> None:
     assert slower["NVLink at a quarter"].seconds >= slower["NVLink at half"].seconds  # type: ignore[union-attr]
 
 
+def test_where_nothing_fits_the_number_of_gpus_that_does_is_told() -> None:
+    text = run("llama3-405b", "--cluster", "a100-40gbx8", "--batch", "64")
+    assert "no layout fits" in text
+    assert "Smallest that does not fit" in text
+    told = re.search(r"GPUs on which it fits +([\d,]+) GPUs, .*? (\S+)\n", text)
+    assert told is not None
+    gpus = int(told[1].replace(",", ""))
+    question = Question(preset_shape("llama3-405b"), Job(seq=4096, global_batch=64), read_cluster("a100-40gb"), WEFT)
+    assert question.best(cluster=read_cluster("a100-40gb", gpus)) is not None
+    assert question.best(cluster=read_cluster("a100-40gb", gpus // 2)) is None
+    named = run("llama3-405b", "--cluster", "a100-40gbx8", "--batch", "64", "--layout", "fsdp8.full.bf16")
+    assert f"GPUs on which it fits  {told[1]} GPUs" in named
+
+
+def test_a_number_of_gpus_that_goes_with_nothing_is_told_its_neighbours() -> None:
+    text = run("llama3-8b", "--cluster", "h100x9", "--batch", "8")
+    assert "9 GPUs and a batch of 8 cannot be cut so" in text
+    assert re.search(r"GPUs near 9 over which model and batch can be cut +8 or 10", text)
+
+
+def test_fewer_gpus_than_the_next_power_of_two_may_do() -> None:
+    question = Question(preset_shape("llama3-8b"), Job(seq=4096, global_batch=512), read_cluster("h100x8"), WEFT)
+    fewest = question.gpus_for(3 * 1e12 / 1e11)
+    assert fewest is not None
+    assert fewest.cluster.gpus == 48
+    fewer = question.best(cluster=read_cluster("h100", 40))
+    assert fewer is None or fewer.days > 30
+
+
+def test_a_card_without_bf16_is_planned_in_fp16() -> None:
+    best = search(preset_shape("llama3.2-1b"), JOB, read_cluster("v100-32gbx16")).best(3)
+    assert {plan.layout.precision for plan in best} == {"fp16"}
+
+
+def test_a_model_is_enough() -> None:
+    arguments = ["llama3-8b", "--cluster", "h100x8", "--batch", "64", "--layout", "fsdp8.mb1.full.bf16"]
+    done = CliRunner().invoke(app, ["plan", *arguments])
+    assert done.output == run(*arguments)
+    assert "No such command 'layout'" in CliRunner().invoke(app, ["plan", "layout", *arguments]).output
+
+
 def test_what_fits_and_weft_does_not_run_is_told_why() -> None:
     """Products in 8 bits want sides that are multiples of 16, and this model's are of 5,140."""
     text = run("gpt3-13b", "--cluster", "h100x8", "--fp8", "--batch", "512", "--seq", "512")
@@ -204,7 +246,24 @@ def test_on_the_command_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("llama3-8b", "--cluster", "h10", "--batch", "8"), r"no cluster 'h10': did you mean 'h100'\? A file"),
+        (
+            ("llama3-8b", "--cluster", "h10", "--batch", "8"),
+            r"no cluster 'h10': did you mean 'h100' or 'h100-96gb'\? The",
+        ),
+        (
+            ("llama3-8b", "--cluster", "v100x8", "--batch", "8"),
+            r"no cluster 'v100x8': did you mean 'v100-32gb'\? There",
+        ),
+        (("llama3-8b", "--cluster", "tpu", "--batch", "8"), "no cluster 'tpu': There are a100-40gb, .*as in h100x64"),
+        (("llama3-8b", "--cluster", "h100x8", "--batch", "8", "--days", "0"), "--days 0: .*above 0"),
+        (
+            ("llama3-8b", "--cluster", "h100x8", "--batch", "8", "--html", "/none/plan.html"),
+            "--html /none/plan.html: there is no folder /none",
+        ),
+        (
+            ("llama3-8b", "--cluster", "h100x8", "--batch", "8", "--html", "/"),
+            "--html / is a folder: name a file in it",
+        ),
         (
             ("llama3-8b", "--cluster", "h100x8", "--batch", "8", "--layout", "fsdp4"),
             "takes 4 GPUs and the cluster has 8",

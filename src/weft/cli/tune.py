@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from weft.cli.output import writable
 from weft.cli.train import Data, LayoutText, Model, Set, Settings, check
 
 
@@ -32,7 +33,8 @@ def tune(
         typer.Option("--vary/--no-vary", help="At the end, change the winner: micro-batch, compile, asynctp."),
     ] = True,
     out: Annotated[
-        Path, typer.Option(help="The config to write; its table (.json) and picture (.svg) go beside it.")
+        Path,
+        typer.Option(help="The config to write; its table (.json) and picture (.svg) go beside it.", callback=writable),
     ] = Path("tuned.toml"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be tried; run nothing.")] = False,
 ) -> None:
@@ -57,8 +59,6 @@ def tune(
 
     if out.suffix != ".toml":
         raise ValueError(f"--out {out}: what is written is a config for `weft train`, a .toml")
-    if not out.parent.is_dir():
-        raise ValueError(f"--out {out}: there is no folder {out.parent}")
     short = {
         "model.preset": model, "layout": layout, "data.paths": data or None, "train.global_batch": batch, "train.seq": seq,
     }  # fmt: skip

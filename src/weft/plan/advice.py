@@ -8,11 +8,15 @@ from typing import NamedTuple
 
 from weft.config.layout import Layout
 from weft.models.shape import Shape
+from weft.plan.grid import grid
 from weft.plan.machine import Cluster
 from weft.plan.numbers import Job
 from weft.plan.search import Plan, search
 from weft.plan.work import Software
-from weft.units import gibibytes
+from weft.units import duration, gibibytes
+
+MOST_GPUS = 65536
+"""Where questions for a number of GPUs end."""
 
 
 class Answer(NamedTuple):
@@ -68,14 +72,53 @@ class Question:
         return found
 
     def gpus_for(self, days: float) -> Plan | None:
-        """The fewest GPUs, in powers of two, that see the job's tokens in so many days; None where no number does."""
+        """The fewest GPUs that see the job's tokens in so many days, in steps of an eighth of the next power of two; None
+        where no number does."""
         gpus = self.cluster.per_node
-        while gpus <= 65536:
-            plan = self.best(cluster=self.cluster.model_copy(update={"gpus": gpus}))
-            if plan is not None and plan.days <= days:
+        while gpus <= MOST_GPUS:
+            for eighths in (5, 6, 7, 8):
+                plan = self._on(gpus * eighths // 8) if gpus * eighths % (8 * self.cluster.per_node) == 0 else None
+                if plan is not None and plan.days <= days:
+                    return plan
+            gpus *= 2
+        return None
+
+    def gpus_to_fit(self) -> Plan | None:
+        """The best plan on twice as many GPUs, four times, …: the first that fits; None where no number does."""
+        gpus = 2 * self.cluster.gpus
+        while gpus <= MOST_GPUS:
+            if plan := self._on(gpus):
                 return plan
             gpus *= 2
         return None
+
+    def more_gpus(self) -> Iterator[Answer]:
+        """What number would do, where nothing fits or nothing can be cut so."""
+        if not self._cuts(self.cluster.gpus):
+            near = " or ".join(f"{gpus:,}" for gpus in self.numbers_near()) or "none near"
+            yield Answer(f"GPUs near {self.cluster.gpus:,} over which model and batch can be cut", near)
+        elif more := self.gpus_to_fit():
+            answer = f"{more.cluster.gpus:,} GPUs, {duration(more.seconds)} a step, {gibibytes(more.bytes)} a GPU"
+            yield Answer("GPUs on which it fits", answer, more.layout)
+        else:
+            yield Answer("GPUs on which it fits", f"no number up to {MOST_GPUS:,}: take shorter sequences")
+
+    def numbers_near(self) -> list[int]:
+        """The next smaller and larger numbers of GPUs over which this model and batch can be cut at all."""
+        found = []
+        for direction in (-1, 1):
+            numbers = range(self.cluster.gpus + direction, self.cluster.gpus + 65 * direction, direction)
+            found += [next((gpus for gpus in numbers if gpus > 0 and self._cuts(gpus)), 0)]
+        return [gpus for gpus in found if gpus]
+
+    def _cuts(self, gpus: int) -> bool:
+        return len(grid(self.shape, self.job, self._cluster(gpus), {})["tp"]) > 0
+
+    def _on(self, gpus: int) -> Plan | None:
+        return self.best(cluster=self._cluster(gpus))
+
+    def _cluster(self, gpus: int) -> Cluster:
+        return self.cluster.model_copy(update={"gpus": gpus})
 
     def slower_links(self) -> Iterator[tuple[str, Plan | None]]:
         """The best plan if the network, or NVLink, gave a half or a quarter."""
@@ -98,14 +141,23 @@ class Question:
             return None
 
     def answers(self, plan: Plan | None, days: float | None, *, what_if: bool) -> Iterator[Answer]:
-        """Largest batch, longest sequence, GPUs for a deadline, 8-bit moments, slower links, a busier expert."""
+        """GPUs where these are too few, largest batch, longest sequence, GPUs for a deadline, 8-bit moments, slower links,
+        a busier expert.
+
+        Args:
+            plan: what is asked about; None: there is none that fits.
+        """
+        if plan is None or not (plan.fits or self.best()):
+            yield from self.more_gpus()
         if what_if and plan is not None:
             yield Answer("largest micro-batch of this layout", str(self.largest_micro_batch(plan)))
         if what_if and (longest := self.longest_sequence()):
             yield Answer("longest sequence, as many tokens a step", f"{longest[0]:,}", longest[1].layout)
         if days is not None:
             found = self.gpus_for(days)
-            answer = f"{found.cluster.gpus:,} GPUs, {found.days:.1f} days" if found else "no number up to 65,536"
+            answer = (
+                f"{found.cluster.gpus:,} GPUs, {found.days:.1f} days" if found else f"no number up to {MOST_GPUS:,}"
+            )
             yield Answer(f"GPUs for {days:g} days", answer, found.layout if found else None)
         if what_if and (small := self.smaller_moments()):
             answer = f"{100 * (small.seconds / plan.seconds - 1):+.1f} % time" if plan else "fits"
