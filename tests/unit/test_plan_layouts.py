@@ -254,6 +254,10 @@ def test_on_the_command_line(tmp_path: Path) -> None:
             ("llama3-8b", "--cluster", "v100x8", "--batch", "8"),
             r"no cluster 'v100x8': did you mean 'v100-32gb'\? There",
         ),
+        (
+            ("llama3-8b", "--cluster", "none.toml", "--batch", "8"),
+            "no cluster file none.toml: `weft plan calibrate --out none.toml` measures this machine",
+        ),
         (("llama3-8b", "--cluster", "tpu", "--batch", "8"), "no cluster 'tpu': There are a100-40gb, .*as in h100x64"),
         (("llama3-8b", "--cluster", "h100x8", "--batch", "8", "--days", "0"), "--days 0: .*above 0"),
         (

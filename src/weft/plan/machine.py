@@ -124,6 +124,11 @@ def _preset(name: str) -> Path:
 def _load(path: Path) -> dict:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(
+            f"there is no cluster file {path}: `weft plan calibrate --out {path}` measures this machine and writes one; or "
+            "name a preset and a number of GPUs, as h100x8"
+        ) from None
     except OSError as error:
         raise ValueError(f"cluster {path}: {error.strerror}") from None
     except tomllib.TOMLDecodeError as error:
