@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_calibrate import LLAMA, cluster, round_machine
 from typer.testing import CliRunner
 
 from weft.cli.app import app
@@ -24,8 +25,10 @@ from weft.plan.numbers import WEFT, Job
 from weft.plan.search import Plan, Search, search
 from weft.plan.waterfall import memory_parts, time_parts
 from weft.presets import preset_shape
+from weft.units import count
 
 JOB = Job(seq=4096, global_batch=128, tokens=1e11)
+SMALL = Shape.model_validate(LLAMA)
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +152,49 @@ def test_answers() -> None:
         assert plan is not None
         assert plan.seconds >= best.seconds
     assert slower["NVLink at a quarter"].seconds >= slower["NVLink at half"].seconds  # type: ignore[union-attr]
+
+
+def test_questions_about_a_named_layout_are_answered_of_it() -> None:
+    layout = Layout.parse("fsdp8.mb1.full.bf16")
+    question = Question(preset_shape("llama3-8b"), JOB, read_cluster("h100x8"), WEFT, layout)
+    plan = Plan.of(question.shape, layout, JOB, question.cluster)
+    slower = dict(question.slower_links())
+    assert {str(other.layout) for other in slower.values() if other} == {str(layout)}
+    assert slower["NVLink at a quarter"].seconds > slower["NVLink at half"].seconds > plan.seconds  # type: ignore[union-attr]
+    assert slower["network at half"].seconds == plan.seconds  # type: ignore[union-attr]
+    small = question.smaller_moments()
+    assert small is not None
+    assert small.seconds == pytest.approx(plan.seconds, rel=0.01)
+    assert small.bytes < plan.bytes
+    seq, longest = question.longest_sequence() or (0, plan)
+    assert longest.fits
+    assert not Plan.of(question.shape, layout, Job(seq=2 * seq, global_batch=8), question.cluster).fits
+    answers = question.answers(plan, 1e4, what_if=True)
+    others = [other for asked, _, other in answers if other and not asked.startswith("GPUs for")]
+    assert set(others) == {layout}
+
+
+def test_on_a_measured_cluster_messages_are_slowed_by_their_curves() -> None:
+    measured = cluster(round_machine())
+    question = Question(SMALL, Job(seq=64, global_batch=8), measured, WEFT)
+    best, slower = question.best(), dict(question.slower_links())
+    assert best is not None
+    assert list(slower) == ["messages at half", "messages at a quarter"]
+    assert best.seconds < slower["messages at half"].seconds < slower["messages at a quarter"].seconds  # type: ignore[union-attr]
+    assert question.smaller_moments() is None
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("15T", 15e12), ("15e12", 15e12), ("300b", 3e11), ("1.5M", 1.5e6), ("7", 7.0), ("2k", 2e3)]
+)
+def test_numbers_as_people_write_them(text: str, number: float) -> None:
+    assert count(text) == number
+
+
+@pytest.mark.parametrize("text", ["", "T", "x15", "-3", "0", "nan", "inf", "15 TT"])
+def test_what_is_no_number_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is no number of something: write 15e12, 15T or 300B"):
+        count(text)
 
 
 def test_where_nothing_fits_the_number_of_gpus_that_does_is_told() -> None:
