@@ -68,7 +68,7 @@ def test_a_trial_runs_over_all_nodes_of_an_allocation(tmp_path: Path, monkeypatc
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     for name, value in (("JOB_NUM_NODES", "2"), ("JOB_ID", str(os.getpid())), ("JOB_NODELIST", "node[1-2]")):
         monkeypatch.setenv(f"SLURM_{name}", value)
-    config = trial_config(settings(tmp_path / "run", "dp2"), "dp2", 2, tmp_path / "tokens")
+    config = trial_config(settings(tmp_path / "run", "dp2"), 2, tmp_path / "tokens")
     result = run_trial(config, 2, 120, tmp_path / "dp2")
     assert not result.failed, (tmp_path / "dp2" / "output.txt").read_text()
     assert len(result.steps) == 2

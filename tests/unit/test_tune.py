@@ -23,7 +23,7 @@ from weft.config.toml import config_toml
 from weft.config.tree import Config
 from weft.plan.text import write_cluster
 from weft.plan.time import Time
-from weft.tune import slurm, trial, tune
+from weft.tune import slurm, trial, tune, variants
 from weft.tune.candidates import Candidate, Candidates
 from weft.tune.lesson import Lesson
 from weft.tune.picture import draw_trials
@@ -268,21 +268,25 @@ def test_what_fails_later_is_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_the_winner_is_varied_and_what_helps_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def told(config: Config, steps: int) -> Result:
         size = config.layout.micro_batch_size(8)
-        seconds = 4.0 - 0.1 * config.layout.tp - config.layout.compile - 1 / size
+        bucket = abs(config.train.bucket_mib - 128) / 1000
+        seconds = 8.0 - 2.0 * config.layout.dp - config.layout.compile - 1 / size + bucket
         return Result(seconds, (seconds,) * steps, 1)
 
     stand = Stand(told)
     monkeypatch.setattr(tune, "run_trial", stand)
-    one = session(tmp_path / "tuned.toml", top=1, layout="fsdp2.mb2")
+    one = session(tmp_path / "tuned.toml", top=1, layout="dp2.mb2")
     one.run(vary=True)
     winner = one.table.winner
     assert winner is not None
-    assert winner.layout.endswith(".compile")
-    assert winner.change == f"of {winner.layout.removesuffix('.compile')}"
-    layouts = [layout for layout, _ in stand.tried]
-    assert len(set(layouts)) == len(layouts)
+    assert winner.name == "dp2.mb1.compile bucket_mib=128"
+    assert winner.change == "of dp2.mb1.compile"
+    assert not [name for name, _ in stand.tried if "attention" in name]  # on a CPU there is one kernel
+    assert len({row.name for row in one.table.rows}) == len(stand.tried)
+    tune.write_winner(settings(), one.table, tmp_path / "tuned.toml")
+    written = load_config([tmp_path / "tuned.toml"])
+    assert (str(written.layout), written.train.bucket_mib) == ("dp2.mb1.compile", 128)
     stand.tried.clear()
-    again = session(tmp_path / "tuned.toml", TuneTable.read(tmp_path / "tuned.json", "this"), 1, "fsdp2.mb2")
+    again = session(tmp_path / "tuned.toml", TuneTable.read(tmp_path / "tuned.json", "this"), 1, "dp2.mb2")
     again.run(vary=True)
     assert not stand.tried
     assert again.table == one.table
@@ -329,8 +333,8 @@ def test_without_a_single_measurement_nothing_is_written(tmp_path: Path) -> None
 
 
 def test_a_trial_has_the_runs_settings_and_data_of_its_own(tmp_path: Path) -> None:
-    config = settings("dp2", eval_every=5)
-    tried = trial_config(config, "tp2", 4, tmp_path / "trials" / "tokens")
+    config = settings("tp2", eval_every=5)
+    tried = trial_config(config, 4, tmp_path / "trials" / "tokens")
     assert str(tried.layout) == "tp2"
     assert tried.train.steps == WARM_UP + 4
     assert tried.train.eval_every == 0
@@ -366,6 +370,13 @@ def test_torchrun_says_why_a_trial_failed(tmp_path: Path) -> None:
         "  exitcode  : 1 (pid: 23)\n============================================================\n"
     )
     assert trial._reason(output, 1) == "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
+
+
+def test_kernels_of_attention_are_tried_on_a_gpu() -> None:
+    assert [it["train"]["attention"] for it in variants.kernels(settings(), "cuda")] == ["flash", "cudnn", "efficient"]
+    assert list(variants.kernels(settings(), "cpu")) == []
+    assert list(variants.overlapped(settings("tp2.sp"), "cpu")) == [{"layout": {"async_tp": True}}]
+    assert list(variants.buckets(settings("fsdp2"), "cpu")) == []
 
 
 # -- Slurm ------------------------------------------------------------------------------------------------------------

@@ -98,7 +98,7 @@ def _frame(axis: Axis) -> Iterator[Element]:
 def _trial(axis: Axis, number: int, row: Row, winner: Row | None) -> Iterator[Element]:
     measured, planned, expected = _times(row)
     x, colour = axis.x(measured), BEST if row is winner else MAIN
-    words = tag("title", f"{row.layout}: {duration(measured)}, planned {duration(planned)}, then {duration(expected)}")
+    words = tag("title", f"{row.name}: {duration(measured)}, planned {duration(planned)}, then {duration(expected)}")
     yield tag("line", x1=x, x2=x, y1=axis.y(planned), y2=axis.y(expected), stroke=colour, stroke_opacity="0.35")
     yield tag("circle", cx=x, cy=axis.y(planned), r=4, fill=PAPER, stroke=colour, stroke_width="1.5")
     yield tag("circle", words, cx=x, cy=axis.y(expected), r=4.5, fill=colour)
@@ -109,7 +109,7 @@ def _names(rows: Sequence[Row], winner: Row | None) -> Iterator[Element]:
     """Numbers of the dots, fastest first."""
     x = LEFT + SIDE + 28
     for number, row in enumerate(rows[:LISTED], 1):
-        name, y = row.layout if len(row.layout) <= 44 else f"{row.layout[:43]}…", TOP + 18 * number - 6
+        name, y = row.name if len(row.name) <= 44 else f"{row.name[:43]}…", TOP + 18 * number - 6
         colour = BEST if row is winner else INK
         yield _words(x + 14, y, str(number), SOFT, size=12, anchor="end")
         yield _words(x + 22, y, name, colour, size=12, weight=600 if row is winner else 400)

@@ -29,7 +29,8 @@ class Row:
         predicted_seconds: by the plan alone.
         expected_seconds: by the plan and the trials before this one.
         results: of its trials, each of twice as many steps as the one before.
-        change: to the winner, where this is one that no plan knows; empty: the plan has proposed it.
+        change: what it is a change of, where no plan has proposed it; empty: one has.
+        settings: of [train], those that are not the run's own.
     """
 
     layout: str
@@ -38,10 +39,16 @@ class Row:
     expected_seconds: float
     results: tuple[Result, ...] = ()
     change: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, one: Candidate, expected: float, change: str = "") -> Row:
-        return cls(str(one.layout), one.seconds, one.memory, expected, change=change)
+    def of(cls, one: Candidate, expected: float) -> Row:
+        return cls(str(one.layout), one.seconds, one.memory, expected)
+
+    @property
+    def name(self) -> str:
+        """The layout, and what else is not the run's own."""
+        return named(self.layout, self.settings)
 
     @property
     def result(self) -> Result | None:
@@ -103,13 +110,13 @@ class TuneTable:
         write_whole(path, json.dumps(tree, indent=2) + "\n")
 
     def with_row(self, row: Row) -> TuneTable:
-        """With this one in the place of the one of its layout, or as the last."""
-        if row.layout not in [other.layout for other in self.rows]:
+        """With this one in the place of the one of its name, or as the last."""
+        if row.name not in [other.name for other in self.rows]:
             return TuneTable(self.of, (*self.rows, row))
-        return TuneTable(self.of, tuple(row if other.layout == row.layout else other for other in self.rows))
+        return TuneTable(self.of, tuple(row if other.name == row.name else other for other in self.rows))
 
-    def row(self, layout: str) -> Row | None:
-        return next((row for row in self.rows if row.layout == layout), None)
+    def row(self, name: str) -> Row | None:
+        return next((row for row in self.rows if row.name == name), None)
 
     @property
     def measured(self) -> list[Row]:
@@ -121,6 +128,10 @@ class TuneTable:
         longest = max((row.num_steps for row in self.measured), default=0)
         final = [row for row in self.measured if row.num_steps == longest]
         return min(final, key=lambda row: row.seconds or 0.0, default=None)
+
+
+def named(layout: str, settings: dict[str, Any]) -> str:
+    return " ".join([layout, *(f"{name}={value}" for name, value in sorted(settings.items()))])
 
 
 def mean_error(errors: Iterable[float | None]) -> float | None:
@@ -136,6 +147,7 @@ def _result(tree: dict[str, Any]) -> Result:
 def digest(config: Config, steps: int) -> str:
     """Of everything that a trial's time depends on, but the layout."""
     tree = config.model_dump(mode="json", include={"model", "data", "optimizer", "balance"})
+    tree |= {"attention": config.train.attention, "bucket_mib": config.train.bucket_mib}
     tree |= {"batch": config.train.global_batch, "seq": config.seq, "device": config.train.device, "steps": steps}
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -154,7 +166,7 @@ def show_table(table: TuneTable, console: Console) -> None:
         memory = gibibytes(result.memory) if result and result.memory else "–"
         note = "← fastest" if row is winner else result.failed if result else "not run"
         shown.add_row(
-            row.layout, f"{row.predicted_seconds:.4g} s", f"{row.expected_seconds:.4g} s", measured, error,
+            row.name, f"{row.predicted_seconds:.4g} s", f"{row.expected_seconds:.4g} s", measured, error,
             f"{row.num_steps or '–'}", gibibytes(row.predicted_memory), memory, note,
             style="bold cyan" if row is winner else None,
         )  # fmt: skip

@@ -177,11 +177,10 @@ def peak_memory(device: Any) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def trial_config(config: Config, layout: str, steps: int, tokens: Path) -> Config:
-    """The run's settings for a trial under a layout; on random tokens where the run has no data."""
+def trial_config(config: Config, steps: int, tokens: Path) -> Config:
+    """The run's settings for a trial; on random tokens where the run has no data."""
     changes: dict[str, Any] = {
         "run": str(tokens.parent / "run"),
-        "layout": layout,
         "train": {"steps": WARM_UP + steps, "eval_every": 0},
         "schedule": {"warmup": 0, "decay": 0},
         "checkpoint": {"every": 0},

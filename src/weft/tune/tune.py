@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from weft.config.layout import Layout
-from weft.config.load import make_config
+from weft.config.load import make_config, merge
 from weft.config.toml import config_toml
 from weft.config.tree import Config
 from weft.tune.candidates import Candidate, Candidates
 from weft.tune.lesson import Lesson
 from weft.tune.picture import draw_trials
-from weft.tune.table import Row, TuneTable
+from weft.tune.table import Row, TuneTable, named
 from weft.tune.trial import Result, run_trial, trial_config
-from weft.tune.variants import KNOBS
+from weft.tune.variants import KNOBS, VARIED
 
 
 @dataclass
@@ -65,15 +66,15 @@ class Session:
     def halve(self) -> int:
         """Successive halving (Jamieson and Talwalkar, 2016): the faster half is run again for twice as long, and of that
         the faster half, until two are left, whose last trial decides. How often it was halved."""
-        field, number = [row.layout for row in self.table.measured if not row.change], 0
+        field, number = [row.name for row in self.table.measured if not row.change], 0
         while len(field) > 2:
             number += 1
             field = self._faster(field, number - 1)[: -(-len(field) // 2)]
-            for layout in field:
-                row = self.table.row(layout)
+            for name in field:
+                row = self.table.row(name)
                 assert row is not None
                 if len(row.results) <= number:
-                    self.say(f"the faster half, {self.steps * 2**number} steps: {layout}")
+                    self.say(f"the faster half, {self.steps * 2**number} steps: {name}")
                     self._try(row, number)
             field = self._faster(field, number)
         return number
@@ -81,21 +82,31 @@ class Session:
     def vary(self, rounds: int) -> None:
         """Changes to the winner that no plan knows the worth of, one by one, until none helps."""
         before = None
-        while (best := self.table.winner) is not None and best.layout != before:
-            before = best.layout
+        while (best := self.table.winner) is not None and best.name != before:
+            before = best.name
             for knob in KNOBS:
-                for layout in knob(Layout.parse(self.fastest), self.config.train.global_batch):
-                    one = self._possible(layout)
-                    if one is not None and self._shorter(str(one.layout), rounds):
-                        self.say(f"the fastest, changed: {one.layout}")
-                        row = self.table.row(str(one.layout)) or self._row(one, change=f"of {self.fastest}")
+                base = self.table.winner
+                assert base is not None
+                for changes in knob(run_of(self.config, base), self.candidates.device):
+                    row = self._changed(base, changes)
+                    if row is not None and row.num_steps < self.steps * 2**rounds:
+                        self.say(f"the fastest, changed: {row.name}")
                         self._try(row, rounds)
 
-    @property
-    def fastest(self) -> str:
-        """The layout that leads."""
-        assert self.table.winner is not None
-        return self.table.winner.layout
+    def _changed(self, base: Row, changes: dict[str, Any]) -> Row | None:
+        """A row with changes to its settings; None: weft does not run it, it does not fit, or the plan proposed it."""
+        try:
+            config = make_config(merge(run_of(self.config, base).model_dump(), changes))
+            one = self.candidates.of(config.layout)
+        except ValueError:
+            return None
+        own = {name: getattr(self.config.train, name) for name in VARIED}
+        values = {name: getattr(config.train, name) for name in VARIED}
+        settings = {name: value for name, value in values.items() if value != own[name]}
+        known = self.table.row(named(str(one.layout), settings))
+        if one.memory > self.candidates.cluster.memory or (known is not None and not known.change):
+            return None
+        return known or replace(self._row(one), change=f"of {base.name}", settings=settings)
 
     @property
     def lesson(self) -> Lesson:
@@ -105,29 +116,16 @@ class Session:
     def _seen(self) -> Iterator[tuple]:
         for row in self.table.measured:
             time = self.candidates.time(row.layout)
-            if time is not None:
+            if time is not None and not row.settings:
                 yield time, row.seconds
 
-    def _row(self, one: Candidate, change: str = "") -> Row:
-        return Row.of(one, self.lesson.expected(one.time), change)
-
-    def _shorter(self, layout: str, rounds: int) -> bool:
-        """Whether this one is still to be tried, at all or for as long as the winner."""
-        row = self.table.row(layout)
-        return row is None or (bool(row.change) and row.num_steps < self.steps * 2**rounds)
-
-    def _possible(self, layout: Layout) -> Candidate | None:
-        """None: weft does not run it, or it does not fit."""
-        try:
-            one = self.candidates.of(Layout.model_validate(layout.model_dump()))
-        except ValueError:
-            return None
-        return one if one.memory <= self.candidates.cluster.memory else None
+    def _row(self, one: Candidate) -> Row:
+        return Row.of(one, self.lesson.expected(one.time))
 
     def _faster(self, field: list[str], number: int) -> list[str]:
         """Those that went through this round, the fastest first."""
-        rows = [row for row in self.table.measured if row.layout in field and len(row.results) > number]
-        return [row.layout for row in sorted(rows, key=lambda row: row.results[number].seconds or 0.0)]
+        rows = [row for row in self.table.measured if row.name in field and len(row.results) > number]
+        return [row.name for row in sorted(rows, key=lambda row: row.results[number].seconds or 0.0)]
 
     def _try(self, row: Row, number: int) -> None:
         result = self._trial(row, self.steps * 2**number)
@@ -139,10 +137,10 @@ class Session:
     def _trial(self, row: Row, steps: int) -> Result:
         folder = trials(self.out)
         try:
-            tried = trial_config(self.config, row.layout, steps, folder / "tokens")
+            tried = trial_config(run_of(self.config, row), steps, folder / "tokens")
         except ValueError as error:
             return Result(failed=str(error))
-        return run_trial(tried, steps, self.limit, folder / row.layout)
+        return run_trial(tried, steps, self.limit, folder / row.name.replace(" ", "."))
 
 
 def write_winner(config: Config, table: TuneTable, out: Path) -> Row:
@@ -153,11 +151,20 @@ def write_winner(config: Config, table: TuneTable, out: Path) -> Row:
     """
     winner = table.winner
     if winner is None:
-        reasons = "; ".join(f"{row.layout}: {row.result.failed if row.result else 'not run'}" for row in table.rows)
+        reasons = "; ".join(f"{row.name}: {row.result.failed if row.result else 'not run'}" for row in table.rows)
         raise ValueError(f"no layout was measured, so there is no config to write: {reasons}")
-    tuned = make_config({**config.model_dump(), "layout": winner.layout})
-    out.write_text(config_toml(tuned), encoding="utf-8")
+    out.write_text(config_toml(run_of(config, winner)), encoding="utf-8")
     return winner
+
+
+def run_of(config: Config, row: Row) -> Config:
+    """The run as this row has it.
+
+    Raises:
+        ValueError: weft does not run it.
+    """
+    tree = config.model_dump()
+    return make_config({**tree, "layout": row.layout, "train": {**tree["train"], **row.settings}})
 
 
 def table_file(out: Path) -> Path:
