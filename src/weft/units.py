@@ -4,13 +4,32 @@ from __future__ import annotations
 
 import math
 
+LETTERS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
+
 
 def short(number: float) -> str:
     """Three digits and a letter: 950, 412k, 8.03B."""
-    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+    for size, letter in LETTERS:
         if abs(number) >= 0.9995 * size:
             return f"{_three(number / size)}{letter}"
     return _three(number)
+
+
+def count(text: str | float) -> float:
+    """A number above 0 as people write it: 15e12, 15T, 300b.
+
+    Raises:
+        ValueError: it is none.
+    """
+    word = str(text).strip()
+    size = next((size for size, letter in LETTERS if word.lower().endswith(letter.lower())), 1.0)
+    try:
+        number = size * float(word[:-1] if size > 1 else word)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise ValueError(f"{text!r} is no number of something: write 15e12, 15T or 300B")
+    return number
 
 
 def gibibytes(count: float) -> str:

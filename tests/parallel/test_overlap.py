@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from harness import make, run_forked
+from harness import Compared, make, run_forked
+from test_parity import right
 from torch import Tensor
 from torch.distributed.fsdp._fully_shard import _fsdp_param_group
 
@@ -107,3 +108,25 @@ def test_the_next_block_is_gathered_before_the_host_waits(ahead: bool, monkeypat
         assert [part.count("gather") for part in forward] == own
 
     run_forked(4, work)
+
+
+WIDE = {"hidden": 256, "num_heads": 4, "num_kv_heads": 4, "ffn": 512, "num_layers": 2, "vocab": 67}
+"""A model of 3.4 MiB."""
+
+
+@pytest.mark.parametrize(("mebibytes", "count"), [(1, 5), (32, 1)])
+def test_replicas_send_buckets_of_the_size_that_is_set(mebibytes: int, count: int) -> None:
+    config = make("llama", "dp2", model=WIDE, train={"bucket_mib": mebibytes})
+
+    def work(rank: int) -> None:
+        [chunk] = build(config, torch.device("cpu")).woven.chunks.values()
+        sizes = [bucket.nbytes for bucket in chunk.replicas[0].buckets]
+        assert sum(sizes) == 4 * config.model.num_params
+        assert len(sizes) == count, sizes
+        assert all(size <= mebibytes * 2**20 for size in sizes)
+
+    run_forked(2, work)
+
+
+def test_small_buckets_add_up_the_same(compared: Compared) -> None:
+    right(compared(make("llama", "dp2.mb2", model=WIDE, train={"bucket_mib": 1})))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
+from test_calibrate import LLAMA, cluster, round_machine
 from typer.testing import CliRunner
 
 from weft.cli.app import app
@@ -23,8 +25,10 @@ from weft.plan.numbers import WEFT, Job
 from weft.plan.search import Plan, Search, search
 from weft.plan.waterfall import memory_parts, time_parts
 from weft.presets import preset_shape
+from weft.units import count
 
 JOB = Job(seq=4096, global_batch=128, tokens=1e11)
+SMALL = Shape.model_validate(LLAMA)
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +154,90 @@ def test_answers() -> None:
     assert slower["NVLink at a quarter"].seconds >= slower["NVLink at half"].seconds  # type: ignore[union-attr]
 
 
+def test_questions_about_a_named_layout_are_answered_of_it() -> None:
+    layout = Layout.parse("fsdp8.mb1.full.bf16")
+    question = Question(preset_shape("llama3-8b"), JOB, read_cluster("h100x8"), WEFT, layout)
+    plan = Plan.of(question.shape, layout, JOB, question.cluster)
+    slower = dict(question.slower_links())
+    assert {str(other.layout) for other in slower.values() if other} == {str(layout)}
+    assert slower["NVLink at a quarter"].seconds > slower["NVLink at half"].seconds > plan.seconds  # type: ignore[union-attr]
+    assert slower["network at half"].seconds == plan.seconds  # type: ignore[union-attr]
+    small = question.smaller_moments()
+    assert small is not None
+    assert small.seconds == pytest.approx(plan.seconds, rel=0.01)
+    assert small.bytes < plan.bytes
+    seq, longest = question.longest_sequence() or (0, plan)
+    assert longest.fits
+    assert not Plan.of(question.shape, layout, Job(seq=2 * seq, global_batch=8), question.cluster).fits
+    answers = question.answers(plan, 1e4, what_if=True)
+    others = [other for asked, _, other in answers if other and not asked.startswith("GPUs for")]
+    assert set(others) == {layout}
+
+
+def test_on_a_measured_cluster_messages_are_slowed_by_their_curves() -> None:
+    measured = cluster(round_machine())
+    question = Question(SMALL, Job(seq=64, global_batch=8), measured, WEFT)
+    best, slower = question.best(), dict(question.slower_links())
+    assert best is not None
+    assert list(slower) == ["messages at half", "messages at a quarter"]
+    assert best.seconds < slower["messages at half"].seconds < slower["messages at a quarter"].seconds  # type: ignore[union-attr]
+    assert question.smaller_moments() is None
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("15T", 15e12), ("15e12", 15e12), ("300b", 3e11), ("1.5M", 1.5e6), ("7", 7.0), ("2k", 2e3)]
+)
+def test_numbers_as_people_write_them(text: str, number: float) -> None:
+    assert count(text) == number
+
+
+@pytest.mark.parametrize("text", ["", "T", "x15", "-3", "0", "nan", "inf", "15 TT"])
+def test_what_is_no_number_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is no number of something: write 15e12, 15T or 300B"):
+        count(text)
+
+
+def test_where_nothing_fits_the_number_of_gpus_that_does_is_told() -> None:
+    text = run("llama3-405b", "--cluster", "a100-40gbx8", "--batch", "64")
+    assert "no layout fits" in text
+    assert "Smallest that does not fit" in text
+    told = re.search(r"GPUs on which it fits +([\d,]+) GPUs, .*? (\S+)\n", text)
+    assert told is not None
+    gpus = int(told[1].replace(",", ""))
+    question = Question(preset_shape("llama3-405b"), Job(seq=4096, global_batch=64), read_cluster("a100-40gb"), WEFT)
+    assert question.best(cluster=read_cluster("a100-40gb", gpus)) is not None
+    assert question.best(cluster=read_cluster("a100-40gb", gpus // 2)) is None
+    named = run("llama3-405b", "--cluster", "a100-40gbx8", "--batch", "64", "--layout", "fsdp8.full.bf16")
+    assert f"GPUs on which it fits  {told[1]} GPUs" in named
+
+
+def test_a_number_of_gpus_that_goes_with_nothing_is_told_its_neighbours() -> None:
+    text = run("llama3-8b", "--cluster", "h100x9", "--batch", "8")
+    assert "9 GPUs and a batch of 8 cannot be cut so" in text
+    assert re.search(r"GPUs near 9 over which model and batch can be cut +8 or 10", text)
+
+
+def test_fewer_gpus_than_the_next_power_of_two_may_do() -> None:
+    question = Question(preset_shape("llama3-8b"), Job(seq=4096, global_batch=512), read_cluster("h100x8"), WEFT)
+    fewest = question.gpus_for(3 * 1e12 / 1e11)
+    assert fewest is not None
+    assert fewest.cluster.gpus == 48
+    fewer = question.best(cluster=read_cluster("h100", 40))
+    assert fewer is None or fewer.days > 30
+
+
+def test_a_card_without_bf16_is_planned_in_fp16() -> None:
+    best = search(preset_shape("llama3.2-1b"), JOB, read_cluster("v100-32gbx16")).best(3)
+    assert {plan.layout.precision for plan in best} == {"fp16"}
+
+
+def test_a_model_is_enough() -> None:
+    arguments = ["llama3-8b", "--cluster", "h100x8", "--batch", "64", "--layout", "fsdp8.mb1.full.bf16"]
+    done = CliRunner().invoke(app, ["plan", *arguments])
+    assert done.output == run(*arguments)
+    assert "No such command 'layout'" in CliRunner().invoke(app, ["plan", "layout", *arguments]).output
+
+
 def test_what_fits_and_weft_does_not_run_is_told_why() -> None:
     """Products in 8 bits want sides that are multiples of 16, and this model's are of 5,140."""
     text = run("gpt3-13b", "--cluster", "h100x8", "--fp8", "--batch", "512", "--seq", "512")
@@ -204,7 +292,28 @@ def test_on_the_command_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("llama3-8b", "--cluster", "h10", "--batch", "8"), r"no cluster 'h10': did you mean 'h100'\? A file"),
+        (
+            ("llama3-8b", "--cluster", "h10", "--batch", "8"),
+            r"no cluster 'h10': did you mean 'h100' or 'h100-96gb'\? The",
+        ),
+        (
+            ("llama3-8b", "--cluster", "v100x8", "--batch", "8"),
+            r"no cluster 'v100x8': did you mean 'v100-32gb'\? There",
+        ),
+        (
+            ("llama3-8b", "--cluster", "none.toml", "--batch", "8"),
+            "no cluster file none.toml: `weft plan calibrate --out none.toml` measures this machine",
+        ),
+        (("llama3-8b", "--cluster", "tpu", "--batch", "8"), "no cluster 'tpu': There are a100-40gb, .*as in h100x64"),
+        (("llama3-8b", "--cluster", "h100x8", "--batch", "8", "--days", "0"), "--days 0: .*above 0"),
+        (
+            ("llama3-8b", "--cluster", "h100x8", "--batch", "8", "--html", "/none/plan.html"),
+            "--html /none/plan.html: there is no folder /none",
+        ),
+        (
+            ("llama3-8b", "--cluster", "h100x8", "--batch", "8", "--html", "/"),
+            "--html / is a folder: name a file in it",
+        ),
         (
             ("llama3-8b", "--cluster", "h100x8", "--batch", "8", "--layout", "fsdp4"),
             "takes 4 GPUs and the cluster has 8",

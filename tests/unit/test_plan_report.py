@@ -65,6 +65,7 @@ def test_every_part_of_a_layout_is_explained() -> None:
 
 def test_large_numbers_in_words() -> None:
     assert [large(x) for x in (1.5e9, 5.293e18, 9.9e23)] == ["1.50 G", "5.29 E", "990 Z"]
+    assert [f"{large(x)}B/s" for x in (12, 2590, 1.17e8)] == ["12 B/s", "2.59 kB/s", "117 MB/s"]
 
 
 def test_no_torch() -> None:

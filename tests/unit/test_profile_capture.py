@@ -45,7 +45,7 @@ def test_ranks_by_name() -> None:
     layout = Layout.parse("dp4")
     assert parse_ranks("3,1", layout) == (1, 3)
     assert parse_ranks("all", layout) == (0, 1, 2, 3)
-    with pytest.raises(ValueError, match="--ranks 4: dp4 has ranks 0 to 3"):
+    with pytest.raises(ValueError, match="ranks 4: layout dp4 has ranks 0 to 3"):
         parse_ranks("4", layout)
     with pytest.raises(ValueError, match="write numbers with commas between"):
         parse_ranks("one", layout)

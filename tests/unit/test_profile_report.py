@@ -230,6 +230,13 @@ def test_memory_that_logits_hold_is_what_the_planner_says_a_chunked_loss_saves(t
     assert "logits and loss take 100.0 % of the peak of 1.00 GiB on rank 0" in found.evidence
 
 
+@pytest.mark.parametrize(("device", "precision"), [("NVIDIA H100", "bf16"), ("Tesla V100-SXM2-32GB", "fp16")])
+def test_fewer_bits_are_those_that_the_card_has(device: str, precision: str, tmp_path: Path) -> None:
+    settings = {"model": {"preset": "gpt2-124m"}, "layout": "fsdp2", "train": {"global_batch": 16, "seq": 1024}}
+    folder = capture(tmp_path / "profile" / "step-00000007", settings=settings, device=device)
+    assert f"layout.precision = {precision}" in [it.change for it in advise(load(folder))]
+
+
 def test_the_report_says_all_of_it(profile: Profile) -> None:
     text = text_of(profile)
     for said in (

@@ -8,11 +8,14 @@ from typing import Annotated
 
 import typer
 
+from weft.cli.output import writable
+
 
 def calibrate(
-    out: Annotated[Path, typer.Option(help="The cluster file to write, or with --from-run to change; a .toml.")] = Path(
-        "cluster.toml"
-    ),
+    out: Annotated[
+        Path,
+        typer.Option(help="The cluster file to write, or with --from-run to change; a .toml.", callback=writable),
+    ] = Path("cluster.toml"),
     processes: Annotated[
         int | None, typer.Option(help="At work at once, as in training; by default one a GPU, else one a core.", min=1)
     ] = None,
@@ -36,8 +39,6 @@ def calibrate(
     if from_run:
         _refit(out, from_run)
         return
-    if not out.parent.is_dir():
-        raise ValueError(f"--out {out}: there is no folder {out.parent}")
     from weft.launch.local import launch
 
     count = processes or _processes(device)

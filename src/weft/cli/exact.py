@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from weft.cli.output import Html, writable
+
 if TYPE_CHECKING:
     from weft.config.tree import Config
     from weft.exact.rank import Exact
@@ -28,8 +30,10 @@ def exact(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Any setting, as key=value (repeatable).")
     ] = None,
-    svg: Annotated[Path | None, typer.Option(help="Draw its memory over time into this file.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Also: all of it as one page into this file.")] = None,
+    svg: Annotated[
+        Path | None, typer.Option(help="Draw its memory over time into this file.", callback=writable)
+    ] = None,
+    html: Html = None,
 ) -> None:
     """Run one process of a layout for a step, without its hardware: memory, messages and FLOPs, as they would be.
 

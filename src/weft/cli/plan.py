@@ -4,84 +4,38 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
 from weft.cli.calibrate import calibrate
 from weft.cli.exact import exact
+from weft.cli.output import Html, writable
+from weft.cli.schedule import schedule
+from weft.units import count as number_of
 
 if TYPE_CHECKING:
     from weft.models.shape import Shape
     from weft.plan.emit.settings import Written
-    from weft.schedules.timeline import Costs
 
-app = typer.Typer(help="Say what a run will be like, before it is started. Needs no GPU.", no_args_is_help=True)
-app.command(epilog="Example: weft plan exact llama3-70b --layout fsdp128.tp8.sp.full.bf16 --batch 128 --seq 8192")(
-    exact
+
+class ModelIsEnough(TyperGroup):
+    """`weft plan MODEL` is `weft plan layouts MODEL`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        from weft.presets import preset_names
+
+        named = args[0].endswith(".json") or args[0] in preset_names()
+        return super().resolve_command(ctx, ["layouts", *args] if named else args)
+
+
+app = typer.Typer(
+    cls=ModelIsEnough,
+    help="Say what a run will be like, before it is started. Needs no GPU. weft plan MODEL is weft plan layouts MODEL.",
+    epilog="Example: weft plan llama3-70b --cluster h100x512 --batch 1024 --seq 8192",
+    no_args_is_help=True,
 )
-app.command(epilog="Example: weft plan calibrate --out here.toml")(calibrate)
-
-
-@app.command(epilog="Example: weft plan schedule zbv --pp 4 --micro-batches 12 --svg zbv.svg")
-def schedule(
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(help="gpipe, 1f1b, interleaved, bfs, zbh1, zbv, dualpipev, or a .csv file; all by default."),
-    ] = None,
-    pp: Annotated[int, typer.Option(help="Processes of the pipeline.", min=2)] = 4,
-    vp: Annotated[int, typer.Option(help="Stages of each, of interleaved and bfs.", min=2)] = 2,
-    micro_batches: Annotated[int | None, typer.Option(help="In one step; 2·pp by default.", min=1)] = None,
-    costs: Annotated[str, typer.Option(help="Time of a stage's forward, backward of input, of weights.")] = "1:1:1",
-    model: Annotated[str | None, typer.Option(help="A preset: its stages' own times, and bytes.")] = None,
-    layout: Annotated[str | None, typer.Option(help="With a model: the rest of its layout, tp2.bf16.mb2.")] = None,
-    seq: Annotated[int, typer.Option(help="With a model: tokens of a sequence.", min=1)] = 4096,
-    svg: Annotated[Path | None, typer.Option(help="Draw it into this file.")] = None,
-    csv: Annotated[
-        Path | None, typer.Option(help="Write its table into this file, to change and to train with.")
-    ] = None,
-    compare: Annotated[bool, typer.Option("--compare", help="A line for each, not a drawing.")] = False,
-) -> None:
-    """Draw a pipeline schedule, or compare several: who waits how long, and what is held.
-
-    A CSV file of your own is checked; what is wrong with it is said.
-    """
-    from rich.console import Console
-
-    from weft.config.layout import Layout
-    from weft.plan.schedule_view import headline, show_comparison, show_schedule, summary
-    from weft.plan.schedules import ScheduleReport, named, of_model
-    from weft.schedules.orders import ORDERS
-    from weft.schedules.picture import draw_svg
-    from weft.schedules.sheet import write_sheet
-
-    alone = names is not None and len(names) == 1 and not compare
-    if (svg or csv) and not alone:
-        raise ValueError("--svg and --csv are for one schedule: name one, and leave --compare out")
-    if layout is not None and model is None:
-        raise ValueError(f"--layout {layout} is of a model: name one with --model")
-    given, rest = _costs(costs), Layout.parse(layout or "single")
-    reports, refused = [], []
-    for name in names or ORDERS:
-        try:
-            table = named(name, pp, vp, micro_batches or 2 * pp)
-            reports.append(of_model(table, model, rest, seq) if model else ScheduleReport(table, given))
-        except ValueError as error:
-            if names:
-                raise
-            refused.append(str(error))
-    if not alone:
-        show_comparison(reports, refused, Console())
-        return
-    [report] = reports
-    show_schedule(report, Console())
-    if svg is not None:
-        svg.write_text(draw_svg(report.schedule, report.line, headline(report), summary(report)), encoding="utf-8")
-    if csv is not None:
-        write_sheet(report.schedule, csv)
-    for path in (svg, csv):
-        if path is not None:
-            print(f"written: {path}")
 
 
 @app.command(epilog="Example: weft plan layouts llama3-70b --cluster h100x512 --batch 1024 --seq 8192 --tokens 15e12")
@@ -93,7 +47,12 @@ def layouts(
     ],
     batch: Annotated[int, typer.Option(help="Sequences in a step.", min=1)],
     seq: Annotated[int, typer.Option(help="Tokens of a sequence.", min=1)] = 4096,
-    tokens: Annotated[float, typer.Option(help="Tokens of the whole training.", min=1)] = 1e12,
+    tokens: Annotated[
+        float,
+        typer.Option(
+            help="Tokens of the whole training: 15e12, or 15T.", parser=number_of, metavar="NUMBER", show_default="1T"
+        ),
+    ] = 1e12,
     layout: Annotated[str | None, typer.Option(help="Judge this one, instead of looking for the best.")] = None,
     exact: Annotated[
         bool, typer.Option("--exact", help="With --layout: also run one process of it, on tensors without memory.")
@@ -108,14 +67,15 @@ def layouts(
     what_if: Annotated[
         bool, typer.Option("--what-if", help="Also: larger batches, longer sequences, slower links, a busier expert.")
     ] = False,
-    days: Annotated[float | None, typer.Option(help="Also: how many GPUs finish in so many days.", min=0)] = None,
+    days: Annotated[float | None, typer.Option(help="Also: how many GPUs finish in so many days.")] = None,
     count: Annotated[int, typer.Option(help="Layouts to show.", min=1)] = 10,
-    html: Annotated[Path | None, typer.Option(help="Also: write all of it, drawn, as one page into this file.")] = None,
+    html: Html = None,
     emit: Annotated[
         str | None, typer.Option(help="The best one's settings for weft, megatron, deepspeed, torchtitan or nemo.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="With --emit: into this file, instead of all else on stdout.")
+        Path | None,
+        typer.Option(help="With --emit: into this file, instead of all else on stdout.", callback=writable),
     ] = None,
 ) -> None:
     """Find the fastest layouts of a model on a cluster that fit into its GPUs, and say why the others lost.
@@ -142,6 +102,8 @@ def layouts(
         raise ValueError(
             f"--fp8 is of a search: say it in --layout {layout} itself, as one of its parts, fp8 or fp8row"
         )
+    if days is not None and days <= 0:
+        raise ValueError(f"--days {days:g}: name the days that there are, above 0")
     if exact and layout is None:
         raise ValueError("--exact is of one layout: name it with --layout")
     if out is not None and emit is None:
@@ -174,7 +136,7 @@ def layouts(
 
         sizes = {"global_batch": batch, "seq": seq, "device": "cuda"}
         imagined(make_config({"model": shape.model_dump(), "layout": shown.layout, "train": sizes}), apart=bool(emit))
-    answers = list(Question(shape, job, machines, WEFT).answers(shown, days, what_if=what_if))
+    answers = list(Question(shape, job, machines, WEFT, named).answers(shown, days, what_if=what_if))
     if answers:
         show_answers(answers, console)
     if html is not None:
@@ -220,6 +182,13 @@ def read(
     print(config_toml(config), end="")
 
 
+app.command(epilog="Example: weft plan schedule zbv --pp 4 --micro-batches 12 --svg zbv.svg")(schedule)
+app.command(epilog="Example: weft plan exact llama3-70b --layout fsdp128.tp8.sp.full.bf16 --batch 128 --seq 8192")(
+    exact
+)
+app.command(epilog="Example: weft plan calibrate --out here.toml")(calibrate)
+
+
 def _shape(model: str, *, instead: bool = False) -> Shape:
     """
     Args:
@@ -257,16 +226,3 @@ def _shape(model: str, *, instead: bool = False) -> Shape:
         raise ValueError(f"{why}. Nor can a plan take it for another: {error}") from None
     print(f"{why}. So {'; '.join(remarks)}", file=sys.stderr)
     return shape
-
-
-def _costs(text: str) -> Costs:
-    """Three numbers, as 1:1:1."""
-    from weft.schedules.timeline import Costs
-
-    try:
-        forward, backward, weights = map(float, text.split(":"))
-    except ValueError:
-        raise ValueError(f"--costs {text}: write three numbers, forward:input:weights, as 1:1:0.9") from None
-    if min(forward, backward, weights) <= 0:
-        raise ValueError(f"--costs {text}: every operation takes some time")
-    return Costs(forward, backward, weights)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from weft.cli.output import Html, writable
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -33,9 +35,10 @@ Where = Annotated[Path, typer.Argument(help="A run, one capture in its profile/,
 @app.command(epilog="Example: weft profile report runs/small --html profile.html --trace merged.json.gz")
 def report(
     path: Where,
-    html: Annotated[Path | None, typer.Option(help="Also: write all of it, drawn, as one page into this file.")] = None,
+    html: Html = None,
     trace: Annotated[
-        Path | None, typer.Option(help="Also: all ranks in one trace, on one clock, for ui.perfetto.dev.")
+        Path | None,
+        typer.Option(help="Also: all ranks in one trace, on one clock, for ui.perfetto.dev.", callback=writable),
     ] = None,
 ) -> None:
     """Break the profiled steps down: kinds of work, messages, layers, operations, memory, ranks; and what to change."""

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from weft.cli.output import writable
 from weft.cli.train import Data, LayoutText, Model, Set, Settings, check
 
 
@@ -21,26 +22,40 @@ def tune(
     batch: Annotated[int | None, typer.Option(help="Sequences in a step (train.global_batch).")] = None,
     seq: Annotated[int | None, typer.Option(help="Tokens of a sequence (train.seq).")] = None,
     overrides: Set = None,
-    top: Annotated[int, typer.Option(help="Layouts to try: the plan's best.", min=1)] = 6,
-    steps: Annotated[int, typer.Option(help="Steps of each that count; two more come before.", min=1)] = 5,
+    top: Annotated[int, typer.Option(help="Layouts of the plan to try.", min=1)] = 6,
+    steps: Annotated[
+        int,
+        typer.Option(help="Steps of a first trial that count; two more come before. Later trials are longer.", min=1),
+    ] = 5,
     limit: Annotated[float, typer.Option(help="Seconds that one trial may take, its start among them.", min=1)] = 300,
-    out: Annotated[Path, typer.Option(help="The config to write; its table goes beside it.")] = Path("tuned.toml"),
+    vary: Annotated[
+        bool,
+        typer.Option("--vary/--no-vary", help="At the end, change the winner: micro-batch, compile, asynctp."),
+    ] = True,
+    out: Annotated[
+        Path,
+        typer.Option(help="The config to write; its table (.json) and picture (.svg) go beside it.", callback=writable),
+    ] = Path("tuned.toml"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be tried; run nothing.")] = False,
 ) -> None:
     """Run the layouts that the plan thinks best for a few steps each, and write the fastest as a config.
 
-    The layout of the settings is tried too, where it takes the whole cluster; its precision, loss, offloading and compile
-    are kept. A trial that runs out of memory, crashes or hangs is a row of the table. Ctrl-C leaves what was measured, and
-    the same command goes on from there. Without data: random tokens.
+    After each trial the plan is corrected by what was measured, and the next layout is the best by that. Then the faster
+    half is run again for twice as many steps, and so on; what is left is varied in what no plan knows. The layout of the
+    settings is tried too, where it takes the whole cluster; its precision, loss and offloading are kept. A trial that
+    runs out of memory, crashes or hangs is a row of the table. Ctrl-C leaves what was measured, and the same command goes
+    on from there. Without data: random tokens.
+
+    Inside of a Slurm allocation of several nodes (salloc, sbatch) trials run on all of it; --out is on a shared disk then.
     """
     from rich.console import Console
 
     from weft.config.load import load_config
     from weft.plan.machine import read_cluster
     from weft.plan.report import chosen_device
-    from weft.tune.candidates import candidates
+    from weft.tune.candidates import Candidates
     from weft.tune.table import Row, TuneTable, digest, show_table
-    from weft.tune.tune import table_file, try_all, write_winner
+    from weft.tune.tune import Session, picture_file, table_file, write_winner
 
     if out.suffix != ".toml":
         raise ValueError(f"--out {out}: what is written is a config for `weft train`, a .toml")
@@ -51,26 +66,28 @@ def tune(
     config = load_config(settings or [], [*given, *(overrides or [])])
     console = Console()
     console = console if console.is_terminal else Console(width=160)
-    found = candidates(config, read_cluster(cluster), top, chosen_device(config))
-    table = TuneTable.read(table_file(out), digest(config, steps)).planned(found)
+    candidates = Candidates(config, read_cluster(cluster), chosen_device(config))
+    first = candidates.first(top)
+    table = TuneTable.read(table_file(out), digest(config, steps))
     if dry_run:
+        for one in first:
+            table = table if table.row(str(one.layout)) else table.with_row(Row.of(one, one.seconds))
         show_table(table, console)
         return
 
     if config.data.paths:
         check(config)
 
-    def told(row: Row, number: int, count: int) -> None:
-        line = f"trial {number} of {count}: {row.layout}, predicted {row.predicted_seconds:.4g} s"
+    def say(line: str) -> None:
         console.print(line, highlight=False)
 
+    session = Session(config, candidates, table, top, steps, limit, out, say)
     try:
-        table = try_all(config, table, steps, limit, out, told)
+        session.run(vary=vary)
     except KeyboardInterrupt:
-        kept = TuneTable.read(table_file(out), table.of)
-        show_table(kept if kept.rows else table, console)
-        console.print(f"stopped; what was measured is in {table_file(out)}: the same command goes on from there")
+        show_table(session.table, console)
+        say(f"stopped; what was measured is in {table_file(out)}: the same command goes on from there")
         raise typer.Exit(130) from None
-    show_table(table, console)
-    winner = write_winner(config, table, out)
-    console.print(f"written: {out} ({winner.layout}), {table_file(out)}\ntrain it: weft train {out}", highlight=False)
+    show_table(session.table, console)
+    winner = write_winner(config, session.table, out)
+    say(f"written: {out} ({winner.layout}), {table_file(out)}, {picture_file(out)}\ntrain it: weft train {out}")

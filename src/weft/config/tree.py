@@ -95,6 +95,11 @@ class TrainConfig(Section):
     eval_every: int = Field(0, ge=0, description="steps between evaluations; 0: never")
     eval_batches: int = Field(8, ge=1, description="global batches in one evaluation")
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    attention: Literal["auto", "flash", "cudnn", "efficient"] = Field(
+        "auto",
+        description="kernel of attention on a GPU; auto: torch chooses; another ends the run where it cannot do it",
+    )
+    bucket_mib: int = Field(32, ge=1, description="MiB of a message in which replicas of dp add up their gradients")
 
 
 class CheckpointConfig(Section):

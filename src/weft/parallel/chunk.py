@@ -18,9 +18,9 @@ from weft.parallel.shard import hold_gradients, prepare_backward, reduce_held
 class Chunk:
     """A process has as many as the layout's `num_chunks`; each goes through its micro-batches by itself."""
 
-    def __init__(self, model: Decoder, layout: Layout, mesh: Mesh, deferral: Deferral | None) -> None:
+    def __init__(self, model: Decoder, layout: Layout, mesh: Mesh, deferral: Deferral | None, bucket: int) -> None:
         self.model, self.layout, self.deferral = model, layout, deferral
-        self.replicas = [] if layout.sharded else replicate(model, layout, mesh)
+        self.replicas = [] if layout.sharded else replicate(model, layout, mesh, bucket)
 
     def clear(self) -> None:
         """The start of a step."""

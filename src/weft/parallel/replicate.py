@@ -11,21 +11,24 @@ from weft.models.moe import Experts
 from weft.parallel.mesh import Mesh
 
 BUCKET_BYTES = 32 * 2**20
+"""Of a bucket, if nothing else is said."""
 
 
-def replicate(model: nn.Module, layout: Layout, mesh: Mesh) -> list[Replicas]:
-    """Those who hold the same experts are not those who hold the same of the rest."""
+def replicate(model: nn.Module, layout: Layout, mesh: Mesh, bucket: int) -> list[Replicas]:
+    """In buckets of so many bytes. Those who hold the same experts are not those who hold the same of the rest."""
     experts = [p for module in model.modules() if isinstance(module, Experts) for p in module.parameters()]
     own = {id(p) for p in experts}
     rest = [p for p in model.parameters() if id(p) not in own]
     kinds = ((rest, layout.weight_ways, "replicate"), (experts, layout.expert_ways, "expert_replicate"))
-    return [Replicas(members, mesh.group(axis)) for members, (copies, _), axis in kinds if members and copies > 1]
+    return [
+        Replicas(members, mesh.group(axis), bucket) for members, (copies, _), axis in kinds if members and copies > 1
+    ]
 
 
 class Replicas:
     """Gradients live in flat buckets: what backward adds up there goes over the network as it lies, with no copy."""
 
-    def __init__(self, parameters: list[nn.Parameter], group: dist.ProcessGroup) -> None:
+    def __init__(self, parameters: list[nn.Parameter], group: dist.ProcessGroup, bucket_bytes: int) -> None:
         self.group = group
         self.last_pass = True
         self.buckets: list[Tensor] = []
@@ -33,7 +36,7 @@ class Replicas:
         self.sizes: list[int] = []
         self.works: list[dist.Work] = []
         self.views: list[tuple[nn.Parameter, Tensor]] = []
-        for members in _buckets(parameters):
+        for members in _buckets(parameters, bucket_bytes):
             index = len(self.buckets)
             bucket = torch.zeros(sum(p.numel() for p in members), dtype=members[0].dtype, device=members[0].device)
             for parameter, part in zip(members, bucket.split([p.numel() for p in members]), strict=True):
@@ -76,11 +79,11 @@ class Replicas:
         self.works.append(dist.all_reduce(self.buckets[index], group=self.group, async_op=True))
 
 
-def _buckets(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
+def _buckets(parameters: list[nn.Parameter], most: int) -> list[list[nn.Parameter]]:
     """Parameters in the order in which backward reaches them, about: the last first."""
     buckets: list[list[nn.Parameter]] = [[]]
     for parameter in reversed(parameters):
-        if buckets[-1] and sum(p.nbytes for p in buckets[-1]) + parameter.nbytes > BUCKET_BYTES:
+        if buckets[-1] and sum(p.nbytes for p in buckets[-1]) + parameter.nbytes > most:
             buckets.append([])
         buckets[-1].append(parameter)
     return buckets

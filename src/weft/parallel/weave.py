@@ -22,19 +22,25 @@ from weft.parallel.loss import give_loss
 from weft.parallel.mesh import Mesh
 from weft.parallel.offload import offload_blocks
 from weft.parallel.recompute import recompute_blocks
+from weft.parallel.replicate import BUCKET_BYTES
 from weft.parallel.shard import shard
 from weft.parallel.tensor import cut_tensors
 from weft.parallel.woven import Woven
 
 
-def weave(shape: Shape, layout: Layout, mesh: Mesh) -> Woven:
-    """This process's part of the model, cut as `layout` says. Its weights are yet to be filled."""
+def weave(shape: Shape, layout: Layout, mesh: Mesh, bucket: int = BUCKET_BYTES) -> Woven:
+    """This process's part of the model, cut as `layout` says. Its weights are yet to be filled.
+
+    Args:
+        bucket: bytes of a message in which replicas add up their gradients.
+    """
     blocks = layout.stage_blocks(shape)
     stages = layout.stages_of(mesh.index("pp"))
-    return Woven(shape, layout, mesh, {stage: weave_chunk(shape, layout, mesh, blocks[stage]) for stage in stages})
+    chunks = {stage: weave_chunk(shape, layout, mesh, blocks[stage], bucket) for stage in stages}
+    return Woven(shape, layout, mesh, chunks)
 
 
-def weave_chunk(shape: Shape, layout: Layout, mesh: Mesh, blocks: range) -> Chunk:
+def weave_chunk(shape: Shape, layout: Layout, mesh: Mesh, blocks: range, bucket: int) -> Chunk:
     """One stage.
 
     The order matters. Stages come first: no other stage's blocks are ever made. Tensors are cut while the model has no
@@ -68,7 +74,7 @@ def weave_chunk(shape: Shape, layout: Layout, mesh: Mesh, blocks: range) -> Chun
     else:
         model.to_empty(device=mesh.device)
         model.tie()
-    return Chunk(model, layout, mesh, deferral)
+    return Chunk(model, layout, mesh, deferral, bucket)
 
 
 def compile_blocks(blocks: nn.ModuleDict) -> None:

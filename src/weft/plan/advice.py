@@ -8,11 +8,16 @@ from typing import NamedTuple
 
 from weft.config.layout import Layout
 from weft.models.shape import Shape
+from weft.plan.curves import Curves
+from weft.plan.grid import grid
 from weft.plan.machine import Cluster
 from weft.plan.numbers import Job
 from weft.plan.search import Plan, search
 from weft.plan.work import Software
-from weft.units import gibibytes
+from weft.units import duration, gibibytes
+
+MOST_GPUS = 65536
+"""Where questions for a number of GPUs end."""
 
 
 class Answer(NamedTuple):
@@ -25,19 +30,31 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class Question:
-    """Of one model, cluster and job."""
+    """Of one model, cluster and job; and of one layout alone, where it is named."""
 
     shape: Shape
     job: Job
     cluster: Cluster
     software: Software
+    layout: Layout | None = None
 
-    def best(
+    def best(self, cluster: Cluster | None = None) -> Plan | None:
+        """The fastest plan that fits, on another cluster where one is given."""
+        return next(iter(search(self.shape, self.job, cluster or self.cluster, self.software).best(1)), None)
+
+    def asked(
         self, job: Job | None = None, cluster: Cluster | None = None, software: Software | None = None
     ) -> Plan | None:
-        """The fastest plan that fits, with another job, cluster or software where one is given."""
-        found = search(self.shape, job or self.job, cluster or self.cluster, software or self.software).best(1)
-        return found[0] if found else None
+        """With another job, cluster or software where one is given: the plan of the layout that was named, if it fits; else
+        the fastest that fits."""
+        job, cluster, software = job or self.job, cluster or self.cluster, software or self.software
+        if self.layout is None:
+            return next(iter(search(self.shape, job, cluster, software).best(1)), None)
+        try:
+            plan = Plan.of(self.shape, self.layout, job, cluster, software)
+        except ValueError:
+            return None
+        return plan if plan.fits else None
 
     def largest_micro_batch(self, plan: Plan) -> int:
         """Sequences in one pass with which this layout still fits; 0 where not even one does."""
@@ -57,36 +74,84 @@ class Question:
         return size
 
     def longest_sequence(self) -> tuple[int, Plan] | None:
-        """Tokens, by doubling, with as many tokens in a step; and the best layout for it."""
+        """Tokens, by doubling, with as many tokens in a step, but a sequence for each replica; and the layout for it."""
         found, seq, batch = None, self.job.seq, self.job.global_batch
-        while batch >= 1 and seq <= 2**24:
-            plan = self.best(self.job.model_copy(update={"seq": seq, "global_batch": batch}))
+        least = self.layout.replicas * (self.layout.micro_batch or 1) if self.layout else 1
+        while batch >= least and seq <= 2**24:
+            plan = self.asked(self.job.model_copy(update={"seq": seq, "global_batch": batch}))
             if plan is None:
                 break
             found = (seq, plan)
-            seq, batch = 2 * seq, batch // 2
+            seq, batch = 2 * seq, max(batch // 2, least) if self.layout else batch // 2
         return found
 
     def gpus_for(self, days: float) -> Plan | None:
-        """The fewest GPUs, in powers of two, that see the job's tokens in so many days; None where no number does."""
+        """The fewest GPUs that see the job's tokens in so many days, in steps of an eighth of the next power of two; None
+        where no number does."""
         gpus = self.cluster.per_node
-        while gpus <= 65536:
-            plan = self.best(cluster=self.cluster.model_copy(update={"gpus": gpus}))
-            if plan is not None and plan.days <= days:
+        while gpus <= MOST_GPUS:
+            for eighths in (5, 6, 7, 8):
+                plan = self._on(gpus * eighths // 8) if gpus * eighths % (8 * self.cluster.per_node) == 0 else None
+                if plan is not None and plan.days <= days:
+                    return plan
+            gpus *= 2
+        return None
+
+    def gpus_to_fit(self) -> Plan | None:
+        """The best plan on twice as many GPUs, four times, …: the first that fits; None where no number does."""
+        gpus = 2 * self.cluster.gpus
+        while gpus <= MOST_GPUS:
+            if plan := self._on(gpus):
                 return plan
             gpus *= 2
         return None
 
+    def more_gpus(self) -> Iterator[Answer]:
+        """What number would do, where nothing fits or nothing can be cut so."""
+        if not self._cuts(self.cluster.gpus):
+            near = " or ".join(f"{gpus:,}" for gpus in self.numbers_near()) or "none near"
+            yield Answer(f"GPUs near {self.cluster.gpus:,} over which model and batch can be cut", near)
+        elif more := self.gpus_to_fit():
+            answer = f"{more.cluster.gpus:,} GPUs, {duration(more.seconds)} a step, {gibibytes(more.bytes)} a GPU"
+            yield Answer("GPUs on which it fits", answer, more.layout)
+        else:
+            yield Answer("GPUs on which it fits", f"no number up to {MOST_GPUS:,}: take shorter sequences")
+
+    def numbers_near(self) -> list[int]:
+        """The next smaller and larger numbers of GPUs over which this model and batch can be cut at all."""
+        found = []
+        for direction in (-1, 1):
+            numbers = range(self.cluster.gpus + direction, self.cluster.gpus + 65 * direction, direction)
+            found += [next((gpus for gpus in numbers if gpus > 0 and self._cuts(gpus)), 0)]
+        return [gpus for gpus in found if gpus]
+
+    def _cuts(self, gpus: int) -> bool:
+        return len(grid(self.shape, self.job, self._cluster(gpus), {})["tp"]) > 0
+
+    def _on(self, gpus: int) -> Plan | None:
+        return self.best(cluster=self._cluster(gpus))
+
+    def _cluster(self, gpus: int) -> Cluster:
+        return self.cluster.model_copy(update={"gpus": gpus})
+
     def slower_links(self) -> Iterator[tuple[str, Plan | None]]:
-        """The best plan if the network, or NVLink, gave a half or a quarter."""
-        for what, field in (("network", "network_gb_per_s"), ("NVLink", "nvlink_gb_per_s")):
+        """The plan if the network, or NVLink, gave a half or a quarter; on a measured cluster, all messages."""
+        curves = self.cluster.curves
+        links = {"messages": "curves"} if curves else {"network": "network_gb_per_s", "NVLink": "nvlink_gb_per_s"}
+        for what, field in links.items():
             for share, word in ((0.5, "half"), (0.25, "a quarter")):
-                slow = self.cluster.model_copy(update={field: share * getattr(self.cluster, field)})
-                yield f"{what} at {word}", self.best(cluster=slow)
+                less: float | Curves = share * getattr(self.cluster, field) if curves is None else slowed(curves, share)
+                yield f"{what} at {word}", self.asked(cluster=self.cluster.model_copy(update={field: less}))
 
     def smaller_moments(self) -> Plan | None:
-        """The best plan with optimizer.states = 8bit: a byte for each moment, and a scale for each 256 of them."""
-        small = search(self.shape, self.job, self.cluster, replace(self.software, moments=2 * (1 + 4 / 256)))
+        """The plan with optimizer.states = 8bit: a byte for each moment, and a scale for each 256 of them. None where
+        nothing fits, and on a measured cluster, whose update is that of whole moments."""
+        if self.cluster.curves:
+            return None
+        software = replace(self.software, moments=2 * (1 + 4 / 256))
+        if self.layout is not None:
+            return self.asked(software=software)
+        small = search(self.shape, self.job, self.cluster, software)
         return next((plan for plan in small.best(10) if not plan.layout.offload_optimizer), None)
 
     def busier_expert(self, plan: Plan) -> Plan | None:
@@ -98,23 +163,39 @@ class Question:
             return None
 
     def answers(self, plan: Plan | None, days: float | None, *, what_if: bool) -> Iterator[Answer]:
-        """Largest batch, longest sequence, GPUs for a deadline, 8-bit moments, slower links, a busier expert."""
+        """GPUs where these are too few, largest batch, longest sequence, GPUs for a deadline, 8-bit moments, slower links,
+        a busier expert.
+
+        Args:
+            plan: what is asked about; None: there is none that fits.
+        """
+        if plan is None or not (plan.fits or self.best()):
+            yield from self.more_gpus()
         if what_if and plan is not None:
             yield Answer("largest micro-batch of this layout", str(self.largest_micro_batch(plan)))
         if what_if and (longest := self.longest_sequence()):
-            yield Answer("longest sequence, as many tokens a step", f"{longest[0]:,}", longest[1].layout)
+            of = "longest sequence of this layout" if self.layout else "longest sequence, as many tokens a step"
+            yield Answer(of, f"{longest[0]:,}", longest[1].layout)
         if days is not None:
             found = self.gpus_for(days)
-            answer = f"{found.cluster.gpus:,} GPUs, {found.days:.1f} days" if found else "no number up to 65,536"
+            answer = f"no number up to {MOST_GPUS:,}: a larger batch can be shared out over more"
+            if found:
+                answer = f"{found.cluster.gpus:,} GPUs, {found.days:.1f} days"
             yield Answer(f"GPUs for {days:g} days", answer, found.layout if found else None)
         if what_if and (small := self.smaller_moments()):
             answer = f"{100 * (small.seconds / plan.seconds - 1):+.1f} % time" if plan else "fits"
             yield Answer("optimizer.states = 8bit", f"{answer}, {gibibytes(small.bytes)} a GPU", small.layout)
         if what_if and plan is not None:
             for what, other in self.slower_links():
-                answer = f"{100 * (other.seconds / plan.seconds - 1):+.1f} % time" if other else "nothing fits"
-                yield Answer(what, answer, other.layout if other else None)
+                if other is not None:
+                    answer = f"{100 * (other.seconds / plan.seconds - 1):+.1f} % time"
+                    yield Answer(what, answer, other.layout)
         if what_if and plan is not None and self.shape.experts and (uneven := self.busier_expert(plan)):
             answer = f"{100 * (uneven.seconds / plan.seconds - 1):+.1f} % time, {gibibytes(uneven.bytes)} a GPU"
             answer += "" if uneven.fits else ": does not fit"
             yield Answer(f"busiest expert given {uneven.job.busiest_expert:g} times its share", answer, uneven.layout)
+
+
+def slowed(curves: Curves, share: float) -> Curves:
+    """With messages at this share of their rates."""
+    return curves.model_copy(update={"message_scale": curves.message_scale / share})

@@ -30,11 +30,12 @@ def show_search(found: Search, plans: Sequence[Plan], console: Console) -> None:
         if rivals:
             console.print(_rivals(rivals, plans[0]))
     else:
-        console.print("[red]no layout fits[/]" if not len(found.order) else _refusal(found), highlight=False)
+        console.print(_refusal(found), highlight=False)
     if near := found.nearest():
         short_of, change, words = near
         need = short_of.bytes - CONSTANTS.usable * cluster.memory
-        line = f"Fastest that does not fit: {short_of.layout}, {duration(short_of.seconds)}, "
+        line = f"{'Fastest' if len(found.order) else 'Smallest'} that does not fit: {short_of.layout}, "
+        line += f"{duration(short_of.seconds)}, "
         line += f"{gibibytes(short_of.bytes)} a GPU: {gibibytes(max(need, 0))} too much."
         if change is not None:
             line += f" {_change(change, words)}"
@@ -61,7 +62,13 @@ def show_closest(plan: Plan, found: Search, console: Console) -> None:
 
 
 def _refusal(found: Search) -> str:
-    """Why weft does not run the fastest that fits."""
+    """Why there is nothing to rank: of those that fit, weft does not run the fastest, nor others."""
+    if not len(found):
+        return (
+            f"[red]no layout: {found.cluster.gpus:,} GPUs and a batch of {found.job.global_batch:,} cannot be cut so[/]"
+        )
+    if not len(found.order):
+        return "[red]no layout fits[/]"
     try:
         found.layout(int(found.order[0]))
     except ValueError as error:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import functools
+import re
 import tomllib
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -40,6 +42,7 @@ class Cluster(BaseModel):
     host_gb_per_s: float = Field(25, gt=0, description="between a GPU and its CPU's memory")
     host_memory_gib: float = Field(256, ge=0, description="of the CPU, for each GPU; 0: there is no other memory")
     host_memory_gb_per_s: float = Field(50, gt=0, description="of that memory, for each GPU")
+    precision: Literal["bf16", "fp16"] = Field("bf16", description="of 16 bits, that its matrix units multiply")
     generation: int = Field(2, ge=0, le=4, description="0 Volta, 1 Ampere, 2 Hopper, 3 Blackwell; 4 CDNA 3")
     curves: Curves | None = Field(None, description="measured here, by `weft plan calibrate`")
 
@@ -107,15 +110,25 @@ def read_cluster(name: str, gpus: int | None = None) -> Cluster:
 
 def _preset(name: str) -> Path:
     if name not in cluster_names():
-        near = difflib.get_close_matches(name, cluster_names(), n=1, cutoff=0.3)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(cluster_names())}."
-        raise ValueError(f"there is no cluster {name!r}: {hint} A file of your own ends with .toml")
+        kind = re.sub(r"x\d+$", "", name)
+        begun = [known for known in cluster_names() if known.startswith(kind)]
+        near = begun or difflib.get_close_matches(kind, cluster_names(), n=1, cutoff=0.6)
+        hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+        raise ValueError(
+            f"there is no cluster {name!r}: {hint}There are {', '.join(cluster_names())}, each with a number of GPUs as "
+            "in h100x64; a file of your own ends with .toml"
+        )
     return FOLDER / f"{name}.toml"
 
 
 def _load(path: Path) -> dict:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(
+            f"there is no cluster file {path}: `weft plan calibrate --out {path}` measures this machine and writes one; or "
+            "name a preset and a number of GPUs, as h100x8"
+        ) from None
     except OSError as error:
         raise ValueError(f"cluster {path}: {error.strerror}") from None
     except tomllib.TOMLDecodeError as error:

@@ -147,6 +147,8 @@ def _nearest(found: Search) -> list[Element]:
             tag("code", str(change.layout)),
             f", {duration(change.seconds)}.",
         ]
+    if not len(found.order):
+        return section("Smallest that does not fit", "What comes nearest.", tag("p", *line))
     return section("Fastest that does not fit", "What more memory would buy.", tag("p", *line))
 
 

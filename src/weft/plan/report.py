@@ -97,10 +97,10 @@ def sizes(config: Config, most: StageMemory) -> Iterator[tuple[str, str]]:
 
 def large(number: float) -> str:
     """Three digits and an SI prefix, up to those that a training run takes: 5.29 E."""
-    for size, letter in ((1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
+    for size, letter in ((1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= size:
             return f"{short(number / size)} {letter}"
-    return short(number)
+    return f"{short(number)} "
 
 
 def chosen_device(config: Config) -> Device:

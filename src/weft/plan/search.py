@@ -171,8 +171,8 @@ class Search:
             sp=bool(one["sp"]), cp=cp, cp_kind=CP_KINDS[int(one["cp_kind"])] if cp > 1 else "allgather", pp=pp,
             vp=int(one["vp"]) if schedule in LOOPED else 1, schedule=schedule, ep=int(one["ep"]),
             etp=int(one["etp"]) if self.shape.experts and tp > 1 else None, micro_batch=int(one["micro_batch"]),
-            precision="fp8" if self.job.matmul == "fp8" else "bf16", recompute=RECOMPUTES[int(one["recompute"])],
-            offload=one["offload"] == 1,
+            precision="fp8" if self.job.matmul == "fp8" else self.cluster.precision,
+            recompute=RECOMPUTES[int(one["recompute"])], offload=one["offload"] == 1,
             offload_weights=one["offload"] == 2, offload_optimizer=one["offload"] == 3, loss=LOSSES[int(one["loss"])],
         )  # fmt: skip
         layout.check(self.shape, self.job.global_batch, self.job.seq)
@@ -215,11 +215,12 @@ class Search:
         return found
 
     def nearest(self) -> tuple[Plan, Plan | None, list[str]] | None:
-        """The fastest layout that does not fit; the one with fewest changes that does; and these changes."""
+        """The fastest layout that does not fit, or where none does, the smallest; the one with fewest changes that does;
+        and these changes."""
         failing = np.flatnonzero(~self.fits)
         bounds = self.seconds[self.order[0]] if len(self.order) else np.inf
         failing = failing[self.seconds[failing] < bounds] if len(self.order) else failing
-        short = failing[np.argsort(self.seconds[failing])]
+        short = failing[np.argsort((self.seconds if len(self.order) else self.bytes)[failing])]
         found = self.first(short[:200], 1)
         if not found:
             return None

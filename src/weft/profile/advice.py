@@ -24,11 +24,13 @@ from weft.units import gibibytes, percent
 
 LEAST_TIME, LEAST_MEMORY = 0.03, 0.05
 """Of a step, and of the peak, below which a gain is not worth a line."""
+WITHOUT_BF16 = ("V100", "T4")
+"""Cards whose matrix units know fp16 alone of 16 bits."""
 
 
 @dataclass(frozen=True)
 class Advice:
-    """Attributes: share: of the step or of the peak, what it saves at most; by it they are ordered."""
+    """Attributes: share: of the step or of the device's memory, what it saves at most; by it they are ordered."""
 
     change: str
     gain: str
@@ -222,8 +224,9 @@ def about_host(case: Case) -> Iterator[Advice]:
 def about_precision(case: Case) -> Iterator[Advice]:
     config = case.profile.config
     if case.on_gpu and config is not None and config.layout.precision == "fp32":
+        precision = "fp16" if any(card in case.profile.about.get("device", "") for card in WITHOUT_BF16) else "bf16"
         yield from case.time(
-            "layout.precision = bf16", 0.5 * case.share("gemm"),
+            f"layout.precision = {precision}", 0.5 * case.share("gemm"),
             f"matrix products take {percent(case.share('gemm'))} of the step, in fp32",
         )  # fmt: skip
 

@@ -69,20 +69,14 @@ def draw_steps(profile: Profile) -> Element:
         ops = list(_operations(rank, step, offset, scale, y))
         drawn += ops
         y += 22 if ops else 6
+    lines, words = [], []
     for index in range(6):
         x = LEFT + (WIDTH - LEFT - RIGHT) * index / 5
-        drawn.append(tag("line", x1=x, x2=x, y1=4, y2=y, class_="grid"))
-        drawn.append(
-            tag(
-                "text",
-                f"{1000 * (end - begin) * index / 5:.0f} ms",
-                x=x,
-                y=y + 16,
-                text_anchor="middle" if index < 5 else "end",
-            )
-        )
+        lines.append(tag("line", x1=x, x2=x, y1=4, y2=y, class_="grid"))
+        when, anchor = f"{1000 * (end - begin) * index / 5:.0f} ms", "middle" if index < 5 else "end"
+        words.append(tag("text", when, x=x, y=y + 16, text_anchor=anchor))
     title = tag("title", "what every rank did in a step")
-    return tag("svg", title, *drawn, viewBox=f"0 0 {WIDTH} {y + 24:.0f}", role="img", class_="picture")
+    return tag("svg", title, *lines, *drawn, *words, viewBox=f"0 0 {WIDTH} {y + 24:.0f}", role="img", class_="picture")
 
 
 def _wall(rank: Rank, seconds: float, first: int) -> float:

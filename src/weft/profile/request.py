@@ -103,8 +103,8 @@ def parse_ranks(text: str | None, layout: Layout) -> tuple[int, ...]:
     if text == "all":
         return tuple(range(layout.world))
     if not re.fullmatch(r"\d+(,\d+)*", text):
-        raise ValueError(f"--ranks {text}: write numbers with commas between, 0,1,4, or all")
+        raise ValueError(f"ranks {text}: write numbers with commas between, 0,1,4, or all")
     ranks = tuple(sorted({int(word) for word in text.split(",")}))
     if ranks[-1] >= layout.world:
-        raise ValueError(f"--ranks {text}: {layout} has ranks 0 to {layout.world - 1}")
+        raise ValueError(f"ranks {text}: layout {layout} has ranks 0 to {layout.world - 1}")
     return ranks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -126,10 +127,17 @@ def about(training: Training) -> dict[str, Any]:
         "peak_flops": peak.flops,
         "peak_source": peak.source,
         "bytes_per_s": bandwidth(device),
-        "memory": torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0,
+        "memory": device_memory(device),
         "groups": groups(training.mesh),
         "versions": {"weft": weft.__version__, "torch": torch.__version__},
     }
+
+
+def device_memory(device: torch.device) -> int:
+    """Bytes of a GPU, or a process's even share of this machine's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def groups(mesh: Mesh) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -16,12 +17,15 @@ from typing import Any
 from weft.config.load import load_config, make_config, merge
 from weft.config.toml import config_toml
 from weft.config.tree import Config
+from weft.tune import slurm
 from weft.whole import write_whole
 
 POLL = 0.05  # seconds
 GRACE = 5.0  # seconds from asking a trial to leave to ending it
 WARM_UP = 2
 """Steps that allocate and connect before those that count."""
+ERROR_OF_RANK = re.compile(r"\[rank\d+\]: ((?:\w+\.)*\w+Error: .*)")
+"""How torchrun shows the end of one of its processes."""
 RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
@@ -43,7 +47,8 @@ class Result:
 
 
 def run_trial(config: Config, steps: int, limit: float, folder: Path) -> Result:
-    """Train `steps` steps that count, in as many processes as the layout takes; nothing is saved.
+    """Train `steps` steps that count, in as many processes as the layout takes; nothing is saved. They are on this machine,
+    or on all nodes of the Slurm allocation that this process is in.
 
     Args:
         limit: seconds, start and all, after which it is ended.
@@ -53,7 +58,11 @@ def run_trial(config: Config, steps: int, limit: float, folder: Path) -> Result:
     settings, found, output = folder / "config.toml", folder / "found.json", folder / "output.txt"
     settings.write_text(config_toml(config), encoding="utf-8")
     found.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "weft.tune.trial", str(settings), str(steps), str(found)]
+    arguments = [str(settings.resolve()), str(steps), str(found.resolve())]
+    if slurm.num_nodes() > 1:
+        command = slurm.srun(config.layout.world, "weft.tune.trial:main", arguments)
+    else:
+        command = [sys.executable, "-m", "weft.tune.trial", *arguments]
     env = {name: value for name, value in os.environ.items() if name not in RANKS}
     with open(output, "wb") as out:
         process = subprocess.Popen(
@@ -92,6 +101,7 @@ def _reason(output: Path, code: int) -> str:
     """The line in which the trial said why it failed."""
     lines = output.read_text(encoding="utf-8", errors="replace").splitlines()
     errors = [line.removeprefix("weft: error: ") for line in lines if line.startswith("weft: error: ")]
+    errors += [found[1] for line in lines if (found := ERROR_OF_RANK.fullmatch(line))]
     plain = [line for line in lines if line and not line.startswith(" ")]
     killed = f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     return (errors or plain[-1:] or [killed])[0]
@@ -167,11 +177,10 @@ def peak_memory(device: Any) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def trial_config(config: Config, layout: str, steps: int, tokens: Path) -> Config:
-    """The run's settings for a trial under a layout; on random tokens where the run has no data."""
+def trial_config(config: Config, steps: int, tokens: Path) -> Config:
+    """The run's settings for a trial; on random tokens where the run has no data."""
     changes: dict[str, Any] = {
         "run": str(tokens.parent / "run"),
-        "layout": layout,
         "train": {"steps": WARM_UP + steps, "eval_every": 0},
         "schedule": {"warmup": 0, "decay": 0},
         "checkpoint": {"every": 0},

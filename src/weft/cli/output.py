@@ -1,0 +1,24 @@
+"""Files that a command is to write: looked at before the work, which they would otherwise cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def writable(parameter: typer.CallbackParam, value: Path | None) -> Path | None:
+    """Callback of an option. Raises: ValueError: nothing can be written there; names the option."""
+    if value is None:
+        return None
+    if value.is_dir():
+        raise ValueError(f"{parameter.opts[0]} {value} is a folder: name a file in it")
+    if not value.parent.is_dir():
+        raise ValueError(f"{parameter.opts[0]} {value}: there is no folder {value.parent}: make it first")
+    return value
+
+
+Html = Annotated[
+    Path | None, typer.Option(help="Also: all of it, drawn, as one page into this file.", callback=writable)
+]
