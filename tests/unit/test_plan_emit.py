@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from weft.cli.app import app
 from weft.config.layout import Layout
-from weft.config.load import load_config
+from weft.config.load import load_config, make_config
 from weft.config.tree import Config, ScheduleConfig
 from weft.plan.emit.megatron_stages import stage_sizes
 from weft.plan.emit.shell import read_script
@@ -425,3 +425,21 @@ def test_the_command_writes_a_file(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, [*words.split(), str(file)])
     assert done.exit_code == 0, done.output
     assert str(read(file)[0].layout) == "fsdp8.mb1.full.bf16"
+
+
+@pytest.mark.parametrize("named", [[], ["--layout", "fsdp8.mb1.full.bf16"]])
+def test_without_a_file_the_settings_are_all_that_is_on_stdout(named: list[str], tmp_path: Path) -> None:
+    """Where stderr is no terminal either, as in a script."""
+    arguments = ["plan", "llama3-8b", "--cluster", "h100x8", "--batch", "64", "--emit", "weft", *named]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    (tmp_path / "run.toml").write_text(done.stdout)
+    assert load_config([tmp_path / "run.toml"]).train.global_batch == 64
+    assert "memory of the fullest GPU" in done.stderr
+
+
+def test_fp16_weights_are_not_said_to_be_bf16() -> None:
+    config = make_config({"model": {"preset": "gpt2-124m"}, "layout": "fsdp8.mb8.fp16", "train": {"global_batch": 64}})
+    remarks = " ".join(write(config, "megatron").remarks)
+    assert "Weights are fp16 beside an fp32 copy" in remarks
+    assert "Weights are bf16" not in remarks

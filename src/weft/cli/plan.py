@@ -110,8 +110,9 @@ def layouts(
         raise ValueError(f"--out {out}: of which system? Name it with --emit")
     if emit is not None:
         check(emit)
-    console = Console(stderr=emit is not None and out is None)  # stdout is the settings' alone
-    console = console if console.is_terminal else Console(width=160)  # a pipe has no width: let no column be cut there
+    apart = emit is not None and out is None  # stdout is the settings' alone
+    console = Console(stderr=apart)
+    console = console if console.is_terminal else Console(stderr=apart, width=160)  # a pipe has no width: cut no column
     shape, machines = _shape(model, instead=emit is None and not exact), read_cluster(cluster)
     if fp8 and machines.peak_8bit_tflops <= machines.peak_tflops:
         raise ValueError(f"--fp8: {machines.title} multiplies 8 bits no faster than 16: leave it out")
@@ -141,7 +142,7 @@ def layouts(
         show_answers(answers, console)
     if html is not None:
         html.write_text(draw_page(found, plans, model, answers), encoding="utf-8")
-        print(f"written: {html}", file=sys.stderr if emit and out is None else sys.stdout)
+        print(f"written: {html}", file=sys.stderr if apart else sys.stdout)
     if emit is not None and named is not None:
         _emit(write(run_of(shape, named, job), emit, machines.per_node), emit, out)
     elif emit is not None:

@@ -88,14 +88,13 @@ class Question:
     def gpus_for(self, days: float) -> Plan | None:
         """The fewest GPUs that see the job's tokens in so many days, in steps of an eighth of the next power of two; None
         where no number does."""
-        gpus = self.cluster.per_node
-        while gpus <= MOST_GPUS:
-            for eighths in (5, 6, 7, 8):
-                plan = self._on(gpus * eighths // 8) if gpus * eighths % (8 * self.cluster.per_node) == 0 else None
-                if plan is not None and plan.days <= days:
-                    return plan
+        node, gpus = self.cluster.per_node, self.cluster.per_node
+        while not self._done(gpus, days):
             gpus *= 2
-        return None
+            if gpus > MOST_GPUS:
+                return None
+        fewer = (gpus * eighths // 8 for eighths in (5, 6, 7, 8) if gpus * eighths % (8 * node) == 0)
+        return next(plan for number in fewer if (plan := self._done(number, days)))
 
     def gpus_to_fit(self) -> Plan | None:
         """The best plan on twice as many GPUs, four times, …: the first that fits; None where no number does."""
@@ -124,6 +123,11 @@ class Question:
             numbers = range(self.cluster.gpus + direction, self.cluster.gpus + 65 * direction, direction)
             found += [next((gpus for gpus in numbers if gpus > 0 and self._cuts(gpus)), 0)]
         return [gpus for gpus in found if gpus]
+
+    def _done(self, gpus: int, days: float) -> Plan | None:
+        """The best plan on so many GPUs, if it is done in time."""
+        plan = self._on(gpus)
+        return plan if plan is not None and plan.days <= days else None
 
     def _cuts(self, gpus: int) -> bool:
         return len(grid(self.shape, self.job, self._cluster(gpus), {})["tp"]) > 0

@@ -146,7 +146,7 @@ def remarks_on(config: Config) -> tuple[str, ...]:
         ),
         "layout.loss = chunked: Megatron's logits exist as a whole; leave room for them.": layout.loss == "chunked",
         "layout.compile: Megatron has kernels of its own instead.": layout.compile,
-        "Weights are bf16 beside an fp32 copy; weft keeps fp32 ones alone.": layout.precision != "fp32",
+        "Weights are bf16 beside an fp32 copy; weft keeps fp32 ones alone.": layout.precision not in ("fp32", "fp16"),
         "Weights are fp16 beside an fp32 copy, with a loss scale of Megatron's own.": layout.precision == "fp16",
     }
     return tuple(remark for remark, there in remarks.items() if there)
