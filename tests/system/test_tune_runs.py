@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 import sys
 from pathlib import Path
 
 import pytest
+import slurm_lab
 from forked import settings
 from typer.testing import CliRunner
 
@@ -15,7 +16,6 @@ from weft.cli.app import app
 from weft.config.load import load_config
 from weft.config.toml import config_toml
 from weft.tune import tune
-from weft.tune.trial import run_trial, trial_config
 
 
 @pytest.mark.slow
@@ -48,29 +48,38 @@ def test_the_fastest_of_real_trials_becomes_a_config(tmp_path: Path, monkeypatch
     assert load_config([out]) == tuned
 
 
-SRUN = """
+TRIALS = """
 import subprocess, sys
-nodes = next(int(word.removeprefix("--nodes=")) for word in sys.argv if word.startswith("--nodes="))
-command = [word for word in sys.argv[1:]]
-while command[0].startswith("--"):
-    command.pop(0)
-running = [subprocess.Popen(command) for _ in range(nodes)]
-sys.exit(max(abs(one.wait()) for one in running))
+from pathlib import Path
+from weft.config.load import load_config
+from weft.tune.trial import run_trial
+
+run, out = sys.argv[1:]
+options = ["--cluster", "laptop-cpux2", "--top", "1", "--steps", "2", "--no-vary", "--out", out]
+subprocess.run([sys.executable, "-m", "weft", "tune", run, *options], check=True)
+config = load_config([Path(run)])
+nowhere = config.data.model_copy(update={"paths": (str(Path(run).parent / "none"),)})
+wrong = run_trial(config.model_copy(update={"data": nowhere}), 2, 120, Path(run).parent / "wrong")
+print("wrong:", wrong.failed)
 """
-"""Slurm's, as far as trials ask for it: one command a node, all nodes being this machine."""
 
 
 @pytest.mark.slow
-def test_a_trial_runs_over_all_nodes_of_an_allocation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, script in (("srun", SRUN), ("scontrol", "print('127.0.0.1')")):
-        (tmp_path / name).write_text(f"#!{sys.executable}\n{script}\n")
-        (tmp_path / name).chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    for name, value in (("JOB_NUM_NODES", "2"), ("JOB_ID", str(os.getpid())), ("JOB_NODELIST", "node[1-2]")):
-        monkeypatch.setenv(f"SLURM_{name}", value)
-    config = trial_config(settings(tmp_path / "run", "dp2"), 2, tmp_path / "tokens")
-    result = run_trial(config, 2, 120, tmp_path / "dp2")
-    assert not result.failed, (tmp_path / "dp2" / "output.txt").read_text()
-    assert len(result.steps) == 2
-    wrong = config.model_copy(update={"data": config.data.model_copy(update={"paths": (str(tmp_path / "none"),)})})
-    assert "none.bin does not exist" in run_trial(wrong, 2, 120, tmp_path / "wrong").failed
+@pytest.mark.skipif(not slurm_lab.possible(), reason="Slurm is not installed, or this is not root")
+def test_trials_run_over_all_nodes_of_an_allocation(tmp_path: Path) -> None:
+    config = settings(tmp_path / "run", "dp2.mb1")
+    (tmp_path / "run.toml").write_text(config_toml(config))
+    out, lab = tmp_path / "tuned.toml", tmp_path / "lab"
+    command = ["salloc", "--nodes=2", sys.executable, "-c", TRIALS, str(tmp_path / "run.toml"), str(out)]
+    done = slurm_lab.around(lab, 2, command, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads(out.with_suffix(".json").read_text())["rows"]
+    assert len(rows) == 2
+    assert all(len(row["results"][-1]["steps"]) == 2 and not row["results"][-1]["failed"] for row in rows)
+    assert load_config([out]).layout.world == 2
+    steps = [
+        re.findall(r"launch task StepId=(\S+) ", (lab / f"slurmd-{node}.log").read_text()) for node in ("n1", "n2")
+    ]
+    assert steps[0] == steps[1]
+    assert len(steps[0]) == 3, "each trial, and the wrong one, is a step of both nodes"
+    assert "none.bin does not exist" in done.stdout
