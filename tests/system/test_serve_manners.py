@@ -279,6 +279,30 @@ def test_what_is_no_json_by_its_own_account_is_refused(server: Served) -> None:
     assert answer.status_code == 415
 
 
+def test_a_page_from_elsewhere_is_not_served_where_there_is_no_key(server: Served, folder: Path) -> None:
+    """Not even by a name that leads to this machine."""
+
+    def status(one: Served, origin: str, **more: str) -> int:
+        return httpx.post(
+            f"{one.url}/v1/completions", json={**LONG, "max_tokens": 2}, headers={"origin": origin, **more}
+        ).status_code
+
+    for origin in (
+        "http://elsewhere.example:8000",
+        "null",
+        "http://127.0.0.1.elsewhere.example",
+        "http://[",
+        "chrome-extension://x",
+    ):
+        assert status(server, origin, host="elsewhere.example:8000") == 403, origin
+    for origin in (server.url, "http://localhost:3000", "http://[::1]:8000"):
+        assert status(server, origin) == 200, origin
+    with served(model(folder), api_keys=("secret",)) as guarded, served(model(folder), open=True) as opened:
+        assert status(guarded, "http://elsewhere.example") == 401
+        assert status(guarded, "http://elsewhere.example", authorization="Bearer secret") == 200
+        assert status(opened, "http://elsewhere.example") == 200
+
+
 # -- keys and names ---------------------------------------------------------------------------------------------------
 
 
