@@ -65,6 +65,23 @@ def test_answers_are_those_of_this_process(local: LocalModel, remote: RemoteMode
     assert remote.name == "tiny"
 
 
+def test_what_a_models_makers_advise_holds_in_both(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "advised")
+    (folder / "generation_config.json").write_text(json.dumps({"top_k": 2, "temperature": 0.1, "eos_token_id": 256}))
+    ask = Ask("abc", PromptSampling(temperature=1.0, seed=5, max_tokens=20))
+    here = LocalModel(folder)
+    with served(model(folder)) as one:
+        there = RemoteModel(f"{one.url}/v1")
+        texts = [reply.texts for asked in (here, there) for _, reply in asked.complete([ask])]
+        there.close()
+    here.close()
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 256}))
+    plain = LocalModel(folder)
+    [(_, other)] = plain.complete([ask])
+    plain.close()
+    assert texts[0] == texts[1] != other.texts
+
+
 def test_streams_are_those_of_this_process(local: LocalModel, remote: RemoteModel) -> None:
     for prompt in ("abc", TURNS):
         assert "".join(remote.stream(Ask(prompt, GREEDY))) == "".join(local.stream(Ask(prompt, GREEDY)))

@@ -640,6 +640,10 @@ def test_what_cannot_be_served_is_said_at_once(folder: Path, tmp_path: Path) -> 
     (broken / "chat_template.jinja").write_text("{% if %}")
     with pytest.raises(ValueError, match="not a Jinja2 template"):
         asyncio.run(serve(config(model(broken))))
+    odd = make_folder(tmp_path / "odd")
+    (odd / "generation_config.json").write_text(json.dumps({"top_p": 7}))
+    with pytest.raises(ValueError, match=r"generation_config\.json: top_p is 7; it must be above 0"):
+        asyncio.run(serve(config(model(odd))))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ValueError, match=f"cannot listen on 127.0.0.1:{port}: .*--port 0 takes a free port"):

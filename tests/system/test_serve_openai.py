@@ -362,6 +362,24 @@ def test_an_answer_may_go_on_with_the_last_message(server: Served) -> None:
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "add_generation_prompt")
 
 
+def test_what_a_models_makers_advise_holds_where_a_request_says_nothing(tmp_path: Path) -> None:
+    advised = {"temperature": 0.0, "top_k": 3, "top_p": 1.0, "repetition_penalty": 1.3}
+    folder = make_folder(tmp_path / "advised")
+    more = {"eos_token_id": 256, "do_sample": False, "min_p": None}
+    (folder / "generation_config.json").write_text(json.dumps(advised | more))
+    body = {"prompt": "abc", "max_tokens": 24, "ignore_eos": True}
+    with served(model(folder)) as one:
+        assert httpx.get(f"{one.url}/v1/models").json()["data"][0]["sampling"] == advised
+
+        def say(**settings: Any) -> str:
+            text: str = post(one, "/v1/completions", {**body, **settings}).json()["choices"][0]["text"]
+            return text
+
+        assert say() == say(temperature=None) == say(temperature=0, repetition_penalty=1.3) != say(repetition_penalty=1)
+        drawn: Any = {"temperature": 1, "seed": 1}
+        assert say(**drawn) == say(**drawn, top_k=3) != say(**drawn, top_k=-1)
+
+
 def test_curl(server: Served) -> None:
     body = json.dumps({"model": "tiny", "prompt": "a", "max_tokens": 3, "stream": True})
     done = subprocess.run(

@@ -18,9 +18,12 @@ from weft.serve.config import EngineConfig
 from weft.serve.device import pick_device, pick_dtype
 from weft.serve.embed import embed
 from weft.serve.engine import Engine
-from weft.serve.folder import end_tokens, find_model, load_tokenizer
+from weft.serve.folder import advised_sampling, end_tokens, find_model, load_tokenizer
 from weft.serve.request import Output, Request, Sampling, TokenLogprob
 from weft.serve.server.chat import ChatTemplate, find_template
+
+SAID = ("temperature", "top_p")
+"""What a prompt says of sampling; the rest is as the model's makers advise, as a server has it."""
 
 PLAIN_STOPS = ("\nuser:", "\nsystem:")
 """Where an answer ends for a model without a chat template."""
@@ -41,6 +44,7 @@ class LocalModel:
         where = pick_device(device)
         _, self.decoder = load_decoder(folder, where, pick_dtype(dtype, where))
         self.engine = Engine(self.decoder, self.tokenizer, EngineConfig(), end_tokens(folder))
+        self._advised: dict[str, Any] = {name: it for name, it in advised_sampling(folder).items() if name not in SAID}
         self._ids = count()
 
     @property
@@ -151,7 +155,7 @@ class LocalModel:
         room = self.engine.max_context - len(ids)
         sampling = Sampling(
             temperature=wanted.temperature, top_p=wanted.top_p, seed=wanted.seed, stop=stop, eos=self.engine.eos,
-            max_tokens=max(1, min(wanted.max_tokens, room)),
+            max_tokens=max(1, min(wanted.max_tokens, room)), **self._advised,
         )  # fmt: skip
         return Request(str(next(self._ids)), ids, sampling, n=ask.n, grammar=form)
 
