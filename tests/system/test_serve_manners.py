@@ -28,6 +28,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from served import Served, config, make_folder, model, served
 
 from checkpoints import save_step
+from weft.cli.serve import describe
 from weft.serve.engine import Engine
 from weft.serve.loop import DeadError
 from weft.serve.request import Output, RefusedError, Request, Sampling
@@ -650,6 +651,14 @@ def test_what_cannot_be_served_is_said_at_once(folder: Path, tmp_path: Path) -> 
             asyncio.run(serve(ServerConfig((model(folder),), port=port)))
     with pytest.raises(ValueError, match=r"cannot listen on none\.invalid:0: [^;]+$"):
         asyncio.run(serve(ServerConfig((model(folder),), host="none.invalid", port=0, open=True)))
+
+
+def test_a_context_that_the_cache_cuts_short_is_told(folder: Path) -> None:
+    with served(model(folder), model(folder, "short", cache_tokens=64), model(folder, "meant", max_context=64)) as one:
+        told = [describe(one.catalogue.models[name]) for name in ("tiny", "short", "meant")]
+    assert "512 tokens of context, on cpu" in told[0]
+    assert "64 tokens of context (of 512: the cache has no room for more, see --cache-tokens), on cpu" in told[1]
+    assert "64 tokens of context, on cpu" in told[2]
 
 
 def test_a_route_takes_head_where_it_takes_get_and_says_what_it_takes(server: Served) -> None:

@@ -200,9 +200,13 @@ def address(config: ServerConfig, port: int) -> str:
 def describe(model: Hosted) -> str:
     version = model.current
     shape, device = version.shape, version.loop.engine.runner.device
+    wanted = min(shape.max_seq, model.config.engine.max_context or shape.max_seq)
+    short = (
+        f" (of {wanted:,}: the cache has no room for more, see --cache-tokens)" if version.max_context < wanted else ""
+    )
     return (
         f"{model.name}: {shape.family}, {shape.num_params / 1e6:,.1f} M parameters, {version.max_context:,} tokens of "
-        f"context, on {device}, {'with' if version.template else 'without'} a chat template; loaded"
+        f"context{short}, on {device}, {'with' if version.template else 'without'} a chat template; loaded"
     )
 
 
