@@ -32,7 +32,9 @@ def serve(
     api_key_file: Path | None = typer.Option(
         None, help=f"A file with an API key on each line; {KEY} in the environment is one more. Each is a tenant."
     ),
-    open: bool = typer.Option(False, "--open", help="Serve other machines with no key: a proxy looks after that."),
+    open: bool = typer.Option(
+        False, "--open", help="With no key, serve other machines, and pages from elsewhere: a proxy looks after that."
+    ),
     device: str = typer.Option("auto", help="cpu, cuda, cuda:1, …; auto: a GPU where there is one."),
     dtype: str = typer.Option("auto", help="fp32, bf16 or fp16; auto: bf16 on a GPU, fp32 on a CPU."),
     tp: int = typer.Option(1, help="Processes that each model's matrices are cut over."),
