@@ -704,7 +704,7 @@ def test_traces_where_opentelemetry_is_set_up(server: Served) -> None:
     assert engine.parent.span_id in [span.context.span_id for span in spans.values() if span.context is not None]
     assert engine.attributes is not None
     assert engine.attributes["gen_ai.usage.output_tokens"] == 5
-    assert engine.attributes["gen_ai.response.finish_reasons"] == "length"
+    assert engine.attributes["gen_ai.response.finish_reasons"] == ("length",)
 
 
 def test_a_request_for_the_engine_alone_still_works(server: Served) -> None:
