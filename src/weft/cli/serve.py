@@ -184,7 +184,8 @@ def read_keys(file: Path | None) -> tuple[str, ...]:
     Raises:
         ValueError: the file is not there, or has no key.
     """
-    keys = [os.environ[KEY]] if os.environ.get(KEY) else []
+    own = os.environ.get(KEY, "").strip()  # what comes out of a file, as secrets do, mostly ends with a line break
+    keys = [own] if own else []
     if file is not None:
         if not file.is_file():
             raise ValueError(f"--api-key-file: there is no file {file}")
