@@ -7,7 +7,7 @@ import { Clock } from "./clock.js";
 export const FIELDS = ["model", "temperature", "top_p", "top_k", "max_tokens", "seed", "stop"];
 const ALTERNATIVES = 5;
 const MAX_TOKENS = 128;
-const ROUTES = { complete: "/v1/completions", chat: "/v1/chat/completions" };
+const ROUTES = { complete: "v1/completions", chat: "v1/chat/completions" };
 const UNSAID = { temperature: 1, top_p: 1, top_k: "all" };
 const ENDS = { stop: "ended by the model", length: "length limit", deadline: "out of time" };
 
