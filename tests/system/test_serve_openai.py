@@ -220,6 +220,10 @@ def test_a_chat(client: openai.OpenAI) -> None:
     extra = client.chat.completions.create(**more).model_extra
     assert extra is not None
     events = [event.choices[0].model_extra or {} for event in client.chat.completions.create(stream=True, **more)]
+    stop: Any = {**settings, "extra_body": {"stop_token_ids": list(range(256))}}
+    assert (client.chat.completions.create(**stop).choices[0].model_extra or {})["stop_reason"] in range(256)
+    [*_, last] = client.chat.completions.create(stream=True, **stop)
+    assert last.choices[0].model_extra == client.chat.completions.create(**stop).choices[0].model_extra
     for name in ("prompt_token_ids", "prompt_logprobs"):  # a stream's first event says what the whole says
         assert events[0][name] == extra[name]
         assert not any(name in event for event in events[1:])

@@ -191,7 +191,10 @@ class ChatJob(Job):
         if delta or told:
             yield {"index": output.index, "delta": delta, "logprobs": told, "finish_reason": None, **of_prompt}
         if choice.finish is not None:
-            yield {"index": output.index, "delta": {}, "logprobs": None, "finish_reason": choice.finish}
+            yield {
+                "index": output.index, "delta": {}, "logprobs": None, "finish_reason": choice.finish,
+                "stop_reason": choice.stopped_by,
+            }  # fmt: skip
 
     async def whole(self, outputs: Outputs) -> dict[str, Any]:
         async for output in outputs:
