@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 from served import Served, make_folder, model, served
 from test_serve_adapters import make_adapter
 
@@ -85,6 +85,25 @@ def ask(server: Served, route: str = "completions", **body: Any) -> dict[str, An
     answer = httpx.post(f"{server.url}/v1/{route}", json={"model": "tiny", **body}, timeout=60)
     assert answer.status_code == 200, answer.text
     return answer.json()["choices"][0]
+
+
+def test_a_proxy_may_have_the_page_below_a_path(page: Page, server: Served) -> None:
+    asked: list[str] = []
+
+    def forward(route: Route) -> None:
+        asked.append(route.request.url.removeprefix(server.url))
+        route.fulfill(response=route.fetch(url=route.request.url.replace("/models/weft/", "/")))
+
+    page.route("**/models/weft/**", forward)
+    page.goto("/models/weft/")
+    page.get_by_label("Prompt").fill("Once")
+    column(page).get_by_label("Max tokens").fill("3")
+    page.keyboard.press("Control+Enter")
+    expect(figure(page, "tokens")).to_have_text("4 + 3")
+    assert {"/models/weft/playground/page.js", "/models/weft/v1/models", "/models/weft/v1/completions"} <= set(asked)
+    column(page).get_by_role("button", name="Copy as curl").click()
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert copied.startswith(f"curl {server.url}/models/weft/v1/completions ")
 
 
 WATCH = """() => {

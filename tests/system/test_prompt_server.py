@@ -22,6 +22,7 @@ from weft.prompt.perplexity import perplexity
 from weft.prompt.remote import RemoteModel
 
 GREEDY = PromptSampling(max_tokens=6)
+THOUGHTFUL = Form("regex", "<think>Well\\.</think>yes")
 TURNS = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"})
 
 
@@ -55,6 +56,7 @@ def test_answers_are_those_of_this_process(local: LocalModel, remote: RemoteMode
         Ask("a", GREEDY, form=Form("regex", "yes|no")),
         Ask(TURNS, GREEDY, form=Form("json_schema", json.dumps({"type": "integer"}))),
         Ask("b", PromptSampling(max_tokens=40, stop=("e",))),
+        Ask(TURNS, PromptSampling(max_tokens=40), form=THOUGHTFUL),
     ]  # fmt: skip
     here, there = dict(local.complete(asks)), dict(remote.complete(asks))
     for index in here:
@@ -62,12 +64,30 @@ def test_answers_are_those_of_this_process(local: LocalModel, remote: RemoteMode
         assert (there[index].cut, there[index].prompt_tokens) == (here[index].cut, here[index].prompt_tokens)
         assert there[index].new_tokens == here[index].new_tokens
     assert here[14].texts[0] in ("yes", "no")
+    assert here[17].texts == ("yes",)  # what is thought is not said
     assert remote.name == "tiny"
 
 
+def test_what_a_models_makers_advise_holds_in_both(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "advised")
+    (folder / "generation_config.json").write_text(json.dumps({"top_k": 2, "temperature": 0.1, "eos_token_id": 256}))
+    ask = Ask("abc", PromptSampling(temperature=1.0, seed=5, max_tokens=20))
+    here = LocalModel(folder)
+    with served(model(folder)) as one:
+        there = RemoteModel(f"{one.url}/v1")
+        texts = [reply.texts for asked in (here, there) for _, reply in asked.complete([ask])]
+        there.close()
+    here.close()
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 256}))
+    plain = LocalModel(folder)
+    [(_, other)] = plain.complete([ask])
+    plain.close()
+    assert texts[0] == texts[1] != other.texts
+
+
 def test_streams_are_those_of_this_process(local: LocalModel, remote: RemoteModel) -> None:
-    for prompt in ("abc", TURNS):
-        assert "".join(remote.stream(Ask(prompt, GREEDY))) == "".join(local.stream(Ask(prompt, GREEDY)))
+    for ask in (Ask("abc", GREEDY), Ask(TURNS, GREEDY), Ask(TURNS, PromptSampling(max_tokens=40), form=THOUGHTFUL)):
+        assert "".join(remote.stream(ask)) == "".join(local.stream(ask))
 
 
 def test_what_is_judged_is_judged_as_in_this_process(local: LocalModel, remote: RemoteModel) -> None:

@@ -28,6 +28,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from served import Served, config, make_folder, model, served
 
 from checkpoints import save_step
+from weft.cli.serve import describe
 from weft.serve.engine import Engine
 from weft.serve.loop import DeadError
 from weft.serve.request import Output, RefusedError, Request, Sampling
@@ -277,6 +278,30 @@ def test_what_is_no_json_by_its_own_account_is_refused(server: Served) -> None:
         f"{server.url}/v1/completions", content=json.dumps(LONG), headers={"content-type": "text/plain"}
     )
     assert answer.status_code == 415
+
+
+def test_a_page_from_elsewhere_is_not_served_where_there_is_no_key(server: Served, folder: Path) -> None:
+    """Not even by a name that leads to this machine."""
+
+    def status(one: Served, origin: str, **more: str) -> int:
+        return httpx.post(
+            f"{one.url}/v1/completions", json={**LONG, "max_tokens": 2}, headers={"origin": origin, **more}
+        ).status_code
+
+    for origin in (
+        "http://elsewhere.example:8000",
+        "null",
+        "http://127.0.0.1.elsewhere.example",
+        "http://[",
+        "chrome-extension://x",
+    ):
+        assert status(server, origin, host="elsewhere.example:8000") == 403, origin
+    for origin in (server.url, "http://localhost:3000", "http://[::1]:8000"):
+        assert status(server, origin) == 200, origin
+    with served(model(folder), api_keys=("secret",)) as guarded, served(model(folder), open=True) as opened:
+        assert status(guarded, "http://elsewhere.example") == 401
+        assert status(guarded, "http://elsewhere.example", authorization="Bearer secret") == 200
+        assert status(opened, "http://elsewhere.example") == 200
 
 
 # -- keys and names ---------------------------------------------------------------------------------------------------
@@ -616,12 +641,24 @@ def test_what_cannot_be_served_is_said_at_once(folder: Path, tmp_path: Path) -> 
     (broken / "chat_template.jinja").write_text("{% if %}")
     with pytest.raises(ValueError, match="not a Jinja2 template"):
         asyncio.run(serve(config(model(broken))))
+    odd = make_folder(tmp_path / "odd")
+    (odd / "generation_config.json").write_text(json.dumps({"top_p": 7}))
+    with pytest.raises(ValueError, match=r"generation_config\.json: top_p is 7; it must be above 0"):
+        asyncio.run(serve(config(model(odd))))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ValueError, match=f"cannot listen on 127.0.0.1:{port}: .*--port 0 takes a free port"):
             asyncio.run(serve(ServerConfig((model(folder),), port=port)))
     with pytest.raises(ValueError, match=r"cannot listen on none\.invalid:0: [^;]+$"):
         asyncio.run(serve(ServerConfig((model(folder),), host="none.invalid", port=0, open=True)))
+
+
+def test_a_context_that_the_cache_cuts_short_is_told(folder: Path) -> None:
+    with served(model(folder), model(folder, "short", cache_tokens=64), model(folder, "meant", max_context=64)) as one:
+        told = [describe(one.catalogue.models[name]) for name in ("tiny", "short", "meant")]
+    assert "512 tokens of context, on cpu" in told[0]
+    assert "64 tokens of context (of 512: the cache has no room for more, see --cache-tokens), on cpu" in told[1]
+    assert "64 tokens of context, on cpu" in told[2]
 
 
 def test_a_route_takes_head_where_it_takes_get_and_says_what_it_takes(server: Served) -> None:
@@ -667,7 +704,7 @@ def test_traces_where_opentelemetry_is_set_up(server: Served) -> None:
     assert engine.parent.span_id in [span.context.span_id for span in spans.values() if span.context is not None]
     assert engine.attributes is not None
     assert engine.attributes["gen_ai.usage.output_tokens"] == 5
-    assert engine.attributes["gen_ai.response.finish_reasons"] == "length"
+    assert engine.attributes["gen_ai.response.finish_reasons"] == ("length",)
 
 
 def test_a_request_for_the_engine_alone_still_works(server: Served) -> None:

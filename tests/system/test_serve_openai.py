@@ -220,6 +220,10 @@ def test_a_chat(client: openai.OpenAI) -> None:
     extra = client.chat.completions.create(**more).model_extra
     assert extra is not None
     events = [event.choices[0].model_extra or {} for event in client.chat.completions.create(stream=True, **more)]
+    stop: Any = {**settings, "extra_body": {"stop_token_ids": list(range(256))}}
+    assert (client.chat.completions.create(**stop).choices[0].model_extra or {})["stop_reason"] in range(256)
+    [*_, last] = client.chat.completions.create(stream=True, **stop)
+    assert last.choices[0].model_extra == client.chat.completions.create(**stop).choices[0].model_extra
     for name in ("prompt_token_ids", "prompt_logprobs"):  # a stream's first event says what the whole says
         assert events[0][name] == extra[name]
         assert not any(name in event for event in events[1:])
@@ -360,6 +364,24 @@ def test_an_answer_may_go_on_with_the_last_message(server: Served) -> None:
     both = {"messages": messages, "continue_final_message": True, "add_generation_prompt": True}
     refused = post(server, "/v1/chat/completions", both)
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "add_generation_prompt")
+
+
+def test_what_a_models_makers_advise_holds_where_a_request_says_nothing(tmp_path: Path) -> None:
+    advised = {"temperature": 0.0, "top_k": 3, "top_p": 1.0, "repetition_penalty": 1.3}
+    folder = make_folder(tmp_path / "advised")
+    more = {"eos_token_id": 256, "do_sample": False, "min_p": None}
+    (folder / "generation_config.json").write_text(json.dumps(advised | more))
+    body = {"prompt": "abc", "max_tokens": 24, "ignore_eos": True}
+    with served(model(folder)) as one:
+        assert httpx.get(f"{one.url}/v1/models").json()["data"][0]["sampling"] == advised
+
+        def say(**settings: Any) -> str:
+            text: str = post(one, "/v1/completions", {**body, **settings}).json()["choices"][0]["text"]
+            return text
+
+        assert say() == say(temperature=None) == say(temperature=0, repetition_penalty=1.3) != say(repetition_penalty=1)
+        drawn: Any = {"temperature": 1, "seed": 1}
+        assert say(**drawn) == say(**drawn, top_k=3) != say(**drawn, top_k=-1)
 
 
 def test_curl(server: Served) -> None:

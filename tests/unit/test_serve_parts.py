@@ -81,7 +81,7 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(ValueError, match="has no key"):
         read_keys(tmp_path / "keys")
     (tmp_path / "keys").write_text("one\n\ntwo\n")
-    monkeypatch.setenv("WEFT_API_KEY", "zero")
+    monkeypatch.setenv("WEFT_API_KEY", "zero\n")
     assert read_keys(tmp_path / "keys") == ("zero", "one", "two")
     assert address(ServerConfig(ONE, "::1"), 5) == "http://[::1]:5"
     assert "Authorization: Bearer $WEFT_API_KEY" in routes(ServerConfig(ONE, api_keys=("zero",)), [5])

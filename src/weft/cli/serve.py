@@ -32,7 +32,9 @@ def serve(
     api_key_file: Path | None = typer.Option(
         None, help=f"A file with an API key on each line; {KEY} in the environment is one more. Each is a tenant."
     ),
-    open: bool = typer.Option(False, "--open", help="Serve other machines with no key: a proxy looks after that."),
+    open: bool = typer.Option(
+        False, "--open", help="With no key, serve other machines, and pages from elsewhere: a proxy looks after that."
+    ),
     device: str = typer.Option("auto", help="cpu, cuda, cuda:1, …; auto: a GPU where there is one."),
     dtype: str = typer.Option("auto", help="fp32, bf16 or fp16; auto: bf16 on a GPU, fp32 on a CPU."),
     tp: int = typer.Option(1, help="Processes that each model's matrices are cut over."),
@@ -182,7 +184,8 @@ def read_keys(file: Path | None) -> tuple[str, ...]:
     Raises:
         ValueError: the file is not there, or has no key.
     """
-    keys = [os.environ[KEY]] if os.environ.get(KEY) else []
+    own = os.environ.get(KEY, "").strip()  # what comes out of a file, as secrets do, mostly ends with a line break
+    keys = [own] if own else []
     if file is not None:
         if not file.is_file():
             raise ValueError(f"--api-key-file: there is no file {file}")
@@ -200,9 +203,13 @@ def address(config: ServerConfig, port: int) -> str:
 def describe(model: Hosted) -> str:
     version = model.current
     shape, device = version.shape, version.loop.engine.runner.device
+    wanted = min(shape.max_seq, model.config.engine.max_context or shape.max_seq)
+    short = (
+        f" (of {wanted:,}: the cache has no room for more, see --cache-tokens)" if version.max_context < wanted else ""
+    )
     return (
         f"{model.name}: {shape.family}, {shape.num_params / 1e6:,.1f} M parameters, {version.max_context:,} tokens of "
-        f"context, on {device}, {'with' if version.template else 'without'} a chat template; loaded"
+        f"context{short}, on {device}, {'with' if version.template else 'without'} a chat template; loaded"
     )
 
 

@@ -18,9 +18,13 @@ from weft.serve.config import EngineConfig
 from weft.serve.device import pick_device, pick_dtype
 from weft.serve.embed import embed
 from weft.serve.engine import Engine
-from weft.serve.folder import end_tokens, find_model, load_tokenizer
+from weft.serve.folder import advised_sampling, end_tokens, find_model, load_tokenizer
 from weft.serve.request import Output, Request, Sampling, TokenLogprob
 from weft.serve.server.chat import ChatTemplate, find_template
+from weft.serve.server.reader import AnswerReader, find_thoughts
+
+SAID = ("temperature", "top_p")
+"""What a prompt says of sampling; the rest is as the model's makers advise, as a server has it."""
 
 PLAIN_STOPS = ("\nuser:", "\nsystem:")
 """Where an answer ends for a model without a chat template."""
@@ -41,6 +45,7 @@ class LocalModel:
         where = pick_device(device)
         _, self.decoder = load_decoder(folder, where, pick_dtype(dtype, where))
         self.engine = Engine(self.decoder, self.tokenizer, EngineConfig(), end_tokens(folder))
+        self._advised: dict[str, Any] = {name: it for name, it in advised_sampling(folder).items() if name not in SAID}
         self._ids = count()
 
     @property
@@ -55,8 +60,11 @@ class LocalModel:
         cut, tokens, begun = [0] * len(asks), [0] * len(asks), [0.0] * len(asks)
         requests = [self._request(ask) for ask in asks]
         left = [ask.n for ask in asks]
+        readers = [
+            [self._reader(ask, request) for _ in range(ask.n)] for ask, request in zip(asks, requests, strict=True)
+        ]
         for index, output in self._run(requests, begun):
-            texts[index][output.index] += output.text
+            texts[index][output.index] += readers[index][output.index].push(output.text, output.finish is not None).said
             tokens[index] += len(output.tokens)
             if output.finish is None:
                 continue
@@ -69,10 +77,12 @@ class LocalModel:
                 yield index, Reply(tuple(texts[index]), cut[index], len(requests[index].prompt), tokens[index], seconds)
 
     def stream(self, ask: Ask) -> Iterator[str]:
-        for _, output in self._run([self._request(ask)], [0.0]):
+        request = self._request(ask)
+        reader = self._reader(ask, request)
+        for _, output in self._run([request], [0.0]):
             if output.finish == "error":
                 raise ValueError(f"{self.name}: {output.error}")
-            yield output.text
+            yield reader.push(output.text, output.finish is not None).said
 
     def likelihoods(self, texts: Sequence[tuple[str, str]]) -> Iterator[tuple[int, Likelihood]]:
         encoded = [self.tokenizer.encode(context + text) for context, text in texts]
@@ -138,6 +148,13 @@ class LocalModel:
     def _room(self) -> int:
         return self.engine.free_places - len(self.engine.scheduler.waiting)
 
+    def _reader(self, ask: Ask, request: Request) -> AnswerReader:
+        """What an answer says; what it thinks before is no part of it, as behind a server."""
+        if isinstance(ask.prompt, str) or self.template is None:
+            return AnswerReader()
+        tail = self.tokenizer.decode(request.prompt[-16:], skip_special_tokens=False)
+        return AnswerReader(find_thoughts(self.template.source, tail, request.grammar is not None))
+
     def _request(self, ask: Ask) -> Request:
         wanted = ask.sampling
         stop = wanted.stop
@@ -151,7 +168,7 @@ class LocalModel:
         room = self.engine.max_context - len(ids)
         sampling = Sampling(
             temperature=wanted.temperature, top_p=wanted.top_p, seed=wanted.seed, stop=stop, eos=self.engine.eos,
-            max_tokens=max(1, min(wanted.max_tokens, room)),
+            max_tokens=max(1, min(wanted.max_tokens, room)), **self._advised,
         )  # fmt: skip
         return Request(str(next(self._ids)), ids, sampling, n=ask.n, grammar=form)
 

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 from weft.checkpoint.folder import MANIFEST, MODEL, checkpoints, step_of
 from weft.checkpoint.inspection import glance
+from weft.serve.request import Sampling
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 CONFIG = "config.json"
+ADVISED = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 def find_model(path: Path) -> tuple[Path, list[str]]:
@@ -55,6 +57,24 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     if not file.is_file():
         raise ValueError(f"{folder} has no tokenizer.json: copy in the tokenizer that the model was trained with")
     return Tokenizer.from_file(str(file))
+
+
+def advised_sampling(folder: Path) -> dict[str, float]:
+    """What a model's makers advise where a request says nothing, by the names of `Sampling`: generation_config.json's.
+
+    Raises:
+        ValueError: a value cannot be.
+    """
+    file = folder / "generation_config.json"
+    table = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    found = {name: table[name] for name in ADVISED if type(table.get(name)) in (int, float)}
+    if found.get("top_k") == 0:  # transformers' word for all
+        del found["top_k"]
+    try:
+        Sampling(**found)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    return found
 
 
 def end_tokens(folder: Path) -> tuple[int, ...]:

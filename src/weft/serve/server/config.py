@@ -39,7 +39,7 @@ class ServerConfig:
         grpc_port: where gRPC is spoken; None: nowhere.
         api_keys: one of them must come with every request (`Authorization: Bearer …`); none: anybody may ask.
             Each key is a tenant: no two share cached prompts.
-        open: serve beyond this machine with no key.
+        open: with no key, serve beyond this machine, and pages of other origins in its browsers.
         model_control: let clients load and unload the models that are named here.
         limits: of one request.
         max_connections: that are open at once.

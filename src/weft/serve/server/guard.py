@@ -1,6 +1,7 @@
 """The way in: what every request passes before any route sees it, and every answer on its way out.
 
-In this order: is there such a route; has it a key; is there room; has the body come in whole, in time, and not too large.
+In this order: is there such a route; whose page asks, if one does; has it a key; is there room; has the body come in whole,
+in time, and not too large.
 Then the route runs, as long as its client is there: whoever hangs up has cancelled.
 """
 
@@ -12,12 +13,13 @@ import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from weft.serve.server.catalogue import Catalogue
-from weft.serve.server.config import ServerConfig
+from weft.serve.server.config import ServerConfig, is_loopback
 from weft.serve.server.door import GENERATING, own_headers
 from weft.serve.server.errors import HttpError, Problem, problem
 from weft.serve.server.keys import Keys
@@ -70,6 +72,7 @@ class Guard:
         self._live += 1
         try:
             self._find(scope)
+            self._check_origin(headers.get("origin", ""))
             tenant = "" if scope["path"] in OPEN else self._keys.tenant(headers.get("authorization", ""))
             scope.setdefault("state", {}).update(tenant=tenant, request_id=request_id)
             self._check_room(scope["path"], tenant)
@@ -101,6 +104,15 @@ class Guard:
 
     def _has(self, scope: Scope) -> bool:
         return any(route.matches(scope)[0] == Match.FULL for route in self.routes)
+
+    def _check_origin(self, origin: str) -> None:
+        """Where there is no key, whoever gets a browser of this machine to take his page for ours (by a name of his that he
+        has lead here) would be served: browsers say whose page it is."""
+        if origin and not (self.config.api_keys or self.config.open or is_here(origin)):
+            raise HttpError(
+                403, "there is no API key, so pages from elsewhere are not served; weft serve --open serves them",
+                "foreign_page",
+            )  # fmt: skip
 
     def _check_room(self, path: str, tenant: str) -> None:
         if path in OPEN or path.startswith(("/health", "/metrics")):
@@ -158,6 +170,14 @@ class Guard:
                 route.cancel()
         with suppress(asyncio.CancelledError):
             await route
+
+
+def is_here(origin: str) -> bool:
+    """Whether a page of this origin comes from this machine."""
+    try:
+        return is_loopback(urlsplit(origin).hostname or "")
+    except ValueError:
+        return False
 
 
 async def hang_up(receive: Receive) -> None:

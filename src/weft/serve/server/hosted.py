@@ -246,10 +246,10 @@ class Hosted:
 
     async def _load(self, path: Path) -> Version:
         """A new version, whose engine runs; nobody knows it yet."""
-        folder, engine, words, template = await self.loading.load(path)
+        folder, engine, words, template, advised = await self.loading.load(path)
         loop = EngineLoop(engine)
         loop.start()
-        return Version(self.name, str(self._count + 1), folder, loop, words, template)
+        return Version(self.name, str(self._count + 1), folder, loop, words, template, advised)
 
     def _take(self, version: Version) -> None:
         """From now on, new requests go there."""

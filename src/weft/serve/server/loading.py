@@ -7,14 +7,14 @@ import logging
 from pathlib import Path
 
 from weft.serve.engine import Engine
-from weft.serve.folder import find_model
+from weft.serve.folder import advised_sampling, find_model
 from weft.serve.server.chat import ChatTemplate, find_template
 from weft.serve.server.config import ModelConfig
 from weft.serve.server.words import Words
 
 log = logging.getLogger("weft.serve")
 
-Loaded = tuple[Path, Engine, Words | None, ChatTemplate | None]
+Loaded = tuple[Path, Engine, Words | None, ChatTemplate | None, dict[str, float]]
 
 
 class Loading:
@@ -48,9 +48,9 @@ def load(config: ModelConfig, path: Path) -> Loaded:
     folder, damage = find_model(path)
     for finding in damage:
         log.warning("%s: passed over a damaged checkpoint: %s", config.name, finding)
-    template = find_template(folder, config.chat_template)
+    template, advised = find_template(folder, config.chat_template), advised_sampling(folder)
     engine = Engine.load(folder, config.engine, config.draft)
-    return folder, engine, Words(engine.tokenizer) if engine.tokenizer is not None else None, template
+    return folder, engine, Words(engine.tokenizer) if engine.tokenizer is not None else None, template, advised
 
 
 def let_go(thread: asyncio.Task[Loaded]) -> None:

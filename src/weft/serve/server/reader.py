@@ -133,6 +133,19 @@ class CallReader:
         self._said += said
 
 
+def find_thoughts(template: str, tail: str, formed: bool) -> ThoughtReader | None:
+    """For one answer; None: its model does not think, for its template knows nothing of it.
+
+    Args:
+        template: of the model's chats.
+        tail: the end of the prompt's text, which may begin a thought.
+        formed: the answer has a form, and so does not go on with a thought of the prompt's.
+    """
+    if THOUGHT not in template:
+        return None
+    return ThoughtReader(begun=not formed and tail.rstrip().endswith(THINK))
+
+
 class ThoughtReader:
     """Parts what is thought, at an answer's beginning, from the rest. Space around it belongs to neither.
 

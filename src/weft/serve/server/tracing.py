@@ -22,10 +22,10 @@ def engine_span(model: str, timing: Timing, finish: str) -> None:
     from opentelemetry import trace
 
     now, request = time.monotonic(), timing.request
-    attributes: dict[str, str | int | float] = {
+    attributes: dict[str, str | int | float | list[str]] = {
         "gen_ai.operation.name": "text_completion", "gen_ai.request.model": model,
         "gen_ai.request.max_tokens": request.sampling.max_tokens, "gen_ai.usage.input_tokens": len(request.prompt),
-        "gen_ai.usage.output_tokens": timing.tokens.total(), "gen_ai.response.finish_reasons": finish,
+        "gen_ai.usage.output_tokens": timing.tokens.total(), "gen_ai.response.finish_reasons": [finish],
     }  # fmt: skip
     if timing.first is not None:
         attributes["weft.queue_seconds"] = timing.started - timing.arrived

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
@@ -23,6 +24,7 @@ class Version:
         folder: the Hugging Face directory that they came from.
         words: its tokenizer; None: prompts are token ids, and there are no texts.
         template: of its chats; None: it has none.
+        sampling: settings for whoever names none, which the model's makers advise.
         adapter: of the engine's, which all its requests have; None: the model as it is.
     """
 
@@ -32,6 +34,7 @@ class Version:
     loop: EngineLoop
     words: Words | None
     template: ChatTemplate | None
+    sampling: Mapping[str, float]
     adapter: str | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 

@@ -61,14 +61,20 @@ def make_sampling(body: Generation, max_tokens: int, version: Version, special: 
     Raises:
         FieldError: a setting is out of its bounds.
     """
-    top_k = None if body.top_k in (None, 0, -1) else body.top_k
+
+    def chosen(name: str) -> Any:
+        """The client's, or what the model's makers advise, or what it is where nobody says."""
+        own = getattr(body, name)
+        return own if name in body.model_fields_set else version.sampling.get(name, own)
+
+    top_k = chosen("top_k")
     try:
         return Sampling(
-            temperature=body.temperature, top_k=top_k, top_p=body.top_p, seed=body.seed, max_tokens=max_tokens,
-            stop=tuple(body.stop), eos=version.eos, min_p=body.min_p, repetition_penalty=body.repetition_penalty,
-            frequency_penalty=body.frequency_penalty, presence_penalty=body.presence_penalty, bias=body.logit_bias,
-            stop_ids=tuple(body.stop_token_ids), min_tokens=body.min_tokens, ignore_eos=body.ignore_eos,
-            special=special,
+            temperature=chosen("temperature"), top_k=None if top_k in (0, -1) else top_k, top_p=chosen("top_p"),
+            seed=body.seed, max_tokens=max_tokens, stop=tuple(body.stop), eos=version.eos, min_p=chosen("min_p"),
+            repetition_penalty=chosen("repetition_penalty"), frequency_penalty=body.frequency_penalty,
+            presence_penalty=body.presence_penalty, bias=body.logit_bias, stop_ids=tuple(body.stop_token_ids),
+            min_tokens=body.min_tokens, ignore_eos=body.ignore_eos, special=special,
         )  # fmt: skip
     except ValueError as error:
         name = str(error).partition(" ")[0]

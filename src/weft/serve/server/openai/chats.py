@@ -20,7 +20,7 @@ from weft.serve.server.openai.job import Job
 from weft.serve.server.openai.logprobs import chat_logprobs, prompt_table
 from weft.serve.server.openai.tools import Call, forced_form, make_call
 from weft.serve.server.outputs import Outputs
-from weft.serve.server.reader import THINK, THOUGHT, AnswerReader, CallReader, Part, ThoughtReader
+from weft.serve.server.reader import AnswerReader, CallReader, Part, find_thoughts
 from weft.serve.server.version import Version
 from weft.serve.server.ways import Objects, Way
 from weft.serve.server.words import any_of
@@ -133,12 +133,9 @@ class ChatJob(Job):
         self.prompt_logprobs: list[Any] | None = None
 
     def make_reader(self) -> AnswerReader:
-        """A model thinks if its template knows of it; an answer in a form does not go on with a thought of the prompt's."""
         template, words = need_template(self.version), self.version.need_words()
-        thoughts = calls = None
-        if THOUGHT in template.source:
-            tail = words.decode(self.request.prompt[-16:], skip_special=False)
-            thoughts = ThoughtReader(begun=self.request.grammar is None and tail.rstrip().endswith(THINK))
+        tail = words.decode(self.request.prompt[-16:], skip_special=False)
+        thoughts, calls = find_thoughts(template.source, tail, self.request.grammar is not None), None
         if way := way_of(self.body, template):
             calls = CallReader(way, {tool.name for tool in self.body.tools})
         hides = self.request.sampling.special and self.body.skip_special_tokens
@@ -191,7 +188,10 @@ class ChatJob(Job):
         if delta or told:
             yield {"index": output.index, "delta": delta, "logprobs": told, "finish_reason": None, **of_prompt}
         if choice.finish is not None:
-            yield {"index": output.index, "delta": {}, "logprobs": None, "finish_reason": choice.finish}
+            yield {
+                "index": output.index, "delta": {}, "logprobs": None, "finish_reason": choice.finish,
+                "stop_reason": choice.stopped_by,
+            }  # fmt: skip
 
     async def whole(self, outputs: Outputs) -> dict[str, Any]:
         async for output in outputs:

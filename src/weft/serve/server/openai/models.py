@@ -60,11 +60,12 @@ def models_router(catalogue: Catalogue, config: ServerConfig) -> APIRouter:
 
 
 def card(hosted: Hosted, version: Version) -> dict[str, Any]:
-    """An adapter's has the model that it is of as `parent`, as vLLM's."""
+    """An adapter's has the model that it is of as `parent`, as vLLM's; `sampling` is what holds where a request says
+    nothing, if that is not OpenAI's own."""
     return {
         "id": version.model, "object": "model", "created": version.created, "owned_by": "weft", "root": hosted.name,
         "parent": hosted.name if version.adapter else None, "version": version.number,
-        "max_model_len": version.max_context,
+        "max_model_len": version.max_context, "sampling": dict(version.sampling),
     }  # fmt: skip
 
 

@@ -1,4 +1,5 @@
-// The server, as the page sees it: which models there are, and an answer as it comes.
+// The server, as the page sees it: which models there are, and an answer as it comes. Its routes are named from where the
+// page is, which a proxy may have put below a path of its own.
 
 /** Why there is no answer, in words. */
 export class Refusal extends Error {
@@ -18,7 +19,7 @@ export const key = {
 
 /** The cards of the models that are ready. */
 export async function listModels() {
-  const answer = await ask("/v1/models", {});
+  const answer = await ask("v1/models", {});
   return (await answer.json()).data;
 }
 
@@ -92,5 +93,5 @@ export function read(event) {
 export function curl(route, body) {
   const quote = (text) => `'${text.replaceAll("'", "'\\''")}'`;
   const auth = key.get() ? ' \\\n  -H "Authorization: Bearer $WEFT_API_KEY"' : "";
-  return `curl ${location.origin}${route}${auth} \\\n  -H 'Content-Type: application/json' \\\n  -d ${quote(JSON.stringify(body))}`;
+  return `curl ${new URL(route, document.baseURI)}${auth} \\\n  -H 'Content-Type: application/json' \\\n  -d ${quote(JSON.stringify(body))}`;
 }

@@ -7,12 +7,14 @@ import { Clock } from "./clock.js";
 export const FIELDS = ["model", "temperature", "top_p", "top_k", "max_tokens", "seed", "stop"];
 const ALTERNATIVES = 5;
 const MAX_TOKENS = 128;
-const ROUTES = { complete: "/v1/completions", chat: "/v1/chat/completions" };
+const ROUTES = { complete: "v1/completions", chat: "v1/chat/completions" };
+const UNSAID = { temperature: 1, top_p: 1, top_k: "all" };
 const ENDS = { stop: "ended by the model", length: "length limit", deadline: "out of time" };
 
 export class Panel {
   #abort = null;
   #messages = [];
+  #cards = [];
   failure = null;
 
   constructor(name, changed) {
@@ -54,10 +56,14 @@ export class Panel {
 
   set models(cards) {
     for (const { id, parent } of cards) this.#offer(id, parent ? `${id} (adapter of ${parent})` : id);
+    this.#cards = cards;
+    this.#sum();
   }
 
-  /** The settings in words, for when they are folded away. */
+  /** The settings in words, for when they are folded away; and in empty fields what the model's makers advise. */
   #sum() {
+    const advised = this.#cards.find(({ id }) => id === this.select.value)?.sampling ?? {};
+    for (const name in UNSAID) this.field(name).placeholder = advised[name] ?? UNSAID[name];
     const told = FIELDS.slice(1).filter((name) => this.field(name).value);
     const words = told.map((name) => `${name} ${this.field(name).value.replaceAll("\n", " | ")}`);
     this.element.querySelector("summary span").textContent = words.length ? `: ${words.join(", ")}` : "";
@@ -162,6 +168,7 @@ export class Panel {
   /** Take over another column's settings and chat. */
   adopt(other) {
     for (const option of other.select.options) this.#offer(option.value, option.textContent);
+    this.#cards = other.#cards;
     this.settings = other.settings;
     this.#messages = [...other.#messages];
     this.log.replaceChildren(...other.log.cloneNode(true).childNodes);
