@@ -35,8 +35,8 @@ def choose(logits: Tensor, completions: Sequence[Completion], texts: Sequence[Se
 
 
 def highest(logits: Tensor) -> Tensor:
-    """[B, V] → the first id of each row's largest logit, [B]. On a CPU numpy is several times as fast as torch, and a row at
-    a time stays in the cache."""
+    """[B, V] → the first id of each row's largest logit, [B]. On a CPU numpy is several times as fast as torch, and one row
+    after the other stays in the cache."""
     if logits.device.type != "cpu":
         return logits.max(dim=-1).indices
     return torch.tensor([int(row.float().numpy().argmax()) for row in logits.unbind()], dtype=torch.long)
