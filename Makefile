@@ -23,6 +23,7 @@ test: check  ## All tests, the quickest first; several folders at a time, where 
 	$(PYTEST) tests/parallel
 	./scripts/browser.sh
 	./scripts/aiperf.sh
+	./scripts/perf_analyzer.sh
 	./scripts/slurm.sh
 	$(PYTEST) tests/docs/test_commands.py tests/system
 
@@ -43,6 +44,7 @@ parallel: install
 system: install
 	./scripts/browser.sh
 	./scripts/aiperf.sh
+	./scripts/perf_analyzer.sh
 	./scripts/slurm.sh
 	$(PYTEST) tests/system
 

@@ -1,4 +1,4 @@
-"""NVIDIA's AIPerf, by its own command, from the environment that scripts/aiperf.sh makes for it."""
+"""NVIDIA's AIPerf and Triton's perf_analyzer, by their own commands, from where scripts/ has put them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ import pytest
 
 AIPERF = Path(sys.prefix) / "aiperf" / "bin" / "aiperf"
 needs_aiperf = pytest.mark.skipif(not AIPERF.is_file(), reason="aiperf is not there: scripts/aiperf.sh")
+ANALYZER = Path(sys.prefix) / "perf_analyzer" / "run"
+needs_perf_analyzer = pytest.mark.skipif(
+    not ANALYZER.is_file(), reason="perf_analyzer is not there: scripts/perf_analyzer.sh"
+)
 
 REQUESTS, TOKENS = 20, 8
 LETTERS = "[a-z]{20}"
@@ -38,3 +42,21 @@ def profile(url: str, model: str, tokenizer: Path, out: Path, *more: str) -> dic
     assert told["request_count"]["avg"] == REQUESTS
     assert 0 < told["time_to_first_token"]["avg"] <= told["request_latency"]["avg"]
     return told
+
+
+def analyze(url: str, model: str, out: Path, data: dict[str, Any], *more: str) -> list[dict[str, Any]]:
+    """What perf_analyzer wrote down of so many requests with these inputs, four at once, each with its responses; none may
+    have failed."""
+    out.mkdir()
+    (out / "in.json").write_text(json.dumps({"data": [data]}))
+    command = [
+        str(ANALYZER), "-m", model, "-u", url, "--input-data", str(out / "in.json"), "--concurrency-range", "4",
+        "--request-count", str(REQUESTS), "--profile-export-file", str(out / "told.json"), *more,
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    [experiment] = json.loads((out / "told.json").read_text())["experiments"]
+    requests: list[dict[str, Any]] = experiment["requests"]
+    assert len(requests) >= REQUESTS
+    assert all(request["timestamp"] < min(request["response_timestamps"]) for request in requests)
+    return requests

@@ -27,6 +27,7 @@ import tritonclient.grpc as triton_grpc
 import tritonclient.grpc.aio as triton_grpc_aio
 import tritonclient.http as triton_http
 import tritonclient.http.aio as triton_http_aio
+from profiled import TOKENS, analyze, needs_perf_analyzer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tritonclient.utils import InferenceServerException
 
@@ -439,6 +440,20 @@ def test_aiperf_and_genai_perf_stream_so(server: Server) -> None:
     refused = httpx.post(f"http://{server.http}/v2/models/small/generate_stream", json=body | {"top_k": -5})
     assert refused.status_code == 400  # nothing had begun: the status says so
     assert "top_k is -5" in refused.json()["error"]
+
+
+@needs_perf_analyzer
+@pytest.mark.parametrize("way", ["http", "grpc", "stream"])
+def test_perf_analyzer_measures_the_server(server: Server, way: str, tmp_path: Path) -> None:
+    asked = {"text_input": ["Hello"], "max_tokens": [TOKENS], "ignore_eos": [True]}
+    if way == "stream":
+        more = ("-i", "grpc", "--streaming", "--async")
+        found = analyze(server.grpc, "small", tmp_path / "out", asked | {"stream": [True]}, *more)
+        assert all(len(request["response_timestamps"]) >= TOKENS for request in found)
+    else:
+        address = server.http if way == "http" else server.grpc
+        found = analyze(address, "small", tmp_path / "out", asked, "-i", way)
+        assert all(len(request["response_timestamps"]) == 1 for request in found)
 
 
 def test_malformed_bodies_get_4xx(server: Server) -> None:
