@@ -3,7 +3,7 @@
 # What both want it takes from weft's. Where it cannot be had, its tests are skipped.
 set -eu
 
-python=${1:-.venv/bin/python}
+python=.venv/bin/python
 version=0.13.0
 home=$("$python" -c 'import sys; print(sys.prefix)')/aiperf
 [ -e "$home/$version" ] && exit 0

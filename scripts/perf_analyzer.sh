@@ -3,7 +3,7 @@
 # on an older Debian it runs with Debian 13's, unpacked beside it. Where it cannot be had, its tests are skipped.
 set -eu
 
-python=${1:-.venv/bin/python}
+python=.venv/bin/python
 version=2.60.0
 home=$("$python" -c 'import sys; print(sys.prefix)')/perf_analyzer
 [ -e "$home/$version" ] && exit 0

@@ -10,7 +10,8 @@ from test_engine import models, random_prompts
 from torch._dynamo.utils import counters
 
 from weft.models.shape import Family
-from weft.serve import compiled, numbered
+from weft.parallel import numbered
+from weft.serve import compiled
 from weft.serve.config import EngineConfig
 from weft.serve.engine import Engine
 from weft.serve.generate import complete

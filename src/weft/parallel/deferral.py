@@ -13,12 +13,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
-from weakref import ref
 
 import torch
 from torch import Tensor, nn
 
 from weft.models.head import Head
+from weft.parallel.numbered import found, number_of
 from weft.parallel.products import PLAIN, Products
 from weft.parallel.tensor import RowLinear
 
@@ -60,14 +60,8 @@ def defer_weights(model: nn.Module) -> Deferral:
             module.deferral = deferral  # type: ignore[assignment]
             if not hasattr(module, "products"):  # fp8 has its own
                 module.products = PLAIN  # type: ignore[assignment]
-            # a tensor, so that blocks differ in their tensors only, and the compiler compiles one
-            module.number = torch.tensor(len(MODULES), device="cpu")
-            MODULES.append(ref(module))
+            module.number = number_of(module)
     return deferral
-
-
-MODULES: list[ref[nn.Linear]] = []
-"""By number: what a compiled backward pass knows them by."""
 
 
 class DeferredLinear(nn.Linear):
@@ -119,7 +113,7 @@ class _Linear(torch.autograd.Function):
 
 
 def _module(number: Tensor) -> DeferredLinear | DeferredRowLinear:
-    module = MODULES[int(number)]()
+    module = found(number)
     assert isinstance(module, DeferredLinear | DeferredRowLinear)
     return module
 

@@ -38,23 +38,30 @@ class Question:
     software: Software
     layout: Layout | None = None
 
-    def best(self, cluster: Cluster | None = None) -> Plan | None:
-        """The fastest plan that fits, on another cluster where one is given."""
-        return next(iter(search(self.shape, self.job, cluster or self.cluster, self.software).best(1)), None)
+    def best(
+        self, job: Job | None = None, cluster: Cluster | None = None, software: Software | None = None
+    ) -> Plan | None:
+        """The fastest plan that fits, with another job, cluster or software where one is given."""
+        found = search(self.shape, job or self.job, cluster or self.cluster, software or self.software)
+        return next(iter(found.best(1)), None)
 
     def asked(
         self, job: Job | None = None, cluster: Cluster | None = None, software: Software | None = None
     ) -> Plan | None:
-        """With another job, cluster or software where one is given: the plan of the layout that was named, if it fits; else
-        the fastest that fits."""
-        job, cluster, software = job or self.job, cluster or self.cluster, software or self.software
+        """As `best`; or of the layout that was named, if it fits."""
         if self.layout is None:
-            return next(iter(search(self.shape, job, cluster, software).best(1)), None)
+            return self.best(job, cluster, software)
+        plan = self.plan(self.layout, job, cluster, software)
+        return plan if plan is not None and plan.fits else None
+
+    def plan(
+        self, layout: Layout, job: Job | None = None, cluster: Cluster | None = None, software: Software | None = None
+    ) -> Plan | None:
+        """Of this layout, whether it fits or not; None where it does not go with the model, the job or the cluster."""
         try:
-            plan = Plan.of(self.shape, self.layout, job, cluster, software)
+            return Plan.of(self.shape, layout, job or self.job, cluster or self.cluster, software or self.software)
         except ValueError:
             return None
-        return plan if plan.fits else None
 
     def largest_micro_batch(self, plan: Plan) -> int:
         """Sequences in one pass with which this layout still fits; 0 where not even one does."""
@@ -64,11 +71,8 @@ class Question:
             job = self.job.model_copy(update={"global_batch": max(self.job.global_batch, candidate * layout.replicas)})
             if job.global_batch % (candidate * layout.replicas):
                 break
-            try:
-                fits = Plan.of(self.shape, layout, job, self.cluster, self.software).fits
-            except ValueError:
-                break
-            if not fits:
+            larger = self.plan(layout, job)
+            if larger is None or not larger.fits:
                 break
             size = candidate
         return size
@@ -160,11 +164,7 @@ class Question:
 
     def busier_expert(self, plan: Plan) -> Plan | None:
         """The same layout, if the busiest expert were given twice what it is; None where it cannot be given so much."""
-        job = self.job.model_copy(update={"busiest_expert": 2 * self.job.busiest_expert})
-        try:
-            return Plan.of(self.shape, plan.layout, job, self.cluster, self.software)
-        except ValueError:
-            return None
+        return self.plan(plan.layout, self.job.model_copy(update={"busiest_expert": 2 * self.job.busiest_expert}))
 
     def answers(self, plan: Plan | None, days: float | None, *, what_if: bool) -> Iterator[Answer]:
         """GPUs where these are too few, largest batch, longest sequence, GPUs for a deadline, 8-bit moments, slower links,

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from weft.checkpoint.adapter import Pair, load_adapter
 from weft.models.cuts import cut_dim, even_split
 from weft.models.decoder import Decoder
+from weft.parallel.numbered import found, number_of
 from weft.parallel.tensor import RowLinear
 from weft.serve.batch import Batch
-from weft.serve.numbered import found, number_of
 
 
 class Adapted:
@@ -67,17 +67,16 @@ class Adapters:
         first = next(iter(model.parameters()))
         self.device, self.count = first.device, len(folders)
         self.held = held = dict(model.named_modules())
-        for number, folder in enumerate(folders.values(), start=1):
-            for name, pair in load_adapter(folder, model.shape).items():
-                if name not in held:
-                    continue  # another stage's
-                for site in alike(name, held):  # blocks are compiled as one: all have it, or none
-                    if site not in self.sites:
-                        self.sites[site] = Adapted()
-                        module = held[site]
-                        assert isinstance(module, nn.Linear)
-                        self.sites[site].attach(module)
-                a, b = pair if group is None else share(name, pair, group)
+        loaded = [load_adapter(folder, model.shape) for folder in folders.values()]
+        kinds = {kind_of(name) for pairs in loaded for name in pairs}
+        for name, module in held.items():  # blocks are compiled as one: all have it, or none
+            if kind_of(name) in kinds:
+                assert isinstance(module, nn.Linear)
+                self.sites[name] = Adapted()
+                self.sites[name].attach(module)
+        for number, pairs in enumerate(loaded, start=1):
+            for name in pairs.keys() & self.sites.keys():  # the others are another stage's
+                a, b = pairs[name] if group is None else share(name, pairs[name], group)
                 self.sites[name].pairs[number] = (a.to(first), b.to(first))
 
     def begin(self, batch: Batch) -> None:
@@ -109,10 +108,9 @@ class Adapters:
         return [(number, (each == number).nonzero()[:, 0].to(self.device)) for number in sorted(set(numbers) - {0})]
 
 
-def alike(name: str, held: Mapping[str, nn.Module]) -> list[str]:
-    """The modules of that name in all blocks that have one."""
-    of_block = re.compile(r"blocks\.\d+\." + re.escape(re.sub(r"^blocks\.\d+\.", "", name)))
-    return [other for other in held if other == name or of_block.fullmatch(other)]
+def kind_of(name: str) -> str:
+    """A module's name, the same in every block."""
+    return re.sub(r"^blocks\.\d+\.", "blocks.", name)
 
 
 def _adapted(x: Tensor, y: Tensor, number: Tensor) -> Tensor:

@@ -20,9 +20,9 @@ from weft.models.attention import LayerCache
 from weft.models.decoder import Block, Decoder
 from weft.models.latent import LatentAttention, LatentCache, Look
 from weft.models.moe import MoE
+from weft.parallel.numbered import found, number_of
 from weft.serve.cache import LatentLayer, PagedLayer
 from weft.serve.native import find_compiler
-from weft.serve.numbered import found, number_of
 
 Forward = Callable[..., Tensor]
 

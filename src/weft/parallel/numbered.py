@@ -16,7 +16,7 @@ KNOWN: list[ref[Any]] = []
 def number_of(one: Any) -> Tensor:
     """A number of its own, from now on."""
     KNOWN.append(ref(one))
-    return torch.tensor(len(KNOWN) - 1)
+    return torch.tensor(len(KNOWN) - 1, device="cpu")
 
 
 def found(number: Tensor) -> Any:
