@@ -31,6 +31,7 @@ import gc
 import importlib.util
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -57,12 +58,16 @@ import gpu_parts as parts  # noqa: E402
 import gpu_peers as peers  # noqa: E402
 import gpu_serve as serving  # noqa: E402
 from gpu_sizes import GPU, TINY, Sizes  # noqa: E402
+from gpu_verbs import CLUSTER, verbs  # noqa: E402
 from weft.config.load import make_config  # noqa: E402
 from weft.config.tree import Config  # noqa: E402
 from weft.launch.process import start_process, stop_process  # noqa: E402
 from weft.models.shape import Shape  # noqa: E402
 from weft.parallel.woven import Rows  # noqa: E402
+from weft.plan.machine import read_cluster  # noqa: E402
 from weft.plan.memory import layout_memory  # noqa: E402
+from weft.plan.numbers import Job  # noqa: E402
+from weft.plan.search import Plan  # noqa: E402
 from weft.train.hardware import peak_flops  # noqa: E402
 from weft.train.metrics import memory_used  # noqa: E402
 from weft.train.step import train_step  # noqa: E402
@@ -74,10 +79,10 @@ LR, CLIP = 3e-4, 1.0
 GIB = 2**30
 SHARE_OF_MEMORY = 0.88
 """Of the free memory, what the plan may fill: the allocator's blocks and cuBLAS's workspaces need some too."""
-ROWS_NEED = {"parity": 10.0, "blocks": 15.0, "gpt2": 30.0, "parts": 5.0, "serve": 15.0, "peers": 20.0}
+ROWS_NEED = {"parity": 10.0, "verbs": 25.0, "blocks": 15.0, "gpt2": 30.0, "parts": 5.0, "serve": 15.0, "peers": 20.0}
 """Seconds that a row of a section takes at least; compiling comes on top. With less left it is not begun."""
 COMPILING = 20.0
-SHARES = {"parity": 0.26, "blocks": 0.3, "gpt2": 0.18, "parts": 0.08, "serve": 0.12, "peers": 0.06}
+SHARES = {"parity": 0.2, "verbs": 0.2, "blocks": 0.2, "gpt2": 0.14, "parts": 0.06, "serve": 0.15, "peers": 0.05}
 """Of the time; what a section leaves over is there for those after it."""
 
 
@@ -91,10 +96,13 @@ class Section:
     folder: Path
     deadline: float  # of time.monotonic
     tiny: bool
+    only: str = ""  # of rows, those whose names this is found in
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def row(self, name: str, work: Callable[[], dict[str, Any]], *, compiles: bool = False) -> dict[str, Any]:
         """Do the work of one row unless the time is over. What it raises is written down, and the rest goes on."""
+        if not re.search(self.only, name):
+            return {}
         left, needed = self.deadline - time.monotonic(), ROWS_NEED[self.name] + compiles * COMPILING
         began = time.monotonic()
         if left < needed and not self.tiny:
@@ -129,27 +137,39 @@ def clear(device: torch.device) -> None:
 
 # -- parity -----------------------------------------------------------------------------------------------------------
 
-PARITY = ("single", "mb2", "full", "selective", "compile", "bf16", "bf16.offloadweights", "fp16", "bf16.compile")
+PLAIN = ("single", "mb2", "full", "selective", "compile", "bf16", "bf16.offloadweights", "fp16", "bf16.compile")
+PARITY = {
+    ("gpt2", "adamw"): PLAIN,
+    ("llama", "adamw"): (*PLAIN, "chunked", "offload", "bf16.offload", "offloadoptimizer", "fp8", "fp8row"),
+    ("llama", "muon"): ("single", "bf16"),
+    ("mixtral", "adamw"): ("single", "full", "compile"),
+    ("deepseek_v3", "adamw"): ("single", "compile", "bf16"),
+}
+"""Layouts of each model and optimizer."""
+UNREHEARSED = {"bf16.compile", "verbs"}
 
 
 def parity(section: Section) -> None:
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
     with TemporaryDirectory() as temp:
-        for family, shape in section.sizes.small.items():
-            reference = (Path(temp) / family, settings(section, shape, "single"))
-            found = section.row(f"{family} on the CPU", partial(trace, *reference, torch.device("cpu")))
+        for (family, optimizer), layouts in PARITY.items():
+            name, make = f"{family} {optimizer}", partial(settings, section, section.sizes.small[family], optimizer)
+            reference = (Path(temp) / name, make("single"))
+            found = section.row(f"{name} on the CPU", partial(trace, *reference, torch.device("cpu")))
             if "told" not in found:
                 continue
-            for layout in PARITY[:-1] if section.tiny else PARITY:
-                folder, config = Path(temp) / f"{family}-{layout}", settings(section, shape, layout)
+            for layout in layouts:
+                if section.tiny and layout in UNREHEARSED:
+                    continue
+                folder, config = Path(temp) / f"{name} {layout}", make(layout)
                 work = partial(parity_row, section, reference, (folder, config))
-                section.row(f"{family} {layout}", work, compiles=config.layout.compile)
+                section.row(f"{name} {layout}", work, compiles=config.layout.compile)
 
 
-def settings(section: Section, shape: Shape, layout: str) -> Config:
+def settings(section: Section, shape: Shape, optimizer: str, layout: str) -> Config:
     train = {"global_batch": section.sizes.small_batch, "seq": section.sizes.small_seq, "steps": 10}
-    return make_config({"model": shape, "layout": layout, "train": train})
+    return make_config({"model": shape, "layout": layout, "train": train, "optimizer": {"kind": optimizer}})
 
 
 def trace(folder: Path, config: Config, device: torch.device) -> dict[str, Any]:
@@ -229,9 +249,12 @@ def block_row(section: Section, layers: int, batch: int, seq: int, layout: str) 
         for name, causal in (("full", False), ("causal", True))
     }
     error = plan.tensors / used - 1
+    foretold = expected_seconds(section, config)
     return {
         "told": f"{median * 1e3:.0f} ms, {tokens / median:.0f} tokens/s, MFU {mfu['full']:.1%} "
-        f"({mfu['causal']:.1%} causal), {used / GIB:.1f} GiB, plan {plan.tensors / GIB:.1f} ({error:+.1%})",
+        f"({mfu['causal']:.1%} causal), {used / GIB:.1f} GiB, plan {plan.tensors / GIB:.1f} ({error:+.1%}); "
+        + ", ".join(f"{name} foretold {seconds * 1e3:.0f} ms" for name, seconds in foretold.items()),
+        "foretold_s": foretold,
         "layers": layers,
         "batch": batch,
         "seq": seq,
@@ -248,6 +271,18 @@ def block_row(section: Section, layers: int, batch: int, seq: int, layout: str) 
         "terms_gib": {name: round(size / GIB, 3) for name, size in vars(plan).items() if name != "moment" and size},
         "reserved_gib": round(torch.cuda.max_memory_reserved(device) / GIB, 3) if device.type == "cuda" else None,
     }
+
+
+def expected_seconds(section: Section, config: Config) -> dict[str, float]:
+    """What the plan says of a step: on the preset of this GPU, and on the measured machine, where that was done before."""
+    clusters = {}
+    name = torch.cuda.get_device_name(section.device).lower() if section.device.type == "cuda" else "laptop-cpu"
+    if preset := next((one for one in ("h200", "h100", "laptop-cpu") if one in name), None):
+        clusters[preset] = read_cluster(preset, 1)
+    if (section.folder / CLUSTER).exists():
+        clusters["measured"] = read_cluster(str(section.folder / CLUSTER), 1)
+    job = Job(seq=config.seq, global_batch=config.train.global_batch)
+    return {name: Plan.of(config.model, config.layout, job, cluster).seconds for name, cluster in clusters.items()}
 
 
 def filled(config: Config, device: torch.device) -> Training:
@@ -411,6 +446,7 @@ def against(
 
 SECTIONS: dict[str, Callable[[Section], None]] = {
     "parity": parity,
+    "verbs": verbs,
     "blocks": blocks,
     "gpt2": gpt2,
     "parts": parts_section,
@@ -429,7 +465,7 @@ def run_section(options: argparse.Namespace, folder: Path) -> None:
     deadline = time.monotonic() + 60 * options.minutes
     process = start_process(options.device)
     sizes = TINY if options.tiny else GPU
-    section = Section(options.section, process.device, sizes, folder, deadline, options.tiny)
+    section = Section(options.section, process.device, sizes, folder, deadline, options.tiny, options.rows)
     try:
         SECTIONS[options.section](section)
     finally:
@@ -441,6 +477,8 @@ def run_all(options: argparse.Namespace, folder: Path) -> bool:
     began, planned_share = time.monotonic(), 0.0
     found: dict[str, Any] = {}
     for name, share in SHARES.items():
+        if options.tiny and name in UNREHEARSED:
+            continue
         planned_share += share
         left = began + 60 * options.minutes * planned_share - time.monotonic()
         part = folder / f"gpu_{name}.json"
@@ -475,6 +513,7 @@ def child(name: str, seconds: float, options: argparse.Namespace) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--section", choices=SECTIONS, help="one alone")
+    parser.add_argument("--rows", default="", help="with --section: those whose names this is found in, a pattern of re")
     parser.add_argument("--minutes", type=float, default=8.5, help="rows that no longer fit are skipped")
     parser.add_argument("--device", default="cuda", help=argparse.SUPPRESS)
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)

@@ -1,31 +1,204 @@
-"""Decoding with the engine, for benchmarks/gpu.py: plain steps beside compiled ones in CUDA graphs, in the same run."""
+"""The engine, for benchmarks/gpu.py: its texts against a CPU's; attention over the cache; decoding, plain steps beside
+compiled ones in CUDA graphs, and transformers' `generate`, in the same run."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 
+from weft.models.attention import attend
 from weft.models.decoder import Decoder
+from weft.models.huggingface import config_from_shape
 from weft.models.shape import Shape
+from weft.serve import gpu_attention
 from weft.serve.config import EngineConfig
 from weft.serve.engine import Engine
 from weft.serve.request import Request, Sampling
+from weft.serve.store import Store
+
+TEXTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "graphs": {"compile": True},
+    "int8 cache": {"cache_dtype": "int8"},
+    "speculation": {"draft_tokens": 4},
+    "graphs, speculation": {"compile": True, "draft_tokens": 4},
+    "prompts in parts": {"step_tokens": 24, "max_sequences": 8},
+    "a cache too small": {"cache_tokens": 160},
+    "a cache too small, graphs": {"cache_tokens": 160, "compile": True},
+    "invariant": {"invariant": True},
+}
+"""Ways in which the engine computes what it computes."""
+NEAR = {"float32": 2e-4, "bfloat16": 0.1, "float16": 0.02}
+"""How far log-probabilities may be from the CPU's in fp32."""
 
 
 def serve(section: Any) -> None:
     """Plain first: what it says is what the compiled one is compared with."""
+    texts(section)
     sizes, device = section.sizes, section.device
+    speed = bandwidth(device, sizes.copied)
+    for sequences, tokens in sizes.contexts:
+        for how in ("in place", "gathered"):
+            work = partial(attention_row, section, sequences, tokens, how, speed)
+            section.row(f"attention, {sequences} × {tokens} {how}", work)
     model = random_model(sizes.served, device)
-    read, speed = bytes_per_step(model), bandwidth(device, sizes.copied)
+    read = bytes_per_step(model)
     for batch in sizes.serve_batches:
         plain: list[list[int]] = []
         for compiled in (False, True):
             work = partial(serve_row, section, model, batch, compiled, read / speed, plain)
             section.row(f"decode, {batch} {'compiled' if compiled else 'plain'}", work, compiles=compiled)
+    del model
+    for batch in sizes.serve_batches[:-1]:
+        for compiled in (False, True):
+            work = partial(peer_row, section, batch, compiled, read / speed)
+            section.row(f"transformers, {batch} {'compiled' if compiled else 'plain'}", work, compiles=compiled)
+
+
+# -- texts ------------------------------------------------------------------------------------------------------------
+
+
+def texts(section: Any) -> None:
+    """Greedy texts of a small model, and the log-probability of each token, against plain steps on the CPU in fp32."""
+    shape = section.sizes.told
+    model = random_model(shape, torch.device("cpu")).float()
+    for weight in model.parameters():
+        if weight.dim() > 1:
+            weight.normal_(
+                std=0.15, generator=torch.Generator().manual_seed(weight.numel())
+            )  # no two tokens nearly tie
+    expected = spoken(model, {})
+    dtypes = [torch.float32] if section.tiny else [torch.float32, torch.bfloat16, torch.float16]
+    for dtype in dtypes:
+        for name, settings in TEXTS.items():
+            if section.tiny and settings.get("compile"):
+                continue
+            work = partial(texts_row, section, model, dtype, settings, expected)
+            section.row(f"texts, {str(dtype)[6:]}, {name}", work, compiles="compile" in settings)
+
+
+Spoken = dict[str, list[tuple[int, float]]]
+
+
+def spoken(model: Decoder, settings: dict[str, Any]) -> Spoken:
+    """The tokens of eight texts of different lengths, with their log-probabilities."""
+    engine = Engine(model, None, EngineConfig(**{"max_sequences": 8, "step_tokens": 128} | settings))
+    longest, numbers = engine.shape.max_seq, torch.Generator().manual_seed(1)
+    for number in range(8):
+        length = 1 + number * longest // 20
+        ids = torch.randint(engine.shape.vocab, (length,), generator=numbers).tolist()
+        engine.add(Request(str(number), ids, Sampling(max_tokens=longest // 8 + number), logprobs=0))
+    found: Spoken = {}
+    while engine.busy:
+        for output in engine.step():
+            found.setdefault(output.id, []).extend((one.token, one.logprob) for one in output.logprobs or ())
+    engine.close()
+    return found
+
+
+def texts_row(
+    section: Any, model: Decoder, dtype: torch.dtype, settings: dict[str, Any], expected: Spoken
+) -> dict[str, Any]:
+    """Log-probabilities are compared up to the first token that is another."""
+    there = random_model(model.shape, section.device).to(dtype)
+    there.load_state_dict(model.state_dict())
+    found = spoken(there, settings)
+    assert found.keys() == expected.keys()
+    same, apart, largest = 0, 0, 0.0
+    for text, tokens in expected.items():
+        assert len(found[text]) == len(tokens)
+        for (token, logprob), (other, near) in zip(tokens, found[text], strict=True):
+            if token != other:
+                apart += 1
+                break
+            same, largest = same + 1, max(largest, abs(logprob - near))
+    bound = NEAR[str(dtype)[6:]] + 0.05 * (settings.get("cache_dtype") == "int8")
+    right = largest <= bound and not (apart and dtype == torch.float32 and "cache_dtype" not in settings)
+    return {
+        "told": f"{'right' if right else 'WRONG'}; {len(expected) - apart} of {len(expected)} texts are the CPU's, "
+        f"log-probabilities within {largest:.1e} of {bound:.0e}",
+        "right": right,
+        "texts": len(expected),
+        "other": apart,
+        "largest": largest,
+    }
+
+
+# -- attention --------------------------------------------------------------------------------------------------------
+
+
+def attention_row(section: Any, sequences: int, tokens: int, how: str, speed: float) -> dict[str, Any]:
+    """One token of each sequence over the paged cache: where the blocks lie, and gathered for torch's attention."""
+    shape, device, block = section.sizes.served, section.device, 16
+    each = tokens // block
+    stores = [
+        Store(sequences * each, block, shape.num_kv_heads, [shape.head_dim], fresh(1, device=device)) for _ in "kv"
+    ]
+    for store in stores:
+        store.rows.normal_()
+    q = fresh(1, sequences, shape.num_heads, shape.head_dim, device=device).transpose(1, 2)
+    tables = torch.randperm(sequences * each, device=device).view(sequences, each)
+    mask = fresh(sequences, 1, 1, tokens, device=device).zero_()
+    mask[:, :, :, tokens - 3 :] = float("-inf")
+
+    def gathered() -> torch.Tensor:
+        keys, values = (store.take(tables) for store in stores)
+        heads = q.reshape(shape.num_kv_heads, -1, sequences, shape.head_dim).permute(2, 0, 1, 3)
+        return attend(heads, keys, values, mask).permute(1, 2, 0, 3).flatten(0, 1).unsqueeze(0)
+
+    def in_place() -> torch.Tensor:
+        keys, values = (store.rows for store in stores)
+        if device.type != "cuda":
+            return gathered()
+        return gpu_attention.paged_attention(q, keys, values, tables, mask, None)
+
+    work = {"in place": in_place, "gathered": gathered}[how]
+    with torch.inference_mode():
+        apart = float((work().float() - gathered().float()).norm() / gathered().float().norm())
+        seconds = replayed(work, device, section.sizes.steps)
+    read = 2 * sequences * tokens * shape.num_kv_heads * shape.head_dim * q.itemsize
+    return {
+        "told": f"{seconds * 1e6:.0f} µs, {read / seconds / speed:.1%} of bandwidth; {apart:.1e} from torch's",
+        "seconds": seconds,
+        "share_of_bandwidth": read / seconds / speed,
+        "apart": apart,
+    }
+
+
+def replayed(work: Callable[[], torch.Tensor], device: torch.device, times: int) -> float:
+    """Seconds of one, as in a CUDA graph: launching is not in it."""
+    if device.type != "cuda":
+        began = clock(device)
+        work()
+        return clock(device) - began
+    aside = torch.cuda.Stream()
+    with torch.cuda.stream(aside):
+        work()
+    torch.cuda.synchronize()
+    graph, many = torch.cuda.CUDAGraph(), 20
+    with torch.cuda.graph(graph):
+        for _ in range(many):
+            work()
+    best = float("inf")
+    for _ in range(times):
+        began = clock(device)
+        graph.replay()
+        best = min(best, clock(device) - began)
+    return best / many
+
+
+def fresh(*sizes: int, device: torch.device) -> torch.Tensor:
+    return torch.randn(sizes, device=device, dtype=torch.bfloat16)
+
+
+# -- decoding ---------------------------------------------------------------------------------------------------------
 
 
 def serve_row(
@@ -46,6 +219,45 @@ def serve_row(
         "first_token_s": found.first,
         "start_s": found.start,
         "same_tokens": sum(same) / len(same),
+    }
+
+
+def peer_row(section: Any, batch: int, compiled: bool, least: float) -> dict[str, Any]:
+    """transformers' `generate` of as many random prompts, with as many new tokens: with a growing cache, and with its
+    static one, which it compiles."""
+    if importlib.util.find_spec("transformers") is None:
+        return {"skipped": "transformers is not installed"}
+    transformers, device = importlib.import_module("transformers"), section.device
+    settings = config_from_shape(section.sizes.served)
+    with torch.device(device):
+        config = transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+    prompt, tokens = section.sizes.serve_tokens
+    numbers = torch.Generator().manual_seed(0)
+    ids = torch.randint(section.sizes.served.vocab, (batch, prompt), generator=numbers).to(device)
+
+    def generate(count: int) -> float:
+        more = {"cache_implementation": "static"} if compiled else {}
+        began = clock(device)
+        model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, min_new_tokens=count, do_sample=False,
+            pad_token_id=0, **more,
+        )  # fmt: skip
+        return clock(device) - began
+
+    start = generate(tokens)
+    first = min(generate(1) for _ in range(2))
+    whole = min(generate(tokens) for _ in range(2))
+    step = (whole - first) / (tokens - 1)
+    return {
+        "told": f"{step * 1e3:.2f} ms a step, {batch / step:.0f} tokens/s, {least / step:.1%} of bandwidth; first token "
+        f"{first * 1e3:.0f} ms; start {start:.1f} s",
+        "version": transformers.__version__,
+        "step_s": step,
+        "tokens_per_s": batch / step,
+        "share_of_bandwidth": least / step,
+        "first_token_s": first,
+        "start_s": start,
     }
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from weft.models.attention import attend
 from weft.models.latent import Look
 from weft.models.shape import Shape
+from weft.serve import gpu_attention
 from weft.serve.batch import Batch
 from weft.serve.config import EngineConfig
 from weft.serve.native import attends, paged_attention
@@ -90,6 +91,8 @@ class PagedLayer(Layer):
             rows = (self.keys.rows, self.values.rows)
             if attends(q, *rows):
                 return paged_attention(q, *rows, group.blocks, group.mask, scale)
+            if gpu_attention.attends(q, *rows) and isinstance(group.blocks, Tensor):
+                return gpu_attention.paged_attention(q, *rows, group.blocks, group.mask, scale)
         keys, values = self.keys.take(group.blocks), self.values.take(group.blocks)
         if not single:
             return attend(q, keys, values, group.mask, scale)

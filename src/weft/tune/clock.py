@@ -14,6 +14,8 @@ COLD = 24 * 2**20
 """Bytes that are gone through before memory is met again, so that it comes from where a training step finds it: a step
 touches far more than a CPU's cache holds."""
 MOST_COPIES = 16
+REPETITION = 0.01
+"""Seconds of a repetition, as far as `Clock.most` calls fill them; a launch takes a thousandth of that."""
 QUIET = 0.2
 """Of all repetitions, the share below the one that counts: others that use the machine only ever make work slower."""
 
@@ -27,9 +29,8 @@ class Clock:
             longest: seconds that a work may take, and after which it is not repeated.
         """
         self.device, self.repetitions, self.longest = device, repetitions, longest
-        self.inner = (
-            1 if device.type == "cpu" else 20
-        )  # a GPU is launched ahead of: what one call takes, only many show
+        self.most = 1 if device.type == "cpu" else 20
+        """Calls of one repetition at most: a GPU is launched ahead of, so that what a short call takes only many show."""
 
     def copies(self, size: float) -> int:
         """Of a work on `size` bytes, how many there should be, each with memory of its own."""
@@ -47,16 +48,17 @@ class Clock:
         self.together()
         works[0]()
         self.wait()
+        calls = self.most if shared else self.calls(works[0])
         found: list[float] = []
         began = time.perf_counter()
         for turn in range(self.repetitions):
             if before is not None and self.device.type == "cpu":
                 before()
             start = time.perf_counter()
-            for call in range(self.inner):
-                works[(turn * self.inner + call + 1) % len(works)]()
+            for call in range(calls):
+                works[(turn * calls + call + 1) % len(works)]()
             self.wait()
-            found.append((time.perf_counter() - start) / self.inner)
+            found.append((time.perf_counter() - start) / calls)
             if not shared and turn > 0 and time.perf_counter() - began > self.longest:
                 break
         return found
@@ -67,22 +69,33 @@ class Clock:
         y, leaves = works[0]()
         grad = torch.rand_like(y)
         torch.autograd.grad(y, leaves, grad)
+        self.wait()
+        calls = self.calls(works[0])
         ways: tuple[list[float], list[float]] = ([], [])
         began = time.perf_counter()
         for turn in range(self.repetitions):
             self.wait()
             start = time.perf_counter()
-            kept = [works[(turn + call + 1) % len(works)]() for call in range(self.inner)]
+            kept = [works[(turn + call + 1) % len(works)]() for call in range(calls)]
             self.wait()
             middle = time.perf_counter()
             for y, leaves in kept:
                 torch.autograd.grad(y, leaves, grad)
             self.wait()
-            ways[0].append((middle - start) / self.inner)
-            ways[1].append((time.perf_counter() - middle) / self.inner)
+            ways[0].append((middle - start) / calls)
+            ways[1].append((time.perf_counter() - middle) / calls)
             if turn > 0 and time.perf_counter() - began > self.longest:
                 break
         return ways
+
+    def calls(self, work: Callable[[], object]) -> int:
+        """Of a work that is warm, how many a repetition has: less than `most` of one that fills the GPU alone."""
+        if self.most == 1:
+            return 1
+        start = time.perf_counter()
+        work()
+        self.wait()
+        return max(1, min(self.most, int(REPETITION / (time.perf_counter() - start))))
 
     def together(self) -> None:
         """All processes begin at once: what they take from each other is part of the machine."""
