@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -42,7 +43,7 @@ class Attention(nn.Module):
         cache: LayerCache | None = None,
     ) -> Tensor:
         """x [B, T, D] → [B, T, D]. `mask` as in `attend`."""
-        q, k, v = (self.heads(matrix(x)) for matrix in (self.q, self.k, self.v))
+        q, k, v = (self.heads(y) for y in self.products(x))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:  # before the heads come first: so the result of attention lies as `out` reads it
@@ -50,6 +51,10 @@ class Attention(nn.Module):
         q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))
         y = self.attend(q, k, v, mask) if cache is None else cache.attend(q, k, v)
         return self.out(y.transpose(1, 2).flatten(2))
+
+    def products(self, x: Tensor) -> Sequence[Tensor]:
+        """Queries, keys and values, each of all heads in a row."""
+        return self.q(x), self.k(x), self.v(x)
 
     def heads(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:-1], -1, self.head_dim)

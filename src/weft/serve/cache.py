@@ -21,6 +21,7 @@ from weft.models.shape import Shape
 from weft.serve import gpu_attention
 from weft.serve.batch import Batch
 from weft.serve.config import EngineConfig
+from weft.serve.gpu_attention import Tiles
 from weft.serve.native import attends, paged_attention
 from weft.serve.store import STORES, Int8Store, Store
 
@@ -52,10 +53,12 @@ class Layer:
     Attributes:
         slots: where the vectors of the step's tokens go, [N].
         groups: what of it looks at what.
+        tiles: the same for the kernel that needs no groups, where it can be had.
     """
 
     slots: Tensor
     groups: list[Group]
+    tiles: Tiles | None = None
 
     def each(self, how: Callable[..., Tensor], *row: Tensor) -> Tensor:
         """`how` of each group and its tokens' part of the row, [1, ·, N, ·]: as a row again."""
@@ -81,6 +84,10 @@ class PagedLayer(Layer):
         """Keep k and v [1, K, N, E], and let q [1, H, N, E] look at all that its sequences have: [1, H, N, E]."""
         self.keys.put(self.slots, k[0].transpose(0, 1))
         self.values.put(self.slots, v[0].transpose(0, 1))
+        if self.tiles is not None:
+            assert isinstance(self.keys, Store)
+            assert isinstance(self.values, Store)
+            return gpu_attention.attend(q, self.keys.rows, self.values.rows, self.tiles, scale)
         return self.each(partial(self._attend, scale), q, k, v)
 
     def _attend(self, scale: float | None, group: Group, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -91,8 +98,6 @@ class PagedLayer(Layer):
             rows = (self.keys.rows, self.values.rows)
             if attends(q, *rows):
                 return paged_attention(q, *rows, group.blocks, group.mask, scale)
-            if gpu_attention.attends(q, *rows) and isinstance(group.blocks, Tensor):
-                return gpu_attention.paged_attention(q, *rows, group.blocks, group.mask, scale)
         keys, values = self.keys.take(group.blocks), self.values.take(group.blocks)
         if not single:
             return attend(q, keys, values, group.mask, scale)
@@ -161,6 +166,10 @@ class PagedCache:
         self.layers: list[LatentLayer | PagedLayer] = [
             layer(*(store(num_blocks, block, heads, parts, like) for parts in vectors)) for _ in range(num_layers)
         ]
+        kernel = gpu_attention.available(like.device, like.dtype)
+        self.in_place = kernel and shape.latent is None and store is Store
+        """Whether attention reads keys and values where they lie, whatever the batch."""
+        self.group = shape.num_heads // shape.num_kv_heads
 
     @property
     def by_adapter(self) -> bool:
@@ -169,13 +178,33 @@ class PagedCache:
 
     def behind(self, place: int) -> int:
         """Of a sequence's first blocks, how many its token at this place no longer sees: they lie behind the window."""
-        return 0 if self.window is None else max(0, place + 1 - self.window) // self.block
+        if self.window is None or self.in_place:  # there nothing is read that is not seen
+            return 0
+        return max(0, place + 1 - self.window) // self.block
 
     def begin(self, batch: Batch) -> None:
         """Make ready for a step: what all layers need to know, worked out once."""
-        slots, groups = batch.slots.to(self.device), self._groups(batch)
+        slots = batch.slots.to(self.device)
+        groups, tiles = ([], self._tiles(batch)) if self.in_place else (self._groups(batch), None)
         for layer in self.layers:
-            layer.slots, layer.groups = slots, groups
+            layer.slots, layer.groups, layer.tiles = slots, groups, tiles
+
+    def _tiles(self, batch: Batch) -> Tiles:
+        ones, several = gpu_attention.make_tiles(batch.counts, batch.ends, self.group)
+        width = max(map(len, batch.tables))
+        tables = [table + [0] * (width - len(table)) for table in batch.tables]
+        parts = [torch.tensor(rows).flatten() for rows in (ones, several, tables)]
+        sizes = [len(part) for part in parts]
+        on_device = torch.cat([part.long() for part in parts]).to(self.device).split(sizes)
+        longest = max((end for count, end in zip(batch.counts, batch.ends, strict=True) if count == 1), default=0)
+        fields = gpu_attention.FIELDS
+        return Tiles(
+            on_device[0].view(-1, fields),
+            on_device[1].view(-1, fields),
+            on_device[2].view(-1, width),
+            longest,
+            self.window,
+        )
 
     def _groups(self, batch: Batch) -> list[Group]:
         starts = batch.starts

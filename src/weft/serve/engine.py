@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
@@ -26,6 +26,7 @@ from weft.checkpoint.sidecars import read_json
 from weft.checkpoint.weights import load_decoder
 from weft.models.decoder import Decoder
 from weft.models.huggingface import shape_from_config
+from weft.serve.ahead import Ahead
 from weft.serve.batch import Batch
 from weft.serve.blocks import Blocks
 from weft.serve.checks import check_request
@@ -77,6 +78,7 @@ class Engine:
         self.drafter = make_drafter(model, draft, config, blocks)
         self.blocks = Blocks(blocks, config.block_tokens, keep=config.prefix_cache)
         self.scheduler = Scheduler(self.blocks, config, window(model, draft))
+        self.ahead = Ahead(self.runner, self.scheduler)
         self.max_context = self.scheduler.longest(self.max_context)
         self._live: dict[str, list[Completion]] = {}
         self._told: list[Output] = []  # endings that came between two steps
@@ -180,7 +182,7 @@ class Engine:
         works = self.scheduler.schedule()
         if works:
             began = time.monotonic()
-            outputs += self._deliver(works, self._run(works))
+            outputs += self._deliver(works, self.ahead.run(works) if self.ahead.takes(works) else self._read(works))
             self.scheduler.courtesy.times.took(self.scheduler.planned, time.monotonic() - began)
         return outputs
 
@@ -221,6 +223,7 @@ class Engine:
 
     def _speculate(self) -> None:
         """Give drafts to those who wait for their next token, no longer than their room."""
+        self.ahead.begin()
         for completion in self.scheduler.running if self.drafter else ():
             count = min(self.config.draft_tokens, completion.room - len(completion.tokens) - 1)
             if completion.waiting == 1 and count > 0 and completion.begun and completion.request.grammar is None:
@@ -237,12 +240,16 @@ class Engine:
                 self.drafter.follow(batch)
             yield from self.runner.run(batch)
 
-    def _deliver(self, works: list[Work], pieces: Iterable[Tensor]) -> list[Output]:
-        """Read the logits piece by piece; then give every sequence its new tokens."""
+    def _read(self, works: list[Work]) -> dict[int, Found]:
+        """Read the logits of all works, piece by piece."""
         found = {id(work): Found([], []) for work in works}
         rows = iter([(work, at) for work in works for at in self._wanted(work)])
-        for logits in pieces:
+        for logits in self._run(works):
             read(logits, list(islice(rows, len(logits))), found)
+        return found
+
+    def _deliver(self, works: list[Work], found: dict[int, Found]) -> list[Output]:
+        """Give every sequence its new tokens."""
         outputs = []
         for work in works:
             outputs += self._extend(work, found[id(work)])
@@ -267,8 +274,10 @@ class Engine:
             text += more
             if finish or number >= len(draft) or draft[number] != token:
                 break
-        checked, taken = max(0, len(found.chosen) - 1), max(0, len(completion.tokens) - old - 1)
-        self._counts.update(new=len(tokens), drafted=checked, accepted=taken)
+        self._counts.update(new=len(tokens))
+        if self.drafter is not None:
+            checked, taken = max(0, len(found.chosen) - 1), max(0, len(completion.tokens) - old - 1)
+            self._counts.update(drafted=checked, accepted=taken)
         completion.draft = []
         self.scheduler.computed(work)
         if not tokens:

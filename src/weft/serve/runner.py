@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from weft.serve.batch import Batch
 from weft.serve.cache import LatentLayer, PagedCache, token_bytes
 from weft.serve.config import EngineConfig
 from weft.serve.decoding import Decoding
+from weft.serve.joined import join
 from weft.serve.pages import into_huge_pages
 from weft.serve.products import quicken
 from weft.serve.ranks import Order, Ranks
@@ -41,6 +42,8 @@ class Runner:
         if self.device.type == "cpu":
             quicken(model)
             into_huge_pages(model)
+        elif not config.adapters:  # which add to each matrix alone
+            join(model)
         folders = {name: Path(folder) for name, folder in config.adapters.items()}
         self.adapters = Adapters(model, folders, ranks.tp_group if ranks else None)
         tp = ranks.tp if ranks else 1
@@ -97,6 +100,25 @@ class Runner:
             self.ranks.hand_on(x)
         for rows in batch.rows.to(self.device).split(PIECE) if len(batch.rows) else ():
             yield self._logits(x, rows)
+
+    @torch.inference_mode()
+    def several(self, batch: Batch, lasts: list[int], choose: Callable[[Tensor, int], Tensor]) -> list[Tensor]:
+        """Steps of one token a sequence, one after the other, and nothing is asked of the CPU: the tokens, [R] each.
+
+        Args:
+            batch: of the first, with blocks for all.
+            lasts: the place of each sequence's last token; the others go on until all are there.
+            choose: logits [R, V], and the number of the step → tokens [R], on the device.
+        """
+        assert self.decoding is not None
+        assert self.model.norm is not None
+        assert self.model.head is not None
+        self.adapters.begin(batch)
+        x, chosen = batch.tokens.to(self.device)[None], []
+        for step in range(1 + max(last + 1 - end for last, end in zip(lasts, batch.ends, strict=True))):
+            hidden = self.decoding.again(chosen[-1]) if step else self.decoding(batch, x, lasts)
+            chosen.append(choose(self.model.head(self.model.norm(hidden))[0], step))
+        return chosen
 
     def _body(self, x: Tensor, batch: Batch) -> Tensor:
         """As Decoder.body, in the way that is the fastest for such a batch."""

@@ -18,20 +18,25 @@ def choose(logits: Tensor, completions: Sequence[Completion], texts: Sequence[Se
     Args:
         texts: the tokens before each row's, prompt included.
     """
+    numbers = [len(text) - len(one.request.prompt) for one, text in zip(completions, texts, strict=True)]
+    return pick(adjust(logits, completions, texts), completions, numbers).tolist()
+
+
+def pick(logits: Tensor, completions: Sequence[Completion], numbers: Sequence[int]) -> Tensor:
+    """As `choose`, of logits that are adjusted: tokens [B], on their device. `numbers`: of each row's new token."""
     settings = [completion.request.sampling for completion in completions]
-    chosen = logits.new_zeros(len(settings), dtype=torch.long)
-    logits = adjust(logits, completions, texts)
     greedy = [row for row, sampling in enumerate(settings) if sampling.temperature < COLD]
     if len(greedy) == len(settings):
-        return highest(logits).tolist()
+        return highest(logits)
+    chosen = logits.new_zeros(len(settings), dtype=torch.long)
     if greedy:
         rows = torch.tensor(greedy, device=logits.device)
         chosen[rows] = highest(logits[rows])
     drawn = [row for row, sampling in enumerate(settings) if sampling.temperature >= COLD]
     rows = torch.tensor(drawn, device=logits.device)
-    draws = [completions[row].draw(len(texts[row]) - len(completions[row].request.prompt)) for row in drawn]
+    draws = [completions[row].draw(numbers[row]) for row in drawn]
     chosen[rows] = draw(warp(logits[rows], [settings[row] for row in drawn]), draws)
-    return chosen.tolist()
+    return chosen
 
 
 def highest(logits: Tensor) -> Tensor:
