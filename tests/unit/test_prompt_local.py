@@ -325,6 +325,7 @@ def test_nothing_but_the_local_model_imports_torch() -> None:
     modules = (
         "file render examples output score compare search candidates task perplexity harness chat report remote open"
     )
+    modules += " journal"
     code = f"import sys, importlib\nfor name in {modules.split()}: importlib.import_module('weft.prompt.' + name)\n"
     code += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from weft.prompt.journal import Journal
 from weft.prompt.model import Model
 
 
 @contextmanager
 def open_model(
     path: Path | None, url: str = "", name: str = "", key: str = "", at_once: int = 16, device: str = "auto",
-    dtype: str = "auto",
+    dtype: str = "auto", out: Path | None = None,
 ) -> Iterator[Model]:  # fmt: skip
     """A checkpoint in this process, or a model behind a server.
+
+    Args:
+        out: the file that all this is for. Until the block ends well, answers are kept beside it (`….part`), and the next
+            command of the same `out` takes them over.
 
     Raises:
         ValueError: both are named or none is, or it cannot be reached.
@@ -26,12 +32,35 @@ def open_model(
         from weft.prompt.remote import RemoteModel
 
         model = RemoteModel(url, name, key, at_once)
+        who = [url, model.name]
     else:
         from weft.prompt.local import LocalModel
 
         assert path is not None
         model = LocalModel(path, device, dtype)
+        who = [str(model.folder.resolve()), dtype]
     try:
-        yield model
+        if out is None:
+            yield model
+        else:
+            with kept(Journal(model, out.with_name(f"{out.name}.part"), who)) as journal:
+                yield journal
     finally:
         model.close()
+
+
+@contextmanager
+def kept(journal: Journal) -> Iterator[Journal]:
+    """Says how much was taken over; the file goes when the block ends well, and else it is said where it is."""
+    try:
+        yield journal
+    except BaseException:
+        if journal.held:
+            print(
+                f"weft: {journal.held} answers are kept in {journal.path}: the same command goes on from there",
+                file=sys.stderr,
+            )
+        raise
+    if journal.taken:
+        print(f"weft: {journal.taken} answers were taken over from {journal.path}", file=sys.stderr)
+    journal.path.unlink(missing_ok=True)
