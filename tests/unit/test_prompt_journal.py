@@ -56,6 +56,13 @@ def test_a_comparison_goes_on(path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert not path.exists()
 
 
+def test_nothing_is_left_of_nothing(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="nobody answers"), kept(Journal(Dying(0), path, ["m"])) as broken:
+        compare([BASE, TOLD], ROWS, broken)
+    assert not path.exists()
+    assert not capsys.readouterr().err
+
+
 @pytest.mark.parametrize("answers", [0, 1, 30, 100])
 def test_a_search_goes_on_as_it_would_have(answers: int, path: Path) -> None:
     """Its budget and its choice are those of a search that nobody broke off, whatever it had already got."""
@@ -121,3 +128,10 @@ def test_a_file_of_somebody_elses_is_not_written_over(text: str, path: Path) -> 
     with pytest.raises(ValueError, match=r"out\.json\.part should hold answers .* move it away"):
         Journal(Parity(), path, ["m"])
     assert path.read_text() == text
+
+
+def test_what_cannot_be_kept_is_told_before_anything_is_asked(tmp_path: Path) -> None:
+    model = Parity()
+    with pytest.raises(ValueError, match=r"gone/a\.part cannot be written, where answers are kept"):
+        list(Journal(model, tmp_path / "gone" / "a.part", ["m"]).complete([Ask("Number 3 :", PromptSampling())]))
+    assert not model.asked

@@ -285,6 +285,8 @@ def test_eval_scores_texts_and_tasks(folder: Path, tmp_path: Path) -> None:
     [
         (["prompt", "run", "none.toml"], "there is no config file"),
         (["prompt", "run", "a.toml"], "which model?"),
+        (["prompt", "run", "a.toml", "--checkpoint", "x", "--model", "y"], "--model y is one of a server's models"),
+        (["prompt", "run", "."], ". cannot be read: Is a directory"),
         (["prompt", "run", "a.toml", "--set", "text"], "write it as name=value"),
         (["prompt", "run", "a.toml", "--set", "text=1", "--data", "rows.jsonl"], "give one of the two"),
         (

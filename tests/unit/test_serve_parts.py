@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ ONE = (ModelConfig("a", Path("a")),)
         ({"host": "somewhere"}, "say --open where a proxy"),
         ({"api_keys": ("",)}, "an API key is empty"),
         ({"request_seconds": 0}, "request_seconds is 0"),
+        ({"request_seconds": math.nan}, r"request_seconds is nan; it must be above 0 \(--timeout\)"),
+        ({"gate": math.nan}, "gate is nan; it must be 0 or more"),
         ({"drain_seconds": -1}, "drain_seconds is -1"),
         ({"port": -1}, "port is -1; it must be from 0, which takes a free one, to 65535"),
         ({"grpc_port": 99999}, "grpc_port is 99999"),  # gRPC itself would take another one, and say nothing

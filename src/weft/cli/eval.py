@@ -13,15 +13,18 @@ from weft.cli.prompt import GOES_ON, AtOnce, Device, Dtype, Key, ModelName, Url
 
 def evaluate(
     checkpoint: Annotated[
-        Path | None, typer.Argument(help="A checkpoint, a run (its newest) or a Hugging Face directory.")
+        Path | None,
+        typer.Argument(metavar="[CHECKPOINT]", help="A checkpoint, a run (its newest) or a Hugging Face directory."),
     ] = None,
     text: Annotated[
         list[Path] | None, typer.Option(help="Perplexity of this text, or of token files by their prefix; repeatable.")
     ] = None,
-    window: Annotated[int | None, typer.Option(help="Tokens of a text read at once. Default: all that fit.")] = None,
+    window: Annotated[
+        int | None, typer.Option(help="Tokens of a text read at once. Default: all that fit.", min=2)
+    ] = None,
     stride: Annotated[
         int | None,
-        typer.Option(help="Slide the window by so many tokens: each has more before it. Default: side by side."),
+        typer.Option(help="Slide the window by so many tokens: each has more before it. Default: side by side.", min=1),
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Of each text, the first so many.", min=2)] = None,
     task: Annotated[list[Path] | None, typer.Option(help="A task file (docs/eval.md); repeatable.")] = None,

@@ -237,7 +237,7 @@ def chat(
 
 @app.command(epilog="Example: weft prompt new prompts/mood.toml --kind few-shot")
 def new(
-    path: Annotated[Path, typer.Argument(help="The file to write.")],
+    path: Annotated[Path, typer.Argument(metavar="PROMPT", help="The file to write.")],
     kind: Annotated[
         str, typer.Option(help="plain, few-shot, reasoning (chain of thought, with votes) or structured (JSON).")
     ] = "few-shot",
@@ -276,9 +276,11 @@ def fields(values: list[str]) -> Row:
 def lines_of(path: Path | None) -> list[str]:
     if path is None:
         return []
+    from weft.config.load import read_text
+
     if not path.is_file():
         raise ValueError(f"--rewrites: there is no file {path}")
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
 def show_asked(prompt: Prompt, rows: list[Row]) -> None:

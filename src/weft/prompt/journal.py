@@ -8,7 +8,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import numpy as np
 
@@ -90,7 +90,7 @@ class Journal:
         if not left:
             return
         try:
-            with open(self.path, "a", encoding="utf-8") as file:
+            with open_file(self.path) as file:
                 for at, answer in ask([things[index] for index in left]):
                     file.write(
                         json.dumps({"asked": keys[left[at]], "answer": plain(answer)}, ensure_ascii=False) + "\n"
@@ -104,6 +104,17 @@ class Journal:
             raise ValueError(
                 f"among the {len(left)} of {len(things)} that were not answered before: {error}"
             ) from error
+
+
+def open_file(path: Path) -> TextIO:
+    """
+    Raises:
+        ValueError: it cannot be written.
+    """
+    try:
+        return open(path, "a", encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written, where answers are kept as they come: {error.strerror}") from None
 
 
 def plain(thing: Any) -> Any:

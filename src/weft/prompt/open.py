@@ -27,6 +27,8 @@ def open_model(
     """
     if (path is None) == (not url):
         raise ValueError("which model? Name a checkpoint, or a server with --url http://HOST:PORT/v1; one of the two")
+    if path is not None and name:
+        raise ValueError(f"--model {name} is one of a server's models, and no --url names a server")
     model: Model
     if url:
         from weft.prompt.remote import RemoteModel
@@ -55,7 +57,9 @@ def kept(journal: Journal) -> Iterator[Journal]:
     try:
         yield journal
     except BaseException:
-        if journal.held:
+        if not journal.held:
+            journal.path.unlink(missing_ok=True)
+        else:
             print(
                 f"weft: {journal.held} answers are kept in {journal.path}: the same command goes on from there",
                 file=sys.stderr,

@@ -9,6 +9,9 @@ from pathlib import Path
 from weft.serve.config import EngineConfig
 from weft.serve.server.limits import Limits
 
+OPTIONS = {"request_seconds": " (--timeout)", "drain_seconds": " (--drain)", "follow_seconds": " (--follow)"}
+"""Of `weft serve`, where they are called otherwise than the settings."""
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -99,8 +102,8 @@ class ServerConfig:
             )
         for name in ("request_seconds", "hang_seconds", "max_connections", "follow_seconds", "max_per_key"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} is {value}; it must be above 0")
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} is {value}; it must be above 0{OPTIONS.get(name, '')}")
         if self.gate_text is not None and not self.gate_text.is_file():
             raise ValueError(f"gate_text: there is no file {self.gate_text}")
         for name in ("port", "grpc_port"):
@@ -109,8 +112,8 @@ class ServerConfig:
                 raise ValueError(f"{name} is {value}; it must be from 0, which takes a free one, to 65535")
         for name in ("drain_seconds", "gate"):
             value = getattr(self, name)
-            if value is not None and value < 0:
-                raise ValueError(f"{name} is {value}; it must be 0 or more")
+            if value is not None and not value >= 0:
+                raise ValueError(f"{name} is {value}; it must be 0 or more{OPTIONS.get(name, '')}")
 
     def is_admin(self, tenant: str) -> bool:
         """Whether a key may do what touches other keys' requests.
