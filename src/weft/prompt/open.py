@@ -53,7 +53,7 @@ def open_model(
 
 @contextmanager
 def kept(journal: Journal) -> Iterator[Journal]:
-    """Says what is there, how much of it was taken over, and, unless the block ends well and the file goes, what is kept."""
+    """Says what is there, how much was taken over, and, unless the block ends well and the file goes, what is kept."""
     if journal.held:
         print(f"weft: {journal.path} has {journal.held} answers from before", file=sys.stderr)
     try:
