@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +19,7 @@ import weft.prompt.remote
 from weft.cli.app import app
 from weft.prompt.file import PromptSampling
 from weft.prompt.local import LocalModel
-from weft.prompt.model import Ask, Form
+from weft.prompt.model import Ask, Form, Reply
 from weft.prompt.perplexity import perplexity
 from weft.prompt.remote import RemoteModel
 
@@ -138,6 +140,28 @@ def test_a_row_that_is_refused_costs_no_other_its_answer(server: Served, tmp_pat
     failed = CliRunner().invoke(app, ["prompt", "compare", *words])  # which can make nothing of a part
     assert "/v1/completions refused (400): " in str(failed.exception)
     assert "of 4 requests" not in str(failed.exception)
+
+
+def test_what_was_on_its_way_when_one_was_refused_is_told() -> None:
+    begun = threading.Event()
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        said = json.loads(request.content)["prompt"]
+        if said == "bad":
+            begun.wait(10)
+            return httpx.Response(400, json={"error": {"message": "no"}})
+        begun.set()
+        time.sleep(0.2)
+        return httpx.Response(200, json={"choices": [{"index": 0, "text": said}]})
+
+    with served_by(answer):
+        eager = RemoteModel("http://somewhere/v1", "m", at_once=2)
+        told: dict[int, Reply] = {}
+        with pytest.raises(ValueError, match=r"refused \(400\): no"):
+            told.update(eager.complete([Ask(text, GREEDY) for text in ("good", "bad", "late", "later")]))
+        eager.close()
+    assert told[0].texts == ("good",)
+    assert told.keys() <= {0, 2}  # the third may have been on its way, too; the fourth was never sent
 
 
 @pytest.mark.parametrize("body", ["<html>", "[]", '{"object": "list"}'])
