@@ -45,7 +45,9 @@ def serve(
         [], metavar="[NAME=]DIR", help="A LoRA adapter of the first model, as peft wrote it: served by its own name."
     ),
     draft: Path | None = typer.Option(None, help="A smaller model that speculates; see --draft-tokens."),
-    draft_tokens: int = typer.Option(0, help="Tokens that speculation guesses at each step."),
+    draft_tokens: int = typer.Option(
+        0, help="Tokens that speculation guesses at each step; without --draft, by what the text itself repeats."
+    ),
     max_sequences: int = typer.Option(64, help="Completions of a model that run at once."),
     max_waiting: int = typer.Option(
         256, help="Completions that may wait; one more is refused with a time to come back."
