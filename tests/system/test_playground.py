@@ -195,10 +195,12 @@ def normal(text: str) -> str:
     return "".join(char for char in text if char.isprintable() and not char.isspace()).rstrip("\ufffd")
 
 
-def test_stop_cancels_on_the_server(page: Page, server: Served) -> None:
+def test_stop_cancels_on_the_server(page: Page, server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     loop = server.catalogue.models["tiny"].current.loop
     assert len(ask(server, prompt="Once", max_tokens=LONG, temperature=0, logprobs=0)["logprobs"]["tokens"]) == LONG
     visit(page, prompt="Once", a__temperature="0", a__max_tokens=str(LONG))
+    step = loop.engine.step
+    monkeypatch.setattr(loop.engine, "step", lambda: (time.sleep(0.02), step())[1])  # else it may end before the click
     page.get_by_role("button", name="Run").click()
     tokens(page).nth(2).wait_for()
     assert loop.num_live == 1
@@ -321,10 +323,28 @@ def test_a_key_is_asked_for_and_stays_in_the_tab(browser: Browser, tmp_path: Pat
         context.close()
 
 
-@pytest.mark.parametrize("width", [390, 760, 1280])
-def test_it_fits_the_window(page: Page, width: int) -> None:
-    page.set_viewport_size({"width": width, "height": 800})
-    visit(page, compare="1", prompt="word " * 400, a__max_tokens="4")
+@pytest.mark.parametrize(("width", "height"), [(390, 800), (760, 800), (1280, 800), (844, 390), (1280, 480)])
+@pytest.mark.parametrize("mode", ["complete", "chat"])
+def test_it_fits_the_window(page: Page, width: int, height: int, mode: str) -> None:
+    """Also a phone's that lies on its side, and with all settings open: then the page is longer than the window. One answer
+    is an error, as the prompt is too long."""
+    page.set_viewport_size({"width": width, "height": height})
+    visit(page, compare="1", mode=mode, prompt="word " * (400 if mode == "complete" else 90), a__max_tokens="4")
     page.get_by_role("button", name="Run").click()
     expect(figure(page, "total")).to_have_text(TIME)
+    for details in page.locator("details").all():
+        details.evaluate("it => { it.open = true; }")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
+    edges = page.evaluate(EDGES)
+    assert all(inside <= panel for panel, inside in edges["panels"])
+    assert max(panel for panel, _ in edges["panels"]) <= edges["composer"]
+
+
+EDGES = """() => {
+    const bottom = (one) => one.getBoundingClientRect().bottom;
+    const ends = (one) => [bottom(one), bottom(one.querySelector(".figures"))];
+    const panels = [...document.querySelectorAll(".panel")].map(ends);
+    return {panels, composer: document.querySelector("#composer").getBoundingClientRect().top};
+}"""
+"""Where columns end, where what stands last in them ends, and where the next thing on the page begins."""

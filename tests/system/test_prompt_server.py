@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +19,7 @@ import weft.prompt.remote
 from weft.cli.app import app
 from weft.prompt.file import PromptSampling
 from weft.prompt.local import LocalModel
-from weft.prompt.model import Ask, Form
+from weft.prompt.model import Ask, Form, Reply
 from weft.prompt.perplexity import perplexity
 from weft.prompt.remote import RemoteModel
 
@@ -140,6 +142,28 @@ def test_a_row_that_is_refused_costs_no_other_its_answer(server: Served, tmp_pat
     assert "of 4 requests" not in str(failed.exception)
 
 
+def test_what_was_on_its_way_when_one_was_refused_is_told() -> None:
+    begun = threading.Event()
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        said = json.loads(request.content)["prompt"]
+        if said == "bad":
+            begun.wait(10)
+            return httpx.Response(400, json={"error": {"message": "no"}})
+        begun.set()
+        time.sleep(0.2)
+        return httpx.Response(200, json={"choices": [{"index": 0, "text": said}]})
+
+    with served_by(answer):
+        eager = RemoteModel("http://somewhere/v1", "m", at_once=2)
+        told: dict[int, Reply] = {}
+        with pytest.raises(ValueError, match=r"refused \(400\): no"):
+            told.update(eager.complete([Ask(text, GREEDY) for text in ("good", "bad", "late", "later")]))
+        eager.close()
+    assert told[0].texts == ("good",)
+    assert told.keys() <= {0, 2}  # the third may have been on its way, too; the fourth was never sent
+
+
 @pytest.mark.parametrize("body", ["<html>", "[]", '{"object": "list"}'])
 def test_what_is_no_such_server_is_told(body: str) -> None:
     """And one that asks for patience until a date is asked again."""
@@ -184,3 +208,36 @@ def test_commands_take_a_url(server: Served, local: LocalModel, tmp_path: Path) 
     assert "perplexity" in scored.stdout
     talked = CliRunner().invoke(app, ["prompt", "chat", "--max-tokens", "3", *url], input="hello\n/quit\n")
     assert talked.exit_code == 0, talked.output
+
+
+@pytest.mark.parametrize("command", ["run", "compare", "search"])
+def test_what_breaks_off_goes_on(command: str, tmp_path: Path) -> None:
+    """Whoever has asked in vain for a while starts the same command again, and pays for no answer twice."""
+    prompt, rows, out = (tmp_path / name for name in ("p.toml", "rows.jsonl", "new/out"))
+    prompt.write_text('name = "p"\nquestion = "{{ text }}"\nlabel = "{{ text }}"\n', encoding="utf-8")
+    rows.write_text("".join(json.dumps({"text": f"row {at}"}) + "\n" for at in range(40)), encoding="utf-8")
+    (tmp_path / "tries").write_text("Say it.\n", encoding="utf-8")
+    words = [str(prompt), "--data", str(rows), "--out", str(out), "--url", "http://somewhere/v1", "--at-once", "1"]
+    words += ["--budget", "80", "--rewrites", str(tmp_path / "tries")] if command == "search" else []
+    served, room = [], 25
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/v1/models":
+            return httpx.Response(200, json={"data": [{"id": "m"}]})
+        said = json.loads(request.content)["prompt"]
+        if len(served) == room:
+            return httpx.Response(402, json={"error": {"message": "no more credit"}})
+        served.append(said)
+        return httpx.Response(200, json={"choices": [{"index": 0, "text": said if "Say it." in said else "?"}]})
+
+    with served_by(answer):
+        failed = CliRunner().invoke(app, ["prompt", command, *words])
+        assert "no more credit" in str(failed.exception)
+        assert f"answers are kept in {out}.part: the same command goes on from there" in failed.stderr
+        kept, room = len((tmp_path / "new/out.part").read_text().splitlines()), 1000
+        assert kept in (24, 25)  # the last may have been on its way
+        done = CliRunner().invoke(app, ["prompt", command, *words])
+    assert done.exit_code == 0, done.output
+    assert f"{kept} answers were taken over from {out}.part" in done.stderr
+    assert len(served) - len(set(served)) == 25 - kept
+    assert not (tmp_path / "new/out.part").exists()

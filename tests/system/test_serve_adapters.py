@@ -6,11 +6,15 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import tritonclient.grpc as triton_grpc
+import tritonclient.http as triton_http
 from served import Served, make_adapter, make_folder, model, served
+from tritonclient.utils import InferenceServerException
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +104,40 @@ def test_adapters_are_listed_behind_their_model(server: Served) -> None:
     assert httpx.get(f"{server.url}/v1/models/wild").json() == cards[2]
     tokens = post(server, "/tokenize", model="wild", prompt="Hi").json()["tokens"]
     assert post(server, "/detokenize", model="wild", tokens=tokens).json() == {"prompt": "Hi"}
+
+
+def test_the_index_has_all_that_can_be_asked(tmp_path: Path) -> None:
+    """An adapter stands behind its model, as ready as that is; it comes and goes with it, and not by itself."""
+    base = make_folder(tmp_path / "base")
+    make_adapter(base, tmp_path / "calm", tmp_path / "merged", 10)
+    adapted = model(base, "base", adapters={"calm": str(tmp_path / "calm")})
+    with served(adapted, grpc_port=0, model_control=True) as one:
+        clients = (
+            triton_http.InferenceServerClient(one.url.removeprefix("http://")),
+            triton_grpc.InferenceServerClient(f"127.0.0.1:{one.grpc_port}"),
+        )
+
+        def index(client: Any) -> list[tuple[str, str, str]]:
+            found = client.get_model_repository_index(**as_json(client))
+            found = found if isinstance(found, list) else found.get("models", [])
+            return [(it["name"], it.get("version", ""), it["state"]) for it in found]
+
+        def as_json(client: Any) -> dict[str, bool]:
+            return {"as_json": True} if client is clients[1] else {}
+
+        for number, client in enumerate(clients, start=1):
+            assert index(client) == [("base", str(number), "READY"), ("calm", str(number), "READY")]
+            assert all(client.is_model_ready(name) for name, _, _ in index(client))
+            with pytest.raises(
+                InferenceServerException, match="calm is an adapter of base, and comes and goes with it"
+            ):
+                client.unload_model("calm")
+            client.unload_model("base")
+            assert index(client) == [("base", "", "UNAVAILABLE"), ("calm", "", "UNAVAILABLE")]
+            client.load_model("base")
+            counted = client.get_inference_statistics(**as_json(client))["model_stats"]
+            assert [it["name"] for it in counted] == ["base"]  # whose adapters' are its own: none counts twice
+            client.close()
 
 
 def test_adapters_have_metrics_of_their_own(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import openai
 import pytest
@@ -34,6 +35,7 @@ from weft.serve.loop import DeadError
 from weft.serve.request import Output, RefusedError, Request, Sampling
 from weft.serve.server.config import ServerConfig
 from weft.serve.server.hosted import Hosted
+from weft.serve.server.kserve.schema import MESSAGES
 from weft.serve.server.limits import Limits
 from weft.serve.server.run import serve
 from weft.serve.server.version import Version
@@ -335,6 +337,42 @@ def test_every_route_wants_a_key(folder: Path, monkeypatch: pytest.MonkeyPatch) 
             assert usage.prompt_tokens_details is not None
             assert usage.prompt_tokens_details.cached_tokens == 0  # a tenant sees nothing of another's
             client.close()
+
+
+def test_what_touches_others_takes_an_administrators_key(folder: Path) -> None:
+    """On both of KServe's protocols, and OpenAI's; anybody may stand behind others."""
+    settings = {"api_keys": ("guest", "boss"), "admin_keys": ("boss",), "model_control": True, "grpc_port": 0}
+    short, words = {**LONG, "max_tokens": 2}, "ask with an administrator's, which is marked so in the server's key file"
+    asked = {"text_input": "a", "max_tokens": 2}
+    ahead, behind = {**asked, "parameters": {"priority": -1}}, {**asked, "parameters": {"priority": 1}}
+    with served(model(folder), **settings) as one:
+        headers = {key: {"authorization": f"Bearer {key}"} for key in ("guest", "boss")}
+        for body, route, allowed in (
+            ({**short, "priority": -1}, "/v1/completions", False), ({**short, "priority": 1}, "/v1/completions", True),
+            (ahead, "/v2/models/tiny/generate", False), (behind, "/v2/models/tiny/generate", True),
+            (ahead, "/v2/models/tiny/generate_stream", False),
+            ({}, "/v2/repository/models/tiny/unload", False), ({}, "/v2/repository/models/tiny/load", False),
+        ):  # fmt: skip
+            refused = post(one, body, route, headers=headers["guest"])
+            assert refused.status_code == (200 if allowed else 403), route
+            assert allowed or words in refused.text
+            assert post(one, body, route, headers=headers["boss"]).status_code == 200, route
+        with grpc.insecure_channel(f"127.0.0.1:{one.grpc_port}") as channel:
+            prompt = {"name": "text_input", "datatype": "BYTES", "shape": [1], "contents": {"bytes_contents": [b"a"]}}
+            first = MESSAGES["ModelInferRequest"](model_name="tiny", inputs=[prompt])
+            first.parameters["priority"].int64_param = -1
+            control = {name: MESSAGES[f"{name}Request"](model_name="tiny") for name in
+                       ("RepositoryModelUnload", "RepositoryModelLoad")}  # fmt: skip
+            for name, message in {"ModelInfer": first, **control}.items():
+                call = channel.unary_unary(f"/inference.GRPCInferenceService/{name}")
+                with pytest.raises(grpc.RpcError) as error:
+                    call(message.SerializeToString(), metadata=tuple(headers["guest"].items()))
+                assert error.value.code() == grpc.StatusCode.PERMISSION_DENIED
+                assert words in error.value.details()
+                call(message.SerializeToString(), metadata=tuple(headers["boss"].items()))
+            stream = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
+            [told] = stream(iter([first.SerializeToString()]), metadata=tuple(headers["guest"].items()))
+            assert words in MESSAGES["ModelStreamInferResponse"].FromString(told).error_message
 
 
 def test_no_key_takes_all_the_room(folder: Path) -> None:

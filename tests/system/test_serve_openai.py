@@ -14,7 +14,7 @@ import httpx
 import openai
 import pytest
 import torch
-from profiled import LETTERS, REQUESTS, TOKENS, needs_aiperf, profile
+from profiled import LETTERS, REQUESTS, TOKENS, analyze, needs_aiperf, needs_perf_analyzer, profile
 from served import Served, make_folder, model, served
 
 from weft.checkpoint.weights import load_decoder
@@ -142,6 +142,31 @@ def test_lm_evals_calls(server: Served, folder: Path) -> None:
     scored = post(server, "/v1/completions", {**body, "max_tokens": 0}).json()
     assert scored["choices"][0]["logprobs"]["token_logprobs"] == choices[0]["logprobs"]["token_logprobs"][:-1]
     assert scored["usage"]["completion_tokens"] == 0
+
+
+@needs_perf_analyzer
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("route", ["v1/chat/completions", "v1/completions"])
+def test_perf_analyzer_measures_the_server(server: Served, route: str, stream: bool, tmp_path: Path) -> None:
+    """Its openai kind, which streams where the body says so (`--streaming` is for gRPC alone)."""
+    prompt = {"messages": [{"role": "user", "content": "Hi"}]} if "chat" in route else {"prompt": "Hi"}
+    body = {**prompt, "model": "tiny", "max_tokens": TOKENS, "stream": stream, "structured_outputs": {"regex": LETTERS}}
+    more = ("--service-kind", "openai", "--endpoint", route, "-i", "http", "--async")
+    found = analyze(server.url.removeprefix("http://"), "tiny", tmp_path / "out", {"payload": [body]}, *more)
+    for request in found:
+        told = "".join(one["response"] for one in request["response_outputs"])
+        lines = [line.removeprefix("data: ") for line in told.split("\n") if line.strip()]
+        assert (lines[-1] == "[DONE]") is stream
+        events = [json.loads(line) for line in lines[: -1 if stream else None]]
+        assert "".join(words(event["choices"][0]) for event in events).isalpha()
+        assert sum(len(words(event["choices"][0])) for event in events) == TOKENS
+    pieces = sum(len(request["response_timestamps"]) for request in found)  # events that come together are one
+    assert (pieces > len(found)) is stream
+
+
+def words(choice: dict[str, Any]) -> str:
+    """Of either route, streaming or not."""
+    return str(choice.get("text") or (choice.get("message") or choice.get("delta") or {}).get("content") or "")
 
 
 @needs_aiperf

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -72,3 +74,16 @@ def test_help_imports_nothing_heavy() -> None:
 @pytest.mark.parametrize("file", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE)))
 def test_a_file_fits_in_a_reading(file: Path) -> None:
     assert len(file.read_text(encoding="utf-8").splitlines()) <= 300
+
+
+def test_what_is_locked_is_what_is_tested() -> None:
+    """requirements.lock has all that weft runs on but torch, in the versions of constraints.txt, each with digests."""
+    root = SOURCE.parents[1]
+    entries = re.split(r"\n(?=\w)", re.sub(r"#.*\n", "", (root / "requirements.lock").read_text(encoding="utf-8")))
+    locked = dict(entry.split(" ", 1)[0].split("==") for entry in entries)
+    assert all(re.search(r"--hash=sha256:[0-9a-f]{64}", entry) for entry in entries)
+    tested = dict(re.findall(r"^([\w-]+)==(\S+)", (root / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE))
+    assert {name: version for name, version in locked.items() if tested.get(name, version) != version} == {}
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+    needed = [*project["project"]["dependencies"], *project["build-system"]["requires"]]
+    assert {re.split(r"[><=]", one)[0] for one in needed} - locked.keys() == {"torch"}

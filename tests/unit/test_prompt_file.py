@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -97,6 +98,17 @@ def test_what_are_no_rows_is_told(text: str, said: str, tmp_path: Path) -> None:
         read_rows(tmp_path / "rows.jsonl")
     with pytest.raises(ValueError, match="there is no file"):
         read_rows(tmp_path / "none.jsonl")
+
+
+def test_a_line_ends_where_a_line_of_json_does(tmp_path: Path) -> None:
+    """Texts from the web have Unicode's other separators in them, which JSON leaves as they are."""
+    rows = [{"text": "one\u2028two\x85three\x0c"}, {"text": "four"}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8", newline="")
+    assert read_rows(path) == rows
+    path.write_bytes(b'{"a": "\xe9"}')
+    with pytest.raises(ValueError, match=r"rows\.jsonl is not text in UTF-8"):
+        read_rows(path)
 
 
 # -- templates --------------------------------------------------------------------------------------------------------

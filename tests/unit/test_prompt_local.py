@@ -285,6 +285,8 @@ def test_eval_scores_texts_and_tasks(folder: Path, tmp_path: Path) -> None:
     [
         (["prompt", "run", "none.toml"], "there is no config file"),
         (["prompt", "run", "a.toml"], "which model?"),
+        (["prompt", "run", "a.toml", "--checkpoint", "x", "--model", "y"], "--model y is one of a server's models"),
+        (["prompt", "run", "."], ". cannot be read: Is a directory"),
         (["prompt", "run", "a.toml", "--set", "text"], "write it as name=value"),
         (["prompt", "run", "a.toml", "--set", "text=1", "--data", "rows.jsonl"], "give one of the two"),
         (
@@ -325,6 +327,7 @@ def test_nothing_but_the_local_model_imports_torch() -> None:
     modules = (
         "file render examples output score compare search candidates task perplexity harness chat report remote open"
     )
+    modules += " journal"
     code = f"import sys, importlib\nfor name in {modules.split()}: importlib.import_module('weft.prompt.' + name)\n"
     code += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

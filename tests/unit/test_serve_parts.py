@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from weft.serve.request import Output, RefusedError, TooLongError
 from weft.serve.server.chat import ChatTemplate, find_template, hide, split_forged
 from weft.serve.server.config import ModelConfig, ServerConfig, is_loopback
 from weft.serve.server.errors import FAILED, FieldError, HttpError, UnknownModelError, UnloadedError, cut_off, problem
+from weft.serve.server.keys import Keys
 from weft.serve.server.limits import Limits
 from weft.serve.server.openai.messages import read_messages
 from weft.serve.server.openai.tools import Choice, forced_form, moved, read_choice, read_tools
@@ -41,10 +43,13 @@ ONE = (ModelConfig("a", Path("a")),)
         ({"host": "somewhere"}, "say --open where a proxy"),
         ({"api_keys": ("",)}, "an API key is empty"),
         ({"request_seconds": 0}, "request_seconds is 0"),
+        ({"request_seconds": math.nan}, r"request_seconds is nan; it must be above 0 \(--timeout\)"),
+        ({"gate": math.nan}, "gate is nan; it must be 0 or more"),
         ({"drain_seconds": -1}, "drain_seconds is -1"),
         ({"port": -1}, "port is -1; it must be from 0, which takes a free one, to 65535"),
         ({"grpc_port": 99999}, "grpc_port is 99999"),  # gRPC itself would take another one, and say nothing
         ({"gate_text": Path("none")}, "there is no file none"),
+        ({"model_control": True, "api_keys": ("a", "b")}, "none may load and unload models; write admin behind"),
     ],
 )
 def test_settings_that_cannot_be(settings: dict[str, Any], words: str) -> None:
@@ -55,6 +60,19 @@ def test_settings_that_cannot_be(settings: dict[str, Any], words: str) -> None:
 def test_other_machines_are_served_with_a_key_or_a_word() -> None:
     assert ServerConfig(ONE, "0.0.0.0", api_keys=("k",)).host == ServerConfig(ONE, "0.0.0.0", open=True).host
     assert [is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "10.0.0.1")] == [True, True, True, False]
+
+
+def test_who_is_an_administrator() -> None:
+    """Whoever is marked; where nobody can be told from another, everybody; and of several, unmarked, nobody."""
+    several = {"api_keys": ("a", "b"), "admin_keys": ("b",)}
+    cases: list[tuple[dict[str, Any], list[bool]]] = [
+        ({}, [True]), ({"api_keys": ("a",)}, [True]), (several, [False, True]), ({"api_keys": ("a", "b")}, [False, False]),
+    ]  # fmt: skip
+    for settings, expected in cases:
+        config = ServerConfig(ONE, **settings)
+        keys = Keys(config.api_keys)
+        tenants = [keys.tenant(f"Bearer {key}") for key in config.api_keys or ("",)]
+        assert [config.is_admin(tenant) for tenant in tenants] == expected
 
 
 def test_limits() -> None:
@@ -82,7 +100,13 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         read_keys(tmp_path / "keys")
     (tmp_path / "keys").write_text("one\n\ntwo\n")
     monkeypatch.setenv("WEFT_API_KEY", "zero\n")
-    assert read_keys(tmp_path / "keys") == ("zero", "one", "two")
+    assert read_keys(tmp_path / "keys") == (("zero", "one", "two"), ())
+    (tmp_path / "keys").write_text("one  admin\n\n two\n")
+    assert read_keys(tmp_path / "keys") == (("zero", "one", "two"), ("one",))
+    for line in ("two three", "two admin too", "two Admin"):
+        (tmp_path / "keys").write_text(f"one\n{line}\n")
+        with pytest.raises(ValueError, match=r"keys, line 2: a key is one word, and behind it stands admin or nothing"):
+            read_keys(tmp_path / "keys")
     assert address(ServerConfig(ONE, "::1"), 5) == "http://[::1]:5"
     assert "Authorization: Bearer $WEFT_API_KEY" in routes(ServerConfig(ONE, api_keys=("zero",)), [5])
     assert "generate_stream of each model, gRPC at 127.0.0.1:6\n" in routes(ServerConfig(ONE), [5, 6])

@@ -8,20 +8,23 @@ from typing import Annotated
 
 import typer
 
-from weft.cli.prompt import AtOnce, Device, Dtype, Key, ModelName, Url
+from weft.cli.prompt import GOES_ON, AtOnce, Device, Dtype, Key, ModelName, Url
 
 
 def evaluate(
     checkpoint: Annotated[
-        Path | None, typer.Argument(help="A checkpoint, a run (its newest) or a Hugging Face directory.")
+        Path | None,
+        typer.Argument(metavar="[CHECKPOINT]", help="A checkpoint, a run (its newest) or a Hugging Face directory."),
     ] = None,
     text: Annotated[
         list[Path] | None, typer.Option(help="Perplexity of this text, or of token files by their prefix; repeatable.")
     ] = None,
-    window: Annotated[int | None, typer.Option(help="Tokens of a text read at once. Default: all that fit.")] = None,
+    window: Annotated[
+        int | None, typer.Option(help="Tokens of a text read at once. Default: all that fit.", min=2)
+    ] = None,
     stride: Annotated[
         int | None,
-        typer.Option(help="Slide the window by so many tokens: each has more before it. Default: side by side."),
+        typer.Option(help="Slide the window by so many tokens: each has more before it. Default: side by side.", min=1),
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Of each text, the first so many.", min=2)] = None,
     task: Annotated[list[Path] | None, typer.Option(help="A task file (docs/eval.md); repeatable.")] = None,
@@ -38,7 +41,7 @@ def evaluate(
     url: Url = "",
     model: ModelName = "",
     api_key: Key = "",
-    out: Annotated[Path | None, typer.Option(help="Write the scores to this JSON file.")] = None,
+    out: Annotated[Path | None, typer.Option(help=f"Write the scores to this JSON file. {GOES_ON}")] = None,
     at_once: AtOnce = 16,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -73,17 +76,17 @@ def evaluate(
     make_room(out)
     tasks = [read_task(path) for path in task or []]
     foreseen, measures = [], []
-    with open_model(checkpoint, url, model, api_key, at_once, device, dtype) as there, progress_bar() as progress:
-        longest = ask_server(tokenizer, there) if tokenizer else None
-        for path in text or []:
-            name, ids, num_bytes = read_tokens(path, there, max_tokens)
-            foreseen.append(perplexity(name, ids, num_bytes, there, window, stride, progress))
-        for one in tasks:
-            measures += run_task(one, there, limit, progress)
-        name = there.name
-    if lm_eval and tokenizer:
-        measures += run_lm_eval(lm_eval, url, name, tokenizer, longest, api_key, limit, include, shots)
-    show_measures(measures, foreseen, wide(Console()))
-    if out is not None:
-        texts = [asdict(one) | {"perplexity": one.perplexity} for one in foreseen]
-        write_json(out, {"model": name, "texts": texts, "tasks": [asdict(one) for one in measures]})
+    with open_model(checkpoint, url, model, api_key, at_once, device, dtype, out) as there:
+        with progress_bar() as progress:
+            longest = ask_server(tokenizer, there) if tokenizer else None
+            for path in text or []:
+                name, ids, num_bytes = read_tokens(path, there, max_tokens)
+                foreseen.append(perplexity(name, ids, num_bytes, there, window, stride, progress))
+            for one in tasks:
+                measures += run_task(one, there, limit, progress)
+        if lm_eval and tokenizer:
+            measures += run_lm_eval(lm_eval, url, there.name, tokenizer, longest, api_key, limit, include, shots)
+        show_measures(measures, foreseen, wide(Console()))
+        if out is not None:
+            texts = [asdict(one) | {"perplexity": one.perplexity} for one in foreseen]
+            write_json(out, {"model": there.name, "texts": texts, "tasks": [asdict(one) for one in measures]})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -33,6 +32,8 @@ Dtype = Annotated[str, typer.Option(help="Of a checkpoint: fp32, bf16 or fp16; a
 PriceIn = Annotated[float, typer.Option(help="Price of a million tokens of prompts.", min=0)]
 PriceOut = Annotated[float, typer.Option(help="Price of a million new tokens.", min=0)]
 
+GOES_ON = "If this breaks off, the same command goes on from the answers that came (kept in ….part beside it)."
+
 
 @app.command(epilog="Example: weft prompt run mood.toml --checkpoint runs/small --set text='I laughed all evening.'")
 def run(
@@ -45,14 +46,16 @@ def run(
         list[str] | None, typer.Option("--set", help="A field of the question, name=value; repeatable.")
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Ask about each row of this file of JSON lines instead.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write rows and answers to this file, as JSON lines.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help=f"Write rows and answers to this file, as JSON lines. {GOES_ON}")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be asked; ask nobody.")] = False,
     at_once: AtOnce = 16,
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
     """Put a prompt to a model, and read the answers out of what comes back."""
-    from weft.cli.scores import make_room
+    from weft.cli.scores import make_room, write_answers
     from weft.cli.verify import progress_bar
     from weft.prompt.file import read_prompt, read_rows
     from weft.prompt.open import open_model
@@ -67,12 +70,13 @@ def run(
         return
     make_room(out)
     came: dict[int, Answer] = {}
-    try:
-        with open_model(checkpoint, url, model, api_key, at_once, device, dtype) as there, progress_bar() as progress:
-            answers, seconds = ask(asked, rows, there, progress, came)
-    finally:  # whatever went wrong: nothing is asked, and paid for, twice
-        if out is not None and came:
-            write_answers(out, asked, rows, came)
+    with open_model(checkpoint, url, model, api_key, at_once, device, dtype, out) as there:
+        try:
+            with progress_bar() as progress:
+                answers, seconds = ask(asked, rows, there, progress, came)
+        finally:  # whatever went wrong
+            if out is not None and came:
+                write_answers(out, asked, rows, came)
     for one in answers:
         if one.answer is None:
             print(f"weft: warning: no answer has its form; the first is {one.reply.texts[0]!r}", file=sys.stderr)
@@ -94,7 +98,7 @@ def compare(
     limit: Annotated[int | None, typer.Option(help="Use the first so many rows.", min=1)] = None,
     price_in: PriceIn = 0,
     price_out: PriceOut = 0,
-    out: Annotated[Path | None, typer.Option(help="Write every answer and score to this JSON file.")] = None,
+    out: Annotated[Path | None, typer.Option(help=f"Write every answer and score to this JSON file. {GOES_ON}")] = None,
     at_once: AtOnce = 16,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -114,12 +118,12 @@ def compare(
 
     make_room(out)
     variants, rows, price = [read_prompt(path) for path in prompts], read_rows(data)[:limit], Price(price_in, price_out)
-    with open_model(checkpoint, url, model, api_key, at_once, device, dtype) as there, progress_bar() as progress:
-        scored = compare(variants, rows, there, progress)
-        told = record(scored, rows, there, price)
-    show_compared(scored, price, wide(Console()))
-    if out is not None:
-        write_json(out, told)
+    with open_model(checkpoint, url, model, api_key, at_once, device, dtype, out) as there:
+        with progress_bar() as progress:
+            scored = compare(variants, rows, there, progress)
+        show_compared(scored, price, wide(Console()))
+        if out is not None:
+            write_json(out, record(scored, rows, there, price))
 
 
 @app.command(
@@ -129,7 +133,7 @@ def compare(
 def search(
     prompt: PromptFile,
     data: Annotated[Path, typer.Option(help="Labelled rows, JSON lines.")],
-    out: Annotated[Path, typer.Option(help="Where the best prompt goes, as the next version.")],
+    out: Annotated[Path, typer.Option(help=f"Where the best prompt goes, as the next version. {GOES_ON}")],
     budget: Annotated[int, typer.Option(help="Questions that may be asked in all, each vote counted.", min=1)],
     checkpoint: Checkpoint = None,
     url: Url = "",
@@ -153,7 +157,7 @@ def search(
     """
     from rich.console import Console
 
-    from weft.cli.scores import wide
+    from weft.cli.scores import make_room, wide
     from weft.cli.verify import progress_bar
     from weft.prompt.compare import Price
     from weft.prompt.file import read_prompt, read_rows, write_prompt
@@ -164,15 +168,17 @@ def search(
     if out.exists():
         raise ValueError(f"--out {out} is there already: a version, once written, stays; choose another name")
     base, rows, price = read_prompt(prompt), read_rows(data), Price(price_in, price_out)
-    with open_model(checkpoint, url, model, api_key, at_once, device, dtype) as there, progress_bar() as progress:
-        found = search(
-            base, rows, there, budget=budget, instructions=lines_of(rewrites), proposals=propose, shots=shots or (),
-            seed=seed, progress=progress,
-        )  # fmt: skip
-    show_search(found, price, wide(Console()))
-    if found.best is not found.base:
-        write_prompt(found.best.prompt, out)
-        print(f"written: {out}")
+    make_room(out)
+    with open_model(checkpoint, url, model, api_key, at_once, device, dtype, out) as there:
+        with progress_bar() as progress:
+            found = search(
+                base, rows, there, budget=budget, instructions=lines_of(rewrites), proposals=propose, shots=shots or (),
+                seed=seed, progress=progress,
+            )  # fmt: skip
+        show_search(found, price, wide(Console()))
+        if found.best is not found.base:
+            write_prompt(found.best.prompt, out)
+            print(f"written: {out}")
 
 
 @app.command(epilog="Example: weft prompt chat --checkpoint runs/small --temperature 0.7")
@@ -231,7 +237,7 @@ def chat(
 
 @app.command(epilog="Example: weft prompt new prompts/mood.toml --kind few-shot")
 def new(
-    path: Annotated[Path, typer.Argument(help="The file to write.")],
+    path: Annotated[Path, typer.Argument(metavar="PROMPT", help="The file to write.")],
     kind: Annotated[
         str, typer.Option(help="plain, few-shot, reasoning (chain of thought, with votes) or structured (JSON).")
     ] = "few-shot",
@@ -256,16 +262,6 @@ def new(
     print(f"written: {path}\ntry it: weft prompt run {path} --set text='…' --dry-run")
 
 
-def write_answers(out: Path, asked: Prompt, rows: list[Row], came: dict[int, Answer]) -> None:
-    """Rows and the answers that came to them, as JSON lines, in the rows' order."""
-    lines = [
-        rows[at] | {"prompt": asked.id, "answer": came[at].answer, "texts": came[at].reply.texts} for at in sorted(came)
-    ]
-    out.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-    if len(came) < len(rows):
-        print(f"weft: {len(came)} of {len(rows)} rows were answered; they are in {out}", file=sys.stderr)
-
-
 def fields(values: list[str]) -> Row:
     """name=value texts as a row."""
     row: Row = {}
@@ -280,9 +276,11 @@ def fields(values: list[str]) -> Row:
 def lines_of(path: Path | None) -> list[str]:
     if path is None:
         return []
+    from weft.config.load import read_text
+
     if not path.is_file():
         raise ValueError(f"--rewrites: there is no file {path}")
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
 def show_asked(prompt: Prompt, rows: list[Row]) -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from weft.prompt.file import Prompt, Row
+    from weft.prompt.score import Answer
 
 
 def wide(console: Console) -> Console:
@@ -39,6 +43,16 @@ def write_json(path: Path, tree: object) -> None:
 
     write_whole(path, json.dumps(known(tree), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     print(f"written: {path}")
+
+
+def write_answers(out: Path, asked: Prompt, rows: list[Row], came: dict[int, Answer]) -> None:
+    """Rows and the answers that came to them, as JSON lines, in the rows' order."""
+    lines = [
+        rows[at] | {"prompt": asked.id, "answer": came[at].answer, "texts": came[at].reply.texts} for at in sorted(came)
+    ]
+    out.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    if len(came) < len(rows):
+        print(f"weft: {len(came)} of {len(rows)} rows were answered; they are in {out}", file=sys.stderr)
 
 
 def known(tree: Any) -> Any:

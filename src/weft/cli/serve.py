@@ -30,7 +30,9 @@ def serve(
     port: int = typer.Option(8000, help="Port of HTTP; 0: a free one."),
     grpc_port: int | None = typer.Option(None, help="Port of KServe's gRPC, as 8001; 0: a free one; by default none."),
     api_key_file: Path | None = typer.Option(
-        None, help=f"A file with an API key on each line; {KEY} in the environment is one more. Each is a tenant."
+        None,
+        help=f"A file with an API key on each line; {KEY} in the environment is one more. Each is a tenant. Behind the "
+        "administrators' stands `admin`: they may set priorities below 0 and, with --model-control, (un)load models.",
     ),
     open: bool = typer.Option(
         False, "--open", help="With no key, serve other machines, and pages from elsewhere: a proxy looks after that."
@@ -43,7 +45,9 @@ def serve(
         [], metavar="[NAME=]DIR", help="A LoRA adapter of the first model, as peft wrote it: served by its own name."
     ),
     draft: Path | None = typer.Option(None, help="A smaller model that speculates; see --draft-tokens."),
-    draft_tokens: int = typer.Option(0, help="Tokens that speculation guesses at each step."),
+    draft_tokens: int = typer.Option(
+        0, help="Tokens that speculation guesses at each step; without --draft, by what the text itself repeats."
+    ),
     max_sequences: int = typer.Option(64, help="Completions of a model that run at once."),
     max_waiting: int = typer.Option(
         256, help="Completions that may wait; one more is refused with a time to come back."
@@ -69,7 +73,9 @@ def serve(
     follow: float | None = typer.Option(None, help="Look for newer checkpoints of the runs every so many seconds."),
     gate: float = typer.Option(0.05, help="By how much newer weights' loss may be higher, in nats per token."),
     gate_text: Path | None = typer.Option(None, help="The text that weights are compared on; one comes with weft."),
-    model_control: bool = typer.Option(False, "--model-control", help="Let clients unload and load these models."),
+    model_control: bool = typer.Option(
+        False, "--model-control", help="Let clients unload and load these models; of several keys, administrators."
+    ),
     triton: Path | None = typer.Option(
         None,
         help="Start Triton Inference Server on this repository of `weft export triton` instead: `weft serve-triton`.",
@@ -113,6 +119,7 @@ def serve(
         gpu_share=gpu_share, cache_dtype=cache_dtype, draft_tokens=draft_tokens, invariant=invariant, compile=compile,
         tp=tp, pp=pp, device=device, dtype=dtype, step_tokens=max(EngineConfig.step_tokens, least),
     )  # fmt: skip
+    keys, admins = read_keys(api_key_file)
     named = [split_name(model) for model in models]
     adapted = replace(engine, adapters=split_adapters(adapter))
     config = ServerConfig(
@@ -120,7 +127,7 @@ def serve(
             ModelConfig(name, path, engine if number else adapted, draft, chat_template)
             for number, (name, path) in enumerate(named)
         ),
-        host, port, grpc_port, read_keys(api_key_file), open, model_control, max_per_key=max_per_key,
+        host, port, grpc_port, keys, admins, open, model_control, max_per_key=max_per_key,
         request_seconds=timeout, drain_seconds=drain, follow_seconds=follow, gate=gate, gate_text=gate_text,
     )  # fmt: skip
     from weft.serve.folder import find_model
@@ -179,21 +186,28 @@ def split_adapters(adapters: list[str]) -> dict[str, str]:
     return found
 
 
-def read_keys(file: Path | None) -> tuple[str, ...]:
-    """
+def read_keys(file: Path | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """All keys, and of them the administrators'.
+
     Raises:
-        ValueError: the file is not there, or has no key.
+        ValueError: the file is not there, has no key, or a line is none.
     """
     own = os.environ.get(KEY, "").strip()  # what comes out of a file, as secrets do, mostly ends with a line break
-    keys = [own] if own else []
+    keys, admins = [own] if own else [], []
     if file is not None:
         if not file.is_file():
             raise ValueError(f"--api-key-file: there is no file {file}")
-        found = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-        if not found:
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+            words = line.split()
+            if words[1:] not in ([], ["admin"]):
+                raise ValueError(
+                    f"--api-key-file: {file}, line {number}: a key is one word, and behind it stands admin or nothing"
+                )
+            keys += words[:1]
+            admins += words[:1] if words[1:] else []
+        if len(keys) == bool(own):
             raise ValueError(f"--api-key-file: {file} has no key; write one on each line")
-        keys += found
-    return tuple(keys)
+    return tuple(keys), tuple(admins)
 
 
 def address(config: ServerConfig, port: int) -> str:

@@ -52,11 +52,24 @@ def make_config(tree: Mapping[str, Any]) -> Config:
         raise ValueError(explain(error, Config)) from None
 
 
-def read_toml(path: Path) -> dict[str, Any]:
+def read_text(path: Path) -> str:
+    """
+    Raises:
+        ValueError: there is no such file, or it is not text.
+    """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"there is no config file {path}") from None
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8: {error}") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise ValueError(f"there is no config file {path}")
+    try:
+        return tomllib.loads(read_text(path))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path} is not TOML: {error}") from None
 

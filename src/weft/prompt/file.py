@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from weft.config.load import explain, read_toml
+from weft.config.load import explain, read_text, read_toml
 from weft.config.toml import toml_text
 
 Row = dict[str, Any]
@@ -144,12 +144,12 @@ def read_rows(path: Path) -> list[Row]:
     """Rows of JSON lines.
 
     Raises:
-        ValueError: there is no such file, no row in it, or a line is no JSON object.
+        ValueError: there is no such file, it is not text, no row is in it, or a line is no JSON object.
     """
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):  # not at every separator that Unicode has
         if not line.strip():
             continue
         try:

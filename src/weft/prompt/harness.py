@@ -102,7 +102,7 @@ def check_samples(folder: Path) -> None:
     """
     found = []
     for file in folder.rglob("samples_*.jsonl"):
-        for line in file.read_text(encoding="utf-8").splitlines():
+        for line in file.read_text(encoding="utf-8").rstrip("\n").split("\n"):
             sample = json.loads(line)
             if sample.get("arguments") and len(sample.get("resps", [])) > 1:
                 found += [float(one[0][0]) for one in sample["resps"] if isinstance(one[0], list)]

@@ -34,12 +34,13 @@ class LocalModel:
     """What is asked runs as a batch, as many at once as the engine takes.
 
     Attributes:
+        folder: the Hugging Face directory that it was read from.
         template: the model's chat template; None: turns are written out as plain text.
     """
 
     def __init__(self, path: Path, device: str = "auto", dtype: str = "auto") -> None:
         folder, _ = find_model(path)
-        self.name = str(path)
+        self.name, self.folder = str(path), folder
         self.template = find_template(folder)
         self.tokenizer: Any = load_tokenizer(folder)
         where = pick_device(device)

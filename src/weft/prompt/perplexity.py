@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from weft.config.load import read_text
 from weft.prompt.model import Model
 from weft.prompt.score import Progress, quiet
 from weft.prompt.statistics import ratio_error
@@ -93,10 +94,7 @@ def read_tokens(path: Path, model: Model, limit: int | None = None) -> tuple[str
         ValueError: there is neither, or the text is not UTF-8.
     """
     if path.is_file():
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not text in UTF-8: {error}") from None
+        text = read_text(path)
         ids = model.encode(text)
         return str(path), ids[:limit], len(text.encode()) if limit is None or limit >= len(ids) else 0
     if path.with_name(path.name + ".bin").is_file():

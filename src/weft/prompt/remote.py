@@ -124,22 +124,32 @@ class RemoteModel:
             keep: one that is refused for what it says holds no other up: it is told at the end.
 
         Raises:
-            ValueError: one was refused, or the server cannot be asked.
+            ValueError: one was refused, or the server cannot be asked. What was on its way then comes before.
         """
         with ThreadPoolExecutor(self.at_once) as pool:
             waiting = {pool.submit(do, one): index for index, one in enumerate(things)}
             refused: dict[int, RequestError] = {}
+            failed: BaseException | None = None
             try:
                 for done in as_completed(waiting):
-                    error = done.exception()
+                    error, index = done.exception(), waiting.pop(done)
+                    if error is None:
+                        yield index, done.result()
+                        continue
                     if keep and isinstance(error, RequestError):
-                        refused[waiting[done]] = error
-                        if len(refused) == ALIKE:
-                            break
+                        refused[index] = error
                     else:
+                        failed = error
+                    if failed or len(refused) == ALIKE:
+                        break
+                pool.shutdown(wait=False, cancel_futures=True)
+                for done in as_completed([one for one in waiting if not one.cancelled()]):
+                    if done.exception() is None:  # asked, and paid for
                         yield waiting[done], done.result()
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
+        if failed:
+            raise failed
         if refused:
             first = min(refused)
             raise ValueError(f"{len(refused)} of {len(things)} requests; number {first + 1}: {refused[first]}")

@@ -19,7 +19,7 @@ log = logging.getLogger("weft.serve")
 
 
 class Entry(NamedTuple):
-    """What the index says of a model."""
+    """What the index says of a model, or of an adapter."""
 
     name: str
     version: str
@@ -111,9 +111,11 @@ class Catalogue:
         return not any(model.hung for model in self.models.values())
 
     def index(self) -> list[Entry]:
+        """All that can be asked by a name, each model before its adapters, which come and go with it."""
         return [
             Entry(name, model.current.number if model.ready else "", model.state, model.reason)
-            for name, model in self.models.items()
+            for of, model in self.models.items()
+            for name in (of, *model.config.engine.adapters)
         ]
 
     async def load(self, name: str) -> None:
@@ -121,9 +123,9 @@ class Catalogue:
 
         Raises:
             UnknownModelError: no model has this name.
-            ValueError: as Hosted.start and Hosted.swap.
+            ValueError: it is an adapter's; or as Hosted.start and Hosted.swap.
         """
-        hosted = self.get(name or "?")
+        hosted = self._whole(name)
 
         async def load() -> None:
             await (hosted.refresh() if hosted.ready else hosted.start())
@@ -154,13 +156,19 @@ class Catalogue:
 
         Raises:
             UnknownModelError: no model has this name.
+            ValueError: it is an adapter's.
         """
-        hosted = self.get(name or "?")
+        hosted = self._whole(name)
 
         async def unload() -> None:
             await hosted.close(self.config.drain_seconds)
 
         await self._change(unload())
+
+    def _whole(self, name: str) -> Hosted:
+        if name in self.adapters:
+            raise ValueError(f"{name} is an adapter of {self.adapters[name].name}, and comes and goes with it")
+        return self.get(name or "?")
 
     async def _change(self, change: Coroutine[Any, Any, None]) -> None:
         """To its end, though whoever asked for it hangs up: half of one would leave an engine that nobody knows."""

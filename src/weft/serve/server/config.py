@@ -9,6 +9,9 @@ from pathlib import Path
 from weft.serve.config import EngineConfig
 from weft.serve.server.limits import Limits
 
+OPTIONS = {"request_seconds": " (--timeout)", "drain_seconds": " (--drain)", "follow_seconds": " (--follow)"}
+"""Of `weft serve`, where they are called otherwise than the settings."""
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -39,6 +42,8 @@ class ServerConfig:
         grpc_port: where gRPC is spoken; None: nowhere.
         api_keys: one of them must come with every request (`Authorization: Bearer …`); none: anybody may ask.
             Each key is a tenant: no two share cached prompts.
+        admin_keys: of them, those whose requests may go before others', and may load and unload models; none: the only one,
+            if there is one.
         open: with no key, serve beyond this machine, and pages of other origins in its browsers.
         model_control: let clients load and unload the models that are named here.
         limits: of one request.
@@ -60,6 +65,7 @@ class ServerConfig:
     port: int = 8000
     grpc_port: int | None = None
     api_keys: tuple[str, ...] = ()
+    admin_keys: tuple[str, ...] = ()
     open: bool = False
     model_control: bool = False
     limits: Limits = field(default_factory=Limits)
@@ -84,6 +90,11 @@ class ServerConfig:
                 raise ValueError(f"two models or adapters are named {name}: give each its own name, as in NAME=PATH")
         if "" in self.api_keys:
             raise ValueError("an API key is empty")
+        if self.model_control and len(set(self.api_keys)) > 1 and not self.admin_keys:
+            raise ValueError(
+                "--model-control: there are several API keys, and none may load and unload models; write admin behind "
+                "those of --api-key-file that may, as in: KEY admin"
+            )
         if not (self.open or self.api_keys or is_loopback(self.host)):
             raise ValueError(
                 f"{self.host} can be reached from other machines, and there is no API key: set WEFT_API_KEY or "
@@ -91,8 +102,8 @@ class ServerConfig:
             )
         for name in ("request_seconds", "hang_seconds", "max_connections", "follow_seconds", "max_per_key"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} is {value}; it must be above 0")
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} is {value}; it must be above 0{OPTIONS.get(name, '')}")
         if self.gate_text is not None and not self.gate_text.is_file():
             raise ValueError(f"gate_text: there is no file {self.gate_text}")
         for name in ("port", "grpc_port"):
@@ -101,8 +112,16 @@ class ServerConfig:
                 raise ValueError(f"{name} is {value}; it must be from 0, which takes a free one, to 65535")
         for name in ("drain_seconds", "gate"):
             value = getattr(self, name)
-            if value is not None and value < 0:
-                raise ValueError(f"{name} is {value}; it must be 0 or more")
+            if value is not None and not value >= 0:
+                raise ValueError(f"{name} is {value}; it must be 0 or more{OPTIONS.get(name, '')}")
+
+    def is_admin(self, tenant: str) -> bool:
+        """Whether a key may do what touches other keys' requests.
+
+        Args:
+            tenant: its number; "" where there is no key, and nobody is told from another.
+        """
+        return not tenant or len(set(self.api_keys)) == 1 or self.api_keys[int(tenant)] in self.admin_keys
 
     def most_per_key(self, room: int) -> int | None:
         """Completions of one key in a model that has room for so many; None: no less than that."""

@@ -1,10 +1,11 @@
-"""API keys: each is a tenant."""
+"""API keys: each is a tenant, and some are administrators'."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
 
+from weft.serve.server.config import ServerConfig
 from weft.serve.server.errors import HttpError
 
 
@@ -34,3 +35,27 @@ class Keys:
                 {"www-authenticate": "Bearer"},
             )  # fmt: skip
         return tenant
+
+
+def check_admin(config: ServerConfig, tenant: str, what: str) -> None:
+    """
+    Args:
+        what: it is that the request wants.
+
+    Raises:
+        HttpError: 403, the key that came is no administrator's.
+    """
+    if not config.is_admin(tenant):
+        raise HttpError(
+            403, f"this API key may not {what}: ask with an administrator's, which is marked so in the server's key file "
+            "(weft serve --api-key-file)", "forbidden",
+        )  # fmt: skip
+
+
+def check_priority(config: ServerConfig, tenant: str, priority: int) -> None:
+    """
+    Raises:
+        HttpError: 403, the request would go before other keys', and its key is no administrator's.
+    """
+    if priority < 0:
+        check_admin(config, tenant, f"go before others: priority is {priority}, and it must be 0 or more")

@@ -13,6 +13,7 @@ from weft.serve.request import Output, Request, Sampling
 from weft.serve.server.config import ServerConfig
 from weft.serve.server.errors import UnknownModelError, cut_off
 from weft.serve.server.hosted import Hosted
+from weft.serve.server.keys import check_priority
 from weft.serve.server.kserve.call import Call, Response, answer
 from weft.serve.server.version import Version
 
@@ -90,8 +91,10 @@ async def make_request(call: Call, hosted: Hosted, version: Version, config: Ser
 
     Raises:
         ValueError: the call asks for what is not possible, or for more than the server's limits.
+        HttpError: the key's requests may not go before others'.
         ValueError, RefusedError, HttpError: as Forms.compile.
     """
+    check_priority(config, tenant, call.priority)
     settings = call.settings
     config.limits.check_stops(settings.get("stop", ()))
     config.limits.check_count("stop_token_ids", len(settings.get("stop_token_ids", ())), config.limits.biases)

@@ -11,6 +11,7 @@ from weft.serve.loop import DeadError
 from weft.serve.server.catalogue import Catalogue
 from weft.serve.server.errors import HttpError, UnknownModelError
 from weft.serve.server.hosted import Hosted
+from weft.serve.server.keys import check_admin
 from weft.serve.server.kserve import signature
 from weft.serve.server.kserve.infer import version_of
 from weft.serve.server.statistics import PARTS
@@ -73,29 +74,30 @@ def index(catalogue: Catalogue, only_ready: bool) -> list[dict[str, str]]:
     ]
 
 
-async def load(catalogue: Catalogue, name: str, parameters: Mapping[str, Any]) -> None:
+async def load(catalogue: Catalogue, name: str, parameters: Mapping[str, Any], tenant: str) -> None:
     """
     Raises:
-        HttpError: clients may not.
+        HttpError: this client may not.
         ValueError: the client wants to say what is loaded.
     """
-    _check_control(catalogue)
+    _check_control(catalogue, tenant)
     if parameters:
         raise ValueError("a load takes no parameters: what a model is stands in the server's settings, files included")
     await catalogue.load(name)
 
 
-async def unload(catalogue: Catalogue, name: str) -> None:
+async def unload(catalogue: Catalogue, name: str, tenant: str) -> None:
     """
     Raises:
-        HttpError: clients may not.
+        HttpError: this client may not.
     """
-    _check_control(catalogue)
+    _check_control(catalogue, tenant)
     await catalogue.unload(name)
 
 
-def _check_control(catalogue: Catalogue) -> None:
+def _check_control(catalogue: Catalogue, tenant: str) -> None:
     if not catalogue.config.model_control:
         raise HttpError(
             403, "models are not loaded or unloaded by clients here; weft serve --model-control allows it", "forbidden"
         )
+    check_admin(catalogue.config, tenant, "load or unload models")

@@ -62,12 +62,14 @@ def kserve_router(catalogue: Catalogue) -> APIRouter:
 
     @router.post("/repository/models/{model}/load")
     async def load(model: str, request: Request) -> Response:
-        await models.load(catalogue, model, read_object(await body_of(request)).get("parameters") or {})
+        await models.load(
+            catalogue, model, read_object(await body_of(request)).get("parameters") or {}, request.state.tenant
+        )
         return JSONResponse({})
 
     @router.post("/repository/models/{model}/unload")
-    async def unload(model: str) -> Response:
-        await models.unload(catalogue, model)
+    async def unload(model: str, request: Request) -> Response:
+        await models.unload(catalogue, model, request.state.tenant)
         return JSONResponse({})
 
     async def metadata(model: str, version: str = "") -> Response:

@@ -154,11 +154,11 @@ class Service:
     # -- what takes time ----------------------------------------------------------------------------------------------
 
     async def _load(self, message: Any, context: Context, tenant: str) -> dict[str, Any]:
-        await models.load(self.catalogue, message.model_name, message.parameters)
+        await models.load(self.catalogue, message.model_name, message.parameters, tenant)
         return {}
 
     async def _unload(self, message: Any, context: Context, tenant: str) -> dict[str, Any]:
-        await models.unload(self.catalogue, message.model_name)
+        await models.unload(self.catalogue, message.model_name, tenant)
         return {}
 
     async def _infer(self, message: Any, context: Context, tenant: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from weft.serve.request import Request, Sampling
 from weft.serve.server.config import ServerConfig
 from weft.serve.server.errors import FieldError
 from weft.serve.server.hosted import Hosted
+from weft.serve.server.keys import check_priority
 from weft.serve.server.openai.bodies import Generation
 from weft.serve.server.version import Version
 
@@ -33,7 +34,9 @@ def make_requests(
 
     Raises:
         ValueError: more than this server takes, or than the model can.
+        HttpError: the key's requests may not go before others'.
     """
+    check_priority(config, http.state.tenant, body.priority)
     limits = config.limits
     limits.check_count("completions (prompts × n)", len(prompts) * n, limits.completions)
     limits.check_stops(body.stop)

@@ -25,7 +25,7 @@ export class Panel {
     this.error = this.element.querySelector(".error");
     this.select = this.field("model");
     this.clock = new Clock(this.element);
-    this.element.querySelector("details").open = innerWidth > 760;
+    this.element.querySelector("details").open = innerWidth > 760 && innerHeight > 560;
     this.element.addEventListener("input", () => { this.#sum(); changed(); });
     tellTokens(this.log);
     this.#sum();
