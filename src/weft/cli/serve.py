@@ -66,7 +66,9 @@ def serve(
         "--invariant",
         help="What one request gets does not depend, to the bit, on others: as slow as one by one.",
     ),
-    compile: bool = typer.Option(False, "--compile", help="Compile the models at the start: see docs/engine.md."),
+    compile: bool | None = typer.Option(
+        None, "--compile/--no-compile", help="Compile the models at the start; by default on a GPU. See docs/engine.md."
+    ),
     chat_template: Path | None = typer.Option(None, help="A file with a chat template, in place of the models' own."),
     timeout: float = typer.Option(600.0, help="Seconds after which a request ends, if it names no earlier time."),
     drain: float = typer.Option(30.0, help="Seconds that requests have to end when the server stops."),
@@ -110,14 +112,13 @@ def serve(
     import logging
     from dataclasses import replace
 
-    from weft.serve.config import MAX_STRIDE, EngineConfig
+    from weft.serve.config import EngineConfig
     from weft.serve.server.config import ModelConfig, ServerConfig
 
-    least = max_sequences * (1 + draft_tokens) + (MAX_STRIDE if invariant else 0)
     engine = EngineConfig(
         max_sequences=max_sequences, max_waiting=max_waiting, max_context=max_context, cache_tokens=cache_tokens,
         gpu_share=gpu_share, cache_dtype=cache_dtype, draft_tokens=draft_tokens, invariant=invariant, compile=compile,
-        tp=tp, pp=pp, device=device, dtype=dtype, step_tokens=max(EngineConfig.step_tokens, least),
+        tp=tp, pp=pp, device=device, dtype=dtype,
     )  # fmt: skip
     keys, admins = read_keys(api_key_file)
     named = [split_name(model) for model in models]

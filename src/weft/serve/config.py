@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 CACHE_DTYPES = ("auto", "int8")
 
 MAX_STRIDE = 256
 """See `EngineConfig.stride`."""
+
+STEP_TOKENS = {"cpu": 512, "cuda": 2048}
+"""By device: enough that a step's products are worth their while."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,8 @@ class EngineConfig:
         max_sequences: completions that run at once; the others wait.
         max_waiting: requests that may wait; one more is refused.
         step_tokens: tokens of one step at most: every running sequence's next one, then parts of prompts. Less makes
-            steps even (a long prompt holds others up less), more reads prompts faster.
+            steps even (a long prompt holds others up less), more reads prompts faster. 0: 512, on a GPU 2,048, and in any
+            case what `max_sequences` take.
         block_tokens: tokens of one block of the cache.
         cache_tokens: tokens whose keys and values are kept, of all sequences; None: as many as `cache_bytes` hold.
         cache_bytes: memory of the cache; None: on a GPU `gpu_share` of its memory less the weights, on a CPU 1 GiB; never
@@ -35,7 +39,8 @@ class EngineConfig:
             the text itself; 0: none.
         adapters: LoRA adapters by name, for `Request.adapter`: directories as peft writes them.
         compile: torch.compile the step's code between the attentions, which takes some seconds at the start. On a GPU,
-            steps of one token a sequence are CUDA graphs as well, but for models with experts, and with adapters.
+            steps of one token a sequence are CUDA graphs as well, but for models with experts, and with adapters. None: on
+            a GPU.
         tp: processes that every matrix is cut over.
         pp: stages that the blocks are dealt out to, each of `tp` processes, for a model that has no room otherwise: they
             compute one after the other, so it is no faster.
@@ -45,7 +50,7 @@ class EngineConfig:
 
     max_sequences: int = 64
     max_waiting: int = 256
-    step_tokens: int = 512
+    step_tokens: int = 0
     block_tokens: int = 16
     cache_tokens: int | None = None
     cache_bytes: int | None = None
@@ -56,7 +61,7 @@ class EngineConfig:
     invariant: bool = False
     draft_tokens: int = 0
     adapters: Mapping[str, str] = field(default_factory=dict)
-    compile: bool = False
+    compile: bool | None = None
     tp: int = 1
     pp: int = 1
     device: str = "auto"
@@ -66,6 +71,12 @@ class EngineConfig:
     def world(self) -> int:
         """Processes."""
         return self.tp * self.pp
+
+    def on(self, device: str) -> EngineConfig:
+        """The same for a kind of device, with nothing left open that depends on it."""
+        least = self.max_sequences * (1 + self.draft_tokens) + self.invariant * MAX_STRIDE
+        step = self.step_tokens or max(least, STEP_TOKENS.get(device, STEP_TOKENS["cpu"]))
+        return replace(self, step_tokens=step, compile=device == "cuda" if self.compile is None else self.compile)
 
     @property
     def stride(self) -> int:
@@ -84,7 +95,7 @@ class EngineConfig:
         for name in ("max_waiting", "draft_tokens"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
-        if self.step_tokens < self.max_sequences * (1 + self.draft_tokens):
+        if 0 < self.step_tokens < self.max_sequences * (1 + self.draft_tokens):
             raise ValueError(
                 f"step_tokens is {self.step_tokens}, fewer than {self.max_sequences} sequences of "
                 f"{1 + self.draft_tokens} tokens each: raise it, or lower max_sequences"
@@ -93,7 +104,7 @@ class EngineConfig:
             raise ValueError(
                 "invariant: speculation computes several tokens at once, as many as it guesses; leave one out"
             )
-        if self.invariant and self.step_tokens < self.max_sequences + self.stride:
+        if self.invariant and 0 < self.step_tokens < self.max_sequences + self.stride:
             raise ValueError(
                 f"step_tokens is {self.step_tokens}; where invariant, a step has to hold {self.max_sequences} sequences "
                 f"and a stride of {self.stride} tokens of a prompt: raise it, or lower max_sequences"

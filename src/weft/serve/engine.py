@@ -13,29 +13,24 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Self
-
-from torch import Tensor
 
 from weft.checkpoint.sidecars import read_json
 from weft.checkpoint.weights import load_decoder
 from weft.models.decoder import Decoder
 from weft.models.huggingface import shape_from_config
-from weft.serve.ahead import Ahead
-from weft.serve.batch import Batch
 from weft.serve.blocks import Blocks
 from weft.serve.checks import check_request
+from weft.serve.computing import Computing
 from weft.serve.config import EngineConfig
 from weft.serve.device import pick_device, pick_dtype
 from weft.serve.folder import end_tokens, find_model, load_tokenizer
 from weft.serve.grammar import GrammarCompiler
 from weft.serve.ranks import Ranks, rank_device, start_ranks
-from weft.serve.reading import Found, read
+from weft.serve.reading import Found
 from weft.serve.request import Finish, Output, RefusedError, Request
 from weft.serve.runner import Runner, num_blocks
 from weft.serve.scheduler import Scheduler, Work
@@ -68,7 +63,7 @@ class Engine:
         Raises:
             ValueError: the cache has no room for a single block, or the draft model has another vocabulary.
         """
-        self.config = config = config or EngineConfig()
+        self.config = config = (config or EngineConfig()).on(next(model.parameters()).device.type)
         self.tokenizer, self.eos, self.shape = tokenizer, eos, model.shape
         self.max_context = min(config.max_context or model.shape.max_seq, model.shape.max_seq)
         blocks = num_blocks(model, config, self.max_context)
@@ -78,7 +73,7 @@ class Engine:
         self.drafter = make_drafter(model, draft, config, blocks)
         self.blocks = Blocks(blocks, config.block_tokens, keep=config.prefix_cache)
         self.scheduler = Scheduler(self.blocks, config, window(model, draft))
-        self.ahead = Ahead(self.runner, self.scheduler)
+        self.computing = Computing(self.runner, self.scheduler, self.drafter)
         self.max_context = self.scheduler.longest(self.max_context)
         self._live: dict[str, list[Completion]] = {}
         self._told: list[Output] = []  # endings that came between two steps
@@ -98,6 +93,7 @@ class Engine:
         config = config or EngineConfig()
         folder, _ = find_model(path)
         device = pick_device(config.device)
+        config = config.on(device.type)
         dtype = pick_dtype(config.dtype, device)
         tokenizer = load_tokenizer(folder) if (folder / "tokenizer.json").is_file() else None
         small = load_decoder(find_model(draft)[0], device, dtype)[1] if draft is not None else None
@@ -178,11 +174,12 @@ class Engine:
     def step(self) -> list[Output]:
         """Schedule, run, deliver: what came of it, in the order of the batch."""
         outputs = self._overdue()
-        self._speculate()
+        self.computing.begin()
         works = self.scheduler.schedule()
         if works:
             began = time.monotonic()
-            outputs += self._deliver(works, self.ahead.run(works) if self.ahead.takes(works) else self._read(works))
+            self._counts["steps"] += 1
+            outputs += self._deliver(works, self.computing(works))
             self.scheduler.courtesy.times.took(self.scheduler.planned, time.monotonic() - began)
         return outputs
 
@@ -221,43 +218,12 @@ class Engine:
         late = [one for one in self.scheduler if one.request.deadline is not None and one.request.deadline <= now]
         return told + [self._end(completion, "deadline") for completion in late]
 
-    def _speculate(self) -> None:
-        """Give drafts to those who wait for their next token, no longer than their room."""
-        self.ahead.begin()
-        for completion in self.scheduler.running if self.drafter else ():
-            count = min(self.config.draft_tokens, completion.room - len(completion.tokens) - 1)
-            if completion.waiting == 1 and count > 0 and completion.begun and completion.request.grammar is None:
-                assert self.drafter is not None
-                self.drafter.begin(completion, count)
-
-    def _run(self, works: list[Work]) -> Iterator[Tensor]:
-        self._counts["steps"] += 1
-        if self.drafter is not None:
-            self.drafter.guess(works)
-        for together in [[work] for work in works] if self.config.invariant else [works]:
-            batch = Batch.of(together, self.blocks.size, [work.sequence.wants_prompt for work in together])
-            if self.drafter is not None:
-                self.drafter.follow(batch)
-            yield from self.runner.run(batch)
-
-    def _read(self, works: list[Work]) -> dict[int, Found]:
-        """Read the logits of all works, piece by piece."""
-        found = {id(work): Found([], []) for work in works}
-        rows = iter([(work, at) for work in works for at in self._wanted(work)])
-        for logits in self._run(works):
-            read(logits, list(islice(rows, len(logits))), found)
-        return found
-
     def _deliver(self, works: list[Work], found: dict[int, Found]) -> list[Output]:
         """Give every sequence its new tokens."""
         outputs = []
         for work in works:
             outputs += self._extend(work, found[id(work)])
         return outputs
-
-    def _wanted(self, work: Work) -> range:
-        """Places of a sequence whose logits its work gives, as in `Batch.of`."""
-        return range(work.start if work.sequence.wants_prompt else len(work.sequence.tokens) - 1, work.stop)
 
     def _extend(self, work: Work, found: Found) -> list[Output]:
         """A sequence's new tokens, up to the first that its draft did not foresee, and what they mean for it."""

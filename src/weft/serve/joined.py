@@ -51,12 +51,13 @@ def join(model: nn.Module) -> None:
         if type(module) is Attention and all_plain(module.q, module.k, module.v):
             joined = Joined((module.q, module.k, module.v))
             module.__class__ = JoinedAttention
+            assert isinstance(module, JoinedAttention)
+            module.joined = joined
         elif type(module) is SwigluMLP and all_plain(module.gate, module.up):
             joined = Joined((module.gate, module.up))
             module.__class__ = JoinedSwigluMLP
-        else:
-            continue
-        module.joined = joined
+            assert isinstance(module, JoinedSwigluMLP)
+            module.joined = joined
 
 
 def all_plain(*layers: nn.Module) -> bool:

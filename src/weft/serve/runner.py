@@ -49,7 +49,7 @@ class Runner:
         tp = ranks.tp if ranks else 1
         # where compiled, one block more, which no sequence gets: see serve/decoding.py
         self.scratch = num_blocks
-        room = num_blocks + config.compile
+        room = num_blocks + bool(config.compile)
         self.cache = PagedCache(model.shape, len(model.blocks), tp, room, config, first.detach())
         for name, layer in zip(model.blocks, self.cache.layers, strict=True):
             if isinstance(layer, LatentLayer):
@@ -114,7 +114,8 @@ class Runner:
         assert self.model.norm is not None
         assert self.model.head is not None
         self.adapters.begin(batch)
-        x, chosen = batch.tokens.to(self.device)[None], []
+        x = batch.tokens.to(self.device)[None]
+        chosen: list[Tensor] = []
         for step in range(1 + max(last + 1 - end for last, end in zip(lasts, batch.ends, strict=True))):
             hidden = self.decoding.again(chosen[-1]) if step else self.decoding(batch, x, lasts)
             chosen.append(choose(self.model.head(self.model.norm(hidden))[0], step))
