@@ -186,7 +186,7 @@ def _launched(case: Case) -> str:
 
 
 def _larger(case: Case) -> tuple[str, str]:
-    """The largest micro-batch, in doublings, that memory has room for by the planner, and what it takes; empty: none, or nobody knows."""
+    """The largest micro-batch, in doublings, that there is memory for by the planner, and what it takes; empty: none."""
     config, capacity = case.profile.config, case.profile.about.get("memory", 0)
     if config is None or case.memory is None or not capacity:
         return "", ""
