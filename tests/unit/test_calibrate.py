@@ -150,6 +150,16 @@ def test_tensor_parallelism_pays_for_messages_and_not_for_updates_twice() -> Non
     assert tp["optimizer"] == pytest.approx(times("dp2")["optimizer"] / 2, rel=0.05)
 
 
+def test_a_gpu_updates_all_weights_at_once() -> None:
+    """Of grids that count calls alone: three kinds of call for each of the 3 × 9 + 3 weights, or once each."""
+    curves = round_machine()
+    calls = {f"{name}_fp32": flat(((16.0, 4096.0),), lambda n: 1.0) for name in ("squares", "scale", "adamw")}
+    machines = [curves.model_copy(update={"device": it, "grids": curves.grids | calls}) for it in ("cpu", "cuda")]
+    on_cpu, on_gpu = (times("single", machine)["optimizer"] for machine in machines)
+    assert on_gpu == pytest.approx(3)
+    assert on_cpu > 3 * 9 * LLAMA["num_layers"]
+
+
 def test_a_pipeline_waits_as_its_table_does() -> None:
     few, many, looped = (times(name) for name in ("pp2.mb4", "pp2.mb1", "pp2.vp2.interleaved.mb1"))
     assert few["bubble"] > many["bubble"] > 0

@@ -34,8 +34,8 @@ def test_product(by_row: bool, kind: torch.dtype, size: float) -> None:
 
 
 @pytest.mark.parametrize("kind", [E4M3, E5M2])
-def test_a_scale_for_each_row_is_the_same_product(kind: torch.dtype) -> None:
-    """What a CPU is given where a tensor has one scale, against torch with that one scale."""
+def test_a_cpus_product_is_torchs_own(kind: torch.dtype) -> None:
+    """The plain one of a CPU, against torch's operation of a GPU, which a CPU has too."""
     a, b = numbers(32, 64), numbers(64, 48, seed=1)
     a_scale, b_scale = scale(a, kind, None), scale(b, E4M3, None)
     a8, b8 = (a * a_scale).to(kind), (b * b_scale).to(E4M3).t().contiguous().t()

@@ -96,7 +96,7 @@ def test_ranges_are_there_while_they_are_wanted_and_gone_after() -> None:
     before = Work.double
 
     def names() -> list[str]:
-        with torch_profile() as found:
+        with torch_profile(acc_events=True) as found:
             linear(torch.ones(1, 2))
             assert (work.double(3), Work().double(4)) == (6, 8)
         return [it.name for it in found.events() if it.name.startswith("weft:")]
@@ -117,7 +117,7 @@ def test_a_module_that_fails_closes_its_range() -> None:
     module = nn.Linear(2, 2)
     ranges = Ranges({"head": module}, [])
     ranges.begin()
-    with torch_profile() as found:
+    with torch_profile(acc_events=True) as found:
         for rows in (3, 2):
             try:
                 module(torch.ones(1, rows))

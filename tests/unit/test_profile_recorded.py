@@ -10,8 +10,10 @@ import pytest
 from rich.console import Console
 from test_profile_report import text_of
 
+from weft.profile.advice import advise
 from weft.profile.diff import show_diff
 from weft.profile.load import Profile, load
+from weft.profile.roofline import operations
 
 TRACES = Path(__file__).parents[1] / "data" / "cuda-traces"
 
@@ -58,3 +60,29 @@ def test_a_difference_of_traces_without_parts_shows_none(tmp_path: Path) -> None
     text = console.export_text()
     assert "kind of work" in text
     assert "part:" not in text
+
+
+def test_a_step_of_training_waits_for_its_host(tmp_path: Path) -> None:
+    """Numbers are sums over the file's events: the step's range; the union of kernels, copies and fills within it; the
+    kernels whose names hold sdpa or cudnn, triton, nvjet."""
+    profile = recorded("training", tmp_path)
+    kinds = {kind: 1e3 * seconds for kind, seconds in profile.kinds.items()}
+    assert sum(kinds.values()) == pytest.approx(93.769142)
+    assert kinds["host"] + kinds["data wait"] == pytest.approx(93.769142 - 11.074822, rel=1e-3)
+    assert kinds["attention"] == pytest.approx(1.1948, rel=0.02)  # a few fills belong to it
+    assert kinds["compiled"] == pytest.approx(1.4256, rel=1e-3)
+    assert kinds["gemm"] == pytest.approx(4.1634, rel=0.05)  # some overlap the kernel before
+    assert {f"blocks.{index}" for index in range(8)} <= {part for part, *_ in profile.parts}
+    first, *_ = advise(profile)
+    assert first.change == "layout.compile = true, or larger micro-batches"  # the trace alone tells no settings
+    assert first.share == pytest.approx(kinds["host"] / 93.769142)
+    assert "it launches 1,458 kernels a step, of 8 µs in the mean" in first.evidence
+
+
+def test_products_of_a_step_of_training_are_those_of_its_sizes(tmp_path: Path) -> None:
+    """Gates and ups of 8 blocks, and the downs' gradients: 8192 × 768 by 768 × 2048."""
+    [rank] = recorded("training", tmp_path).ranks
+    found = {(it.name, it.dims): it for it in operations(rank.breakdown)}
+    one = found["mm", "8192×768 · 768×2048 · 8192×2048"]
+    assert one.count == 24
+    assert one.flops == 2 * 8192 * 768 * 2048

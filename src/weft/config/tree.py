@@ -99,6 +99,10 @@ class TrainConfig(Section):
         "auto",
         description="kernel of attention on a GPU; auto: torch chooses; another ends the run where it cannot do it",
     )
+    deterministic: bool = Field(
+        False,
+        description="the same bits at every start on a GPU too, which is slower; not with train.attention = cudnn",
+    )
     bucket_mib: int = Field(32, ge=1, description="MiB of a message in which replicas of dp add up their gradients")
 
 
@@ -153,6 +157,11 @@ class Config(Section):
             raise ValueError(
                 f"schedule.warmup + schedule.decay = {self.schedule.warmup + self.schedule.decay} is more than "
                 f"train.steps = {self.train.steps}: lower one of them"
+            )
+        if self.train.deterministic and self.train.attention == "cudnn":
+            raise ValueError(
+                "train.deterministic: cuDNN's attention has no backward pass that gives the same bits each time: "
+                "set train.attention = flash, or leave it at auto"
             )
         if self.model.experts is None and (self.balance.sequence or self.balance.z or self.balance.capacity):
             raise ValueError("balance is for models with experts, and this one has none: leave the section out")

@@ -6,6 +6,8 @@ out for some positions at a time, as in Liger (Hsu et al., 2024) and Cut Your Lo
 
 from __future__ import annotations
 
+import importlib.util
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,11 +19,13 @@ from weft.models.head import Head, aligned
 IGNORED = -100
 """Target of a position that has none."""
 ROWS = 1024
-"""Positions worked on at once, to bound the fp32 copy."""
+"""Positions worked on at once, to bound the fp32 copy; with kernels of our own there is none, and all go at once."""
 HEAD_ROWS = 1024
 """Positions whose logits exist at once where the loss is worked out from what the head takes."""
 HEAD_COLUMNS = 8192
 """Tokens whose gradient of the head exists at once in a low precision, before it is added up in fp32."""
+TILE = 4096
+"""Columns that a program of the kernels takes at once."""
 CPU_LOGITS = 2**19
 """Logits worked on at once on a CPU, so that their fp32 copy stays in its cache: twice as fast (50,257 columns)."""
 
@@ -139,10 +143,66 @@ def _summed_losses(
     logits: Tensor, targets: Tensor, first: int, group: dist.ProcessGroup | None, wanted: bool
 ) -> Tensor:
     """Loss of all rows of logits [N, V], which are overwritten where `wanted`, in parts of a size to work on."""
+    if fused(logits):
+        return _fused_losses(logits, targets, first, group, wanted).sum()
     # over a group each part takes two messages: let there be few of them
     rows = ROWS if logits.is_cuda or group is not None else max(1, CPU_LOGITS // logits.shape[-1])
     parts = zip(logits.split(rows), targets.split(rows), strict=True)
     return torch.cat([_losses(part, target, first, group, wanted) for part, target in parts]).sum()
+
+
+def fused(logits: Tensor) -> bool:
+    """Whether the kernels of loss_kernels.py do it."""
+    return logits.is_cuda and logits.stride(-1) == 1 and len(logits) > 0 and has_triton()
+
+
+@cache
+def has_triton() -> bool:
+    """Whether Triton, which torch brings along where there is CUDA, is here."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def _fused_losses(logits: Tensor, targets: Tensor, first: int, group: dist.ProcessGroup | None, wanted: bool) -> Tensor:
+    """`_losses`, its plain reference, in two kernels: numbers are fp32 on the way, and there is no fp32 copy."""
+    found = logits.new_empty(3, len(logits), dtype=torch.float32)
+    _look(logits, targets, found, first)
+    peak, sums = found[0], found[1:]
+    if group is not None:
+        peak = peak.clone()
+        dist.all_reduce(peak, dist.ReduceOp.MAX, group)
+        shift = found[0] - peak
+        not_here = (targets < first) | (targets >= first + logits.shape[-1]) | (targets == IGNORED)
+        sums[0] *= shift.exp()
+        sums[1] += shift.masked_fill(not_here, 0)
+        dist.all_reduce(sums, group=group)
+    if wanted:
+        _differentiate(logits, targets, peak, sums[0], first)
+        torch.autograd.graph.increment_version(logits)
+    return (sums[0].log() - sums[1]).masked_fill(targets == IGNORED, 0)
+
+
+def _look(logits: Tensor, targets: Tensor, found: Tensor, first: int) -> None:
+    from weft.parallel.loss_kernels import look
+
+    (rows, columns), tile = logits.shape, _tile(logits)
+    with torch.cuda.device_of(logits):
+        look[rows,](
+            logits, targets, found, logits.stride(0), columns, first, rows, IGNORED=IGNORED, TILE=tile, num_warps=8
+        )
+
+
+def _differentiate(logits: Tensor, targets: Tensor, peak: Tensor, total: Tensor, first: int) -> None:
+    from weft.parallel.loss_kernels import differentiate
+
+    (rows, columns), tile = logits.shape, _tile(logits)
+    with torch.cuda.device_of(logits):
+        differentiate[rows, -(-columns // tile)](
+            logits, targets, peak, total, logits.stride(0), columns, first, IGNORED=IGNORED, TILE=tile, num_warps=8
+        )
+
+
+def _tile(logits: Tensor) -> int:
+    return min(TILE, 1 << (logits.shape[-1] - 1).bit_length())
 
 
 def _losses(logits: Tensor, targets: Tensor, first: int, group: dist.ProcessGroup | None, wanted: bool) -> Tensor:

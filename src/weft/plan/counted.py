@@ -149,7 +149,8 @@ class StepCount:
         block.product(parts, rows, vocab, shape.hidden, self.tokens / rows)
         loss = self.tokens * block.op("loss", vocab)
         if tp > 1:
-            loss += 2 * ceil(self.tokens / LOSS_ROWS) * self.curves.message("all_reduce_fp32", tp, 6 * LOSS_ROWS)
+            at_once = self.tokens if layout.loss == "whole" and self.curves.device == "cuda" else LOSS_ROWS
+            loss += 2 * ceil(self.tokens / at_once) * self.curves.message("all_reduce_fp32", tp, 6 * at_once)
             names = ("all_gather", "reduce_scatter") if layout.sp else ("", "all_reduce")
             for way, name in enumerate(names):
                 parts.add("tp", way, block.message(name, tp, block.whole) if name else 0.0)
@@ -221,9 +222,9 @@ class StepCount:
         return seconds
 
     def update(self, place: Stage) -> float:
-        """The norm of the gradients, clipping, and AdamW."""
-        tensors = sum(len(block_sizes(self.shape, index)) for index in place.indices) + 2
-        numbers = place.shard
-        each = numbers / tensors
+        """The norm of the gradients, clipping, and AdamW: tensor by tensor on a CPU, a GPU's kernels take all at once."""
+        on_cpu = self.curves.device == "cpu"
+        tensors = sum(len(block_sizes(self.shape, index)) for index in place.indices) + 2 if on_cpu else 1
+        each = place.shard / tensors
         compute = self.curves.compute
         return tensors * (compute("squares_fp32", each) + compute("scale_fp32", each) + compute("adamw_fp32", each))

@@ -8,80 +8,27 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from weft.config.load import make_config, merge
 from weft.config.tree import Config
-from weft.plan.memory import Device, layout_memory
-from weft.profile.load import Profile, Rank
-from weft.profile.memory import Memory, memory_of
+from weft.profile.case import LEAST_TIME, Advice, Case
+from weft.profile.load import Profile
+from weft.profile.memory import memory_of
 from weft.profile.names import EXPOSED
 from weft.profile.summary import pace, peers_of, stragglers
 from weft.schedules.orders import ORDERS
 from weft.schedules.timeline import timeline
 from weft.units import gibibytes, percent
 
-LEAST_TIME, LEAST_MEMORY = 0.03, 0.05
-"""Of a step, and of the peak, below which a gain is not worth a line."""
+LEAST_MEMORY = 0.05
+"""Of the peak, below which a gain is not worth a line."""
+SCARCE = 0.5
+"""Of a device's memory, at the peak, below which nobody needs to save any."""
 WITHOUT_BF16 = ("V100", "T4")
 """Cards whose matrix units know fp16 alone of 16 bits."""
 
-
-@dataclass(frozen=True)
-class Advice:
-    """Attributes: share: of the step or of the device's memory, what it saves at most; by it they are ordered."""
-
-    change: str
-    gain: str
-    evidence: str
-    share: float
-
-
-Adviser = Callable[["Case"], Iterator[Advice]]
-
-
-@dataclass(frozen=True)
-class Case:
-    """What advice is made from: the profile, its mean step, and the memory of the fullest rank."""
-
-    profile: Profile
-    memory: Memory | None
-    memory_rank: Rank | None
-
-    @property
-    def step(self) -> float:
-        return sum(self.profile.kinds.values())
-
-    def share(self, kind: str) -> float:
-        return self.profile.kinds[kind] / self.step
-
-    def phase(self, name: str) -> float:
-        """Share of the step."""
-        return sum(seconds for (_, phase, _), seconds in self.profile.parts.items() if phase == name) / self.step
-
-    @property
-    def on_gpu(self) -> bool:
-        return self.profile.ranks[0].trace.on_gpu
-
-    def time(self, change: str, share: float, evidence: str) -> Iterator[Advice]:
-        """An advice that saves time, if it is worth it."""
-        if share >= LEAST_TIME:
-            yield Advice(change, f"up to {percent(share)} of the step", evidence, share)
-
-    def saved(self, **layout: Any) -> int | None:
-        """Bytes that the fullest rank takes less in another layout, by the planner; None where weft refuses it."""
-        config, rank = self.profile.config, self.memory_rank
-        assert config is not None
-        assert rank is not None
-        stage = rank.number // (config.layout.world // config.layout.pp)  # pp is outermost: parallel/mesh.py
-        device: Device = "cuda" if self.on_gpu else "cpu"
-        try:
-            other = make_config(merge(config.model_dump(mode="json"), {"layout": layout}))
-            before, after = (layout_memory(it, device)[stage].peak.tensors for it in (config, other))
-        except ValueError:
-            return None
-        return before - after
+Adviser = Callable[[Case], Iterator[Advice]]
 
 
 def advise(profile: Profile) -> list[Advice]:
@@ -204,21 +151,58 @@ def about_checkpoints(case: Case) -> Iterator[Advice]:
 
 def about_host(case: Case) -> Iterator[Advice]:
     """Launches and Python; and many small kernels."""
-    config = case.profile.config
-    share = case.share("host")
-    if share >= 0.1 and (config is None or not config.layout.compile):
+    config, share = case.profile.config, case.share("host")
+    compiled = config is not None and config.layout.compile
+    if share >= 0.1:
         what = "nothing runs on the GPU" if case.on_gpu else "no operation runs"
+        changes = [] if compiled else ["layout.compile = true"]
+        larger, room = _larger(case)
+        if larger or not compiled:
+            changes.append(larger or "larger micro-batches")
         yield from case.time(
-            "layout.compile = true, or larger micro-batches", share,
-            f"{what} for {percent(share)} of the step: the host is not fast enough for operations as small as these",
+            ", or ".join(changes) or "less work between launches: larger layers, fewer tensors", share,
+            f"{what} for {percent(share)} of the step: the host is not fast enough for operations as small as these"
+            f"{_launched(case)}{room}",
         )  # fmt: skip
     small = sum(case.share(kind) for kind in ("element-wise", "norm"))
-    if small >= 0.15 and (config is None or not config.layout.compile):
+    if small >= 0.15 and not compiled:
         yield from case.time(
             "layout.compile = true", small / 2,
             f"element-wise operations and norms take {percent(small)} of the step; fused, about half of what they move "
             "stays in registers",
         )  # fmt: skip
+
+
+def _launched(case: Case) -> str:
+    """How much a step launches, and how short that is."""
+    if not case.on_gpu:
+        return ""
+    steps = [(rank.trace, step) for rank in case.profile.ranks for step in rank.breakdown.steps]
+    found = [it for trace, step in steps for it in trace.kernels if step.start <= it.start < step.stop]
+    if not found:
+        return ""
+    mean = sum(it.stop - it.start for it in found) / len(found)
+    return f"; it launches {len(found) / len(steps):,.0f} kernels a step, of {1e6 * mean:,.0f} µs in the mean"
+
+
+def _larger(case: Case) -> tuple[str, str]:
+    """The largest micro-batch, in doublings, that there is memory for by the planner, and what it takes; empty: none."""
+    config, capacity = case.profile.config, case.profile.about.get("memory", 0)
+    if config is None or case.memory is None or not capacity:
+        return "", ""
+    layout, batch = config.layout, config.train.global_batch
+    size, best = layout.micro_batch_size(batch), ("", "")
+    for factor in (2, 4, 8, 16, 32, 64):
+        change: dict[str, Any] = {"layout": {"micro_batch": factor * size}}
+        words = f"layout.micro_batch = {factor * size}"
+        if batch % (factor * size * layout.dp * layout.fsdp):
+            change["train"] = {"global_batch": factor * batch}
+            words += f" with train.global_batch = {factor * batch}"
+        more = case.saved(**change)
+        if more is None or case.memory.peak - more >= 0.8 * capacity:
+            break
+        best = words, f"; larger, it takes {gibibytes(case.memory.peak - more)} of {gibibytes(capacity)} (planner)"
+    return best
 
 
 def about_precision(case: Case) -> Iterator[Advice]:
@@ -238,7 +222,7 @@ def about_recompute(case: Case) -> Iterator[Advice]:
     capacity = profile.about.get("memory", 0)
     if config is None or not capacity or case.memory is None or again < LEAST_TIME:
         return
-    more = case.saved(recompute="none")
+    more = case.saved(layout={"recompute": "none"})
     if more is not None and case.memory.peak - more < 0.9 * capacity:
         yield from case.time(
             "layout.recompute = none", again,
@@ -251,9 +235,9 @@ def about_recompute(case: Case) -> Iterator[Advice]:
 
 
 def about_memory(case: Case) -> Iterator[Advice]:
-    """Changes that hold less, for the largest holders at the peak."""
+    """Changes that hold less, for the largest holders at the peak, where that is a good part of what there is."""
     config, memory = case.profile.config, case.memory
-    if config is None or memory is None:
+    if config is None or memory is None or memory.peak < SCARCE * case.profile.about.get("memory", 0):
         return
     layout = config.layout
     changes: list[tuple[str, dict[str, Any], str]] = []
@@ -270,7 +254,7 @@ def about_memory(case: Case) -> Iterator[Advice]:
         changes.append(("optimizer", moved, f"layout.fsdp = {layout.dp * layout.fsdp} in the place of dp"))
     best: dict[str, Advice] = {}
     for what, change, words in changes:
-        held, saved = memory.holders[what] / memory.peak, case.saved(**change)
+        held, saved = memory.holders[what] / memory.peak, case.saved(layout=change)
         if saved is None or held < 0.1 or saved < LEAST_MEMORY * memory.peak:
             continue
         evidence = f"{what} take {percent(held)} of the peak of {gibibytes(memory.peak)}"

@@ -36,7 +36,7 @@ NOTHING = {
 """Operations that only describe a tensor anew, or call another one that does the work: their own time is the host's."""
 NORM = re.compile(r"(layer|rms|group|batch)_?norm", re.IGNORECASE)
 ATTENTION = re.compile(
-    r"scaled_dot_product|flash_attn|_flash_attention|efficient_attention|flex_attention|context_attention"
+    r"scaled_dot_product|flash_attn|_flash_attention|efficient_attention|flex_attention|context_attention|_cudnn_attention"
 )
 LOSS = re.compile(r"cross_?entropy|nll_loss|log_softmax", re.IGNORECASE)
 KERNEL_GEMM = re.compile(

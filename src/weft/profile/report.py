@@ -10,8 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from weft.plan.report import large
-from weft.profile.advice import Advice, advise
+from weft.profile.advice import advise
 from weft.profile.breakdown import Traffic
+from weft.profile.case import Advice
 from weft.profile.load import Profile, Rank
 from weft.profile.memory import memory_of
 from weft.profile.names import WORK

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Literal
 
 import torch
@@ -23,3 +24,21 @@ def choose_attention(name: Literal["auto", "flash", "cudnn", "efficient"], devic
     for kernel, allow in ATTENTION.items():
         allow(name in ("auto", kernel))
     cuda.enable_math_sdp(name == "auto")
+
+
+def be_deterministic(device: torch.device) -> None:
+    """Have a GPU give the same bits at every start, in this process, from here on: sums in a fixed order, never by
+    atomics, and no choice by the clock. To be called before its first product, when cuBLAS takes its workspace.
+
+    torch raises where an operation has no such kernel. Of attention flash and efficient have one; cuDNN's backward has
+    none, and `auto` passes it by. On a CPU nothing changes.
+    """
+    if device.type != "cuda":
+        return
+    import torch._inductor.config as inductor
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing reads it
+    torch.backends.cudnn.deterministic = True
+    inductor.deterministic = True

@@ -22,7 +22,7 @@ from weft.parallel.weave import weave
 from weft.parallel.woven import Rows, Woven
 from weft.plan.memory import Device, fitted
 from weft.plan.stage import stages
-from weft.train.kernels import choose_attention
+from weft.train.kernels import be_deterministic, choose_attention
 from weft.train.optimizer import Optimizer
 from weft.train.scaler import LossScaler
 from weft.train.upcycle import FREE, check_upcycled, upcycled
@@ -66,6 +66,8 @@ def build(config: Config, device: torch.device, *, fill: bool = True) -> Trainin
     kind: Device = "cuda" if device.type == "cuda" else "cpu"
     stage = stages(config.model, config.layout)[mesh.index("pp")]
     choose_attention(config.train.attention, device)
+    if config.train.deterministic:
+        be_deterministic(device)
     woven = weave(config.model, fitted(config, stage, kind).layout, mesh, config.train.bucket_mib * 2**20)
     balance_experts(woven, config.balance)
     initial = partial(initial_region, config.model, config.train.seed)

@@ -208,7 +208,7 @@ class Maker:
         for vocab in sizes.vocabs:
 
             def measure(clock: Clock, vocab: int = vocab) -> Found:
-                rows = max(16, 2**20 // vocab)
+                rows = max(16, 2**20 // vocab) if self.device.type == "cpu" else 1024  # enough for every multiprocessor
                 logits = self.rand(rows, vocab)
                 targets = torch.zeros(rows, dtype=torch.long, device=self.device)
 
@@ -225,7 +225,7 @@ class Maker:
         yield from self.single("fill", sizes.numbers, lambda n: (self.rand(n),), torch.zero_)
         yield from self.single("accumulate", sizes.numbers, lambda n: (self.rand(n), self.rand(n)), Tensor.add_)
         yield from self.single("scale", sizes.numbers, lambda n: (self.rand(n),), lambda x: x.mul_(1.0))
-        yield from self.single("squares", sizes.numbers, lambda n: (self.rand(n),), squares)
+        yield from self.single("squares", sizes.numbers, lambda n: (self.rand(n),), lambda x: squares([x]))
         yield from self.single("lower", sizes.numbers, lambda n: (self.rand(n),), lambda x: x.to(torch.bfloat16))
         yield from self.single("adamw", sizes.numbers, self.updated, lambda optimizer: optimizer.step())  # type: ignore[arg-type]
         tokens = tuple(max(16, numbers // 64) for numbers in sizes.numbers)

@@ -42,12 +42,14 @@ class ResumeReport:
         layouts: of the run, and of the resumed part.
         steps: at which the resumed run took up; both end at twice that.
         differences: `error` counts numbers whose bits differ where `bitwise`, else it is relative.
+        deterministic: train.deterministic was set, as it is for every run on a GPU.
     """
 
     layouts: tuple[str, str]
     steps: int
     death: Death
     differences: list[Difference]
+    deterministic: bool = False
 
     @property
     def bitwise(self) -> bool:

@@ -63,6 +63,8 @@ def show_resume(report: ResumeReport, console: Console) -> None:
     resumed = "resumed" if report.bitwise else f"resumed under {b}"
     console.print(Text(f"{a}, {2 * k} steps: without a break  against  killed and {resumed}", "bold"))
     console.print(Text(f"SIGKILL {doing}, after step {death.step}; resumed from the checkpoint of step {k}", "dim"))
+    if report.deterministic:
+        console.print(Text("both with train.deterministic = true, in which a GPU adds in a fixed order", "dim"))
     measured = "differ" if report.bitwise else "worst"
     headings = (("", "left"), ("compared", "right"), (measured, "right"), ("bound", "right"), ("", "left"))
     table = _table(*headings, ("what", "left"))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from weft.checkpoint.folder import MANIFEST, step_path, unfinished_path
 from weft.config.layout import Layout
@@ -37,7 +38,8 @@ def verify_resume(
     """Train 2k steps without a break; train them again, killed after the checkpoint of step k, and resumed.
 
     Every process of the second run gets a real SIGKILL at a random moment between the checkpoint of step k and that of
-    step 2k. On the same layout everything is compared bit for bit, under another one within the bounds of parity.
+    step 2k. On the same layout everything is compared bit for bit, under another one within the bounds of parity. On a GPU
+    both runs are deterministic (train/kernels.py): some of its usual kernels add in another order each time.
 
     Args:
         folder: for the two runs, `unbroken/` and `killed/`. Random tokens are written there where the config has none.
@@ -58,14 +60,15 @@ def verify_resume(
     with RunProcess(resumed, resume=True) as run:
         run.wait(lambda step: progress("killed, resumed", step, 2 * k))
     differences = [*_resumed_from(Path(killed.run), k, when), *compare(settings, resumed, k)]
-    return ResumeReport((str(settings.layout), str(resumed.layout)), k, death, differences)
+    layouts = str(settings.layout), str(resumed.layout)
+    return ResumeReport(layouts, k, death, differences, deterministic=settings.train.deterministic)
 
 
 def settings_of(config: Config, k: int, folder: Path) -> Config:
     """The config's run, of 2k steps with a checkpoint after k, in `folder/unbroken`."""
     changes: dict[str, object] = {
         "run": str(folder / "unbroken"),
-        "train": {"steps": 2 * k},
+        "train": {"steps": 2 * k, "deterministic": config.train.deterministic or on_gpu(config)},
         "checkpoint": {"every": k, "keep": 2},
         "log": {"every": 1, "tensorboard": False, "view": "off"},
     }
@@ -73,6 +76,10 @@ def settings_of(config: Config, k: int, folder: Path) -> Config:
         folder.mkdir(parents=True, exist_ok=True)
         changes["data"] = {"paths": (write_random_tokens(folder / "tokens", config.model.vocab, config.seq),)}
     return make_config(merge(config.model_dump(), changes))
+
+
+def on_gpu(config: Config) -> bool:
+    return config.train.device != "cpu" and torch.cuda.is_available()
 
 
 def write_random_tokens(prefix: Path, vocab: int, seq: int, documents: int = 100) -> str:

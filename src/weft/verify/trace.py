@@ -35,6 +35,7 @@ class TracedStep:
     loss: float
     grad_norm: float
     lr: float
+    device: str = "cpu"  # that trained
 
 
 def main(arguments: list[str]) -> int:
@@ -82,7 +83,7 @@ def record(config: Config, steps: int, folder: Path, device: torch.device) -> No
         entries = names | (output_sizes(config) if recorder else {})
         after = [*_pieces(training, "weight"), *_biases(training)]
         write(folder / f"step-{step}.safetensors", entries, [*outputs, *gradients, *after])
-        traced.append(TracedStep(found.loss, found.grad_norm, lr))
+        traced.append(TracedStep(found.loss, found.grad_norm, lr, device.type))
     if dist.get_rank() == 0:
         (folder / STEPS).write_text(json.dumps([asdict(step) for step in traced]))
     dist.barrier()
