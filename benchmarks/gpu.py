@@ -513,7 +513,9 @@ def child(name: str, seconds: float, options: argparse.Namespace) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--section", choices=SECTIONS, help="one alone")
-    parser.add_argument("--rows", default="", help="with --section: those whose names this is found in, a pattern of re")
+    parser.add_argument(
+        "--rows", default="", help="with --section: those whose names this is found in, a pattern of re"
+    )
     parser.add_argument("--minutes", type=float, default=8.5, help="rows that no longer fit are skipped")
     parser.add_argument("--device", default="cuda", help=argparse.SUPPRESS)
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)

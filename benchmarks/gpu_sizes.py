@@ -27,7 +27,7 @@ class Sizes:
     serve_batches: tuple[int, ...]
     serve_tokens: tuple[int, int]  # of a prompt, and new ones
     contexts: tuple[tuple[int, int], ...]  # sequences, and tokens of each, of attention over the cache
-    told: Shape  # of texts on the GPU and on the CPU
+    told: dict[str, Shape]  # of texts on the GPU and on the CPU
     verbs: Shape  # of the commands' run
     verbs_batch: int
     copied: int  # bytes, to measure memory with
@@ -36,6 +36,16 @@ class Sizes:
     rounds: int
 
 
+SMALL = {"num_layers": 4, "hidden": 256, "num_heads": 8, "ffn": 704, "vocab": 2048, "max_seq": 512}
+TOLD = {
+    "llama": Shape(**SMALL, num_kv_heads=2),
+    "gpt2": Shape(**SMALL, family="gpt2"),
+    "mistral": Shape(**SMALL, family="mistral", num_kv_heads=2, sliding_window=50),
+    "mixtral": Shape(**SMALL, family="mixtral", num_kv_heads=2, experts=Experts(num_experts=4, per_token=2, ffn=352)),
+    "deepseek_v2": Shape(
+        **SMALL, family="deepseek_v2", latent=Latent(kv_rank=64, nope_dim=32, rope_dim=16, value_dim=32)
+    ),
+}
 GPU = Sizes(
     small={
         "gpt2": Shape(family="gpt2", num_layers=4, hidden=256, num_heads=4, vocab=2048, max_seq=256),
@@ -76,7 +86,7 @@ GPU = Sizes(
     serve_batches=(1, 64, 256),
     serve_tokens=(128, 65),
     contexts=((1, 4096), (64, 512), (64, 4096), (256, 512)),
-    told=Shape(num_layers=4, hidden=256, num_heads=8, num_kv_heads=2, ffn=704, vocab=2048, max_seq=512),
+    told=TOLD,
     verbs=Shape(num_layers=8, hidden=768, num_heads=12, num_kv_heads=4, ffn=2048, vocab=4096, max_seq=512),
     verbs_batch=16,
     copied=2**32,
@@ -135,7 +145,7 @@ TINY = Sizes(
     serve_batches=(1, 3),
     serve_tokens=(8, 4),
     contexts=((1, 32), (3, 16)),
-    told=Shape(num_layers=1, hidden=32, num_heads=4, num_kv_heads=2, ffn=64, vocab=128, max_seq=64),
+    told={"llama": Shape(num_layers=1, hidden=32, num_heads=4, num_kv_heads=2, ffn=64, vocab=128, max_seq=64)},
     verbs=Shape(num_layers=2, hidden=32, num_heads=4, num_kv_heads=2, ffn=64, vocab=300, max_seq=32),
     verbs_batch=4,
     copied=2**20,

@@ -69,8 +69,6 @@ class Verbs:
         yield "weft train --resume", self.resume
         yield "weft profile report", self.report
         yield "weft verify checkpoint", partial(self.told, "verify", "checkpoint", "run")
-        yield "weft verify resume", self.verify_resume
-        yield "weft verify layout", self.verify_layout
         for dtype in ("fp32", "bf16"):
             yield (
                 f"weft verify serve, {dtype}",
@@ -84,6 +82,8 @@ class Verbs:
         yield "weft serve --compile", self.serve
         yield "weft plan calibrate --quick", self.calibrate
         yield "weft plan layouts", self.plan
+        yield "weft verify layout", self.verify_layout
+        yield "weft verify resume", self.verify_resume
         yield "weft tune", self.tune
 
     # -- one each ----------------------------------------------------------------------------------------------------

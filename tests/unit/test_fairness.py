@@ -35,7 +35,7 @@ class Simulated:
     def __init__(self, cost: Cost, **settings: int) -> None:
         config = EngineConfig(**{"block_tokens": 4, "max_sequences": 16, **settings})
         self.cost, self.blocks = cost, Blocks(2000, 4, keep=False)
-        self.scheduler = Scheduler(self.blocks, config)
+        self.scheduler = Scheduler(self.blocks, config.on("cpu"))
         self.seconds: list[float] = []
 
     def add(self, id: str, tenant: str, prompt: int, tokens: int, priority: int = 0) -> Sequence:

@@ -333,7 +333,7 @@ def test_a_server_whose_requests_do_not_know_of_each_other(monkeypatch: pytest.M
     monkeypatch.setattr("weft.serve.folder.find_model", lambda path: (path, []))
     done = CliRunner().invoke(app, ["serve", "run", "--invariant", "--max-sequences", "400", "--gpu-share", "0.4"])
     assert done.exit_code == 0
-    engine = given[0].models[0].engine
+    engine = given[0].models[0].engine.on("cpu")
     assert (engine.invariant, engine.stride, engine.step_tokens, engine.gpu_share) == (True, 256, 656, 0.4)
     refused = CliRunner().invoke(app, ["serve", "run", "--invariant", "--draft-tokens", "4"]).exception
     assert "invariant: speculation computes several tokens at once" in str(refused)
