@@ -79,7 +79,7 @@ LR, CLIP = 3e-4, 1.0
 GIB = 2**30
 SHARE_OF_MEMORY = 0.88
 """Of the free memory, what the plan may fill: the allocator's blocks and cuBLAS's workspaces need some too."""
-ROWS_NEED = {"parity": 10.0, "verbs": 25.0, "blocks": 15.0, "gpt2": 30.0, "parts": 5.0, "serve": 15.0, "peers": 20.0}
+ROWS_NEED = {"parity": 10.0, "verbs": 8.0, "blocks": 15.0, "gpt2": 30.0, "parts": 5.0, "serve": 15.0, "peers": 20.0}
 """Seconds that a row of a section takes at least; compiling comes on top. With less left it is not begun."""
 COMPILING = 20.0
 SHARES = {"parity": 0.2, "verbs": 0.2, "blocks": 0.2, "gpt2": 0.14, "parts": 0.06, "serve": 0.15, "peers": 0.05}

@@ -26,6 +26,7 @@ from typing import Any
 
 from weft.config.load import make_config
 from weft.config.toml import config_toml
+from weft.models.huggingface import config_from_shape
 
 SOURCE = Path(__file__).parents[1] / "src" / "weft"
 KEPT = ("*.txt", "*.toml", "*.json", "*.svg", "*.html", "*.gz", "run/log.jsonl")
@@ -102,6 +103,8 @@ class Verbs:
             "checkpoint": {"every": 8},
         }
         (self.folder / "run.toml").write_text(config_toml(make_config(settings)), encoding="utf-8")
+        config = json.dumps(config_from_shape(self.sizes.verbs))
+        (self.folder / "config.json").write_text(config, encoding="utf-8")
         return {"told": "text, tokenizer, settings"}
 
     def train(self) -> dict[str, Any]:
@@ -148,7 +151,7 @@ class Verbs:
 
     def plan(self) -> dict[str, Any]:
         text = self.weft(
-            "plan", "layouts", "exported/config.json", "--cluster", "cluster.toml", "--batch", str(self.sizes.verbs_batch),
+            "plan", "layouts", "config.json", "--cluster", "cluster.toml", "--batch", str(self.sizes.verbs_batch),
             "--seq", str(self.sizes.verbs.max_seq),
         )  # fmt: skip
         return {

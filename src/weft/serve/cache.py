@@ -82,12 +82,13 @@ class PagedLayer(Layer):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
         """Keep k and v [1, K, N, E], and let q [1, H, N, E] look at all that its sequences have: [1, H, N, E]."""
-        self.keys.put(self.slots, k[0].transpose(0, 1))
-        self.values.put(self.slots, v[0].transpose(0, 1))
         if self.tiles is not None:
             assert isinstance(self.keys, Store)
             assert isinstance(self.values, Store)
+            gpu_attention.keep(k, v, self.slots, self.keys.rows, self.values.rows)
             return gpu_attention.attend(q, self.keys.rows, self.values.rows, self.tiles, scale)
+        self.keys.put(self.slots, k[0].transpose(0, 1))
+        self.values.put(self.slots, v[0].transpose(0, 1))
         return self.each(partial(self._attend, scale), q, k, v)
 
     def _attend(self, scale: float | None, group: Group, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -81,6 +81,19 @@ def make_tiles(counts: Sequence[int], ends: Sequence[int], group: int) -> tuple[
     return ones, several
 
 
+def keep(k: Tensor, v: Tensor, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+    """Keep k [1, K, N, E] and v [1, K, N, V] at slots [N], in what `attend` reads."""
+    from weft.serve import gpu_kernels
+
+    _, heads, count, dim = k.shape
+    k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (k, v))
+    with torch.cuda.device_of(k):
+        gpu_kernels.keep[count, heads](
+            k, v, slots, keys, values, k.stride(2), k.stride(1), v.stride(2), v.stride(1), heads, dim, v.shape[-1],
+            DIM=above(dim), WIDTH=above(v.shape[-1]), num_warps=1,
+        )  # fmt: skip
+
+
 def attend(q: Tensor, keys: Tensor, values: Tensor, tiles: Tiles, scale: float | None = None) -> Tensor:
     """q [1, H, N, E], each token at its own sequence up to itself: [1, H, N, V].
 

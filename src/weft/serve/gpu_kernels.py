@@ -7,6 +7,21 @@ import triton.language as tl
 
 
 @triton.jit
+def keep(
+    k, v, slots, keys, values, k_token, k_head, v_token, v_head, kv_heads, dim, width,
+    DIM: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """One head of one token: its key and its value to its slot."""
+    token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    at = tl.load(slots + token) * kv_heads + head
+    wide, broad = tl.arange(0, DIM), tl.arange(0, WIDTH)
+    key = tl.load(k + token * k_token + head * k_head + wide, mask=wide < dim)
+    value = tl.load(v + token * v_token + head * v_head + broad, mask=broad < width)
+    tl.store(keys + at * dim + wide, key, mask=wide < dim)
+    tl.store(values + at * width + broad, value, mask=broad < width)
+
+
+@triton.jit
 def look(
     q, keys, values, tables, tiles, parts, weights, scale, q_token, q_head, table_row, window, kv_heads, dim, width, group,
     BLOCK: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr,
