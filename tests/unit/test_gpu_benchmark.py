@@ -40,9 +40,11 @@ def test_rehearsal_runs_every_section(tmp_path: Path) -> None:
     assert not {name: row["failed"] for name, row in rows.items() if "failed" in row}
     assert [part["ended"] for part in sections.values()] == ["whole"] * 6
     compared = [row for name, row in rows.items() if name.startswith("parity") and "CPU" not in name]
-    assert len(compared) == 16
-    assert all(row["right"] for row in compared)
-    served = [row for name, row in rows.items() if name.startswith("serve")]
+    assert len(compared) == 30
+    texts = [row for name, row in rows.items() if name.startswith("serve texts")]
+    assert len(texts) == 6
+    assert all(row["right"] for row in compared + texts)
+    served = [row for name, row in rows.items() if name.startswith("serve decode")]
     assert [row["same_tokens"] for row in served] == 4 * [1.0]
     assert all(row["told"] in done.stdout for row in rows.values() if "told" in row)
     assert list(tmp_path.glob("gpu*")) == [tmp_path / "gpu.json"]
