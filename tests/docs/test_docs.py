@@ -21,6 +21,8 @@ FOREIGN_OPTIONS = {
     "--rdzv-endpoint",
     "--plain-steps",
     "--repeats",
+    "--section",
+    "--rows",
 }
 """Of every command, of torchrun and of the benchmarks."""
 ids = [str(page.relative_to(ROOT)) for page in PAGES]

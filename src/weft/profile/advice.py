@@ -156,7 +156,7 @@ def about_host(case: Case) -> Iterator[Advice]:
     if share >= 0.1:
         what = "nothing runs on the GPU" if case.on_gpu else "no operation runs"
         changes = [] if compiled else ["layout.compile = true"]
-        larger, room = _larger(case)
+        larger, room = _larger(case, share)
         if larger or not compiled:
             changes.append(larger or "larger micro-batches")
         yield from case.time(
@@ -185,8 +185,9 @@ def _launched(case: Case) -> str:
     return f"; it launches {len(found) / len(steps):,.0f} kernels a step, of {1e6 * mean:,.0f} µs in the mean"
 
 
-def _larger(case: Case) -> tuple[str, str]:
-    """The largest micro-batch, in doublings, that there is memory for by the planner, and what it takes; empty: none."""
+def _larger(case: Case, idle: float) -> tuple[str, str]:
+    """A micro-batch, in doublings, large enough that a device that idles for this share of a step would be busy, or as
+    near to it as there is memory for by the planner; and what it takes. Empty: none."""
     config, capacity = case.profile.config, case.profile.about.get("memory", 0)
     if config is None or case.memory is None or not capacity:
         return "", ""
@@ -202,6 +203,8 @@ def _larger(case: Case) -> tuple[str, str]:
         if more is None or case.memory.peak - more >= 0.8 * capacity:
             break
         best = words, f"; larger, it takes {gibibytes(case.memory.peak - more)} of {gibibytes(capacity)} (planner)"
+        if factor * (1 - idle) >= 1:
+            break
     return best
 
 
