@@ -86,7 +86,8 @@ class EngineConfig:
         alone, its prompt in strides and the rest token by token, after a preemption too; only whole strides are shared.
         Equal calls on equal numbers give equal bits, which holds of every kernel that does not add up in random order.
         """
-        return max(self.block_tokens, min(MAX_STRIDE, self.step_tokens // 2) // self.block_tokens * self.block_tokens)
+        most = min(MAX_STRIDE, self.step_tokens // 2 or MAX_STRIDE)  # left open, it is enough
+        return max(self.block_tokens, most // self.block_tokens * self.block_tokens)
 
     def __post_init__(self) -> None:
         for name in ("max_sequences", "block_tokens", "tp", "pp"):
