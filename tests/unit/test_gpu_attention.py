@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from weft.serve.gpu_attention import available, has_triton, make_tiles, num_splits
+from weft.models.triton import has_triton
+from weft.serve.gpu_attention import available, make_tiles, num_splits
 
 
 @pytest.mark.skipif(not has_triton(), reason="there is no Triton")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from weft.parallel.loss import has_triton
+from weft.models.triton import has_triton
 
 
 @pytest.mark.skipif(not has_triton(), reason="there is no Triton")

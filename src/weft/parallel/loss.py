@@ -6,8 +6,6 @@ out for some positions at a time, as in Liger (Hsu et al., 2024) and Cut Your Lo
 
 from __future__ import annotations
 
-import importlib.util
-from functools import cache
 from typing import Any
 
 import torch
@@ -15,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from weft.models.head import Head, aligned
+from weft.models.triton import has_triton
 
 IGNORED = -100
 """Target of a position that has none."""
@@ -154,12 +153,6 @@ def _summed_losses(
 def fused(logits: Tensor) -> bool:
     """Whether the kernels of loss_kernels.py do it."""
     return logits.is_cuda and logits.stride(-1) == 1 and len(logits) > 0 and has_triton()
-
-
-@cache
-def has_triton() -> bool:
-    """Whether Triton, which torch brings along where there is CUDA, is here."""
-    return importlib.util.find_spec("triton") is not None
 
 
 def _fused_losses(logits: Tensor, targets: Tensor, first: int, group: dist.ProcessGroup | None, wanted: bool) -> Tensor:

@@ -8,13 +8,14 @@ many as keep the GPU busy, and a second kernel adds up what they found (Dao et a
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import torch
 from torch import Tensor
+
+from weft.models.triton import has_triton
 
 DTYPES = {torch.float32, torch.float16, torch.bfloat16}
 TILE = 64
@@ -53,11 +54,6 @@ class Tiles:
 def available(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether attention can be had here: Triton comes with torch wherever there is CUDA."""
     return device.type == "cuda" and dtype in DTYPES and has_triton()
-
-
-@cache
-def has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
 
 
 def tokens_of_tile(group: int) -> int:
