@@ -92,6 +92,17 @@ def test_a_request_that_comes_meanwhile_is_let_in_next(in_fixed_sizes: Make) -> 
     assert {output.id: len(output.tokens) for output in engine.step()} == {"long": TOKENS, "other": TOKENS}
 
 
+def test_a_step_is_timed_as_the_passes_it_has(in_fixed_sizes: Make, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """What others' prompts may take is measured by it: four passes of a token are no pass of four."""
+    engine = in_fixed_sizes("llama")
+    timed: list[int] = []
+    monkeypatch.setattr(engine.scheduler.courtesy.times, "took", lambda tokens, seconds: timed.append(tokens))
+    engine.add(Request("a", PROMPTS[0], Sampling(max_tokens=1 + 2 * TOKENS)))
+    while engine.busy:
+        engine.step()
+    assert timed == [len(PROMPTS[0]), 1, 1]
+
+
 def test_one_that_is_cancelled_gives_its_blocks_back(in_fixed_sizes: Make) -> None:  # noqa: F811
     engine = in_fixed_sizes("llama")
     engine.add(Request("a", PROMPTS[0], Sampling(max_tokens=40)))

@@ -19,11 +19,15 @@ class Computing:
     """
     Args:
         drafter: who speculates; None: nobody.
+
+    Attributes:
+        passes: of the last works, how often the model computed, one pass after the other.
     """
 
     def __init__(self, runner: Runner, scheduler: Scheduler, drafter: Drafter | None) -> None:
         self.runner, self.scheduler, self.drafter = runner, scheduler, drafter
         self.ahead = Ahead(runner, scheduler)
+        self.passes = 1
 
     def begin(self) -> None:
         """Before a step is scheduled: give drafts to those who wait for their next token, no longer than their room."""
@@ -38,7 +42,9 @@ class Computing:
     def __call__(self, works: list[Work]) -> dict[int, Found]:
         """Of each work, by its id."""
         if self.ahead.takes(works):
+            self.passes = max(work.stop - work.start for work in works)
             return self.ahead.run(works)
+        self.passes = 1
         found = {id(work): Found([], []) for work in works}
         rows = iter([(work, at) for work in works for at in wanted(work)])
         for logits in self._run(works):

@@ -180,7 +180,8 @@ class Engine:
             began = time.monotonic()
             self._counts["steps"] += 1
             outputs += self._deliver(works, self.computing(works))
-            self.scheduler.courtesy.times.took(self.scheduler.planned, time.monotonic() - began)
+            seconds, passes = time.monotonic() - began, self.computing.passes
+            self.scheduler.courtesy.times.took(self.scheduler.planned // passes, seconds / passes)
         return outputs
 
     def stats(self) -> Stats:
