@@ -30,7 +30,7 @@ from weft.serve.share import check_cut, load_share
 from weft.serve.workers import RankDiedError, Workers
 
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6], [5], [3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4, 6]]
-CONFIG = EngineConfig(max_sequences=4, step_tokens=9, block_tokens=4, cache_tokens=48, device="cpu")
+CONFIG = EngineConfig(max_sequences=4, step_tokens=9, block_tokens=4, cache_tokens=48, device="cpu").on("cpu")
 """Prompts come in parts, and texts are preempted, or give back what is behind their windows."""
 
 
