@@ -51,7 +51,11 @@ NEAR = {
     ("selective", "llama", 0): 0.002,
     ("redo-mlp.chunked", "llama", 0): 0.005,
     ("full.offload", "llama", 0): 0.05,
+    ("bf16", "gpt2", 0): 0.002,
     ("bf16.mb2", "llama", 0): 0.002,
+    ("bf16.mb2", "mixtral", 0): 0.002,
+    ("tp2.mb2.bf16", "llama", 0): 0.002,
+    ("pp2.mb2.bf16", "llama", 0): 0.01,
     ("dp2", "llama", 1): 0.002,
     ("dp2.fsdp2.mb1.bf16", "llama", 0): 0.002,
     ("fsdp4.zero1.mb1.bf16", "llama", 0): 0.002,
@@ -88,6 +92,14 @@ def test_the_plan_is_near(layout: str, name: str, rank: int) -> None:
     update = next(phase for phase in found.ledger.phases if phase.name == "update")
     gradients = sum(it.size for it in found.ledger.alive(update.start) if found.ledger.kind(it) == "gradients")
     assert gradients == next(it for it in found.planned.moments if it.moment == "update").gradients
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("layout", ["bf16", "bf16.mb1"])
+def test_of_few_tokens_the_plan_is_near_too(layout: str, tied: bool) -> None:
+    train = {"global_batch": 2, "seq": 16}
+    found = imagine_rank(make_config({"model": {**MODEL, "tied": tied}, "layout": layout, "train": train}), 0, "cuda")
+    assert found.plan.tensors / found.ledger.peak - 1 == pytest.approx(0, abs=0.002)
 
 
 def test_as_on_a_cpu_the_loss_takes_less_at_once() -> None:

@@ -9,10 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from weft.models import head as heads
 from weft.models.head import Head
 from weft.models.norm import RMSNorm
 from weft.parallel import loss
 from weft.parallel.loss import IGNORED, cross_entropy_sum, linear_cross_entropy_sum
+
+
+@pytest.fixture(params=[(), ("cpu",)], ids=["as a CPU", "as a GPU"])
+def multiplied(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without and with what lies behind the rows of logits."""
+    monkeypatch.setattr(heads, "ROUNDED", request.param)
 
 
 def apart(a: Tensor, b: Tensor) -> float:
@@ -52,6 +59,7 @@ def test_rms_norm_is_differentiated_rightly() -> None:
     assert float((x.grad * direction).sum()) == pytest.approx(float(there - here) / (2 * step), abs=2e-2)
 
 
+@pytest.mark.usefixtures("multiplied")
 @pytest.mark.parametrize("vocab", [61, 64])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_head_is_a_linear_layer(vocab: int, dtype: torch.dtype) -> None:
@@ -71,6 +79,7 @@ def test_the_head_is_a_linear_layer(vocab: int, dtype: torch.dtype) -> None:
     assert head(x).stride()[1] % 64 == 0
 
 
+@pytest.mark.usefixtures("multiplied")
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
 @pytest.mark.parametrize("at_once", [2**19, 200, 1])
 def test_the_loss_is_torchs_whatever_is_worked_on_at_once(
@@ -94,6 +103,7 @@ def test_the_loss_is_torchs_whatever_is_worked_on_at_once(
     assert apart(leaf.grad, plain.grad) < bound
 
 
+@pytest.mark.usefixtures("multiplied")
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
 @pytest.mark.parametrize(("rows", "columns"), [(1024, 8192), (3, 16), (1, 7)])
 def test_the_loss_without_logits_is_the_loss_of_logits(
@@ -134,6 +144,7 @@ def by_parts(head: Head, x: Tensor, targets: Tensor) -> Tensor:
     return linear_cross_entropy_sum(x, head.weight, targets)
 
 
+@pytest.mark.usefixtures("multiplied")
 @pytest.mark.parametrize("way", [by_head, by_parts])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_gradients_of_an_odd_vocabulary_are_numbers_whatever_was_in_memory(

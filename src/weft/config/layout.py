@@ -127,8 +127,14 @@ class Layout(BaseModel):
 
     @property
     def sharded(self) -> bool:
-        """Whether FSDP2 holds the weights: it shards them, and keeps fp32 beside what a low precision computes with."""
-        return self.fsdp > 1 or self.precision != "fp32"
+        """Whether FSDP2 holds the weights: cut, in the CPU's memory, or in fp32 beside what replicas compute with."""
+        alone = self.weight_ways == (1, 1) and self.expert_ways == (1, 1)
+        return self.fsdp > 1 or self.offload_weights or (self.precision != "fp32" and not alone)
+
+    @property
+    def lowered(self) -> bool:
+        """Whether a process alone has weights in fp32 beside copies that it computes with."""
+        return self.precision != "fp32" and not self.sharded
 
     @property
     def expert_tp(self) -> int:

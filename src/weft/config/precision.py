@@ -21,7 +21,7 @@ def check_computation(layout: Layout) -> None:
         raise ValueError(
             "layout.offload takes what a block keeps one by one, and a compiled one hides that: leave one out"
         )
-    if layout.offload_weights and not layout.sharded:
+    if layout.offload_weights and layout.fsdp == 1 and layout.precision == "fp32":
         raise ValueError(
             "layout.offload_weights is FSDP2's, and nothing is sharded here: set layout.fsdp above 1 or "
             "layout.precision = bf16, or leave it out"

@@ -160,13 +160,15 @@ def watch_step(
 
 
 def name_what_is_there(training: Training, watch: Watch, device: Device) -> None:
-    """Before the first step: weights, buckets of gradients; all else is the optimizer's."""
+    """Before the first step: weights, their copies, buckets of gradients; all else is the optimizer's."""
     ledger = watch.ledger
     for weight in training.woven.weights:
         ledger.mark(weight.data, "weights")
     for chunk in training.woven.chunks.values():
         for buffer in chunk.model.buffers():
             ledger.mark(buffer, "weights")
+        for copy in chunk.model.parameters() if chunk.lowered else ():
+            ledger.mark(copy, "copies")
         for replicas in chunk.replicas:
             for bucket in replicas.buckets:
                 ledger.mark(bucket, "gradients")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from weft.config.layout import Layout
 from weft.models.decoder import Decoder
+from weft.models.dtypes import DTYPES
 from weft.parallel.deferral import Deferral
+from weft.parallel.lowered import Lowered
 from weft.parallel.mesh import Mesh
 from weft.parallel.replicate import replicate
 from weft.parallel.shard import hold_gradients, prepare_backward, reduce_held
@@ -20,13 +22,30 @@ class Chunk:
 
     def __init__(self, model: Decoder, layout: Layout, mesh: Mesh, deferral: Deferral | None, bucket: int) -> None:
         self.model, self.layout, self.deferral = model, layout, deferral
+        self.lowered = Lowered(model, DTYPES[layout.compute]) if layout.lowered else None
         self.replicas = [] if layout.sharded else replicate(model, layout, mesh, bucket)
+        self.parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
+        """What the optimizer updates, by name; of FSDP2 and of a lowered model not what is computed with."""
+        if self.lowered:
+            self.parameters = self.lowered.weights
 
     def clear(self) -> None:
-        """The start of a step."""
-        self.model.zero_grad(set_to_none=True)
+        """The start of a step: no gradients."""
+        for parameter in self.parameters.values():
+            parameter.grad = None
         for replicas in self.replicas:
             replicas.clear()
+
+    def refresh(self) -> None:
+        """Before a pass: it computes with the weights as they are now."""
+        if self.lowered:
+            self.lowered.refresh()
+
+    def rest(self) -> None:
+        """After a pass without a backward one, which would have given gathered weights back."""
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
     def backward(self, micro_batch: int, y: Tensor, grad: Tensor | None, put_off: bool, last: bool) -> None:
         """One backward pass; with `put_off`, products that give gradients of matrices wait for `weights`."""
@@ -59,6 +78,8 @@ class Chunk:
         if isinstance(self.model, FSDPModule):
             prepare_backward(self.model, self.layout, last)
             reduce_held(self.model, self.layout)
+        if self.lowered:
+            self.lowered.collect()
         for replicas in self.replicas if last else []:
             replicas.send()
 

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from weft.models.head import Head, aligned
+from weft.models.head import Head, aligned, rounded, widened
 from weft.models.triton import has_triton
 
 IGNORED = -100
@@ -25,6 +25,8 @@ HEAD_COLUMNS = 8192
 """Tokens whose gradient of the head exists at once in a low precision, before it is added up in fp32."""
 TILE = 4096
 """Columns that a program of the kernels takes at once."""
+ROUND = 16
+"""Numbers of a row that the kernels read and write at once."""
 CPU_LOGITS = 2**19
 """Logits worked on at once on a CPU, so that their fp32 copy stays in its cache: twice as fast (50,257 columns)."""
 
@@ -34,11 +36,11 @@ def cross_entropy_sum(
 ) -> Tensor:
     """Sum of -log softmax(logits)[target] over every position that has a target, in fp32.
 
-    The gradient is worked out at once and overwrites `logits`, which nothing may use afterwards: that saves a tensor as
-    large as the logits, often the largest of all.
+    The gradient overwrites `logits`, which nothing may use afterwards: that saves a tensor as large as the logits, often
+    the largest of all.
 
     Args:
-        logits: [..., V] of this process's part of the vocabulary.
+        logits: [..., V] of this process's part of the vocabulary; what lies between their rows (models/head.py) becomes 0.
         targets: [...], token numbers of the whole vocabulary, or IGNORED.
         first: the token number of this process's first column.
         group: the tp axis that the vocabulary is cut over; None: it is whole.
@@ -81,18 +83,29 @@ def linear_cross_entropy_sum(
 
 
 class _CrossEntropy(torch.autograd.Function):
+    """The plain way has worked the gradient out when it knows the loss; the kernels do when they know what to multiply
+    it with, which saves them a pass over all logits."""
+
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, first: int, group: dist.ProcessGroup | None) -> Tensor:
-        wanted = ctx.needs_input_grad[0]
-        losses = _summed_losses(logits, targets, first, group, wanted)
+        wanted, ctx.first = ctx.needs_input_grad[0], first
+        if fused(logits):
+            losses, peak, total = _fused_losses(logits, targets, first, group)
+            if wanted:
+                ctx.save_for_backward(logits, targets, peak, total)
+            return losses.sum()
+        total = _summed_losses(logits, targets, first, group, wanted)
         if wanted:
             ctx.save_for_backward(logits)
-        return losses
+        return total
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient.mul_(grad), None, None, None
+        logits, *found = ctx.saved_tensors
+        if not found:
+            return logits.mul_(grad), None, None, None
+        targets, peak, total = found
+        return _differentiated(logits, targets, peak, total, grad, ctx.first), None, None, None
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -107,20 +120,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, first: int, group: dist.ProcessGroup | None
     ) -> Tensor:
         wanted = any(ctx.needs_input_grad)
-        rows = min(HEAD_ROWS, len(x))
-        buffer = aligned(x, (rows,), len(weight))
+        rows, factor = min(HEAD_ROWS, len(x)), rounded(weight)
+        buffer = aligned(x, rows, len(weight))
         grad_x = torch.empty_like(x) if wanted else x
-        grad_weight = weight.new_zeros(weight.shape, dtype=torch.float32) if wanted else weight
+        grad_weight = factor.new_zeros(factor.shape, dtype=torch.float32) if wanted else factor
         losses = []
         for part, target, grad in zip(x.split(rows), targets.split(rows), grad_x.split(rows), strict=True):
             logits = buffer[: len(part)]
-            torch.mm(part, weight.t(), out=logits)
+            wide = widened(logits, len(factor))
+            torch.mm(part, factor.t(), out=wide)
             losses.append(_summed_losses(logits, target, first, group, wanted))
             if wanted:  # the logits are their own gradient now
-                torch.mm(logits, weight, out=grad)
-                _add_product(grad_weight, logits, part)
+                torch.mm(wide, factor, out=grad)
+                _add_product(grad_weight, wide, part)
         if wanted:
-            ctx.save_for_backward(grad_x, grad_weight.to(weight.dtype))
+            ctx.save_for_backward(grad_x, grad_weight[: len(weight)].to(weight.dtype))
         return torch.stack(losses).sum()
 
     @staticmethod
@@ -143,7 +157,10 @@ def _summed_losses(
 ) -> Tensor:
     """Loss of all rows of logits [N, V], which are overwritten where `wanted`, in parts of a size to work on."""
     if fused(logits):
-        return _fused_losses(logits, targets, first, group, wanted).sum()
+        losses, peak, total = _fused_losses(logits, targets, first, group)
+        if wanted:
+            _differentiated(logits, targets, peak, total, torch.ones_like(peak[0]), first)
+        return losses.sum()
     # over a group each part takes two messages: let there be few of them
     rows = ROWS if logits.is_cuda or group is not None else max(1, CPU_LOGITS // logits.shape[-1])
     parts = zip(logits.split(rows), targets.split(rows), strict=True)
@@ -155,8 +172,14 @@ def fused(logits: Tensor) -> bool:
     return logits.is_cuda and logits.stride(-1) == 1 and len(logits) > 0 and has_triton()
 
 
-def _fused_losses(logits: Tensor, targets: Tensor, first: int, group: dist.ProcessGroup | None, wanted: bool) -> Tensor:
-    """`_losses`, its plain reference, in two kernels: numbers are fp32 on the way, and there is no fp32 copy."""
+def _fused_losses(
+    logits: Tensor, targets: Tensor, first: int, group: dist.ProcessGroup | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`_losses`, its plain reference, in a kernel: numbers are fp32 on the way, and there is no fp32 copy.
+
+    Returns:
+        The loss of each row, and with what `_differentiated` needs: the row's largest logit, and its sum of exponentials.
+    """
     found = logits.new_empty(3, len(logits), dtype=torch.float32)
     _look(logits, targets, found, first)
     peak, sums = found[0], found[1:]
@@ -168,10 +191,7 @@ def _fused_losses(logits: Tensor, targets: Tensor, first: int, group: dist.Proce
         sums[0] *= shift.exp()
         sums[1] += shift.masked_fill(not_here, 0)
         dist.all_reduce(sums, group=group)
-    if wanted:
-        _differentiate(logits, targets, peak, sums[0], first)
-        torch.autograd.graph.increment_version(logits)
-    return (sums[0].log() - sums[1]).masked_fill(targets == IGNORED, 0)
+    return (sums[0].log() - sums[1]).masked_fill(targets == IGNORED, 0), peak, sums[0]
 
 
 def _look(logits: Tensor, targets: Tensor, found: Tensor, first: int) -> None:
@@ -180,18 +200,28 @@ def _look(logits: Tensor, targets: Tensor, found: Tensor, first: int) -> None:
     (rows, columns), tile = logits.shape, _tile(logits)
     with torch.cuda.device_of(logits):
         look[rows,](
-            logits, targets, found, logits.stride(0), columns, first, rows, IGNORED=IGNORED, TILE=tile, num_warps=8
-        )
+            logits, targets, found, logits.stride(0), columns, _wide(logits), first, rows, IGNORED=IGNORED, TILE=tile,
+            num_warps=8,
+        )  # fmt: skip
 
 
-def _differentiate(logits: Tensor, targets: Tensor, peak: Tensor, total: Tensor, first: int) -> None:
+def _differentiated(logits: Tensor, targets: Tensor, peak: Tensor, total: Tensor, scale: Tensor, first: int) -> Tensor:
+    """`scale` · the gradient of the losses, in place of the logits."""
     from weft.parallel.loss_kernels import differentiate
 
-    (rows, columns), tile = logits.shape, _tile(logits)
+    (rows, _), tile, wide = logits.shape, _tile(logits), _wide(logits)
     with torch.cuda.device_of(logits):
-        differentiate[rows, -(-columns // tile)](
-            logits, targets, peak, total, logits.stride(0), columns, first, IGNORED=IGNORED, TILE=tile, num_warps=8
-        )
+        differentiate[rows, -(-wide // tile)](
+            logits, targets, peak, total, scale, logits.stride(0), logits.shape[1], wide, first, IGNORED=IGNORED,
+            TILE=tile, num_warps=8,
+        )  # fmt: skip
+    torch.autograd.graph.increment_version(logits)
+    return logits
+
+
+def _wide(logits: Tensor) -> int:
+    """Columns up to a round number, as far as a row reaches."""
+    return min(-(-logits.shape[1] // ROUND) * ROUND, max(logits.stride(0), logits.shape[1]))
 
 
 def _tile(logits: Tensor) -> int:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from weft.checkpoint.region import Piece, Region
@@ -101,7 +100,7 @@ class Woven:
         self.weights = [
             self._weight(name, parameter, sizes)
             for chunk in chunks.values()
-            for name, parameter in chunk.model.named_parameters()
+            for name, parameter in chunk.parameters.items()
         ]
         kept = buffer_sizes(shape)
         self.buffers = {
@@ -155,9 +154,7 @@ class Woven:
         micro_batches = self._part(rows).split(micro_batch or self.micro_batch(rows))
         losses = self._run(forward_only(self.layout.place, len(micro_batches)), micro_batches, 1.0)
         for chunk in self.chunks.values():
-            for module in chunk.model.modules():
-                if isinstance(module, FSDPModule):
-                    module.reshard()  # without a backward pass nobody else would
+            chunk.rest()
         return losses
 
     def micro_batch(self, rows: Rows) -> int:
@@ -170,6 +167,8 @@ class Woven:
         size, seq = micro_batches[0].tokens.shape
         dims = (size, seq // self.layout.tp if self.layout.sp else seq, self.shape.hidden)
         pipeline = Pipeline(self.mesh, dims, DTYPES[self.layout.compute], table)
+        for chunk in self.chunks.values():
+            chunk.refresh()
         losses = pipeline.run(Passes(self, micro_batches, scale))
         return torch.stack(losses).sum() if losses else torch.zeros((), device=self.mesh.device)
 

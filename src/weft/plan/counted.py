@@ -165,7 +165,7 @@ class StepCount:
     # -- weights ------------------------------------------------------------------------------------------------------
 
     def units(self, place: Stage, stage: int) -> list[float]:
-        """What FSDP2 gathers and reduces at once, in numbers, whole: each block, and the rest."""
+        """What is gathered, reduced, or added up at once, in numbers, whole: each block, and the rest."""
         first = sum(len(blocks) for number, blocks in place.stages.items() if number < stage)
         units = [float(numbers) for numbers in place.blocks[first : first + len(place.stages[stage])]]
         root = place.root if len(place.stages) == 1 else place.root / len(place.stages)
@@ -176,7 +176,7 @@ class StepCount:
         layout, compute = self.layout, self.curves.compute
         units = self.units(place, stage)
         if not layout.sharded:
-            adds = layout.weight_ways[0] > 1 or self.count > 1
+            adds = layout.weight_ways[0] > 1 or self.count > 1 or layout.lowered
             return 0.0, sum(compute("accumulate_fp32", numbers) for numbers in units) if adds else 0.0
         forward = backward = 0.0
         if layout.zero == 3 and layout.fsdp > 1:
@@ -210,6 +210,8 @@ class StepCount:
         seconds = 0.0
         if layout.sharded and not (layout.zero == 3 and layout.fsdp > 1):
             seconds += sum(self.gather(numbers) for stage in place.stages for numbers in self.units(place, stage))
+        if layout.lowered:
+            seconds += curves.compute("lower_fp32", place.params)
         if copies > 1:
             held = FLOAT * (place.shard if layout.sharded else place.params)
             last = held % BUCKET_BYTES or BUCKET_BYTES

@@ -9,7 +9,7 @@ from weft.plan.stage import Stage
 
 
 class Gradients:
-    """Bytes of gradients and of computed-with weights through a backward pass; see parallel/shard.py and replicate.py.
+    """Bytes of gradients and of computed-with weights through a backward pass; see parallel/{shard,lowered,replicate}.py.
 
     Attributes:
         before: at its start: of every one after the first, or under dp of the first too, whose buckets are there from the
@@ -41,17 +41,20 @@ class Gradients:
             there = layout.expert_ways[0] > 1 or not first  # the gradients of experts, which may have no other copy
             dealt, plain = sum(stage.experts), sum(stage.blocks[1:]) - sum(stage.experts[1:])
             self.before = FLOAT * (exist * (stage.shard - dealt) + there * dealt)
-            # what there is already takes the new gradient in: that one is a temporary then
-            self.held_head = FLOAT * table if not exist or tied else 0
-            self.head_temporary = 0 if not exist or tied else FLOAT * table
+            # what there is already takes the new gradient in: that one is a temporary then, as all are that come lowered
+            self.held_head = item * table if tied else FLOAT * table * (not exist)
+            self.head_temporary = item * table if not tied and (exist or layout.lowered) else 0
             own = max(stage.experts)
-            self.block_temporary = FLOAT * (exist * (stage.block - own) + there * own) // 4
+            come_beside = stage.block if layout.lowered else exist * (stage.block - own) + there * own
+            self.block_temporary = item * come_beside // 4
             come = (not exist) * plain + (not there) * sum(stage.experts[1:])
             self.before_last_block = self.before + FLOAT * come
             self.end = self.after
-            # the embedding's gradient is as large as the table; a tied one's two halves make a third, their sum
-            self.end_temporary = FLOAT * stage.table * (exist + 2 * tied) if stage.first else 0
-            self.copies_outside = self.copies_inside = 0
+            # the embedding's gradient is as large as the table; a tied one's two halves make a third, their sum. Of lowered
+            # ones all three are there before the first in fp32, which is as large as two of them
+            tables = 1 if layout.lowered and not exist else exist + 2 * tied
+            self.end_temporary = item * stage.table * tables if stage.first else 0
+            self.copies_outside = self.copies_inside = item * stage.params if layout.lowered else 0
             self.made = self.after - self.before
             self.reduced = 0
             return

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from weft.serve.server.metrics import Timing
 
-INSTALLED = find_spec("opentelemetry") is not None
+# other packages may have put something below its name
+INSTALLED = find_spec("opentelemetry") is not None and find_spec("opentelemetry.trace") is not None
 
 
 def engine_span(model: str, timing: Timing, finish: str) -> None:
