@@ -48,7 +48,7 @@ TOLD = {
 }
 GPU = Sizes(
     small={
-        "gpt2": Shape(family="gpt2", num_layers=4, hidden=256, num_heads=4, vocab=2048, max_seq=256),
+        "gpt2": Shape(family="gpt2", num_layers=4, hidden=256, num_heads=4, vocab=2049, max_seq=256),
         "llama": Shape(num_layers=4, hidden=256, num_heads=8, num_kv_heads=2, ffn=704, vocab=2048, max_seq=256),
         "mixtral": Shape(
             family="mixtral", num_layers=2, hidden=256, num_heads=8, num_kv_heads=2, ffn=704, vocab=2048, max_seq=256,

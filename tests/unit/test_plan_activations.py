@@ -19,6 +19,7 @@ from weft.models.shape import Experts, Latent, Shape
 from weft.parallel.loss import cross_entropy_sum, linear_cross_entropy_sum
 from weft.parallel.recompute import recompute_blocks
 from weft.plan.activations import Pass
+from weft.plan.logits import loss_workspace
 
 SHAPES = {
     "gpt2": Shape(family="gpt2", num_layers=2, hidden=64, num_heads=4, vocab=301, max_seq=64),
@@ -127,3 +128,13 @@ def test_what_follows_the_last_block(family: str) -> None:
     assert kept == pytest.approx(passed.last + passed.logits, rel=0.002)
     kept = kept_bytes(lambda: linear_cross_entropy_sum(norm(x), head.weight, targets), model, targets)
     assert kept == pytest.approx(passed.last + head.weight.nbytes, rel=0.002)
+
+
+@pytest.mark.parametrize("loss", ["", ".chunked"])
+def test_on_a_gpu_the_loss_has_no_copy(loss: str) -> None:
+    """Of a long vocabulary the fp32 copy of 1,024 rows is far larger than three numbers a row."""
+    shape = SHAPES["llama"].model_copy(update={"vocab": 128_000})
+    one = Pass.of(shape, Layout.parse(f"single{loss}.bf16"), 4, 512, False, range(2), "cuda")
+    on_cpu, on_gpu = (loss_workspace(one, device, shape.vocab * shape.hidden) for device in ("cpu", "cuda"))
+    rows, columns = 2048 if not loss else 1024, one.logits // (2 * 2048)
+    assert on_cpu - on_gpu == 4 * (2**19 // columns * columns - 3 * rows)

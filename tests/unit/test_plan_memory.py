@@ -14,7 +14,7 @@ from weft.models.cuts import cut_dim
 from weft.models.parameters import parameter_sizes
 from weft.models.shape import Experts, Latent, Shape
 from weft.parallel import loss, mesh, shard
-from weft.plan import activations, memory, words
+from weft.plan import activations, logits, memory, words
 from weft.plan.activations import Pass, in_flight
 from weft.plan.memory import BASE, NAMES, TENSORS, fitted, layout_memory
 from weft.plan.stage import held, stages
@@ -83,8 +83,9 @@ def test_a_process_of_a_v_holds_both_ends() -> None:
 
 
 def test_what_the_plan_says_twice_is_the_same_elsewhere() -> None:
-    assert (activations.LOSS_ROWS, activations.LOSS_CPU_LOGITS) == (loss.ROWS, loss.CPU_LOGITS)
-    assert (activations.HEAD_ROWS, activations.HEAD_COLUMNS) == (loss.HEAD_ROWS, loss.HEAD_COLUMNS)
+    assert (logits.LOSS_ROWS, logits.LOSS_CPU_LOGITS) == (loss.ROWS, loss.CPU_LOGITS)
+    assert (logits.HEAD_ROWS, logits.HEAD_COLUMNS) == (loss.HEAD_ROWS, loss.HEAD_COLUMNS)
+    assert logits.VECTOR == head.VECTOR
     assert memory.MUON_AT_ONCE == muon.AT_ONCE
     assert activations.HEAD_ALIGNED == head.ALIGNED
     assert words.ORDER == mesh.AXES
@@ -134,7 +135,7 @@ def test_recompute_within_a_budget() -> None:
     assert peak(some) + BASE["cuda"] <= (most + least) // 2
     fewer = f"full:{int(some.removeprefix('full:')) - 1}"
     assert peak(fewer) + BASE["cuda"] > (most + least) // 2**21 * 2**20
-    first, *others = chosen("pp4.stages3-3-3-3.fit1680m")  # the first stage has the most micro-batches in flight
+    first, *others = chosen("pp4.stages4-3-3-2.fit1720m")  # the first stage has the most micro-batches in flight
     assert first != "none"
     assert others == ["none"] * 3
     with pytest.raises(ValueError, match=r"fit9m: with every block of stage 0 recomputed a process still takes .* GiB"):

@@ -127,13 +127,13 @@ class Layout(BaseModel):
 
     @property
     def sharded(self) -> bool:
-        """Whether FSDP2 holds the weights: cut, in the CPU's memory, or in fp32 beside what replicas compute with."""
-        alone = self.weight_ways == (1, 1) and self.expert_ways == (1, 1)
-        return self.fsdp > 1 or self.offload_weights or (self.precision != "fp32" and not alone)
+        """Whether FSDP2 holds the weights: cut, in the CPU's memory, or whole where replicas agree in bf16."""
+        agree = self.weight_ways[0] > 1 or self.expert_ways[0] > 1
+        return self.fsdp > 1 or self.offload_weights or (self.gradients == "bf16" and agree)
 
     @property
     def lowered(self) -> bool:
-        """Whether a process alone has weights in fp32 beside copies that it computes with."""
+        """Whether a process has whole weights in fp32 beside copies that it computes with."""
         return self.precision != "fp32" and not self.sharded
 
     @property

@@ -19,6 +19,7 @@ from weft.exact.imagine import imagined
 from weft.exact.ledger import Ledger
 from weft.exact.messages import Line
 from weft.exact.watch import Watch, watching
+from weft.models import head
 from weft.parallel import loss, offload
 from weft.parallel.woven import Rows
 from weft.plan.memory import Device, Memory, StageMemory, stage_memory
@@ -89,8 +90,8 @@ def imagine_rank(config: Config, rank: int, device: Device = "cuda", progress: P
     """A process of any layout, whatever it takes: in this one, and in next to no memory.
 
     Args:
-        device: as what the memory is counted. The operations are those of a CPU; on a GPU, what the loss is worked out
-            in is larger, and what is offloaded is elsewhere.
+        device: as what the memory is counted. The operations are those of a CPU; on a GPU the loss needs no
+            fp32 copy, and what is offloaded is elsewhere.
 
     Raises:
         ValueError: the layout has no such rank, or the settings have a part that cannot be imagined.
@@ -132,7 +133,7 @@ def watch_step(
         watch = stack.enter_context(watching())
         ledger = watch.ledger
         if device == "cuda":
-            stack.enter_context(as_on_a_gpu(config, ledger))
+            stack.enter_context(as_on_a_gpu(ledger))
         training = build(config, torch.device("cpu"), fill=fill)
         name_what_is_there(training, watch, device)
         rows = some_rows(training)
@@ -192,7 +193,7 @@ def some_rows(training: Training) -> Rows:
 
 
 @contextmanager
-def as_on_a_gpu(config: Config, ledger: Ledger) -> Iterator[None]:
+def as_on_a_gpu(ledger: Ledger) -> Iterator[None]:
     """Sizes of a GPU where a CPU's differ; what is offloaded is in another memory."""
     send = offload.Load._send
 
@@ -201,7 +202,13 @@ def as_on_a_gpu(config: Config, ledger: Ledger) -> Iterator[None]:
         ledger.dismiss(crate.away)
         return crate
 
-    with patch.object(loss, "CPU_LOGITS", loss.ROWS * config.model.vocab), patch.object(offload.Load, "_send", away):
+    with (
+        patch.object(loss, "fused", lambda logits: True),
+        patch.object(loss, "_look", lambda *given: None),  # kernels that hold nothing
+        patch.object(loss, "_differentiated", lambda logits, *given: logits),
+        patch.object(head, "ROUNDED", ("cpu",)),
+        patch.object(offload.Load, "_send", away),
+    ):
         yield
 
 

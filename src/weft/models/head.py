@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 ALIGNED = 64
 """Numbers that a row of logits is made a multiple of, in memory."""
-ROUNDED = ("cuda",)
-"""Devices where what lies behind a row is multiplied too."""
+ROUNDED, VECTOR = ("cuda",), 8
+"""Devices where what lies behind a row is multiplied too, unless it has a multiple of so many numbers."""
 
 
 class Head(nn.Linear):
@@ -43,8 +43,10 @@ def aligned(like: Tensor, rows: int, columns: int) -> Tensor:
 
 def rounded(weight: Tensor) -> Tensor:
     """What `aligned` logits are a product with: on a GPU a copy of [V, D] with rows of zeros up to a round number."""
-    more = round_up(len(weight)) - len(weight)
-    return F.pad(weight, (0, 0, 0, more)) if more and weight.device.type in ROUNDED else weight
+    columns = len(weight)
+    if weight.device.type not in ROUNDED or columns % VECTOR == 0:
+        return weight
+    return F.pad(weight, (0, 0, 0, round_up(columns) - columns))
 
 
 def widened(logits: Tensor, columns: int) -> Tensor:
@@ -77,4 +79,5 @@ class _AlignedLinear(torch.autograd.Function):
             # a loss that overwrites the logits leaves zeros behind them
             ours = grad.untyped_storage()._cdata == ctx.place._cdata
             rows = widened(rows, len(factor)) if ours else F.pad(rows, (0, more))
+        ctx.place = None
         return (rows @ factor).view_as(x), (rows.t() @ x.flatten(0, -2))[: len(weight)]

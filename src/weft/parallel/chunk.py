@@ -23,7 +23,7 @@ class Chunk:
     def __init__(self, model: Decoder, layout: Layout, mesh: Mesh, deferral: Deferral | None, bucket: int) -> None:
         self.model, self.layout, self.deferral = model, layout, deferral
         self.lowered = Lowered(model, DTYPES[layout.compute]) if layout.lowered else None
-        self.replicas = [] if layout.sharded else replicate(model, layout, mesh, bucket)
+        self.replicas = [] if layout.sharded else replicate(model, self.lowered, layout, mesh, bucket)
         self.parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
         """What the optimizer updates, by name; of FSDP2 and of a lowered model not what is computed with."""
         if self.lowered:

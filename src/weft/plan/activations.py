@@ -25,11 +25,6 @@ ITEM = {"fp32": 4, "bf16": 2, "fp16": 2}
 FLOAT, LONG = 4, 8
 HEAD_ALIGNED = 64
 """What a row of logits is rounded up to: models/head.py."""
-LOSS_ROWS, LOSS_CPU_LOGITS = 1024, 2**19
-"""Positions, or on a CPU logits, whose loss is worked out at once: parallel/loss.py."""
-HEAD_ROWS, HEAD_COLUMNS = 1024, 8192
-"""Where logits are never whole: positions that have them at once; tokens whose gradient of the head exists at once."""
-
 
 When = Literal["ever", "first", "later", "last", "put off"]
 
@@ -250,19 +245,6 @@ class Pass:
     def last(self) -> int:
         """After the last block: the final norm's input and statistics, and the head's input; without the logits."""
         return self.hidden + self.statistics + self.whole
-
-    def loss_workspace(self, device: str, table: int) -> int:
-        """The fp32 copy that the loss is worked out in, some rows at a time. Where the logits are never whole, also those
-        of some rows, the head's input beside its gradient, and the fp32 sum of the head's own, `table` numbers."""
-        item = ITEM[self.layout.compute]
-        columns = self.logits // (item * self.tokens)
-        few = device == "cpu" and self.layout.tp == 1
-        rows = max(1, LOSS_CPU_LOGITS // columns) if few else LOSS_ROWS
-        copy = FLOAT * min(rows, self.tokens) * columns
-        if self.layout.loss == "whole":
-            return copy
-        total = FLOAT * table + item * min(HEAD_COLUMNS, columns) * self.shape.hidden if item < FLOAT else 0
-        return copy + item * min(HEAD_ROWS, self.tokens) * columns + self.whole + total
 
 
 def in_flight(schedule: Schedule, stage: Stage, one: Pass, logits: int, when: When = "ever") -> Held:

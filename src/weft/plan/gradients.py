@@ -20,9 +20,11 @@ class Gradients:
         held_root: until the first block of this pass is reduced, FSDP2 keeps what the last one of the pass before was
             reduced from: the gradients of what lies outside of the blocks.
         end: with everything reduced; `after`: until the next step.
-        head_temporary, block_temporary, end_temporary: what is there for a moment beside them.
+        head_temporary, end_temporary: what is there for a moment beside them.
+        block_inside: of a block, while its backward pass is under way; `block_temporary`: when it is done.
         made: what a stage's products give that were put off; `reduced`: with which a moment later they are reduced.
-        copies_outside, copies_inside: gathered or low-precision weights, outside of a block and inside of one.
+        copies_outside, copies_inside: gathered or low-precision weights, outside of a block and inside of one;
+            `gathered_ahead`: those of the last block, which FSDP2 asks for before the head's gradients are there.
     """
 
     def __init__(
@@ -46,7 +48,7 @@ class Gradients:
             self.head_temporary = item * table if not tied and (exist or layout.lowered) else 0
             own = max(stage.experts)
             come_beside = stage.block if layout.lowered else exist * (stage.block - own) + there * own
-            self.block_temporary = item * come_beside // 4
+            self.block_inside, self.block_temporary = item * come_beside // 4, 0
             come = (not exist) * plain + (not there) * sum(stage.experts[1:])
             self.before_last_block = self.before + FLOAT * come
             self.end = self.after
@@ -55,6 +57,7 @@ class Gradients:
             tables = 1 if layout.lowered and not exist else exist + 2 * tied
             self.end_temporary = item * stage.table * tables if stage.first else 0
             self.copies_outside = self.copies_inside = item * stage.params if layout.lowered else 0
+            self.gathered_ahead = 0
             self.made = self.after - self.before
             self.reduced = 0
             return
@@ -69,6 +72,7 @@ class Gradients:
         # the block's own gradients, their copies on the way to the reduction, and the result, in fp32 too
         result = FLOAT + (wide if wide < FLOAT else 0)
         division = wide * stage.block if divided else 0
+        self.block_inside = item * stage.block // 4
         self.block_temporary = (item + wide) * stage.block + result * stage.block_shard + division
         self.before_last_block = max(self.before, accumulated + kept * sum(stage.block_shards[1:]))
         self.end = self.after + (accumulated and wide * stage.root)
@@ -87,14 +91,14 @@ class Gradients:
             self.before_last_block = accumulated + kept * sum(stage.block_shards[1:]) - gone
             self.end_temporary = wide * stage.root + root_division
         if not reduces:
-            self.block_temporary = item * stage.block if item < wide else FLOAT * stage.block // 4
+            self.block_temporary = item * stage.block if item < wide else 0
             self.before_last_block = self.before if self.before or not unreduced else wide * sum(stage.blocks[1:])
             self.end = accumulated or self.before + wide * stage.root
             self.end_temporary = item * (stage.root + tied * stage.table)
-        gathered = item * stage.params
+        gathered, self.gathered_ahead = item * stage.params, 0
         if layout.fsdp > 1 and layout.zero == 3:
             gathered = item * (stage.root + min(2, stage.num_blocks) * stage.block)
-            self.copies_outside = item * stage.root
+            self.copies_outside, self.gathered_ahead = item * stage.root, item * stage.block
         else:
             self.copies_outside = gathered
         self.copies_inside = gathered + (FLOAT * stage.block_shard if away else 0)  # which comes up to be gathered

@@ -9,6 +9,7 @@ from weft.config.recompute import Recompute
 from weft.config.tree import Config
 from weft.plan.activations import FLOAT, ITEM, LONG, Pass, When, in_flight, kept_bytes, stage_bytes
 from weft.plan.gradients import Gradients
+from weft.plan.logits import loss_workspace, rounded_head
 from weft.plan.stage import Stage, stages
 from weft.schedules.table import Held, Schedule
 from weft.units import gibibytes
@@ -226,7 +227,7 @@ def _pass(
             gradients=gradients.before + gradients.held_root,
             copies=gradients.copies_outside,
             activations=others + one.blocks(num_blocks) + top,
-            logits=other_logits + logits + one.loss_workspace(device, stage.table),
+            logits=other_logits + logits + loss_workspace(one, device, stage.table),
             temporary=one.moving // 2,
         )
         found.append(loss)
@@ -236,17 +237,20 @@ def _pass(
                 loss,
                 moment="backward of the head",
                 gradients=gradients.before + gradients.held_head + gradients.held_root,
+                copies=gradients.copies_outside + gradients.gathered_ahead,
                 logits=other_logits + logits,
-                temporary=one.whole + gradients.head_temporary,
+                temporary=one.whole + gradients.head_temporary + rounded_head(one, device, stage.table),
             )
         )
     again = one.recompute.blocks(num_blocks)
     for index in sorted({num_blocks - 1, *again[-1:], 0}, reverse=True):
         done = (num_blocks - 1 - index) / max(1, num_blocks - 1)
         accumulated = gradients.before + int(done * (gradients.before_last_block - gradients.before))
-        # the first to be reduced takes the place of what FSDP2 has kept
-        own = 0 if put_off else gradients.block_temporary
-        own = max(own, gradients.held_root if index == num_blocks - 1 else 0)
+        # its gradients are reduced when what it keeps is gone; the first takes the place of what FSDP2 has kept
+        gone = one.blocks(num_blocks, index + 1) - one.blocks(num_blocks, index)
+        reduced = 0 if put_off else gradients.block_temporary - gone
+        inside = one.backward + gradients.block_inside * (not put_off)
+        inside += gradients.held_root if index == num_blocks - 1 else 0
         found.append(
             replace(
                 fixed,
@@ -255,7 +259,7 @@ def _pass(
                 copies=gradients.copies_inside,
                 activations=others + one.blocks(num_blocks, index + 1) + edge + (num_blocks - 1 - index) * put_off,
                 logits=other_logits,
-                temporary=one.recomputed * (index in again) + one.backward + one.moving + own,
+                temporary=one.moving + max(one.recomputed * (index in again) + inside, reduced),
             )
         )
     found.append(
