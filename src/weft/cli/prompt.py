@@ -240,10 +240,7 @@ def new(
     path: Annotated[Path, typer.Argument(metavar="PROMPT", help="The file to write.")],
     kind: Annotated[
         str | None,
-        typer.Option(
-            help="plain, few-shot, reasoning (chain of thought, with votes) or structured (JSON).",
-            show_default="few-shot",
-        ),
+        typer.Option(help="plain, few-shot (the default), reasoning (steps, with votes) or structured (JSON)."),
     ] = None,
     parent: Annotated[
         Path | None, typer.Option("--from", help="Write the next version of this prompt instead.")
@@ -256,9 +253,7 @@ def new(
     if kind is not None and kind not in STARTERS:
         raise ValueError(f"--kind {kind}: it must be one of {', '.join(STARTERS)}")
     if kind is not None and parent is not None:
-        raise ValueError(
-            f"--kind {kind} is of a new prompt, and --from {parent} writes its next version: leave one out"
-        )
+        raise ValueError(f"--kind {kind} is of a new prompt, --from {parent} of one that there is: leave one out")
     if path.exists():
         raise ValueError(f"{path} is there already: a version, once written, stays; choose another name")
     if parent is not None:
