@@ -18,6 +18,7 @@ import torch
 import torch._dynamo  # or each forked process would: more work than all else that it does
 import torch.distributed as dist
 
+from forking import count_gpus
 from weft.config.layout import Layout
 from weft.config.load import make_config
 from weft.config.tree import Config
@@ -55,6 +56,9 @@ MODELS = {
         },
     },
 }  # fmt: skip
+
+
+count_gpus()
 
 
 def make(model: str, layout: str, /, **over: object) -> Config:
@@ -122,9 +126,6 @@ def warm_compiler() -> None:
     torch.set_num_threads(1)
     torch._inductor.config.compile_threads = 1  # a pool of threads would not be there in a forked process
     torch.hub.tqdm.monitor_interval = 0  # nor would its thread
-    # Nor autograd's, one for each GPU that it counts at its first backward: the compiler gives a torch that is built for
-    # CUDA eight imagined ones, where there is none.
-    torch.zeros(1, requires_grad=True).backward()
     model = Decoder(make("llama", "single").model)
     compile_blocks(model.blocks)
     with torch._functorch.config.patch(enable_autograd_cache=False):
