@@ -80,6 +80,16 @@ def test_proofs_exist(page: Path) -> None:
     assert not [name for name in named if f"def {name}(" not in written]
 
 
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_files_named_in_passing_exist(page: Path) -> None:
+    """`serve/group.py`: of the repository, or of the package, where its first folder is one of theirs."""
+    roots = (ROOT, ROOT / "src" / "weft")
+    ours = {folder.name for root in roots for folder in root.iterdir() if folder.is_dir()}
+    for name in re.findall(r"`(\w+/[\w/.-]+\.(?:py|json|md|toml))`", page.read_text(encoding="utf-8")):
+        there = name.partition("/")[0] not in ours or any((root / name).exists() for root in roots)
+        assert there, f"{page.name} names {name}"
+
+
 def test_every_page_is_in_the_table_of_contents() -> None:
     listed = set(LINK.findall((ROOT / "docs" / "README.md").read_text(encoding="utf-8")))
     assert {page.name for page in PAGES if page.parent.name == "docs"} - {"README.md"} <= listed

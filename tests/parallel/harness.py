@@ -18,6 +18,7 @@ import torch
 import torch._dynamo  # or each forked process would: more work than all else that it does
 import torch.distributed as dist
 
+from forking import count_gpus
 from weft.config.layout import Layout
 from weft.config.load import make_config
 from weft.config.tree import Config
@@ -55,6 +56,9 @@ MODELS = {
         },
     },
 }  # fmt: skip
+
+
+count_gpus()
 
 
 def make(model: str, layout: str, /, **over: object) -> Config:

@@ -18,6 +18,7 @@ import torch
 import torch._dynamo  # which torch imports on the way, in seconds: once here, not in every process
 import torch.distributed as dist
 
+from forking import count_gpus
 from weft.config.load import make_config, merge
 from weft.config.tree import Config
 from weft.train import trainer
@@ -29,6 +30,7 @@ SHAPE = {
     "family": "llama", "num_layers": 2, "hidden": 32, "num_heads": 4, "num_kv_heads": 2, "ffn": 48, "vocab": 67,
     "max_seq": 32, "init_std": 0.1,
 }  # fmt: skip
+count_gpus()
 OUTPUTS: dict[int, Path] = {}
 """Process → the file of what it prints."""
 

@@ -353,10 +353,20 @@ def test_impossible_settings_are_refused(settings: dict, sentence: str) -> None:
         EngineConfig(**settings)
 
 
-def test_a_cache_without_a_block_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("settings", "raised"),
+    [
+        ({"cache_tokens": 5}, r"cache_tokens \(--cache-tokens\)$"),
+        ({"cache_bytes": 5}, "cache_bytes$"),
+        ({}, r"gpu_share \(--gpu-share\), or end what else"),
+    ],
+)
+def test_a_cache_without_a_block_is_refused(settings: dict, raised: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the setting that left it without, and the option of `weft serve` that sets it, if there is one."""
+    monkeypatch.setattr("weft.serve.runner.free_bytes", lambda device, gpu_share: 5)
     _, model = models("gpt2", 0)
-    with pytest.raises(ValueError, match="the cache has no room for one block of 16 tokens"):
-        Engine(model, None, EngineConfig(cache_tokens=5))
+    with pytest.raises(ValueError, match=rf"the cache has no room for one block of 16 tokens .*: raise {raised}"):
+        Engine(model, None, EngineConfig(**settings))
 
 
 def test_the_head_is_computed_where_it_is_needed_alone() -> None:

@@ -108,7 +108,7 @@ def test_kept_operations(family: str, keeps: str) -> None:
     x = torch.randn(BATCH, SEQ, shape.hidden, requires_grad=True)
     rope = rope_table(shape, torch.arange(SEQ)) if shape.positions == "rotary" else None
     gc.collect()  # what an earlier test left behind must not be given back, and counted, inside
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiled:
         y = block(x, rope)
     taken = sum(event.self_cpu_memory_usage for event in profiled.events()) + x.nbytes - y.nbytes
     planned = Pass.of(shape, Layout(recompute=form), BATCH, SEQ).kept

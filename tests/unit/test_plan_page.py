@@ -16,10 +16,10 @@ from weft.plan.advice import Answer
 from weft.plan.machine import read_cluster
 from weft.plan.markup import tag
 from weft.plan.numbers import Job
-from weft.plan.page import draw_page
+from weft.plan.page import draw_page, draw_plan
 from weft.plan.pareto import Pareto
 from weft.plan.places import coordinates, draw_places, group
-from weft.plan.search import Search, search
+from weft.plan.search import Plan, Search, search
 from weft.plan.waterfall import memory_parts, time_parts
 from weft.presets import preset_shape
 from weft.units import duration, gibibytes
@@ -219,5 +219,26 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert f"written: {file}" in done.output
     assert len(rows(Dom(file.read_text()).section("what-if"))) == 7
-    with pytest.raises(ValueError, match="--html draws a whole search: leave --layout out"):
-        CliRunner().invoke(app, [*arguments, "--layout", "fsdp8"], catch_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    "layout", ["fsdp8.tp8.sp.full", "fsdp4.tp8.pp2.mb1", "fsdp8.tp8.offload.mb1", "fsdp16.pp4.zbv.mb1.fit40g"]
+)
+@pytest.mark.parametrize("model", ["llama3-70b", "llama3-8b"])
+def test_one_layout_has_a_page_of_its_own(model: str, layout: str) -> None:
+    plan = Plan.of(preset_shape(model), Layout.parse(layout), JOB, read_cluster("h100x64"))
+    page = Dom(draw_plan(plan, model, []))
+    sections = {section.get("id") for section in page.root.iter("section")}
+    assert sections == {"part-by-part", "on-the-cluster"} | ({"pipeline"} if plan.layout.pp > 1 else set())
+    assert ("which fits" if plan.fits else "which does not fit") in words(page.root)
+    assert duration(plan.seconds) in words(page.section("part-by-part"))
+
+
+def test_one_layout_on_the_command_line(tmp_path: Path) -> None:
+    file = tmp_path / "plan.html"
+    asked = ["plan", "llama3-8b", "--cluster", "h100x8", "--batch", "64", "--layout", "fsdp8.full", "--what-if"]
+    done = CliRunner().invoke(app, [*asked, "--html", str(file)], catch_exceptions=False)
+    assert f"written: {file}" in done.output
+    page = Dom(file.read_text())
+    assert words(page.root.find(".//p[@class='verdict']")) == "fsdp8.full"  # type: ignore[arg-type]
+    assert rows(page.section("what-if"))

@@ -46,6 +46,7 @@ def test_all_are_compared() -> None:
         assert name in shown
     assert "6 are no whole rounds" in " ".join(shown.split())
     assert "GiB" in run("1f1b", "zbv", "--model", "llama3-8b", "--layout", "tp2.bf16")
+    assert "GiB" not in run("1f1b", "--model", "llama3-8b", "--layout", "tp2.bf16.fit40g"), "the budget decides"
 
 
 @pytest.mark.parametrize("name", ORDERS)

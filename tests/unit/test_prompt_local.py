@@ -294,6 +294,7 @@ def test_eval_scores_texts_and_tasks(folder: Path, tmp_path: Path) -> None:
             "is there already",
         ),
         (["prompt", "new", "n.toml", "--kind", "poem"], "must be one of plain, few-shot"),
+        (["prompt", "new", "n.toml", "--kind", "plain", "--from", "a.toml"], "--kind plain is of a new prompt"),
         (["prompt", "new", "a.toml"], "is there already"),
         (["prompt", "chat", "a.toml", "--system", "x"], "give one of the two"),
         (["eval", "x"], "nothing to score"),

@@ -92,12 +92,10 @@ def layouts(
     from weft.plan.findings import show_answers, show_closest, show_plan, show_search
     from weft.plan.machine import read_cluster
     from weft.plan.numbers import WEFT, Job
-    from weft.plan.page import draw_page
+    from weft.plan.page import draw_page, draw_plan
     from weft.plan.search import Plan, search
     from weft.units import percent
 
-    if html is not None and layout is not None:
-        raise ValueError("--html draws a whole search: leave --layout out")
     if fp8 and layout is not None:
         raise ValueError(
             f"--fp8 is of a search: say it in --layout {layout} itself, as one of its parts, fp8 or fp8row"
@@ -141,7 +139,8 @@ def layouts(
     if answers:
         show_answers(answers, console)
     if html is not None:
-        html.write_text(draw_page(found, plans, model, answers), encoding="utf-8")
+        drawn = draw_plan(shown, model, answers) if named and shown else draw_page(found, plans, model, answers)
+        html.write_text(drawn, encoding="utf-8")
         print(f"written: {html}", file=sys.stderr if apart else sys.stdout)
     if emit is not None and named is not None:
         _emit(write(run_of(shape, named, job), emit, machines.per_node), emit, out)

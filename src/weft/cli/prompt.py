@@ -239,8 +239,9 @@ def chat(
 def new(
     path: Annotated[Path, typer.Argument(metavar="PROMPT", help="The file to write.")],
     kind: Annotated[
-        str, typer.Option(help="plain, few-shot, reasoning (chain of thought, with votes) or structured (JSON).")
-    ] = "few-shot",
+        str | None,
+        typer.Option(help="plain, few-shot (the default), reasoning (steps, with votes) or structured (JSON)."),
+    ] = None,
     parent: Annotated[
         Path | None, typer.Option("--from", help="Write the next version of this prompt instead.")
     ] = None,
@@ -249,8 +250,10 @@ def new(
     from weft.prompt.file import read_prompt, write_prompt
     from weft.prompt.starters import STARTERS
 
-    if kind not in STARTERS:
+    if kind is not None and kind not in STARTERS:
         raise ValueError(f"--kind {kind}: it must be one of {', '.join(STARTERS)}")
+    if kind is not None and parent is not None:
+        raise ValueError(f"--kind {kind} is of a new prompt, --from {parent} of one that there is: leave one out")
     if path.exists():
         raise ValueError(f"{path} is there already: a version, once written, stays; choose another name")
     if parent is not None:
@@ -258,7 +261,7 @@ def new(
         write_prompt(old.model_copy(update={"version": old.version + 1, "parent": old.id}), path)
     else:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(STARTERS[kind].format(name=path.stem), encoding="utf-8")
+        path.write_text(STARTERS[kind or "few-shot"].format(name=path.stem), encoding="utf-8")
     print(f"written: {path}\ntry it: weft prompt run {path} --set text='…' --dry-run")
 
 

@@ -1,4 +1,4 @@
-"""What a search found, as one HTML page that needs nothing else. Torch-free."""
+"""What a search found, or what one layout is like, as one HTML page that needs nothing else. Torch-free."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from xml.etree import ElementTree
 
 from weft.config.load import make_config
 from weft.plan.advice import Answer
+from weft.plan.machine import Cluster
 from weft.plan.markup import Child, Element, page, section, table, tag
+from weft.plan.numbers import Job
 from weft.plan.pareto import Pareto
 from weft.plan.places import draw_places
 from weft.plan.schedule_view import headline, summary
@@ -25,32 +27,17 @@ SHOWN = 3
 FAMILY = {
     **dict.fromkeys(("matmul", "attention", "elementwise", "head", "weights"), "work"),
     **dict.fromkeys(("recompute", "optimizer", "gradients"), "more"),
-    **dict.fromkeys(("tp", "cp", "ep", "dp", "pp", "activations", "working", "logits"), "moved"),
+    **dict.fromkeys(("tp", "cp", "ep", "dp", "pp", "offload", "activations", "working", "logits"), "moved"),
     **dict.fromkeys(("bubble", "launch", "rest", "outside", "gathered"), "idle"),
 }
 """Colour of each part."""
 
 
 def draw_page(found: Search, plans: Sequence[Plan], title: str, answers: Iterable[Answer]) -> str:
-    """The page. `plans`: the best, as they are to be ranked."""
-    job, cluster = found.job, found.cluster
-    told = (
-        f"{len(found):,} layouts, {len(found.order):,} fit; {job.global_batch:,} sequences of {job.seq:,} tokens a step, "
-        f"{short(job.tokens)} tokens in all"
-    )
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("title", f"{title} on {cluster.gpus:,} × {cluster.title}"),
-        tag("style", STYLE.read_text(encoding="utf-8")),
-    )
+    """The page of a search. `plans`: the best, as they are to be ranked."""
     pareto = Pareto(found)
-    body = tag(
-        "main",
-        tag("h1", f"{title} on {cluster.gpus:,} × {cluster.title}"),
-        tag("p", told, class_="told"),
-        *(_winner(plans[0]) if plans else [tag("p", "No layout fits.", class_="verdict")]),
+    parts = [
+        *(_facts(plans[0]) if plans else [tag("p", "No layout fits.", class_="verdict")]),
         *_pareto(pareto),
         *(_ranking(plans) if plans else []),
         *(_rivals(found, plans[0]) if plans else []),
@@ -59,13 +46,41 @@ def draw_page(found: Search, plans: Sequence[Plan], title: str, answers: Iterabl
         *(_pipeline(plans[0]) if plans else []),
         *(_places(plans[0]) if plans else []),
         *_answers(answers),
+    ]
+    told = f"{len(found):,} layouts, {len(found.order):,} fit"
+    return _written(title, found.cluster, found.job, told, parts, pareto)
+
+
+def draw_plan(plan: Plan, title: str, answers: Iterable[Answer]) -> str:
+    """The page of one layout, whether it fits or not."""
+    told = "one layout, which fits" if plan.fits else "one layout, which does not fit"
+    parts = [*_facts(plan), *_parts([plan]), *_pipeline(plan), *_places(plan), *_answers(answers)]
+    return _written(title, plan.cluster, plan.job, told, parts)
+
+
+def _written(
+    title: str, cluster: Cluster, job: Job, told: str, parts: Iterable[Element], pareto: Pareto | None = None
+) -> str:
+    of = f"{job.global_batch:,} sequences of {job.seq:,} tokens a step, {short(job.tokens)} tokens in all"
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("title", f"{title} on {cluster.gpus:,} × {cluster.title}"),
+        tag("style", STYLE.read_text(encoding="utf-8")),
+    )
+    body = tag(
+        "main",
+        tag("h1", f"{title} on {cluster.gpus:,} × {cluster.title}"),
+        tag("p", f"{told}; {of}", class_="told"),
+        *parts,
         tag(
             "p",
             "Predicted by weft plan layouts; docs/accuracy.md has how near that is to what others measured.",
             class_="told",
         ),
     )
-    points = [[round(it.x), round(it.y), it.words] for it in pareto.points()]
+    points = [[round(it.x), round(it.y), it.words] for it in pareto.points()] if pareto is not None else []
     data = json.dumps(points, separators=(",", ":")).replace("<", "\\u003c")
     script = SCRIPT.read_text(encoding="utf-8")
     tip = tag("div", id="tip", role="status")
@@ -74,7 +89,7 @@ def draw_page(found: Search, plans: Sequence[Plan], title: str, answers: Iterabl
     )
 
 
-def _winner(plan: Plan) -> list[Element]:
+def _facts(plan: Plan) -> list[Element]:
     facts = {
         "a step": (duration(plan.seconds), f" ± {100 * plan.time.spread:.0f} %"),
         "tokens/s": (short(plan.tokens_per_s), ""),
@@ -169,7 +184,8 @@ def _parts(plans: Sequence[Plan]) -> list[Element]:
         )
         attributes = {"open": "open"} if place == 0 else {}
         drawn.append(tag("details", tag("summary", inside), tag("div", time, memory, class_="pair"), **attributes))
-    words = f"The best {len(drawn)}, each part on top of those before. Memory is drawn against what a GPU has."
+    of = f"The best {len(drawn)}, each" if len(drawn) > 1 else "Each"
+    words = f"{of} part on top of those before. Memory is drawn against what a GPU has, where it fits."
     return section("Part by part", words, *drawn) if drawn else []
 
 
@@ -201,7 +217,7 @@ def _pipeline(plan: Plan) -> list[Element]:
         if drawn < count
         else ""
     )
-    words = f"The winner's {layout.pp} stages in time.{more}"
+    words = f"The {layout.pp} stages of {layout} in time.{more}"
     return section("Pipeline", words, tag("div", picture, class_="wide schedule"))
 
 

@@ -7,6 +7,7 @@ from functools import cached_property
 
 from weft.config.layout import Layout
 from weft.config.load import make_config
+from weft.config.recompute import Recompute
 from weft.config.tree import Config
 from weft.models.shape import Shape
 from weft.plan.activations import Pass, in_flight, kept_bytes
@@ -50,8 +51,8 @@ class ScheduleReport:
 
     @cached_property
     def activations(self) -> list[int] | None:
-        """Bytes of them, at the moment when they take most; without a model None."""
-        if self.config is None:
+        """Bytes of them, at the moment when they take most; None without a model, or where they depend on a budget."""
+        if self.config is None or Recompute.parse(self.config.layout.recompute).budget is not None:
             return None
         layout, train, found = self.config.layout, self.config.train, []
         for stage in stages(self.config.model, layout):

@@ -176,7 +176,13 @@ def num_blocks(model: Decoder, config: EngineConfig, max_context: int) -> int:
     else:
         count = min(most, (config.cache_bytes or free_bytes(first.device, config.gpu_share)) // one)
     if count < 1:
-        raise ValueError(f"the cache has no room for one block of {config.block_tokens} tokens ({one} bytes): raise it")
+        if config.cache_tokens is not None:
+            said = "cache_tokens (--cache-tokens)"
+        else:
+            said = "cache_bytes" if config.cache_bytes else "gpu_share (--gpu-share), or end what else is on this GPU"
+        raise ValueError(
+            f"the cache has no room for one block of {config.block_tokens} tokens ({one} bytes): raise {said}"
+        )
     return count
 
 
