@@ -122,11 +122,12 @@ class Case:
 
 def cases() -> Iterator[Case]:
     """Every run that some test of tests/parallel finds right against one process."""
-    sys.path.insert(0, str(TESTS))
+    places = [str(TESTS), str(TESTS.parent)]
+    sys.path[:0] = places
     try:
         modules = [import_module(file.stem) for file in sorted(TESTS.glob("test_*.py"))]
     finally:
-        sys.path.remove(str(TESTS))
+        sys.path = [place for place in sys.path if place not in places]
     for module in modules:
         assert Path(str(module.__file__)).parent == TESTS, f"{module.__file__} has the name of a file in {TESTS}"
         for name, function in vars(module).items():

@@ -79,7 +79,7 @@ class Layout(BaseModel):
         "fp32", description="of the computation; weights and gradients are kept in fp32 always"
     )
     gradients: Literal["fp32", "bf16"] = Field(
-        "fp32", description="what gradients are added up in before they are reduced, and reduced in; after that, fp32"
+        "fp32", description="what gradients that are reduced are added up in before, and reduced in; after that, fp32"
     )
     compile: bool = Field(False, description="torch.compile each block")
 

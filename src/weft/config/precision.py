@@ -23,7 +23,7 @@ def check_computation(layout: Layout) -> None:
         )
     if layout.offload_weights and layout.fsdp == 1 and layout.precision == "fp32":
         raise ValueError(
-            "layout.offload_weights is FSDP2's, and nothing is sharded here: set layout.fsdp above 1 or "
+            "layout.offload_weights is FSDP2's, which nothing needs here: set layout.fsdp above 1 or "
             "layout.precision = bf16, or leave it out"
         )
     if layout.offload_weights and layout.offload_optimizer:

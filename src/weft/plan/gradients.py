@@ -14,13 +14,13 @@ class Gradients:
     Attributes:
         before: at its start: of every one after the first, or under dp of the first too, whose buckets are there from the
             start.
-        held_head: of the head and the norm before it: FSDP2 reduces them at the very end, so until then they lie there
-            in the precision of the computation.
+        head: of the head, when it is made; `held_head`: of the head and the norm before it from then on. FSDP2 reduces them
+            at the very end, so until then they lie there in the precision of the computation.
         before_last_block: when the blocks but one are done.
         held_root: until the first block of this pass is reduced, FSDP2 keeps what the last one of the pass before was
             reduced from: the gradients of what lies outside of the blocks.
         end: with everything reduced; `after`: until the next step.
-        head_temporary, end_temporary: what is there for a moment beside them.
+        end_temporary: what is there for a moment beside them.
         block_inside: of a block, while its backward pass is under way; `block_temporary`: when it is done.
         made: what a stage's products give that were put off; `reduced`: with which a moment later they are reduced.
         copies_outside, copies_inside: gathered or low-precision weights, outside of a block and inside of one;
@@ -37,15 +37,14 @@ class Gradients:
         table = stage.table if stage.last else 0
         kept = 0 if away else FLOAT  # of a number of this process's share, once it is reduced
         self.after = kept * stage.shard
-        self.held_root = 0
+        self.held_root, self.head = 0, item * table
         if not layout.sharded:
             exist = layout.weight_ways[0] > 1 or not first
             there = layout.expert_ways[0] > 1 or not first  # the gradients of experts, which may have no other copy
             dealt, plain = sum(stage.experts), sum(stage.blocks[1:]) - sum(stage.experts[1:])
             self.before = FLOAT * (exist * (stage.shard - dealt) + there * dealt)
-            # what there is already takes the new gradient in: that one is a temporary then, as all are that come lowered
+            # what there is already takes the new gradient in
             self.held_head = item * table if tied else FLOAT * table * (not exist)
-            self.head_temporary = item * table if not tied and (exist or layout.lowered) else 0
             own = max(stage.experts)
             come_beside = stage.block if layout.lowered else exist * (stage.block - own) + there * own
             self.block_inside, self.block_temporary = item * come_beside // 4, 0
@@ -68,7 +67,6 @@ class Gradients:
         self.before = 0 if first else accumulated or self.after
         self.held_root = 0 if first or unreduced else wide * stage.root
         self.held_head = item * table
-        self.head_temporary = 0
         # the block's own gradients, their copies on the way to the reduction, and the result, in fp32 too
         result = FLOAT + (wide if wide < FLOAT else 0)
         division = wide * stage.block if divided else 0

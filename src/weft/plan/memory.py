@@ -236,10 +236,10 @@ def _pass(
             replace(
                 loss,
                 moment="backward of the head",
-                gradients=gradients.before + gradients.held_head + gradients.held_root,
+                gradients=gradients.before + gradients.head + gradients.held_root,
                 copies=gradients.copies_outside + gradients.gathered_ahead,
                 logits=other_logits + logits,
-                temporary=one.whole + gradients.head_temporary + rounded_head(one, device, stage.table),
+                temporary=one.whole + rounded_head(one, device, stage.table),
             )
         )
     again = one.recompute.blocks(num_blocks)
