@@ -70,6 +70,7 @@ def test_low_precision(model: str, layout: str, precision: str, compared: Compar
         ("gpt2", "fsdp2.tp2.sp.compile"),
         ("llama", "pp2.compile.full"),
         ("llama", "fsdp2.zero2.mb2.selective.bf16.compile"),
+        ("gpt2", "dp2.mb2.bf16.compile"),
     ],
 )
 def test_compiled_blocks(model: str, layout: str, compared: Compared) -> None:

@@ -104,7 +104,16 @@ def test_uneven_stages(layout: str, compared: Compared) -> None:
     right(compared(config.model_copy(update={"model": shape, "layout": Layout.parse(layout)})))
 
 
-@pytest.mark.parametrize("layout", ["cp2.pp2.zbh1.bf16", "cp2.pp2.zbv.bf16.mb1", "dp2.pp2.zbh1.bf16.mb1"])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        "cp2.pp2.zbh1.bf16",
+        "cp2.pp2.zbh1.bf16.bf16grads",
+        "cp2.pp2.zbv.bf16.bf16grads.mb1",
+        "dp2.pp2.zbh1.bf16.bf16grads.mb1",
+        "dp2.pp2.zbh1.bf16.mb1",
+    ],
+)
 def test_copies_without_shards_in_low_precision(layout: str, compared: Compared) -> None:
     """FSDP2 keeps what is yet to be summed over copies in one flat tensor, whose size may not change."""
     right(compared(make("llama", layout)))

@@ -95,6 +95,16 @@ def test_a_curve_goes_through_its_points_and_is_a_power_between_and_beyond() -> 
     assert Grid(axes=((2,), (1, 2)), seconds=(3, 6)).at(64, 2) == pytest.approx(6)
 
 
+def test_beyond_its_end_a_curve_that_waited_for_its_start_grows_with_its_size() -> None:
+    start, rate = 5e-5, 1e-9
+    grid = Grid(axes=((1e3, 1e5), (1, 2)), seconds=tuple(n * k * rate + start for n in (1e3, 1e5) for k in (1, 2)))
+    assert grid.at(1e8, 1) == pytest.approx(1e8 * rate + start)
+    assert grid.at(1e8, 2) == pytest.approx(2e8 * rate + start)
+    assert grid.at(1e8, 4) == pytest.approx(4e8 * rate + start)
+    noise = Grid(axes=((1e3, 1e5),), seconds=(2e-5, 1e-5))
+    assert noise.at(1e8) == 1e-5
+
+
 @pytest.mark.parametrize(
     ("axes", "seconds", "said"),
     [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from itertools import pairwise, product
+from itertools import pairwise
 from math import prod
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -14,7 +14,8 @@ class Grid(BaseModel):
     """Seconds of one operation at every combination of some sizes.
 
     Between them seconds are a power of each size: straight in logarithms, from point to point. Beyond the ends the
-    outermost stretch goes on. An axis of one size says nothing of others.
+    outermost stretch goes on, as a power or, where that is less than the size, as a start and a rate. An axis of one size
+    says nothing of others.
 
     Attributes:
         axes: the measured sizes of each axis, ascending.
@@ -41,24 +42,27 @@ class Grid(BaseModel):
         assert len(sizes) == len(self.axes)
         if min(sizes) <= 0:
             return 0.0
-        places = [_place(axis, size) for axis, size in zip(self.axes, sizes, strict=True)]
-        total = 0.0
-        for corner in product((0, 1), repeat=len(places)):
-            weight, index = 1.0, 0
-            for side, (low, share), axis in zip(corner, places, self.axes, strict=True):
-                weight *= share if side else 1 - share
-                index = index * len(axis) + min(low + side, len(axis) - 1)
-            if weight:
-                total += weight * math.log(self.seconds[index])
-        return math.exp(total)
+        return self._read(sizes, 0)
+
+    def _read(self, sizes: tuple[float, ...], index: int) -> float:
+        """Seconds at the sizes of the axes that are left; `index`: how many combinations lie before those of the first."""
+        if not sizes:
+            return self.seconds[index]
+        axis, size, later = self.axes[-len(sizes)], sizes[0], sizes[1:]
+        if len(axis) == 1:
+            return self._read(later, index)
+        low = min(max(bisect_right(axis, size) - 1, 0), len(axis) - 2)
+        below, above = (self._read(later, index * len(axis) + place) for place in (low, low + 1))
+        return _between(axis[low], axis[low + 1], below, above, size)
 
 
-def _place(axis: tuple[float, ...], size: float) -> tuple[int, float]:
-    """The stretch that a size lies in, by its lower end, and how far up in it; beyond 0 and 1 outside of the axis."""
-    if len(axis) == 1:
-        return 0, 0.0
-    low = min(max(bisect_right(axis, size) - 1, 0), len(axis) - 2)
-    return low, math.log(size / axis[low]) / math.log(axis[low + 1] / axis[low])
+def _between(low: float, high: float, below: float, above: float, size: float) -> float:
+    """Seconds at a size, of those at two others. What grows slower than its size is still waiting for its start: beyond
+    `high` what it takes more for more is what it took."""
+    if size > high and above < below * high / low:
+        return above + max(0.0, above - below) * (size - high) / (high - low)
+    share = math.log(size / low) / math.log(high / low)
+    return below ** (1 - share) * above**share
 
 
 class Curves(BaseModel):

@@ -52,6 +52,7 @@ class Job(BaseModel):
 WEFT = Software(
     overlap_dp=1,
     balanced=2,
+    flash=2,
     fused=0,
     fused_norm=2,
     logits=2,
