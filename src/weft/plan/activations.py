@@ -136,10 +136,11 @@ class Pass:
 
     @property
     def mlp(self) -> int:
-        """gelu: before and after. swiglu: the gate, its silu, the other matrix, and the product of both."""
-        return (
-            self.mixture(self.experts) if self.experts else (4 if self.shape.activation == "swiglu" else 2) * self.ffn
-        )
+        """gelu: before and after. swiglu: the gate, its silu, the other matrix, and the product of both; a compiled block
+        makes the silu again."""
+        if self.experts:
+            return self.mixture(self.experts)
+        return (4 - self.layout.compile if self.shape.activation == "swiglu" else 2) * self.ffn
 
     def mixture(self, experts: Experts) -> int:
         """Beside its input: an fp32 copy of that and of the router's matrix, the scores, the choices and their weights;
