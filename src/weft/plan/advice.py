@@ -187,15 +187,15 @@ class Question:
                 answer = f"{found.cluster.gpus:,} GPUs, {found.days:.1f} days"
             yield Answer(f"GPUs for {days:g} days", answer, found.layout if found else None)
         if what_if and (small := self.smaller_moments()):
-            answer = f"{100 * (small.seconds / plan.seconds - 1):+.1f} % time" if plan else "fits"
+            answer = more_time(plan, small) if plan else "fits"
             yield Answer("optimizer.states = 8bit", f"{answer}, {gibibytes(small.bytes)} a GPU", small.layout)
         if what_if and plan is not None:
             for what, other in self.slower_links():
                 if other is not None:
-                    answer = f"{100 * (other.seconds / plan.seconds - 1):+.1f} % time"
+                    answer = more_time(plan, other)
                     yield Answer(what, answer, other.layout)
         if what_if and plan is not None and self.shape.experts and (uneven := self.busier_expert(plan)):
-            answer = f"{100 * (uneven.seconds / plan.seconds - 1):+.1f} % time, {gibibytes(uneven.bytes)} a GPU"
+            answer = f"{more_time(plan, uneven)}, {gibibytes(uneven.bytes)} a GPU"
             answer += "" if uneven.fits else ": does not fit"
             yield Answer(f"busiest expert given {uneven.job.busiest_expert:g} times its share", answer, uneven.layout)
 
@@ -203,3 +203,8 @@ class Question:
 def slowed(curves: Curves, share: float) -> Curves:
     """With messages at this share of their rates."""
     return curves.model_copy(update={"message_scale": curves.message_scale / share})
+
+
+def more_time(plan: Plan, other: Plan) -> str:
+    """What a step takes more than one of `plan`; nothing has no sign but +."""
+    return f"{round(100 * (other.seconds / plan.seconds - 1), 1) + 0.0:+.1f} % time"
