@@ -16,7 +16,10 @@ from weft.models.shape import Experts, Latent, Shape
 from weft.parallel import loss, mesh, shard
 from weft.plan import activations, logits, memory, words
 from weft.plan.activations import Pass, in_flight
+from weft.plan.footprint import footprint
+from weft.plan.machine import read_cluster
 from weft.plan.memory import BASE, NAMES, TENSORS, fitted, layout_memory
+from weft.plan.numbers import Job, numbers
 from weft.plan.stage import held, stages
 from weft.train import muon
 
@@ -121,6 +124,24 @@ def test_recompute_by_degrees() -> None:
     assert peak("full:4") < peak("full:3")
     assert peak("full") <= peak("keep-attention") < peak("selective") < peak("single")
     assert peak("redo-attention+mlp") < peak("redo-mlp") < peak("redo-attention") < peak("single")
+
+
+@pytest.mark.parametrize(
+    ("layout", "batch"),
+    [
+        ("fsdp8.bf16", 8), ("fsdp8.mb1.bf16", 32), ("fsdp8.full.mb1.bf16", 64), ("fsdp8.zero1.mb1.bf16", 16),
+        ("fsdp8.selective.bf16", 8), ("fsdp8.chunked.bf16", 8), ("fsdp8.full.bf16", 8), ("tp8.bf16", 1),
+        ("dp2.tp4.sp.bf16", 2), ("dp2.tp4.sp.mb1.bf16", 8), ("fsdp4.cp2.bf16", 4), ("pp8.mb1.bf16", 32),
+        ("pp2.fsdp4.mb1.bf16", 32), ("pp8.zbh1.mb1.bf16", 32),
+    ],
+)  # fmt: skip
+def test_a_search_counts_about_what_a_dry_run_counts(layout: str, batch: int) -> None:
+    """In closed form: gradients of a step's only micro-batch come as activations go, others are there beside them."""
+    train = {"global_batch": batch, "seq": 8192}
+    made = make_config({"model": {"preset": "llama3-8b"}, "layout": layout, "train": train})
+    counted = max(memory.peak.tensors for memory in layout_memory(made, "cuda"))
+    work = numbers(made.model, made.layout, Job(seq=8192, global_batch=batch), read_cluster("h100x8"))
+    assert float(footprint(work).allocated) == pytest.approx(counted, rel=0.03)
 
 
 def test_recompute_within_a_budget() -> None:

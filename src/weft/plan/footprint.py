@@ -21,7 +21,7 @@ class Footprint:
     """Bytes.
 
     Attributes:
-        weights, gradients, optimizer: this process's share of each.
+        weights, gradients, optimizer: this process's share of each; of gradients, what is there at the fullest moment.
         gathered: whole weights of the blocks at work, under ZeRO-3, and low-precision copies.
         activations: kept for backward, of all micro-batches in flight.
         working: what one block needs while it is computed, or computed again.
@@ -151,13 +151,16 @@ def footprint(work: Work, *, first: bool = False) -> Footprint:
     """Of the fullest process, or of the first stage's, which is the one that most systems report."""
     s, c, soft = work.sizes, work.cut, work.software
     held = Held.of(work, first)
-    logits = soft.logits * work.tokens * s.vocab / np.where(soft.whole_head, 1, c.tp)
+    logits = np.maximum(soft.logits, c.item) * work.tokens * s.vocab / np.where(soft.whole_head, 1, c.tp)
     logits = np.where(c.chunked, logits / 16, logits)
     flight = Flight.of(work, held, logits)
     leads = (np.where(c.pp > 1, flight.first, 0.0) >= flight.last + logits) | first
     activations = np.where(leads | (c.pp == 1), flight.first, flight.last)
     there = np.where(leads & (c.pp > 1), flight.first, flight.last + logits) - activations  # of the logits
     weights, gradients, optimizer = states(work, held)
+    buckets = (c.zero == 0) & (c.replicas > 1)  # are there from the start
+    come = (soft.freed > 0) & (work.micro_batches <= 1) & ~buckets
+    gradients = np.where(come, np.maximum(0.0, gradients - activations - there), gradients)
     axes = 1.0 * (c.tp > 1) + (c.pp > 1) + (c.cp > 1) + (c.replicas > 1)
     return Footprint(
         weights=weights, gradients=gradients, optimizer=optimizer, gathered=gathered(work, held), activations=activations,

@@ -59,6 +59,7 @@ WEFT = Software(
     keeps_gathered=1,
     results=1,
     adds=1,
+    freed=1,
     weights=4,
     gradients=4,
     master=0,
