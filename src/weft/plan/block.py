@@ -239,7 +239,8 @@ def head_time(work: Work) -> Num:
     """The logits and their loss, both ways, of one micro-batch."""
     s, c = work.sizes, work.cut
     parts = product(work, work.tokens, s.vocab / c.tp, s.hidden, low=False)
-    return sum(parts) + traffic(work, C.loss * work.tokens * s.vocab / c.tp)
+    moved = np.where(work.software.lean_loss, 3 * c.item, C.loss)
+    return sum(parts) + traffic(work, moved * work.tokens * s.vocab / c.tp)
 
 
 def parameters(work: Work) -> tuple[Num, Num, Num]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -56,6 +57,7 @@ WEFT = Software(
     fused=0,
     fused_norm=2,
     logits=2,
+    lean_loss=1,
     keeps_gathered=1,
     results=1,
     adds=1,
@@ -72,7 +74,9 @@ MEGATRON = Software()
 
 
 def numbers(shape: Shape, layout: Layout, job: Job, cluster: Cluster, software: Software = WEFT) -> Work:
-    """One layout as a Work."""
+    """One layout as a Work. What is compiled has norms and activations as one kernel each; experts never are."""
+    if layout.compile and shape.experts is None:
+        software = replace(software, fused=1)
     return Work(sizes(shape, job), cut(shape, layout, job), cluster.machine(), software)
 
 

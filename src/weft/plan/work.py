@@ -143,6 +143,7 @@ class Software:
         fused_norm: norms are, even where activations are not; 2: and rotary positions.
         logits: bytes kept for each, with its gradient: 4 where gradients take the place of logits; 12 where torch's loss
             has three fp32 tables at once: logarithms, their gradients, and those of the logits.
+        lean_loss: the loss reads logits twice and writes their gradient once, with no copy in fp32.
         whole_head: every process of tp has the logits of the whole vocabulary for their loss.
         flash: attention never writes its scores: 0.5 FlashAttention of 2022, 1 FlashAttention-2, 2 the best kernels of the
             GPU's generation, 3 those of 2025.
@@ -184,6 +185,7 @@ class Software:
     fused: Num = 1
     fused_norm: Num = 0
     logits: Num = 8
+    lean_loss: Num = 0
     whole_head: Num = 0
     flash: Num = 1
     overlap_dp: Num = 1
