@@ -122,12 +122,12 @@ class Case:
 
 def cases() -> Iterator[Case]:
     """Every run that some test of tests/parallel finds right against one process."""
-    places = [str(TESTS), str(TESTS.parent)]
-    sys.path[:0] = places
+    before = list(sys.path)
+    sys.path[:0] = [str(TESTS), str(TESTS.parent)]
     try:
         modules = [import_module(file.stem) for file in sorted(TESTS.glob("test_*.py"))]
     finally:
-        sys.path = [place for place in sys.path if place not in places]
+        sys.path[:] = before
     for module in modules:
         assert Path(str(module.__file__)).parent == TESTS, f"{module.__file__} has the name of a file in {TESTS}"
         for name, function in vars(module).items():

@@ -131,8 +131,8 @@ def test_recompute_by_degrees() -> None:
     [
         ("fsdp8.bf16", 8), ("fsdp8.mb1.bf16", 32), ("fsdp8.full.mb1.bf16", 64), ("fsdp8.zero1.mb1.bf16", 16),
         ("fsdp8.selective.bf16", 8), ("fsdp8.chunked.bf16", 8), ("fsdp8.full.bf16", 8), ("tp8.bf16", 1),
-        ("dp2.tp4.sp.bf16", 2), ("dp2.tp4.sp.mb1.bf16", 8), ("fsdp4.cp2.bf16", 4), ("pp8.mb1.bf16", 32),
-        ("pp2.fsdp4.mb1.bf16", 32), ("pp8.zbh1.mb1.bf16", 32),
+        ("dp2.tp4.sp.bf16", 2), ("dp2.tp4.sp.mb1.bf16", 8), ("fsdp4.cp2.bf16", 4), ("cp2.tp4.sp.bf16", 1),
+        ("pp8.mb1.bf16", 32), ("pp2.fsdp4.mb1.bf16", 32), ("pp8.zbh1.mb1.bf16", 32),
     ],
 )  # fmt: skip
 def test_a_search_counts_about_what_a_dry_run_counts(layout: str, batch: int) -> None:

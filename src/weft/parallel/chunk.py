@@ -24,10 +24,10 @@ class Chunk:
         self.model, self.layout, self.deferral = model, layout, deferral
         self.lowered = Lowered(model, DTYPES[layout.compute]) if layout.lowered else None
         self.replicas = [] if layout.sharded else replicate(model, self.lowered, layout, mesh, bucket)
-        self.parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
+        self.parameters: dict[str, nn.Parameter] = (
+            self.lowered.weights if self.lowered else dict(model.named_parameters())
+        )
         """What the optimizer updates, by name; of FSDP2 and of a lowered model not what is computed with."""
-        if self.lowered:
-            self.parameters = self.lowered.weights
 
     def clear(self) -> None:
         """The start of a step: no gradients."""

@@ -1,8 +1,8 @@
 """ZeRO: weights, gradients and optimizer states sharded over the fsdp axis (Rajbhandari et al., 2020), by FSDP2.
 
-Also the way to low precision: FSDP2 keeps fp32 weights and gradients and hands the model bf16 or fp16 copies, so a
-low-precision layout goes through it even where nothing is cut. What it adds up before a reduction, and the reduction
-itself, are in `layout.gradients`; sums that are reduced are fp32 always.
+In low precision FSDP2 keeps fp32 weights and gradients and hands the model bf16 or fp16 copies; where nothing is cut,
+parallel/lowered.py does. What it adds up before a reduction, and the reduction itself, are in `layout.gradients`; sums
+that are reduced are fp32 always.
 
 With `layout.offload_weights` this process's share of all that lies in the CPU's memory (Rajbhandari et al., ZeRO-Infinity,
 2021), where the optimizer works; a block's share travels to the device when the block is gathered.

@@ -13,8 +13,10 @@ from weft.config.layout import Layout
 from weft.config.recompute import Recompute
 from weft.models.parameters import block_sizes
 from weft.models.shape import Shape
+from weft.plan.activations import HEAD_ALIGNED
 from weft.plan.counted_block import BACKWARD, FLOAT, FORWARD, KINDS, WEIGHTS, BlockCount, Parts, again
 from weft.plan.curves import Curves
+from weft.plan.logits import HEAD_ROWS, LOSS_ROWS
 from weft.plan.numbers import Job
 from weft.plan.stage import Stage, stages
 from weft.plan.time import Time
@@ -22,10 +24,6 @@ from weft.schedules.timeline import Costs, timeline
 
 BUCKET_BYTES = 32 * 2**20
 """Of gradients that travel together: parallel/replicate.py."""
-LOSS_ROWS = 1024
-"""parallel/loss.py"""
-ALIGNED = 64
-"""models/head.py"""
 
 
 @dataclass(frozen=True)
@@ -142,10 +140,10 @@ class StepCount:
     def head(self) -> tuple[float, float]:
         """The last norm, the logits and the loss, which makes their gradient in the forward pass."""
         block, shape, layout, tp = self.block, self.shape, self.layout, self.layout.tp
-        vocab = ceil(shape.vocab / tp / ALIGNED) * ALIGNED
+        vocab = ceil(shape.vocab / tp / HEAD_ALIGNED) * HEAD_ALIGNED
         parts = Parts()
         block.norm(parts)
-        rows = min(LOSS_ROWS, self.tokens) if layout.loss == "chunked" else self.tokens
+        rows = min(HEAD_ROWS, self.tokens) if layout.loss == "chunked" else self.tokens
         block.product(parts, rows, vocab, shape.hidden, self.tokens / rows)
         loss = self.tokens * block.op("loss", vocab)
         if tp > 1:

@@ -158,7 +158,7 @@ def footprint(work: Work, *, first: bool = False) -> Footprint:
     activations = np.where(leads | (c.pp == 1), flight.first, flight.last)
     there = np.where(leads & (c.pp > 1), flight.first, flight.last + logits) - activations  # of the logits
     weights, gradients, optimizer = states(work, held)
-    buckets = (c.zero == 0) & (c.replicas > 1)  # are there from the start
+    buckets = (c.zero == 0) & (c.replicas * c.cp > 1)  # are there from the start
     come = (soft.freed > 0) & (work.micro_batches <= 1) & ~buckets
     gradients = np.where(come, np.maximum(0.0, gradients - activations - there), gradients)
     axes = 1.0 * (c.tp > 1) + (c.pp > 1) + (c.cp > 1) + (c.replicas > 1)
