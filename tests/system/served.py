@@ -22,10 +22,13 @@ from weft.checkpoint.weights import create_weights_folder
 from weft.models.parameters import stored_sizes
 from weft.models.shape import Shape
 from weft.serve.config import EngineConfig
+from weft.serve.engine import Engine
+from weft.serve.loop import EngineLoop
 from weft.serve.server.catalogue import Catalogue
 from weft.serve.server.config import ModelConfig, ServerConfig
 from weft.serve.server.kserve.rpc import start_grpc
 from weft.serve.server.run import listen, make_server
+from weft.serve.server.version import Version
 
 SPECIAL = ["<|end|>", "<|turn|>"]
 SHAPE = Shape(
@@ -87,11 +90,17 @@ def make_adapter(base: Path, folder: Path, merged: Path, seed: int) -> None:
 
 
 def config(*models: ModelConfig, **settings: Any) -> ServerConfig:
-    return ServerConfig(models, port=0, drain_seconds=settings.pop("drain_seconds", 5.0), **settings)
+    return ServerConfig(models, **{"port": 0, "drain_seconds": 5.0, "apart": False, **settings})
 
 
 def model(path: Path, name: str = "tiny", **settings: Any) -> ModelConfig:
     return ModelConfig(name, path, EngineConfig(device="cpu", dtype="float32", **settings))
+
+
+def engine_of(version: Version) -> Engine:
+    """Of a server whose engines are threads of this process."""
+    assert isinstance(version.desk, EngineLoop)
+    return version.desk.engine
 
 
 class Served:

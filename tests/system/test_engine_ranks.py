@@ -22,9 +22,10 @@ from weft.checkpoint.weights import create_weights_folder, load_decoder
 from weft.models.parameters import stored_sizes
 from weft.models.shape import Shape
 from weft.serve.config import EngineConfig
+from weft.serve.desk import DeadError
 from weft.serve.engine import Engine
 from weft.serve.generate import complete
-from weft.serve.loop import DeadError, EngineLoop
+from weft.serve.loop import EngineLoop
 from weft.serve.request import Output, Request, Sampling
 
 SHAPE = Shape(family="llama", num_layers=2, hidden=32, num_heads=4, num_kv_heads=2, ffn=48, vocab=67, max_seq=2048)

@@ -28,6 +28,7 @@ import tritonclient.grpc.aio as triton_grpc_aio
 import tritonclient.http as triton_http
 import tritonclient.http.aio as triton_http_aio
 from profiled import TOKENS, analyze, needs_perf_analyzer
+from served import engine_of
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tritonclient.utils import InferenceServerException
 
@@ -583,7 +584,7 @@ def test_a_client_that_does_not_read_its_stream_is_cut_off(folder: Path) -> None
             async with asyncio.timeout(30):
                 while not statistics.failures["CANCELED"]:
                     await asyncio.sleep(0.05)
-                while catalogue.models["small"].current.loop.num_live:
+                while catalogue.models["small"].current.desk.num_live:
                     await asyncio.sleep(0.05)
             call.cancel()
 
@@ -592,7 +593,7 @@ def test_a_client_that_does_not_read_its_stream_is_cut_off(folder: Path) -> None
 
 def test_a_full_queue_refuses_and_a_dying_engine_says_so_and_comes_back(folder: Path) -> None:
     engine = EngineConfig(device="cpu", max_sequences=1, max_waiting=0)
-    config = ServerConfig((ModelConfig("small", folder, engine),), grpc_port=0)
+    config = ServerConfig((ModelConfig("small", folder, engine),), grpc_port=0, apart=False)
     long = {"name": "max_tokens", "datatype": "INT32", "shape": [1], "contents": {"int_contents": [4000]}}
     prompt = {"name": "text_input", "datatype": "BYTES", "shape": [1], "contents": {"bytes_contents": [b"Hello"]}}
     message = MESSAGES["ModelInferRequest"](model_name="small", id="a", inputs=[prompt, long])
@@ -614,7 +615,7 @@ def test_a_full_queue_refuses_and_a_dying_engine_says_so_and_comes_back(folder: 
             assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
             assert int(dict(refused.value.trailing_metadata())["grpc-retry-pushback-ms"]) >= 1000
             assert hosted.statistics.failures["REJECTED"] == 1
-            hosted.current.loop.engine.step = die  # type: ignore[method-assign]
+            engine_of(hosted.current).step = die  # type: ignore[method-assign]
             async with asyncio.timeout(30):
                 error = ""
                 while not error:

@@ -196,7 +196,7 @@ def normal(text: str) -> str:
 
 
 def test_stop_cancels_on_the_server(page: Page, server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    loop = server.catalogue.models["tiny"].current.loop
+    loop = server.catalogue.models["tiny"].current.desk
     assert len(ask(server, prompt="Once", max_tokens=LONG, temperature=0, logprobs=0)["logprobs"]["tokens"]) == LONG
     visit(page, prompt="Once", a__temperature="0", a__max_tokens=str(LONG))
     step = loop.engine.step

@@ -40,7 +40,7 @@ def local(folder: Path) -> LocalModel:
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[Served]:
-    with served(model(folder)) as found:
+    with served(model(folder), apart=True) as found:
         yield found
 
 

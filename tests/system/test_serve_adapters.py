@@ -13,7 +13,7 @@ import httpx
 import pytest
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
-from served import Served, make_adapter, make_folder, model, served
+from served import Served, engine_of, make_adapter, make_folder, model, served
 from tritonclient.utils import InferenceServerException
 
 
@@ -155,7 +155,7 @@ def test_adapters_have_metrics_of_their_own(server: Served, monkeypatch: pytest.
     assert (after[tokens] - before[tokens], after[ends] - before[ends]) == (16, 1)
     idle = 'vllm:lora_requests_info{max_lora="2",model_name="base",running_lora_adapters="",waiting_lora_adapters=""}'
     assert after[idle] > 0
-    engine = server.catalogue.models["base"].current.loop.engine
+    engine = engine_of(server.catalogue.models["base"].current)
     step = engine.step
     monkeypatch.setattr(engine, "step", lambda: (time.sleep(0.02), step())[1])  # or it is over before it is looked at
     with httpx.stream(

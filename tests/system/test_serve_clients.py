@@ -19,7 +19,7 @@ USER = {"role": "user", "content": "hi"}
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     shape = SHAPE.model_copy(update={"max_seq": 2048})
-    with served(model(make_folder(tmp_path_factory.mktemp("served") / "tiny", shape=shape))) as one:
+    with served(model(make_folder(tmp_path_factory.mktemp("served") / "tiny", shape=shape)), apart=True) as one:
         yield one
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 import httpx
 import pytest
-from served import Served, make_folder, model, served
+from served import Served, engine_of, make_folder, model, served
 
 import weft.serve.server.hosted as hosted_module
 from checkpoints import save_step
@@ -65,7 +65,7 @@ def test_newer_weights_take_over(
 ) -> None:  # fmt: skip
     """Both engines' processes run side by side until the old one's requests have ended."""
     hosted = server.catalogue.models["cut"]
-    old = hosted.current.loop.engine.ranks
+    old = engine_of(hosted.current).ranks
     assert old is not None
     monkeypatch.setattr(hosted_module, "GRACE_SECONDS", 2.0)
     with httpx.stream("POST", f"{server.url}/v1/completions", json={**LONG, "model": "cut", "stream": True}) as answer:
@@ -130,10 +130,10 @@ def test_a_killed_process_ends_every_protocols_streams_and_comes_back(server: Se
     hosted = server.catalogue.models["cut"]
     expected = post(server, "/v1/completions", model="cut", **SHORT).json()["choices"][0]["text"]
     version = hosted.current.number
-    ranks = hosted.current.loop.engine.ranks
+    ranks = engine_of(hosted.current).ranks
     assert ranks is not None
-    step = hosted.current.loop.engine.step
-    hosted.current.loop.engine.step = lambda: (time.sleep(0.01), step())[1]  # type: ignore[method-assign]
+    step = engine_of(hosted.current).step
+    engine_of(hosted.current).step = lambda: (time.sleep(0.01), step())[1]  # type: ignore[method-assign]
     with ThreadPoolExecutor(3) as threads:
         waits = [Future[None]() for _ in range(3)]
         ways = (openai, generate_stream, stream_infer)

@@ -18,7 +18,7 @@ import httpx
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from served import Served, make_folder, model, served
+from served import Served, engine_of, make_folder, model, served
 
 from checkpoints import save_step
 from weft.serve import pace
@@ -46,7 +46,7 @@ def post(server: Served, body: Any, route: str = "/v1/completions") -> httpx.Res
 
 def idle(server: Served, seconds: float = 20) -> None:
     """Wait until every block and place is given back."""
-    loop = server.catalogue.models["tiny"].current.loop
+    loop = server.catalogue.models["tiny"].current.desk
     until = time.monotonic() + seconds
     while loop.num_live or loop.stats().running or loop.stats().waiting or loop.stats().cache_used:
         assert time.monotonic() < until, loop.stats()
@@ -77,7 +77,7 @@ def idle(server: Served, seconds: float = 20) -> None:
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
 def test_too_much_is_refused_before_anything_is_computed(server: Served, route: str, body: dict[str, Any]) -> None:
-    loop = server.catalogue.models["tiny"].current.loop
+    loop = server.catalogue.models["tiny"].current.desk
     steps = loop.stats().steps
     answer = post(server, body, route)
     assert answer.status_code == 400, answer.text[:300]
@@ -151,7 +151,7 @@ def engines() -> int:
 def test_whoever_has_a_model_unloaded_may_leave(folder: Path) -> None:
     """It is unloaded all the same, when what is being answered has ended."""
     with served(model(folder), model_control=True) as one:
-        loop = one.catalogue.models["tiny"].current.loop
+        loop = one.catalogue.models["tiny"].current.desk
         step = loop.engine.step
         loop.engine.step = lambda: (time.sleep(0.01), step())[1]  # type: ignore[method-assign]
         with httpx.stream(
@@ -172,7 +172,7 @@ def kill_engine(one: Served) -> None:
     def fail() -> None:
         raise MemoryError
 
-    one.catalogue.models["tiny"].current.loop.engine.step = fail  # type: ignore[method-assign]
+    engine_of(one.catalogue.models["tiny"].current).step = fail  # type: ignore[method-assign]
     assert post(one, SHORT).status_code == 503
 
 
@@ -235,7 +235,7 @@ def test_a_hang_is_noticed_by_the_pace_of_the_steps_before(folder: Path, monkeyp
     monkeypatch.setattr(pace, "SURE_SECONDS", 0.5)
     monkeypatch.setattr(pace, "TIMES", 4)
     with served(model(folder)) as one:
-        loop = one.catalogue.models["tiny"].current.loop
+        loop = one.catalogue.models["tiny"].current.desk
         assert loop.patience(60.0) == 60.0
         post(one, SHORT)
         assert loop.patience(60.0) < 60

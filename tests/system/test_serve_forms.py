@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
-from served import Served, make_folder, model, served
+from served import Served, engine_of, make_folder, model, served
 
 from weft.serve import forms as trying
 from weft.serve.forms import HELPERS, Helpers
@@ -58,7 +58,7 @@ def until(true: Callable[[], bool], seconds: float = 120) -> None:
 def slow_forms(server: Served, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """What tries a form with "slow" in it is stopped: it looks like a form without an end. In the order of their turns.
     None gives way to others until that is allowed again, nor ends because this machine has much else to do."""
-    helpers = server.catalogue.models["tiny"].current.loop.engine.grammars._helpers
+    helpers = engine_of(server.catalogue.models["tiny"].current).grammars._helpers
     ask, compile, asked = Helpers._ask, GrammarCompiler.compile, list[str]()
 
     def slowly(self: Helpers, helper: subprocess.Popen[bytes], kind: Any, text: str, end: float) -> str:
@@ -87,7 +87,7 @@ def test_who_sends_slow_forms_holds_up_others_little(folder: Path, monkeypatch: 
         with slow_forms(one, monkeypatch) as asked, ExitStack() as greedy:
             for number in range(12):
                 greedy.enter_context(begin(one, "greedy", {**ASK, "guided_regex": f"slow{number}"}))
-            helpers = one.catalogue.models["tiny"].current.loop.engine.grammars._helpers
+            helpers = engine_of(one.catalogue.models["tiny"].current).grammars._helpers
             until(lambda: forms._held == 12 and len(asked) == HELPERS and len(helpers._waiting) == TURNS - HELPERS)
             refused = post(one, {**ASK, "guided_regex": "slow"}, "greedy")
             assert refused.status_code == 429
@@ -109,7 +109,7 @@ def test_who_sends_slow_forms_holds_up_others_little(folder: Path, monkeypatch: 
 def test_a_deadline_holds_while_a_form_is_compiled(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And whoever leaves has not made room for another slow form."""
     with served(model(folder, max_sequences=1, max_waiting=3)) as one:
-        one.catalogue.models["tiny"].current.loop.engine.grammars.compile("regex", "a")
+        engine_of(one.catalogue.models["tiny"].current).grammars.compile("regex", "a")
         forms = one.catalogue.models["tiny"].forms
         with slow_forms(one, monkeypatch) as asked, ExitStack() as waiting:
             for number in range(TURNS + 1):

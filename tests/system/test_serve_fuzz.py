@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 def test_nonsense_on_every_route(tmp_path: Path) -> None:
     assert make_request(1, 7) == make_request(1, 7) != make_request(2, 7)
     assert make_call(1, 7) == make_call(1, 7)
-    with served(model(make_folder(tmp_path / "tiny"), max_waiting=64), grpc_port=0) as server:
+    with served(model(make_folder(tmp_path / "tiny"), max_waiting=64), grpc_port=0, apart=True) as server:
         result = asyncio.run(fuzz(server.url, f"127.0.0.1:{server.grpc_port}", requests=400, seed=1))
         assert not result["failures"]
         assert result["statuses"]["gRPC OK"] > 5
@@ -26,5 +26,5 @@ def test_nonsense_on_every_route(tmp_path: Path) -> None:
         assert result["statuses"]["200"] > 50
         assert result["statuses"]["400"] > 50
         assert server.catalogue.models["tiny"].restarts == 0
-        stats = server.catalogue.models["tiny"].current.loop.stats()
+        stats = server.catalogue.models["tiny"].current.desk.stats()
         assert (stats.running, stats.waiting, stats.cache_used) == (0, 0, 0)

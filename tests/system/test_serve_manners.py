@@ -26,12 +26,12 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from served import Served, config, make_folder, model, served
+from served import Served, config, engine_of, make_folder, model, served
 
 from checkpoints import save_step
 from weft.cli.serve import describe
+from weft.serve.desk import DeadError
 from weft.serve.engine import Engine
-from weft.serve.loop import DeadError
 from weft.serve.request import Output, RefusedError, Request, Sampling
 from weft.serve.server.config import ServerConfig
 from weft.serve.server.hosted import Hosted
@@ -68,7 +68,7 @@ def until(true: Callable[[], bool], seconds: float = 20) -> float:
 
 
 def idle(server: Served) -> bool:
-    loop = server.catalogue.models["tiny"].current.loop
+    loop = server.catalogue.models["tiny"].current.desk
     return loop.num_live == 0 and loop.stats().cache_used == 0
 
 
@@ -101,13 +101,13 @@ def test_whoever_hangs_up_has_cancelled(server: Served, stream: bool) -> None:
     for _ in range(3):
         connection = socket.create_connection(("127.0.0.1", server.port))
         connection.sendall(request_bytes(body, f"Content-Length: {len(body)}"))
-        until(lambda: server.catalogue.models["tiny"].current.loop.stats().running > 0)
+        until(lambda: server.catalogue.models["tiny"].current.desk.stats().running > 0)
         connection.close()
     until(lambda: idle(server))
 
 
 def test_a_reader_that_does_not_read_is_cut_off(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = server.catalogue.models["tiny"].current.loop.engine
+    engine = engine_of(server.catalogue.models["tiny"].current)
     step = engine.step
 
     def slowly() -> list[Output]:
@@ -155,7 +155,7 @@ def test_whoever_is_turned_away_may_ask_again_on_the_same_connection(
 ) -> None:  # fmt: skip
     """A refusal at the door is an answer like others: with an id, counted, and the body that comes after it is passed over,
     whenever it comes; what is not plain goes the usual way in, to the same end."""
-    loop, meter = server.catalogue.models["tiny"].current.loop, server.catalogue.metrics
+    loop, meter = server.catalogue.models["tiny"].current.desk, server.catalogue.metrics
     body = json.dumps({**LONG, "max_tokens": 2}).encode()
     chunked = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
 
@@ -325,7 +325,7 @@ def test_every_route_wants_a_key(folder: Path, monkeypatch: pytest.MonkeyPatch) 
             raise RefusedError("busy", 1.0)
 
         with monkeypatch.context() as patch:  # how busy it is, a stranger is not told
-            patch.setattr(one.catalogue.models["tiny"].current.loop, "check_room", full)
+            patch.setattr(one.catalogue.models["tiny"].current.desk, "check_room", full)
             for key, status in (("third", 401), ("first", 429)):
                 assert post(one, LONG, headers={"authorization": f"Bearer {key}"}).status_code == status
         for path in ("/health", "/health/live", "/health/ready"):
@@ -379,7 +379,7 @@ def test_no_key_takes_all_the_room(folder: Path) -> None:
     """Half of it by default: whoever has more at once is refused, and whoever comes with another key is served."""
     with served(model(folder, max_sequences=2, max_waiting=6), api_keys=("greedy", "modest")) as one:
         hosted = one.catalogue.models["tiny"]
-        engine = hosted.current.loop.engine
+        engine = engine_of(hosted.current)
         step = engine.step
         engine.step = lambda: (time.sleep(0.01), step())[1]  # type: ignore[method-assign]
         headers = {name: {"authorization": f"Bearer {name}"} for name in ("greedy", "modest")}
@@ -443,7 +443,7 @@ def test_several_models(folder: Path, tmp_path: Path) -> None:
 def test_a_dead_engine_ends_its_streams_and_comes_back(folder: Path) -> None:
     with served(model(folder)) as one:
         hosted = one.catalogue.models["tiny"]
-        engine = hosted.current.loop.engine
+        engine = engine_of(hosted.current)
         expected = post(one, {**LONG, "max_tokens": 9}).json()["choices"][0]["text"]
         with httpx.stream("POST", f"{one.url}/v1/completions", json={**LONG, "stream": True}, timeout=30) as answer:
             lines = answer.iter_lines()
@@ -476,7 +476,7 @@ def test_alive_ready_and_generating_are_three_things(folder: Path) -> None:
 
         assert [ask(question) for question in ("live", "ready", "generate")] == [200, 200, 200]
         release = threading.Event()
-        engine = one.catalogue.models["tiny"].current.loop.engine
+        engine = engine_of(one.catalogue.models["tiny"].current)
         step = engine.step
         engine.step = lambda: (release.wait(30), step())[1]  # type: ignore[method-assign]
         thread = threading.Thread(target=lambda: post(one, {**LONG, "max_tokens": 2}))
@@ -573,9 +573,10 @@ def test_who_stops_it_waits_for_no_weights(tmp_path: Path, monkeypatch: pytest.M
 
 @contextmanager
 def patched_server(run: Path, patch: str, *options: str) -> Iterator[subprocess.Popen[str]]:
-    """`weft serve` with a fault in it."""
+    """`weft serve` with a fault in it, and the engine in it too."""
     words = ["weft", "serve", str(run), "--port", "0", "--device", "cpu", *options]
-    code = f"{patch}\nimport sys; from weft.cli.app import main; sys.argv = {words!r}; main()"
+    here = "import weft.serve.server.config as c, functools; c.ServerConfig = functools.partial(c.ServerConfig, apart=False)"
+    code = f"{patch}\n{here}\nimport sys; from weft.cli.app import main; sys.argv = {words!r}; main()"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     try:
         yield process

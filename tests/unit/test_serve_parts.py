@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from weft.cli.app import app
 from weft.cli.serve import address, read_keys, routes, split_adapters, split_name
-from weft.serve.loop import DeadError
+from weft.serve.desk import DeadError
 from weft.serve.request import Output, RefusedError, TooLongError
 from weft.serve.server.chat import ChatTemplate, find_template, hide, split_forged
 from weft.serve.server.config import ModelConfig, ServerConfig, is_loopback

@@ -217,7 +217,7 @@ def address(config: ServerConfig, port: int) -> str:
 
 def describe(model: Hosted) -> str:
     version = model.current
-    shape, device = version.shape, version.loop.engine.runner.device
+    shape, device = version.shape, version.desk.about.device
     wanted = min(shape.max_seq, model.config.engine.max_context or shape.max_seq)
     short = (
         f" (of {wanted:,}: the cache has no room for more, see --cache-tokens)" if version.max_context < wanted else ""

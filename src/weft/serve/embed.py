@@ -5,10 +5,7 @@ from __future__ import annotations
 import torch
 
 from weft.serve.engine import Engine
-
-
-class NumbersError(ValueError):
-    """The model's fault, not that of who asked."""
+from weft.serve.request import NumbersError
 
 
 @torch.inference_mode()

@@ -22,8 +22,8 @@ from weft.checkpoint.sidecars import read_json
 from weft.checkpoint.weights import load_decoder
 from weft.models.decoder import Decoder
 from weft.models.huggingface import shape_from_config
+from weft.serve.about import About
 from weft.serve.blocks import Blocks
-from weft.serve.checks import check_request
 from weft.serve.computing import Computing
 from weft.serve.config import EngineConfig
 from weft.serve.device import pick_device, pick_dtype
@@ -109,15 +109,15 @@ class Engine:
             ranks.kill()
             raise
 
-    def check(self, request: Request) -> None:
-        """Whether this engine can take the request at all; needs no state, so any thread may ask.
+    @property
+    def about(self) -> About:
+        """What never changes of it."""
+        device = str(self.runner.device)
+        return About(self.shape, self.max_context, self.eos, self.tokenizer is not None, device, self.config)
 
-        Raises:
-            ValueError: says what cannot be done, and what to change.
-        """
-        queue = self.config.max_waiting + self.config.max_sequences
-        adapters = self.config.adapters
-        check_request(request, self.shape.vocab, self.max_context, queue, self.tokenizer is not None, adapters)
+    def check(self, request: Request) -> None:
+        """As About.check."""
+        self.about.check(request)
 
     def add(self, request: Request) -> None:
         """Take in a request; its first outputs come from one of the next steps.

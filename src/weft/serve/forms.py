@@ -19,6 +19,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -43,7 +44,22 @@ HELPER_STACK = 2 << 20
 
 HELPER_MEMORY = 4 << 30
 
+KEPT = 64
+"""Forms that are kept compiled, the last used ones."""
+
 LATER = "forms cannot be compiled at the moment: leave the form out, or try again later"
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form by its name, where it is compiled elsewhere."""
+
+    kind: Kind
+    text: str
+
+
+def text_of(source: str | dict[str, Any]) -> str:
+    return json.dumps(source) if isinstance(source, dict) else source
 
 
 def form_of(settings: Mapping[str, Any]) -> tuple[Kind, str] | None:

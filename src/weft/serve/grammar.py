@@ -6,7 +6,6 @@ for it, beside the engine and under a deadline, and kept for the next one who as
 
 from __future__ import annotations
 
-import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cached_property
@@ -16,11 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weft.serve.forms import Helpers, Kind, make_matcher
+from weft.serve.forms import KEPT, Helpers, Kind, make_matcher, text_of
 from weft.serve.tokens import Tokenizer
-
-KEPT = 64
-"""Forms that a compiler keeps, the last used ones."""
 
 MAX_SOURCE = 256 * 1024
 """Characters of a form."""
@@ -133,10 +129,6 @@ class GrammarCompiler:
                 text, eos = self._source
                 self._tokenizer = llguidance.LLTokenizer(text, eos_token=eos)
             return self._tokenizer
-
-
-def text_of(source: str | dict[str, Any]) -> str:
-    return json.dumps(source) if isinstance(source, dict) else source
 
 
 def with_end(tokenizer: str) -> tuple[str, list[int]]:

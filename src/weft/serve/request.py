@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
+    from weft.serve.forms import Form
     from weft.serve.grammar import Grammar
+
+    Compiled: TypeAlias = Grammar | Form
 
 __all__ = ["MAX_LOGPROBS", "Finish", "Output", "RefusedError", "Request", "Sampling", "TokenLogprob"]
 
@@ -118,7 +121,7 @@ class Request:
         adapter: of `EngineConfig.adapters`; None: the model as it is.
         logprobs: None: none; 0: of each chosen token; k: and of the k most probable ones (at most MAX_LOGPROBS).
         prompt_logprobs: the same for the prompt's tokens. None: none.
-        grammar: the form that the text must have, by `Engine.grammars`.compile; None: any.
+        grammar: the form that the text must have, by `Desk.grammars`.compile; None: any.
     """
 
     id: str
@@ -132,7 +135,7 @@ class Request:
     adapter: str | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
-    grammar: Grammar | None = None
+    grammar: Compiled | None = None
 
     @property
     def shared_by(self) -> str:
@@ -187,6 +190,10 @@ class TooLongError(ValueError):
     """The context has no room for a prompt."""
 
 
+class NumbersError(ValueError):
+    """The model's fault, not that of who asked."""
+
+
 class RefusedError(RuntimeError):
     """The engine takes no more requests now: its queue is full, or it is draining. Nothing was begun.
 
@@ -197,3 +204,6 @@ class RefusedError(RuntimeError):
     def __init__(self, why: str, retry_after: float) -> None:
         super().__init__(why)
         self.retry_after = retry_after
+
+    def __reduce__(self) -> tuple[type[RefusedError], tuple[str, float]]:
+        return RefusedError, (str(self), self.retry_after)

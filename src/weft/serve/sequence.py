@@ -6,13 +6,13 @@ import hashlib
 import random
 import struct
 from collections.abc import Sequence as Row
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from weft.serve.request import Finish, Request, TokenLogprob
 from weft.serve.text import TextStream
 
 if TYPE_CHECKING:
-    from weft.serve.grammar import Matcher
+    from weft.serve.grammar import Grammar, Matcher
 
 
 class Sequence:
@@ -48,7 +48,8 @@ class Sequence:
         self.cached: int | None = None
         self.started: float | None = None
         self.text: TextStream | None = None
-        self.matcher: Matcher | None = request.grammar.matcher() if request.grammar else None
+        grammar = cast("Grammar | None", request.grammar)  # where it is compiled
+        self.matcher: Matcher | None = grammar.matcher() if grammar else None
         self.grams: dict[tuple[int, ...], int] = {}
         self.prompt_logprobs: list[TokenLogprob | None] = [None]
         self._random = random_stream(request.sampling.seed, request.prompt, index)

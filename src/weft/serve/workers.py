@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import selectors
+import signal
 import subprocess
 import sys
 import threading
@@ -35,12 +36,18 @@ class Workers:
     Args:
         codes: what each runs, in Python, where `beat` stands for the pipe's number, to be given to `start_beating`.
         env: of all of them.
+        names: what errors call them.
+        files: numbers of open files that they have too.
 
     Attributes:
         noticed: when the first death was noticed, on `time.monotonic`'s clock.
     """
 
-    def __init__(self, codes: Sequence[str] = (), env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, codes: Sequence[str] = (), env: Mapping[str, str] | None = None, names: Sequence[str] = (),
+        files: Sequence[int] = (),
+    ) -> None:  # fmt: skip
+        self.names = names or [f"process {index} of {1 + len(codes)}" for index in range(1, 1 + len(codes))]
         self.processes: list[subprocess.Popen[bytes]] = []
         self._beats: list[int] = []
         self.noticed: float | None = None
@@ -52,7 +59,7 @@ class Workers:
             self._beats.append(ours)
             command = [sys.executable, "-c", f"beat = {theirs}; {code}"]
             try:
-                process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, pass_fds=[theirs])
+                process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, pass_fds=[theirs, *files])
             finally:
                 os.close(theirs)
             self.processes.append(process)
@@ -122,7 +129,7 @@ class Workers:
                         return
 
     def _error(self, index: int) -> RankDiedError:
-        name = f"process {index + 1} of {1 + len(self.processes)}"
+        name = self.names[index]
         if index in self._silent:
             return RankDiedError(f"{name} gave no sign of life for {SILENT_SECONDS:g} s, and was ended")
         try:
@@ -138,7 +145,12 @@ class Workers:
 
 
 def start_beating(pipe: int) -> None:
-    """In a process of `Workers`: tell the first one that this one lives; end when nobody listens."""
+    """In a process of `Workers`: tell the first one that this one lives; end when nobody listens.
+
+    Ctrl-C in a terminal, or what stops a whole service, reaches every process of it: the first one says what follows.
+    """
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, signal.SIG_IGN)
 
     def beat() -> None:
         while True:

@@ -58,6 +58,8 @@ class ServerConfig:
         gate: by how much (nats per token) the loss of newer weights may be above that of the present ones, on `gate_text`;
             None: they are taken unseen, if they are finite.
         gate_text: a file of text that weights are compared on; None: a few paragraphs that come with weft.
+        apart: engines have processes of their own, so that what they compute and what clients are told do not wait for each
+            other (`serve/apart.py`); else threads of this one.
     """
 
     models: tuple[ModelConfig, ...]
@@ -77,6 +79,7 @@ class ServerConfig:
     follow_seconds: float | None = None
     gate: float | None = 0.05
     gate_text: Path | None = None
+    apart: bool = True
 
     def __post_init__(self) -> None:
         names = [model.name for model in self.models]

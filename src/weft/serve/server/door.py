@@ -14,7 +14,7 @@ import secrets
 from collections.abc import Sequence
 from functools import lru_cache
 
-from weft.serve.loop import DeadError
+from weft.serve.desk import DeadError
 from weft.serve.request import RefusedError
 from weft.serve.server.catalogue import Catalogue
 from weft.serve.server.errors import HttpError, problem

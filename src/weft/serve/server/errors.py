@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from weft.serve.loop import DeadError
+from weft.serve.desk import DeadError
 from weft.serve.request import Output, RefusedError, TooLongError
 
 FAILED = "the engine failed while it worked on this request; it is coming back"

@@ -7,14 +7,17 @@ from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from weft.serve.forms import HELPERS, Kind
-from weft.serve.grammar import Grammar, GrammarCompiler, text_of
+from weft.serve.desk import Grammars
+from weft.serve.forms import HELPERS, Kind, text_of
 from weft.serve.request import RefusedError
 from weft.serve.server.errors import HttpError
 from weft.serve.server.metrics import Meter
 from weft.serve.server.shares import Shares
+
+if TYPE_CHECKING:
+    from weft.serve.request import Compiled
 
 TURNS = HELPERS + 1
 """Forms of one key that are compiled at once, the others wait: as many as there are helpers, and the one for which a slow
@@ -39,8 +42,8 @@ class Forms:
         self._turns: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(TURNS))
 
     async def compile(
-        self, compiler: GrammarCompiler, kind: Kind, source: str | dict[str, Any], tenant: str, seconds: float
-    ) -> Grammar:
+        self, compiler: Grammars, kind: Kind, source: str | dict[str, Any], tenant: str, seconds: float
+    ) -> Compiled:
         """
         Args:
             tenant: which key asks.
@@ -79,7 +82,7 @@ class Forms:
             self._held -= 1
             self.shares.give_back(tenant, 1)
 
-    async def _compile(self, compiler: GrammarCompiler, kind: Kind, text: str, turns: asyncio.Semaphore) -> Grammar:
+    async def _compile(self, compiler: Grammars, kind: Kind, text: str, turns: asyncio.Semaphore) -> Any:
         """The turn is over when the work is: whoever leaves earlier has not made room for another form."""
         await turns.acquire()
         loop, future = asyncio.get_running_loop(), WAITERS.submit(compiler.compile, kind, text)

@@ -106,7 +106,7 @@ async def losses(version: Version, ids: list[int], context: int) -> list[float]:
             break
         sampling = Sampling(max_tokens=1)
         request = Request(f"gate-{secrets.token_hex(8)}", stretch, sampling, priority=LAST, prompt_logprobs=0)
-        async with aclosing(version.loop.stream(request)) as outputs:
+        async with aclosing(version.desk.stream(request)) as outputs:
             async for output in outputs:
                 if output.finish == "error":
                     raise ValueError(f"{version.folder}: {output.error}")

@@ -12,8 +12,8 @@ from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from weft.serve.desk import DeadError
 from weft.serve.folder import find_model
-from weft.serve.loop import DeadError, EngineLoop
 from weft.serve.request import Request
 from weft.serve.server.config import ModelConfig, ServerConfig
 from weft.serve.server.errors import UnloadedError
@@ -59,11 +59,11 @@ class Hosted:
         self.config, self.server, self.name = config, server, config.name
         self.meter = Meter(config.name, metrics)
         self.statistics = Statistics()
-        self.loading = Loading(config)
+        self.loading = Loading(config, server.apart)
         room = config.engine.max_sequences + config.engine.max_waiting
         self.shares = Shares(server.most_per_key(room))
         self.forms = Forms(self.shares, room, self.meter)
-        metrics.states[config.name] = lambda: self._current.loop.stats() if self._current is not None else None
+        metrics.states[config.name] = lambda: self._current.desk.stats() if self._current is not None else None
         self.state: State = "LOADING"
         self.reason = "loading"
         self.restarts = 0
@@ -100,15 +100,15 @@ class Hosted:
     @property
     def hung(self) -> bool:
         """Whether there has been work, and no step, for long."""
-        if self._current is None or not self._current.loop.num_live:
+        if self._current is None or not self._current.desk.num_live:
             return False
-        last = max(self._current.loop.last_step, self._busy_since)
-        return time.monotonic() - last > self._current.loop.patience(self.server.hang_seconds)
+        last = max(self._current.desk.last_step, self._busy_since)
+        return time.monotonic() - last > self._current.desk.patience(self.server.hang_seconds)
 
     @property
     def healthy(self) -> bool:
         """Whether its engine lives and moves."""
-        return self.ready and self._current is not None and self._current.loop.error is None and not self.hung
+        return self.ready and self._current is not None and self._current.desk.error is None and not self.hung
 
     def check_room(self, tenant: str | None = None) -> None:
         """
@@ -121,7 +121,7 @@ class Hosted:
         if self._current is not None:
             with self.meter.refusals():
                 self.shares.check(tenant)
-                self._current.loop.check_room()
+                self._current.desk.check_room()
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
@@ -134,16 +134,16 @@ class Hosted:
             tenant: which key asks; None: the server itself.
 
         Raises:
-            ValueError, RefusedError, DeadError: as EngineLoop.submit; then none was begun.
+            ValueError, RefusedError, DeadError: as Desk.submit; then none was begun.
         """
         version = version or self.current
-        if not version.loop.num_live:
+        if not version.desk.num_live:
             self._busy_since = time.monotonic()
         places = sum(request.n for request in requests)
         with self.meter.refusals():
             self.shares.take(tenant, places)
         try:
-            return Outputs(version.loop, requests, self.meter, partial(self.shares.give_back, tenant))
+            return Outputs(version.desk, requests, self.meter, partial(self.shares.give_back, tenant))
         except BaseException:
             self.shares.give_back(tenant, places)
             raise
@@ -196,7 +196,7 @@ class Hosted:
             try:
                 await self._judge(present, newer)
             except BaseException:
-                await asyncio.to_thread(newer.loop.close)
+                await asyncio.to_thread(newer.desk.close)
                 raise
             self._take(newer)
             self._leave(present, self.server.request_seconds, GRACE_SECONDS)  # nobody in it can have longer
@@ -246,10 +246,9 @@ class Hosted:
 
     async def _load(self, path: Path) -> Version:
         """A new version, whose engine runs; nobody knows it yet."""
-        folder, engine, words, template, advised = await self.loading.load(path)
-        loop = EngineLoop(engine)
-        loop.start()
-        return Version(self.name, str(self._count + 1), folder, loop, words, template, advised)
+        folder, desk, words, template, advised = await self.loading.load(path)
+        desk.start()
+        return Version(self.name, str(self._count + 1), folder, desk, words, template, advised)
 
     def _take(self, version: Version) -> None:
         """From now on, new requests go there."""
@@ -261,7 +260,7 @@ class Hosted:
 
         async def leave() -> bool:
             await asyncio.sleep(grace)
-            return await version.loop.drain(drain_seconds)
+            return await version.desk.drain(drain_seconds)
 
         task = asyncio.create_task(leave(), name=f"drain {self.name}")
         self._leaving[task] = version
@@ -271,16 +270,16 @@ class Hosted:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            if self._current is not None and self._current.loop.error is not None:
+            if self._current is not None and self._current.desk.error is not None:
                 await self._revive(self._current)
 
     async def _revive(self, dead: Version) -> None:
         """Build the same weights' engine again, until one lives; the newest ones', where a run has let go of those."""
-        log.error("%s: the engine died and will be started again: %s", self.name, dead.loop.error)
+        log.error("%s: the engine died and will be started again: %s", self.name, dead.desk.error)
         self._current, self.state, self.reason = None, "UNAVAILABLE", "the engine died and is being started again"
         self.restarts += 1
         try:
-            await asyncio.to_thread(dead.loop.close)
+            await asyncio.to_thread(dead.desk.close)
         except Exception as error:  # noqa: BLE001 (what is dead may not even end well; its place is free all the same)
             log.error("%s: the dead engine did not end: %s", self.name, error)
         for attempt, pause in enumerate(chain(PAUSES, repeat(PAUSES[-1])), start=1):

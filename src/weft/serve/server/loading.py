@@ -6,22 +6,28 @@ import asyncio
 import logging
 from pathlib import Path
 
-from weft.serve.engine import Engine
-from weft.serve.folder import advised_sampling, find_model
+from weft.serve.apart import EngineProcess
+from weft.serve.config import EngineConfig
+from weft.serve.desk import Desk
+from weft.serve.folder import advised_sampling, find_model, load_tokenizer
 from weft.serve.server.chat import ChatTemplate, find_template
 from weft.serve.server.config import ModelConfig
 from weft.serve.server.words import Words
 
 log = logging.getLogger("weft.serve")
 
-Loaded = tuple[Path, Engine, Words | None, ChatTemplate | None, dict[str, float]]
+Loaded = tuple[Path, Desk, Words | None, ChatTemplate | None, dict[str, float]]
 
 
 class Loading:
-    """To be used in one event loop."""
+    """To be used in one event loop.
 
-    def __init__(self, config: ModelConfig) -> None:
-        self.config = config
+    Args:
+        apart: engines have processes of their own.
+    """
+
+    def __init__(self, config: ModelConfig, apart: bool) -> None:
+        self.config, self.apart = config, apart
         self._threads: set[asyncio.Task[Loaded]] = set()
 
     @property
@@ -34,7 +40,7 @@ class Loading:
         Raises:
             ValueError: there is no model there, or its settings cannot be.
         """
-        thread = asyncio.create_task(asyncio.to_thread(load, self.config, path))
+        thread = asyncio.create_task(asyncio.to_thread(load, self.config, path, self.apart))
         self._threads.add(thread)
         thread.add_done_callback(self._threads.discard)
         try:
@@ -44,13 +50,22 @@ class Loading:
             raise
 
 
-def load(config: ModelConfig, path: Path) -> Loaded:
+def load(config: ModelConfig, path: Path, apart: bool) -> Loaded:
     folder, damage = find_model(path)
     for finding in damage:
         log.warning("%s: passed over a damaged checkpoint: %s", config.name, finding)
     template, advised = find_template(folder, config.chat_template), advised_sampling(folder)
-    engine = Engine.load(folder, config.engine, config.draft)
-    return folder, engine, Words(engine.tokenizer) if engine.tokenizer is not None else None, template, advised
+    words = Words(load_tokenizer(folder)) if (folder / "tokenizer.json").is_file() else None
+    make = EngineProcess if apart else engine_here
+    return folder, make(folder, config.engine, config.draft), words, template, advised
+
+
+def engine_here(folder: Path, config: EngineConfig, draft: Path | None) -> Desk:
+    """On a thread of this process, which has to have torch then."""
+    from weft.serve.engine import Engine
+    from weft.serve.loop import EngineLoop
+
+    return EngineLoop(Engine.load(folder, config, draft))
 
 
 def let_go(thread: asyncio.Task[Loaded]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
 from typing import Self
 
-from weft.serve.loop import EngineLoop
+from weft.serve.desk import Desk
 from weft.serve.request import Output, Request
 from weft.serve.server.errors import FAILED
 from weft.serve.server.metrics import Meter, Timing
@@ -54,16 +54,16 @@ class Outputs:
     """
 
     def __init__(
-        self, loop: EngineLoop, requests: Sequence[Request], meter: Meter, ended: Callable[[int], None] = lambda count: None
+        self, desk: Desk, requests: Sequence[Request], meter: Meter, ended: Callable[[int], None] = lambda count: None
     ) -> None:  # fmt: skip
-        self._loop, self._meter = loop, meter
-        self._mailbox = Mailbox(loop.cancel)
+        self._desk, self._meter = desk, meter
+        self._mailbox = Mailbox(desk.cancel)
         self._ended: Callable[[int], None] = lambda count: None
         self._left: dict[str, int] = {}  # completions that have not ended
         self._timings = {request.id: Timing(request) for request in requests}
         try:
             for request in requests:
-                loop.submit(request, self._mailbox.put)
+                desk.submit(request, self._mailbox.put)
                 self._left[request.id] = request.n
         except (ValueError, RuntimeError) as error:
             meter.refuse(type(error).__name__.removesuffix("Error").lower())
@@ -80,14 +80,14 @@ class Outputs:
                     if not self._left[output.id]:
                         del self._left[output.id]
                 self._meter.token(output, self._timings[output.id])
-                if output.finish == "error" and self._loop.error is not None:
+                if output.finish == "error" and self._desk.error is not None:
                     output = replace(output, error=FAILED)
                 yield output
 
     def close(self) -> None:
         """Cancel what has not ended."""
         for id in self._left:
-            self._loop.cancel(id)
+            self._desk.cancel(id)
             self._meter.cut(self._timings[id])
             self._ended(self._left[id])
         self._left.clear()

@@ -14,7 +14,7 @@ from functools import partial
 
 import uvicorn
 
-from weft.serve.loop import DeadError
+from weft.serve.desk import DeadError
 from weft.serve.server.app import make_app
 from weft.serve.server.catalogue import Catalogue
 from weft.serve.server.config import ServerConfig

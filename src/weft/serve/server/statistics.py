@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from weft.serve.loop import DeadError
+from weft.serve.desk import DeadError
 from weft.serve.request import RefusedError
 from weft.serve.server.errors import HttpError
 

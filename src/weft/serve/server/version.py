@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from weft.models.shape import Shape
-from weft.serve.loop import EngineLoop
+from weft.serve.desk import Desk
 from weft.serve.server.chat import ChatTemplate
 from weft.serve.server.words import Words
 
@@ -20,6 +20,7 @@ class Version:
 
     Attributes:
         model: the name that it is asked for by: the model's, or an adapter's.
+        desk: where its requests go.
         number: "1", "2", …: counts up with every set of weights that was taken.
         folder: the Hugging Face directory that they came from.
         words: its tokenizer; None: prompts are token ids, and there are no texts.
@@ -31,7 +32,7 @@ class Version:
     model: str
     number: str
     folder: Path
-    loop: EngineLoop
+    desk: Desk
     words: Words | None
     template: ChatTemplate | None
     sampling: Mapping[str, float]
@@ -40,15 +41,15 @@ class Version:
 
     @property
     def shape(self) -> Shape:
-        return self.loop.engine.shape
+        return self.desk.about.shape
 
     @property
     def max_context(self) -> int:
-        return self.loop.engine.max_context
+        return self.desk.about.max_context
 
     @property
     def eos(self) -> tuple[int, ...]:
-        return self.loop.engine.eos
+        return self.desk.about.eos
 
     @property
     def fingerprint(self) -> str:

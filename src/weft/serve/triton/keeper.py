@@ -7,8 +7,9 @@ import threading
 import time
 from collections.abc import Callable
 
+from weft.serve.desk import DeadError, Deliver
 from weft.serve.engine import Engine
-from weft.serve.loop import DeadError, Deliver, EngineLoop
+from weft.serve.loop import EngineLoop
 from weft.serve.request import RefusedError, Request
 from weft.serve.stats import Stats
 

@@ -6,9 +6,9 @@ import secrets
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import TYPE_CHECKING
 
 from weft.serve.forms import form_of
-from weft.serve.grammar import Grammar
 from weft.serve.request import Output, Request, Sampling
 from weft.serve.server.config import ServerConfig
 from weft.serve.server.errors import UnknownModelError, cut_off
@@ -16,6 +16,9 @@ from weft.serve.server.hosted import Hosted
 from weft.serve.server.keys import check_priority
 from weft.serve.server.kserve.call import Call, Response, answer
 from weft.serve.server.version import Version
+
+if TYPE_CHECKING:
+    from weft.serve.request import Compiled
 
 __all__ = ["infer", "version_of", "whole"]
 
@@ -122,9 +125,9 @@ async def _prompt(call: Call, version: Version) -> list[int]:
     return await version.need_words().encode(text, version.max_context)
 
 
-async def _grammar(call: Call, hosted: Hosted, version: Version, tenant: str, until: float) -> Grammar | None:
+async def _grammar(call: Call, hosted: Hosted, version: Version, tenant: str, until: float) -> Compiled | None:
     form = form_of(call.settings)
     if form is None:
         return None
     version.need_words()
-    return await hosted.forms.compile(version.loop.engine.grammars, *form, tenant, until - time.monotonic())
+    return await hosted.forms.compile(version.desk.grammars, *form, tenant, until - time.monotonic())

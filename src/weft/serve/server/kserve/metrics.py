@@ -55,7 +55,7 @@ class TritonMetrics(Collector):
             for part, name in DURATIONS.items():
                 tell(f"nv_inference_{name}_duration_us", int(1e6 * counts.seconds[part]), **labels)
             if model.ready:
-                stats = model.current.loop.stats()
+                stats = model.current.desk.stats()
                 tell("nv_inference_exec_count", stats.steps, **labels)
                 tell("nv_inference_pending_request_count", stats.waiting, **labels)
         yield from found.values()

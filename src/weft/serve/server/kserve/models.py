@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from importlib.metadata import version as installed
 from typing import Any
 
-from weft.serve.loop import DeadError
+from weft.serve.desk import DeadError
 from weft.serve.server.catalogue import Catalogue
 from weft.serve.server.errors import HttpError, UnknownModelError
 from weft.serve.server.hosted import Hosted
@@ -59,7 +59,7 @@ def _statistics(name: str, hosted: Hosted) -> dict[str, Any]:
     found, version = hosted.statistics, hosted.current
     return {
         "name": name, "version": version.number, "last_inference": int(1000 * found.last),
-        "inference_count": found.count["success"], "execution_count": version.loop.stats().steps,
+        "inference_count": found.count["success"], "execution_count": version.desk.stats().steps,
         "inference_stats": {
             part: {"count": found.count[part], "ns": int(1e9 * found.seconds[part])} for part in PARTS
         },

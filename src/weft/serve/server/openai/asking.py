@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import Request as HttpRequest
 
 from weft.serve.forms import Kind
-from weft.serve.grammar import Grammar
 from weft.serve.request import Request, Sampling
 from weft.serve.server.config import ServerConfig
 from weft.serve.server.errors import FieldError
@@ -19,12 +18,15 @@ from weft.serve.server.keys import check_priority
 from weft.serve.server.openai.bodies import Generation
 from weft.serve.server.version import Version
 
+if TYPE_CHECKING:
+    from weft.serve.request import Compiled
+
 TIMEOUT_HEADER = "x-request-timeout"
 
 
 def make_requests(
     body: Generation, prompts: list[list[int]], max_tokens: int, version: Version, config: ServerConfig, http: HttpRequest,
-    *, n: int, logprobs: int | None, prompt_logprobs: int | None, grammar: Grammar | None, special: bool,
+    *, n: int, logprobs: int | None, prompt_logprobs: int | None, grammar: Compiled | None, special: bool,
 ) -> list[Request]:  # fmt: skip
     """One request for each prompt.
 
@@ -100,7 +102,7 @@ def deadline(asked: float | None, http: HttpRequest, config: ServerConfig) -> fl
 
 async def make_grammar(
     body: Generation, hosted: Hosted, version: Version, http: HttpRequest, forced: dict[str, Any] | None = None
-) -> Grammar | None:
+) -> Compiled | None:
     """The form that the answer must have.
 
     Args:
@@ -118,7 +120,7 @@ async def make_grammar(
                          "guided_… and a forced tool_choice out")  # fmt: skip
     [(kind, source)] = forms
     left = deadline(body.timeout, http, hosted.server) - time.monotonic()
-    return await hosted.forms.compile(version.loop.engine.grammars, kind, source, http.state.tenant, left)
+    return await hosted.forms.compile(version.desk.grammars, kind, source, http.state.tenant, left)
 
 
 def asked_forms(body: Generation) -> list[tuple[Kind, str | dict[str, Any]]]:

@@ -7,14 +7,13 @@ import base64
 import struct
 import time
 from concurrent.futures import Future
-from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from starlette.responses import Response
 
-from weft.serve.embed import NumbersError, embed
+from weft.serve.request import NumbersError
 from weft.serve.server.catalogue import Catalogue
 from weft.serve.server.config import ServerConfig
 from weft.serve.server.errors import FieldError, HttpError
@@ -46,7 +45,7 @@ def embeddings_router(catalogue: Catalogue, config: ServerConfig) -> APIRouter:
         try:
             with hosted.meter.refusals():
                 for prompt in prompts:
-                    futures.append(version.loop.call(partial(embed, prompt=prompt, adapter=version.adapter)))
+                    futures.append(version.desk.embed(prompt, version.adapter))
             async with asyncio.timeout(deadline(body.timeout, http, config) - time.monotonic()):
                 vectors = [await asyncio.wrap_future(future) for future in futures]
         except NumbersError as error:
