@@ -575,7 +575,9 @@ def test_who_stops_it_waits_for_no_weights(tmp_path: Path, monkeypatch: pytest.M
 def patched_server(run: Path, patch: str, *options: str) -> Iterator[subprocess.Popen[str]]:
     """`weft serve` with a fault in it, and the engine in it too."""
     words = ["weft", "serve", str(run), "--port", "0", "--device", "cpu", *options]
-    here = "import weft.serve.server.config as c, functools; c.ServerConfig = functools.partial(c.ServerConfig, apart=False)"
+    here = (
+        "import weft.serve.server.config as c, functools; c.ServerConfig = functools.partial(c.ServerConfig, apart=0)"
+    )
     code = f"{patch}\n{here}\nimport sys; from weft.cli.app import main; sys.argv = {words!r}; main()"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     try:

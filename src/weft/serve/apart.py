@@ -1,41 +1,31 @@
-"""An engine in a process of its own: both ends of it.
+"""An engine in a process of its own, from outside (`inside.py` is the process). Torch-free.
 
 What an engine keeps in books for every token, and what a server writes for it, is Python; of one process only one thread
 computes any at a time. Two processes do both at once, and neither waits for the other. Whoever asks does not see it:
-`EngineProcess` is what `EngineLoop` is. This end is torch-free.
+`EngineProcess` is what `EngineLoop` is.
 
 Both ways messages are short tuples, pickled, whose first part says what they are. What came of a step is one message.
 """
 
 from __future__ import annotations
 
-import math
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import replace
 from itertools import count
 from multiprocessing import Pipe
-from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from weft.serve.config import EngineConfig
 from weft.serve.desk import DeadError, Desk
-from weft.serve.forms import HELPERS, KEPT, Form, Kind, text_of
-from weft.serve.request import Output, RefusedError, Request
+from weft.serve.forms import KEPT, Form, Kind, text_of
+from weft.serve.request import RefusedError, Request
 from weft.serve.stats import Stats
 from weft.serve.workers import Workers
-
-if TYPE_CHECKING:
-    from weft.serve.engine import Engine
-
-PATIENCE_SECONDS = 0.5
-"""How often the process says how long its step may take."""
 
 
 class EngineError(RuntimeError):
@@ -43,7 +33,7 @@ class EngineError(RuntimeError):
 
 
 class EngineProcess(Desk):
-    """This end. Made, it is loaded: that takes as long as reading the weights.
+    """Made, it is loaded: that takes as long as reading the weights.
 
     Attributes:
         workers: the process, watched.
@@ -62,7 +52,7 @@ class EngineProcess(Desk):
         what = f"{theirs.fileno()}, {str(folder)!r}, {config!r}, {draft and str(draft)!r}"
         code = (
             "from weft.serve.workers import start_beating; start_beating(beat); "
-            f"from weft.serve.config import EngineConfig; from weft.serve.apart import main; main({what})"
+            f"from weft.serve.config import EngineConfig; from weft.serve.inside import main; main({what})"
         )
         self.workers = Workers([code], names=["the engine's process"], files=[theirs.fileno()])
         theirs.close()
@@ -111,8 +101,8 @@ class EngineProcess(Desk):
     def close(self) -> None:
         with self._changed:
             self._closing = True
-        if self.error is None and self._threads[1].ident is not None:
-            self._outbox.put(("close",))
+        if self._threads[1].ident is not None:
+            self._outbox.put(("close",))  # where it failed too: it has processes and memory of its own to let go of
             self.workers.wait()
         self.workers.kill()
         self._outbox.put(None)
@@ -211,97 +201,3 @@ class Forms:
                 return None
             self._kept.move_to_end(form)
         return form
-
-
-# -- the other end ----------------------------------------------------------------------------------------------------
-
-
-def main(pipe: int, folder: str, config: EngineConfig, draft: str | None) -> None:
-    """The process."""
-    from weft.serve.engine import Engine
-
-    connection = Connection(pipe)
-    try:
-        engine = Engine.load(Path(folder), config, Path(draft) if draft else None)
-    except ValueError as error:
-        connection.send(("refused", str(error)))
-        return
-    except Exception as error:
-        connection.send(("failed", f"{type(error).__name__}: {error}"))
-        raise
-    Inside(engine, connection).serve()
-
-
-class Inside:
-    """The engine's loop, and a thread that reads what is wanted of it."""
-
-    def __init__(self, engine: Engine, pipe: Connection) -> None:
-        from weft.serve.loop import EngineLoop
-
-        self.loop, self.pipe = EngineLoop(engine, self._told), pipe
-        self._outputs: list[Output] = []  # of a step
-        self._sending = threading.Lock()
-        self._asked: dict[int, Future[Any]] = {}
-        self._compiling = ThreadPoolExecutor(4 * HELPERS, thread_name_prefix="weft-forms")
-
-    def serve(self) -> None:
-        """Until it is told to end."""
-        self._send("about", self.loop.about)
-        self._send(self.loop.stats(), math.inf)
-        self.loop.start()
-        threading.Thread(target=self._tell_patience, name="weft-patience", daemon=True).start()
-        while (message := self.pipe.recv())[0] != "close":
-            kind, *told = message
-            if kind == "submit":
-                self._submit(*told)
-            elif kind == "cancel":
-                self.loop.cancel(*told)
-            elif kind == "ask":
-                self._ask(*told)
-            elif (asked := self._asked.pop(told[0], None)) is not None:
-                asked.cancel()
-        self.loop.close()
-
-    def _submit(self, request: Request) -> None:
-        try:
-            if isinstance(form := request.grammar, Form):
-                request = replace(request, grammar=self.loop.grammars.compile(form.kind, form.text))
-            self.loop.submit(request, self._outputs.append)
-        except (ValueError, RefusedError) as error:
-            ends = [Output(request.id, index, finish="error", error=str(error)) for index in range(request.n)]
-            self._send("step", ends, self.loop.stats(), None)
-        except DeadError:
-            pass  # which has been told
-
-    def _ask(self, number: int, what: str, *told: Any) -> None:
-        def answer(future: Future[Any]) -> None:
-            if self._asked.pop(number, None) is not None:
-                error = future.exception()
-                value = future.result() if error is None and what == "embed" else None
-                self._send("answer", number, value, error)
-
-        try:
-            future = self.loop.embed(*told) if what == "embed" else self._compiling.submit(self._compile, *told)
-        except (RefusedError, DeadError) as error:
-            self._send("answer", number, None, error)
-            return
-        self._asked[number] = future
-        future.add_done_callback(answer)
-
-    def _compile(self, kind: Kind, text: str, timeout: float) -> None:
-        self.loop.grammars.compile(kind, text, timeout)
-
-    def _told(self) -> None:
-        outputs, self._outputs[:] = list(self._outputs), ()
-        error = self.loop.error
-        self._send("step", outputs, self.loop.stats(), f"{type(error).__name__}: {error}" if error else None)
-
-    def _tell_patience(self) -> None:
-        while True:
-            time.sleep(PATIENCE_SECONDS)
-            if self.loop.num_live:
-                self._send("patience", self.loop.patience(math.inf))
-
-    def _send(self, *message: Any) -> None:
-        with self._sending:
-            self.pipe.send(message)
