@@ -38,6 +38,13 @@ def machine() -> dict[str, Any]:
     return found
 
 
+def processes(pid: int) -> list[int]:
+    """A process and all that it has begun, and they have; those that it began itself come first."""
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    begun = [int(child) for thread in threads for child in (thread / "children").read_text().split()]
+    return [pid, *begun, *(one for child in begun for one in processes(child)[1:])]
+
+
 def versions(*packages: str) -> dict[str, str]:
     """Of Python and of the packages that are installed."""
     found = {"python": platform.python_version()}

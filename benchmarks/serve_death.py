@@ -28,7 +28,7 @@ from typing import Any
 import grpc
 import httpx
 
-from common import ROOT, spread, write
+from common import ROOT, processes, spread, write
 
 sys.path.insert(0, str(ROOT / "tests" / "system"))
 from served import SHAPE, make_folder
@@ -93,19 +93,13 @@ def kill_once(server: subprocess.Popen[str], http: str, rpc: str) -> dict[str, f
             future.result(60)
         time.sleep(0.2)
         killed = time.monotonic()
-        os.kill(worker_of(server.pid), signal.SIGKILL)
+        *_, worker = processes(server.pid)  # of the server, its engine's process, and the one that that has begun
+        os.kill(worker, signal.SIGKILL)
         found = {f"error event, {name}": end.result(60) - killed for name, end in ends.items()}
     time.sleep(0.5)  # until it is no longer ready for sure
     while httpx.get(f"http://{http}/health/ready").status_code != 200:
         time.sleep(0.02)
     return {**found, "ready again": time.monotonic() - killed}
-
-
-def worker_of(server: int) -> int:
-    """The one process that the server has begun."""
-    threads = Path(f"/proc/{server}/task").iterdir()
-    [worker] = [int(pid) for thread in threads for pid in (thread / "children").read_text().split()]
-    return worker
 
 
 def main() -> None:

@@ -299,7 +299,7 @@ def main() -> None:
         try:
             result = asyncio.run(fuzz(server.url, f"127.0.0.1:{server.grpc_port}", arguments.requests, arguments.seed))
             result["restarts"] = server.catalogue.models["tiny"].restarts
-            result["cache_used_at_the_end"] = server.catalogue.models["tiny"].current.loop.stats().cache_used
+            result["cache_used_at_the_end"] = server.catalogue.models["tiny"].current.desk.stats().cache_used
         finally:
             server.stop()
     print(json.dumps(result, indent=2))

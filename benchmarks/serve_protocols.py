@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from common import shown, spread, write
+from common import processes, shown, spread, write
 from weft.checkpoint.region import Region
 from weft.checkpoint.weights import create_weights_folder
 from weft.models.parameters import stored_sizes
@@ -85,8 +85,10 @@ def start_server(folder: Path) -> tuple[subprocess.Popen[str], str, str]:
 
 
 def processor_seconds(process: subprocess.Popen[str]) -> float:
-    fields = Path(f"/proc/{process.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """Of the server and its engine's process."""
+    stats = [Path(f"/proc/{pid}/stat").read_text(encoding="utf-8") for pid in processes(process.pid)]
+    fields = [stat.rpartition(")")[2].split() for stat in stats]
+    return sum(int(one[11]) + int(one[12]) for one in fields) / os.sysconf("SC_CLK_TCK")
 
 
 def tensors(stream: bool, tokens: int) -> list[dict[str, Any]]:

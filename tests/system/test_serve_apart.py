@@ -289,3 +289,28 @@ def test_a_stop_that_reaches_all_processes_lets_answers_end(folder: Path, stop: 
         process.kill()
         process.wait()
         process.stdout.close()
+
+
+def sockets(pid: int) -> set[str]:
+    """Their numbers."""
+    links = [os.readlink(file) for file in Path(f"/proc/{pid}/fd").iterdir() if file.is_symlink()]
+    return {link[8:-1] for link in links if link.startswith("socket:[")}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_nobody_else_has_an_end(folder: Path) -> None:
+    """Their sockets have no name, and no process that they have begun has one of them."""
+    with apart(folder, replace(CONFIG, tp=2)) as desk:
+        desk.grammars.compile("json")  # which begins a helper
+        inside = desk.workers.processes[0].pid
+        here, there = sockets(os.getpid()), sockets(inside)
+        lines = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
+        ours = os.readlink(f"/proc/self/fd/{desk._pipe.fileno()}")[8:-1]
+        assert [line[7:] for line in lines if line[6] in {ours} | there] == [[]] * (
+            1 + sum(line[6] in there for line in lines)
+        )
+        assert ours in here - there
+        begun = children(inside)
+        assert len(begun) >= 2
+        for process in begun:
+            assert not (here | there) & sockets(process)
