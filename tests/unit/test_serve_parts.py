@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from weft.cli.app import app
 from weft.cli.serve import address, read_keys, routes, split_adapters, split_name
 from weft.serve.desk import DeadError
-from weft.serve.request import Output, RefusedError, TooLongError
+from weft.serve.request import Output, RefusedError, TokenLogprob, TooLongError
 from weft.serve.server.chat import ChatTemplate, find_template, hide, split_forged
 from weft.serve.server.config import ModelConfig, ServerConfig, is_loopback
 from weft.serve.server.errors import FAILED, FieldError, HttpError, UnknownModelError, UnloadedError, cut_off, problem
@@ -25,6 +25,7 @@ from weft.serve.server.keys import Keys
 from weft.serve.server.limits import Limits
 from weft.serve.server.openai.messages import read_messages
 from weft.serve.server.openai.tools import Choice, forced_form, moved, read_choice, read_tools
+from weft.serve.server.outputs import joined
 from weft.serve.server.words import Words
 
 ONE = (ModelConfig("a", Path("a")),)
@@ -351,3 +352,24 @@ def test_what_weft_serve_is_given_to_serve(tmp_path: Path) -> None:
         error = CliRunner().invoke(app, ["serve", *arguments]).exception
         assert isinstance(error, ValueError), arguments
         assert words in str(error)
+
+
+def test_what_lies_there_of_a_completion_is_told_as_one() -> None:
+    one, two = TokenLogprob(1, -0.5), TokenLogprob(2, -0.25)
+    outputs = [
+        Output("a", 0, (1,), "x", (one,), prompt_logprobs=(None, one), cached=16, started=3.0),
+        Output("a", 1, (7,), "q"),
+        Output("a", 0, (2,), "y", (two,), cached=16),
+        Output("a", 1, (8,), "r", finish="length"),
+        Output("a", 0, finish="stop", stopped_by="end"),
+        Output("b", 0, (4,), "s"),
+        Output("b", 0, finish="deadline"),
+    ]
+    whole = Output("a", 0, (1, 2), "xy", (one, two), (None, one), "stop", "end", cached=16, started=3.0)
+    assert joined(outputs) == [
+        whole,
+        Output("a", 1, (7, 8), "qr", finish="length"),
+        Output("b", 0, (4,), "s"),
+        Output("b", 0, finish="deadline"),
+    ]
+    assert joined(outputs[:1]) == outputs[:1]

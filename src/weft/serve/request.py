@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
@@ -184,6 +184,14 @@ class Output:
     error: str | None = None
     cached: int = 0
     started: float | None = None
+
+    def and_then(self, more: Output) -> Output:
+        """What two steps added to a completion, as one. `more` must not say that it was cut off: that is news by itself."""
+        logprobs = self.logprobs if more.logprobs is None else (self.logprobs or ()) + more.logprobs
+        return replace(
+            self, tokens=self.tokens + more.tokens, text=self.text + more.text, logprobs=logprobs, finish=more.finish,
+            stopped_by=more.stopped_by, prompt_logprobs=more.prompt_logprobs or self.prompt_logprobs,
+        )  # fmt: skip
 
 
 class TooLongError(ValueError):

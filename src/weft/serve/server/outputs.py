@@ -46,6 +46,20 @@ class Mailbox:
         return outputs
 
 
+def joined(outputs: Sequence[Output]) -> list[Output]:
+    """What lies there of one completion, as one: in a rush there is less to tell, and more in it. That one was cut off
+    comes last, and by itself."""
+    found: dict[tuple[str, int], Output] = {}
+    ends = []
+    for output in outputs:
+        key = output.id, output.index
+        if output.finish not in (None, "stop", "length"):
+            ends.append(output)
+        else:
+            found[key] = found[key].and_then(output) if key in found else output
+    return [*found.values(), *ends]
+
+
 class Outputs:
     """The outputs of requests that have begun.
 
@@ -74,15 +88,24 @@ class Outputs:
     async def __aiter__(self) -> AsyncGenerator[Output, None]:
         while self._left:
             for output in await self._mailbox.take():
-                if output.finish is not None:
-                    self._ended(1)
-                    self._left[output.id] -= 1
-                    if not self._left[output.id]:
-                        del self._left[output.id]
-                self._meter.token(output, self._timings[output.id])
-                if output.finish == "error" and self._desk.error is not None:
-                    output = replace(output, error=FAILED)
+                yield self._count(output)
+
+    async def joined(self) -> AsyncGenerator[Output, None]:
+        """The same, where nobody counts them: what lies there of one completion is one."""
+        while self._left:
+            for output in joined([self._count(output) for output in await self._mailbox.take()]):
                 yield output
+
+    def _count(self, output: Output) -> Output:
+        if output.finish is not None:
+            self._ended(1)
+            self._left[output.id] -= 1
+            if not self._left[output.id]:
+                del self._left[output.id]
+        self._meter.token(output, self._timings[output.id])
+        if output.finish == "error" and self._desk.error is not None:
+            return replace(output, error=FAILED)
+        return output
 
     def close(self) -> None:
         """Cancel what has not ended."""

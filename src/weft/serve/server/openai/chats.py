@@ -194,7 +194,7 @@ class ChatJob(Job):
             }  # fmt: skip
 
     async def whole(self, outputs: Outputs) -> dict[str, Any]:
-        async for output in outputs:
+        async for output in outputs.joined():
             self.take(output)
         choices = []
         for index, choice in enumerate(self.choices):

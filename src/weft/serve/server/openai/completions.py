@@ -165,7 +165,7 @@ class CompletionJob(Job):
     async def whole(self, outputs: Outputs) -> dict[str, Any]:
         found: dict[int, dict[str, Any]] = {}
         choices: dict[int, Choice] = {}
-        async for output in outputs:
+        async for output in outputs.joined():
             choice, part = self.take(output)
             choices[choice.number] = choice
             found[choice.number] = join(found[choice.number], part) if choice.number in found else part

@@ -54,7 +54,7 @@ class Job(ABC):
             return JsonAnswer(await self.whole(outputs), self.version)
 
     async def events(self, outputs: Outputs) -> Events:
-        async for output in outputs:
+        async for output in outputs.joined():
             for choice in self.parts(output):
                 yield {**self.head, "choices": [choice], **self.usage.event(self.options)}
         if self.options.include_usage:
