@@ -234,6 +234,12 @@ def test_one_layout_has_a_page_of_its_own(model: str, layout: str) -> None:
     assert duration(plan.seconds) in words(page.section("part-by-part"))
 
 
+def test_what_is_missing_of_the_memory_is_in_gib() -> None:
+    plan = Plan.of(preset_shape("llama3-70b"), Layout.parse("fsdp8.tp8"), JOB, read_cluster("v100-32gbx64"))
+    assert plan.headroom < -(2**30)
+    assert f"-{gibibytes(-plan.headroom)}" in words(Dom(draw_plan(plan, "llama3-70b", [])).root)
+
+
 def test_one_layout_on_the_command_line(tmp_path: Path) -> None:
     file = tmp_path / "plan.html"
     asked = ["plan", "llama3-8b", "--cluster", "h100x8", "--batch", "64", "--layout", "fsdp8.full", "--what-if"]
