@@ -8,6 +8,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -247,6 +248,22 @@ def test_the_report_says_all_of_it(profile: Profile) -> None:
         "memory of tensors, rank 0", "ranks side by side", "straggler", "what to change, largest gain first",
     ):  # fmt: skip
         assert said in text, said
+
+
+def test_a_folders_name_is_no_markup(tmp_path: Path) -> None:
+    folder = capture(tmp_path / "of [bold]mine" / "profile" / "step-00000007")
+    assert f"{folder}: step 7 " in text_of(load(folder)).replace("\n", "")
+    told = CliRunner().invoke(app, ["profile", "diff", str(folder), str(folder)]).output.replace("\n", "")
+    assert told.count("of [bold]mine") == 2
+
+
+def test_an_operation_of_unknown_bytes_has_no_share_of_the_roof(tmp_path: Path) -> None:
+    file = tmp_path / "rank0.trace.json.gz"
+    write(file, [range_("step:7", 0, 1000), op("aten::_foreach_add_", 10, 500, Input_Dims=[[[], []], []])])
+    about = {"device": "CPU", "peak_flops": 1e11, "bytes_per_s": 1e10, "peak_source": "measured"}
+    profile = replace(load(file.parent), about=about)
+    line = next(line for line in text_of(profile).splitlines() if line.startswith("_foreach_add_"))
+    assert line.split()[1:] == ["1", "0.50", "ms"]
 
 
 def test_changes_are_sorted_by_how_much_they_differ() -> None:
