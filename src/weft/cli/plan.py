@@ -185,6 +185,11 @@ def read(
     config, unknown = read_settings(file, _shape(model) if model else None, gpus, given or ())
     for argument in unknown:
         print(f"not understood, and left out: {argument}", file=sys.stderr)
+    if not config.train.seq:
+        print(
+            f"the file says no length of sequences: train.seq is the longest of the model, {config.seq}",
+            file=sys.stderr,
+        )
     print(config_toml(config), end="")
 
 
