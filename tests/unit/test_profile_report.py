@@ -97,6 +97,24 @@ def test_a_folder_without_traces_is_refused(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+def test_what_is_no_folder_is_told_as_that(tmp_path: Path) -> None:
+    folder = capture(tmp_path / "profile" / "step-00000007")
+    with pytest.raises(ValueError, match=r"rank0.trace.json.gz is a file: name the folder that it lies in"):
+        load(folder / "rank0.trace.json.gz")
+    with pytest.raises(ValueError, match=r"there is no folder .*none"):
+        load(tmp_path / "none")
+    (folder / "profile.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"profile.json is damaged: it holds no table"):
+        load(folder)
+
+
+def test_a_rank_whose_trace_is_not_there_is_told(tmp_path: Path) -> None:
+    folder = capture(tmp_path / "profile" / "step-00000007")
+    assert "step 7 on 2 ranks, " in text_of(load(folder))
+    (folder / "rank1.trace.json.gz").unlink()
+    assert "step 7 on 1 of 2 traced ranks, " in text_of(load(folder))
+
+
 def test_a_trace_without_a_step_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "rank0.trace.json", [])
     with pytest.raises(ValueError, match="has no whole step"):

@@ -44,7 +44,8 @@ def show(profile: Profile, console: Console) -> None:
 def headline(profile: Profile) -> str:
     steps, about = profile.steps, profile.about
     span = f"step {steps[0]}" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]}"
-    ranks = f"{len(profile.ranks)} rank{'s' * (len(profile.ranks) > 1)}"
+    traced, there = len(about.get("ranks", ())), len(profile.ranks)
+    ranks = f"{there} of {traced} traced ranks" if there < traced else f"{there} rank{'s' * (there > 1)}"
     line = f"{profile.folder}: {span} on {ranks}"
     config = profile.config
     if config is not None:
