@@ -34,7 +34,7 @@ def count(text: str | float) -> float:
 
 def gibibytes(count: float) -> str:
     """Bytes in GiB, or MiB below one: 54.1 GiB."""
-    size, unit = (2**30, "GiB") if count >= 2**30 else (2**20, "MiB")
+    size, unit = (2**30, "GiB") if abs(count) >= 2**30 else (2**20, "MiB")
     return f"{_three(count / size)} {unit}"
 
 

@@ -9,5 +9,9 @@ from pathlib import Path
 def write_whole(path: Path, text: str) -> None:
     """Write beside `path`, then take its name: who reads it, or dies meanwhile, leaves or finds the old text or the new."""
     beside = path.with_name(f"{path.name}.tmp")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
+    try:
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise

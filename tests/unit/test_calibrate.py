@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from dataclasses import fields
@@ -244,7 +245,10 @@ def test_all_that_is_counted_with_is_measured(monkeypatch: pytest.MonkeyPatch, t
     found = read_cluster(str(file))
     assert found.curves is not None
     assert found.gpus == found.curves.processes == 1
-    assert found.peak_tflops > 1e-4
+    products = [grid for name, grid in found.curves.grids.items() if name.startswith("product_")]
+    assert len(products) == 6
+    rates = [2 * m * n * k / grid.at(m, n, k) for grid in products for m, n, k in itertools.product(*grid.axes)]
+    assert found.peak_tflops * 1e12 == pytest.approx(max(rates), rel=1e-3)  # no part of a step has an MFU above 1
     job = Job(seq=64, global_batch=8)
     for layout in ("single", "mb2.full", "bf16.mb1", "chunked"):
         config = settings(layout)

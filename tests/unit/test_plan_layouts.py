@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from weft.plan.machine import read_cluster
 from weft.plan.memory import largest, layout_memory
 from weft.plan.numbers import WEFT, Job
 from weft.plan.search import Plan, Search, search
-from weft.plan.waterfall import memory_parts, time_parts
+from weft.plan.waterfall import memory_parts, slower, time_parts
 from weft.presets import preset_shape
 from weft.units import count
 
@@ -147,21 +147,21 @@ def test_answers() -> None:
     assert hurried is not None
     assert hurried.days <= best.days / 3
     assert hurried.cluster.gpus > 16
-    slower = dict(question.slower_links())
-    for plan in slower.values():
+    links = dict(question.slower_links())
+    for plan in links.values():
         assert plan is not None
         assert plan.seconds >= best.seconds
-    assert slower["NVLink at a quarter"].seconds >= slower["NVLink at half"].seconds  # type: ignore[union-attr]
+    assert links["NVLink at a quarter"].seconds >= links["NVLink at half"].seconds  # type: ignore[union-attr]
 
 
 def test_questions_about_a_named_layout_are_answered_of_it() -> None:
     layout = Layout.parse("fsdp8.mb1.full.bf16")
     question = Question(preset_shape("llama3-8b"), JOB, read_cluster("h100x8"), WEFT, layout)
     plan = Plan.of(question.shape, layout, JOB, question.cluster)
-    slower = dict(question.slower_links())
-    assert {str(other.layout) for other in slower.values() if other} == {str(layout)}
-    assert slower["NVLink at a quarter"].seconds > slower["NVLink at half"].seconds > plan.seconds  # type: ignore[union-attr]
-    assert slower["network at half"].seconds == plan.seconds  # type: ignore[union-attr]
+    links = dict(question.slower_links())
+    assert {str(other.layout) for other in links.values() if other} == {str(layout)}
+    assert links["NVLink at a quarter"].seconds > links["NVLink at half"].seconds > plan.seconds  # type: ignore[union-attr]
+    assert links["network at half"].seconds == plan.seconds  # type: ignore[union-attr]
     small = question.smaller_moments()
     assert small is not None
     assert small.seconds == pytest.approx(plan.seconds, rel=0.01)
@@ -174,13 +174,24 @@ def test_questions_about_a_named_layout_are_answered_of_it() -> None:
     assert set(others) == {layout}
 
 
+def test_a_model_of_learned_positions_is_asked_for_no_sequence_beyond_them() -> None:
+    question = Question(preset_shape("gpt2-124m"), Job(seq=512, global_batch=64), read_cluster("h100x8"), WEFT)
+    answers = {it.question: it.answer for it in question.answers(question.best(), None, what_if=True)}
+    assert answers["longest sequence, as many tokens a step"] == "1,024"
+
+
+def test_equal_times_have_no_minus(found: Search) -> None:
+    best = found.best(1)[0]
+    assert slower(best, replace(best, time=replace(best.time, rest=best.time.rest * (1 + 1e-6)))) == "+0.0 %"
+
+
 def test_on_a_measured_cluster_messages_are_slowed_by_their_curves() -> None:
     measured = cluster(round_machine())
     question = Question(SMALL, Job(seq=64, global_batch=8), measured, WEFT)
-    best, slower = question.best(), dict(question.slower_links())
+    best, links = question.best(), dict(question.slower_links())
     assert best is not None
-    assert list(slower) == ["messages at half", "messages at a quarter"]
-    assert best.seconds < slower["messages at half"].seconds < slower["messages at a quarter"].seconds  # type: ignore[union-attr]
+    assert list(links) == ["messages at half", "messages at a quarter"]
+    assert best.seconds < links["messages at half"].seconds < links["messages at a quarter"].seconds  # type: ignore[union-attr]
     assert question.smaller_moments() is None
 
 
@@ -235,7 +246,10 @@ def test_a_model_is_enough() -> None:
     arguments = ["llama3-8b", "--cluster", "h100x8", "--batch", "64", "--layout", "fsdp8.mb1.full.bf16"]
     done = CliRunner().invoke(app, ["plan", *arguments])
     assert done.output == run(*arguments)
-    assert "No such command 'layout'" in CliRunner().invoke(app, ["plan", "layout", *arguments]).output
+    for wrong, told in (("layout", "mean 'layouts'"), ("gpt2-124", "mean 'gpt2-124m'"), ("foo", "`weft models`")):
+        refused = CliRunner().invoke(app, ["plan", wrong, *arguments[1:]])
+        assert isinstance(refused.exception, ValueError)
+        assert told in str(refused.exception)
 
 
 def test_what_fits_and_weft_does_not_run_is_told_why() -> None:
@@ -306,6 +320,7 @@ def test_on_the_command_line(tmp_path: Path) -> None:
         ),
         (("llama3-8b", "--cluster", "tpu", "--batch", "8"), "no cluster 'tpu': There are a100-40gb, .*as in h100x64"),
         (("llama3-8b", "--cluster", "h100x8", "--batch", "8", "--days", "0"), "--days 0: .*above 0"),
+        (("llama3-8b", "--cluster", "h100x8", "--batch", "8", "--days", "nan"), "--days nan: .*above 0"),
         (
             ("llama3-8b", "--cluster", "h100x8", "--batch", "8", "--html", "/none/plan.html"),
             "--html /none/plan.html: there is no folder /none",
@@ -343,6 +358,34 @@ def test_a_cluster_of_ones_own(tmp_path: Path) -> None:
     assert slow.cluster.gpus == 16
     assert slow.seconds > fast.seconds
     assert slow.bytes == fast.bytes
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('base = "h100"\ngpu = 16', "unknown setting 'gpu': did you mean 'gpus'"),
+        ("base = 5", 'base = 5 is no name .* as in base = "h100"'),
+        ("gpus = 8\npeak_tflops = 100", 'does not say peak_8bit_tflops, .*network_gb_per_s: .*base = "h100"'),
+        ('base = "h100"\nmemory_gib = 80 GiB', "mine.toml is not TOML: .*line 2"),
+        ('base = "h100"\nmemory_gib = 0', "memory_gib = 0: input should be greater than 0"),
+        (
+            'base = "h100"\n[curves]\nprocesses = 2\nthreads = 1\ndevice = "cpu"\n[curves.grids.copy]\nax = []\n',
+            "unknown setting 'curves.grids.copy.ax': did you mean 'axes'",
+        ),
+        ("\udcff", "mine.toml is not text in UTF-8"),
+    ],
+)
+def test_a_cluster_that_is_written_wrong_says_what_to_change(text: str, told: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(text, errors="surrogateescape")
+    with pytest.raises(ValueError, match=told):
+        read_cluster(str(file))
+
+
+def test_a_clusters_title_is_no_markup(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('base = "h100"\ntitle = "two [racks] of [bold]ours"\n')
+    assert "8 × two [racks] of [bold]ours: " in run("llama3-8b", "--cluster", str(file), "--batch", "8", "--count", "1")
 
 
 def test_a_search_of_a_large_model_tries_so_many() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -10,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 from typer.testing import CliRunner
 
-from weft.cli.app import app
+from weft.cli.app import app, main
 from weft.config.layout import Layout
 from weft.plan.advice import Answer
 from weft.plan.machine import read_cluster
@@ -232,6 +234,30 @@ def test_one_layout_has_a_page_of_its_own(model: str, layout: str) -> None:
     assert sections == {"part-by-part", "on-the-cluster"} | ({"pipeline"} if plan.layout.pp > 1 else set())
     assert ("which fits" if plan.fits else "which does not fit") in words(page.root)
     assert duration(plan.seconds) in words(page.section("part-by-part"))
+
+
+def test_what_is_missing_of_the_memory_is_in_gib() -> None:
+    plan = Plan.of(preset_shape("llama3-70b"), Layout.parse("fsdp8.tp8"), JOB, read_cluster("v100-32gbx64"))
+    assert plan.headroom < -(2**30)
+    assert f"-{gibibytes(-plan.headroom)}" in words(Dom(draw_plan(plan, "llama3-70b", [])).root)
+
+
+ASKED = ["plan", "llama3-8b", "--cluster", "h100x8", "--batch", "64", "--layout", "fsdp8.full", "--html"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux's disk that is always full")
+def test_a_full_disk_is_a_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["weft", *ASKED, "/dev/full"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "weft: error: No space left on device\n"
+
+
+def test_where_nothing_may_be_written_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)  # root may write anywhere
+    with pytest.raises(ValueError, match=r"--html .*plan.html may not be written by you"):
+        CliRunner().invoke(app, [*ASKED, str(tmp_path / "plan.html")], catch_exceptions=False)
 
 
 def test_one_layout_on_the_command_line(tmp_path: Path) -> None:

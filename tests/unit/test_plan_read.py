@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from weft.cli.app import app
 from weft.plan.emit import deepspeed, megatron_read
 from weft.plan.emit.shell import read_script
+from weft.plan.emit.systems import read
 from weft.presets import preset_shape
 
 PLAIN = """--num-layers 4 --hidden-size 64 --num-attention-heads 4 --seq-length 128 --max-position-embeddings 128
@@ -192,6 +193,29 @@ def test_what_is_refused_says_why(text: str, said: str) -> None:
 
 def of_deepspeed(tree: dict[str, Any], gpus: int = 8) -> tuple[Any, list[str]]:
     return deepspeed.read(json.dumps(tree), preset_shape("llama3-8b"), gpus)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "no argument, as --num-layers 32, is where the shell gets to"),
+        ("[]", "no argument, as --num-layers 32, is where the shell gets to"),
+        ('{"a":' * 5000 + "1" + "}" * 5000, "what it says lies too deep"),
+    ],
+)
+def test_a_file_that_says_nothing_is_refused(text: str, told: str, tmp_path: Path) -> None:
+    file = tmp_path / "none.sh"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=told):
+        read(file, preset_shape("gpt2-124m"), 8)
+
+
+def test_a_json_has_no_length_of_sequences_which_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "zero.json"
+    file.write_text('{"train_batch_size": 8}')
+    done = CliRunner().invoke(app, ["plan", "read", str(file), "--model", "gpt2-124m", "--gpus", "8"])
+    assert done.stderr == "the file says no length of sequences: train.seq is the longest of the model, 1024\n"
+    assert "seq = 1024" in done.stdout
 
 
 def test_what_a_program_fills_in_is_not_deepspeeds_own() -> None:

@@ -8,6 +8,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,24 @@ def test_foreign_traces_are_read_too(tmp_path: Path) -> None:
 def test_a_folder_without_traces_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no traces: take some with `weft train … --profile 3`"):
         load(tmp_path)
+
+
+def test_what_is_no_folder_is_told_as_that(tmp_path: Path) -> None:
+    folder = capture(tmp_path / "profile" / "step-00000007")
+    with pytest.raises(ValueError, match=r"rank0.trace.json.gz is a file: name the folder that it lies in"):
+        load(folder / "rank0.trace.json.gz")
+    with pytest.raises(ValueError, match=r"there is no folder .*none"):
+        load(tmp_path / "none")
+    (folder / "profile.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"profile.json is damaged: it holds no table"):
+        load(folder)
+
+
+def test_a_rank_whose_trace_is_not_there_is_told(tmp_path: Path) -> None:
+    folder = capture(tmp_path / "profile" / "step-00000007")
+    assert "step 7 on 2 ranks, " in text_of(load(folder))
+    (folder / "rank1.trace.json.gz").unlink()
+    assert "step 7 on 1 of 2 traced ranks, " in text_of(load(folder))
 
 
 def test_a_trace_without_a_step_is_refused(tmp_path: Path) -> None:
@@ -247,6 +266,22 @@ def test_the_report_says_all_of_it(profile: Profile) -> None:
         "memory of tensors, rank 0", "ranks side by side", "straggler", "what to change, largest gain first",
     ):  # fmt: skip
         assert said in text, said
+
+
+def test_a_folders_name_is_no_markup(tmp_path: Path) -> None:
+    folder = capture(tmp_path / "of [bold]mine" / "profile" / "step-00000007")
+    assert f"{folder}: step 7 " in text_of(load(folder)).replace("\n", "")
+    told = CliRunner().invoke(app, ["profile", "diff", str(folder), str(folder)]).output.replace("\n", "")
+    assert told.count("of [bold]mine") == 2
+
+
+def test_an_operation_of_unknown_bytes_has_no_share_of_the_roof(tmp_path: Path) -> None:
+    file = tmp_path / "rank0.trace.json.gz"
+    write(file, [range_("step:7", 0, 1000), op("aten::_foreach_add_", 10, 500, Input_Dims=[[[], []], []])])
+    about = {"device": "CPU", "peak_flops": 1e11, "bytes_per_s": 1e10, "peak_source": "measured"}
+    profile = replace(load(file.parent), about=about)
+    line = next(line for line in text_of(profile).splitlines() if line.startswith("_foreach_add_"))
+    assert line.split()[1:] == ["1", "0.50", "ms"]
 
 
 def test_changes_are_sorted_by_how_much_they_differ() -> None:

@@ -14,9 +14,10 @@ from prompt_models import Parity, save_tiny
 from typer.testing import CliRunner, Result
 
 from weft.cli.app import app
+from weft.cli.verify import progress_bar
 from weft.prompt.chat import Chat
 from weft.prompt.examples import Examples
-from weft.prompt.file import OutputCheck, Prompt, PromptSampling, Shots, write_prompt
+from weft.prompt.file import OutputCheck, Prompt, PromptSampling, Shots, read_prompt, write_prompt
 from weft.prompt.local import LocalModel, written_out
 from weft.prompt.model import Ask, Form
 from weft.prompt.open import open_model
@@ -253,6 +254,18 @@ def test_new_writes_versions(tmp_path: Path) -> None:
     text = (tmp_path / "mood-2.toml").read_text()
     assert "version = 2" in text
     assert 'parent = "mood@1:' in text
+
+
+def test_the_name_of_a_new_prompt_may_be_any(tmp_path: Path) -> None:
+    for name in ('a "b"', "back\\slash", "ü {x}"):
+        assert weft("prompt", "new", tmp_path / f"{name}.toml").exit_code == 0
+        assert read_prompt(tmp_path / f"{name}.toml").name == name
+
+
+def test_names_of_what_is_under_way_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar() as show:
+        show("te[x]t[/of].py", 1, 2)
+    assert "te[x]t[/of].py …" in capsys.readouterr().err
 
 
 def test_chat_in_the_terminal(folder: Path) -> None:

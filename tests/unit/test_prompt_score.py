@@ -167,6 +167,16 @@ def test_choices_may_be_a_rows_own() -> None:
         choices_of(read, {"options": ["a", "b"], "label": "c"})
     with pytest.raises(ValueError, match="'options' must list at least two choices; it is None"):
         choices_of(read, {"label": "c"})
+    own = TaskFile(name="t", data="d", prompt="p", kind="choices", choices=("a",))
+    with pytest.raises(ValueError, match=r"task t: choices must list at least two choices; it is \('a',\)"):
+        choices_of(own, {"label": "a"})
+
+
+def test_an_empty_choice_is_told_by_its_name(tmp_path: Path) -> None:
+    prompt = '[prompt]\nquestion = "{{ n }}"\nanswer = "{{ label }}"\n'
+    text = f'name = "t"\nkind = "choices"\nchoices = ["even", "odd", ""]\ndata = "rows.jsonl"\n{prompt}'
+    with pytest.raises(ValueError, match="task t: the choice '' is an empty text"):
+        run_task(read_task(save_task(tmp_path, text)), Parity())
 
 
 @pytest.mark.parametrize(

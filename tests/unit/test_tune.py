@@ -178,9 +178,17 @@ def test_what_was_measured_of_another_run_says_nothing(tmp_path: Path) -> None:
     assert TuneTable.read(tmp_path / "table.json", "other").rows == ()
     assert TuneTable.read(tmp_path / "missing.json", "other").rows == ()
     one, other = settings(), settings(global_batch=16)
-    assert digest(one, 3) != digest(other, 3)
-    assert digest(one, 3) != digest(one, 4)
-    assert digest(one, 3) == digest(settings("tp2"), 3)
+    assert digest(one, 3, 2) != digest(other, 3, 2)
+    assert digest(one, 3, 2) != digest(one, 4, 2)
+    assert digest(one, 3, 2) != digest(one, 3, 1)
+    assert digest(one, 3, 2) == digest(settings("tp2"), 3, 2)
+    for kept in ("tp2.bf16", "tp2.chunked", "fsdp2.offloadoptimizer"):  # which a search leaves as the run has them
+        assert digest(settings(kept), 3, 2) != digest(one, 3, 2)
+
+
+def test_why_a_trial_failed_is_no_markup() -> None:
+    row = measured(planned().rows[0], Result(failed="no file [bold]a[/tmp/b]"))
+    assert "no file [bold]a[/tmp/b]" in shown(planned().with_row(row))
 
 
 def test_a_file_that_is_no_table_is_left_alone(tmp_path: Path) -> None:
@@ -345,7 +353,7 @@ def test_a_trial_has_the_runs_settings_and_data_of_its_own(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("program", "limit", "said"),
     [
-        ("import time; time.sleep(60)", 0.3, "not done after 0 s"),
+        ("import time; time.sleep(60)", 0.3, "not done after 0 s: see --limit"),
         ("import sys; print('weft: error: no room', file=sys.stderr); sys.exit(2)", 60, "no room"),
         ("raise MemoryError('of 3 GiB')", 60, "MemoryError: of 3 GiB"),
         ("import os; os.kill(os.getpid(), 9)", 60, "ended by SIGKILL"),

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 
 import typer
 
 from weft import __version__
 from weft.cli import data, eval, export, generate, models, plan, profile, prompt, serve, train, triton, tune, verify
+
+NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+"""Why a disk takes nothing: it is full, or not this user's to write on."""
 
 app = typer.Typer(
     help="Train a neural network too large for one GPU or one server, prove the run right, and put it into production.",
@@ -40,9 +44,16 @@ def root(version: bool = typer.Option(False, "--version", help="Print the versio
 
 
 def main() -> None:
-    """Run the command line. A user's mistake (ValueError) is a sentence on stderr and exit code 2."""
+    """Run the command line. A user's mistake (ValueError), and a disk that takes nothing, is a sentence on stderr and exit
+    code 2."""
     try:
         app()
     except ValueError as error:
         print(f"weft: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in NOT_WRITTEN:
+            raise
+        where = f": {error.filename}" if error.filename else ""
+        print(f"weft: error: {error.strerror}{where}", file=sys.stderr)
         sys.exit(2)

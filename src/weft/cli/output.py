@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,8 @@ def writable(parameter: typer.CallbackParam, value: Path | None) -> Path | None:
         raise ValueError(f"{parameter.opts[0]} {value} is a folder: name a file in it")
     if not value.parent.is_dir():
         raise ValueError(f"{parameter.opts[0]} {value}: there is no folder {value.parent}: make it first")
+    if not os.access(value if value.exists() else value.parent, os.W_OK):
+        raise ValueError(f"{parameter.opts[0]} {value} may not be written by you, or at all: name another place")
     return value
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -27,6 +29,10 @@ class ModelIsEnough(TyperGroup):
         from weft.presets import preset_names
 
         named = args[0].endswith(".json") or args[0] in preset_names()
+        if not named and args[0] not in self.commands:
+            near = difflib.get_close_matches(args[0], [*self.commands, *preset_names()], n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else "`weft models` lists the presets"
+            raise ValueError(f"{args[0]!r} is no question (weft plan --help), preset or config.json: {hint}")
         return super().resolve_command(ctx, ["layouts", *args] if named else args)
 
 
@@ -100,7 +106,7 @@ def layouts(
         raise ValueError(
             f"--fp8 is of a search: say it in --layout {layout} itself, as one of its parts, fp8 or fp8row"
         )
-    if days is not None and days <= 0:
+    if days is not None and not 0 < days < math.inf:
         raise ValueError(f"--days {days:g}: name the days that there are, above 0")
     if exact and layout is None:
         raise ValueError("--exact is of one layout: name it with --layout")
@@ -179,6 +185,11 @@ def read(
     config, unknown = read_settings(file, _shape(model) if model else None, gpus, given or ())
     for argument in unknown:
         print(f"not understood, and left out: {argument}", file=sys.stderr)
+    if not config.train.seq:
+        print(
+            f"the file says no length of sequences: train.seq is the longest of the model, {config.seq}",
+            file=sys.stderr,
+        )
     print(config_toml(config), end="")
 
 

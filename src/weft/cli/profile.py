@@ -96,7 +96,9 @@ def _console() -> Console:
 
 
 def _load(path: Path, console: Console) -> Profile:
+    from rich.markup import escape
+
     from weft.profile.load import load
 
     with console.status("reading traces") as status:
-        return load(path, lambda name: status.update(f"reading {name}"))
+        return load(path, lambda name: status.update(f"reading {escape(name)}"))

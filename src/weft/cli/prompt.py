@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -261,7 +262,8 @@ def new(
         write_prompt(old.model_copy(update={"version": old.version + 1, "parent": old.id}), path)
     else:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(STARTERS[kind or "few-shot"].format(name=path.stem), encoding="utf-8")
+        name = json.dumps(path.stem, ensure_ascii=False)[1:-1]  # as TOML has it between quotes, too
+        path.write_text(STARTERS[kind or "few-shot"].format(name=name), encoding="utf-8")
     print(f"written: {path}\ntry it: weft prompt run {path} --set text='…' --dry-run")
 
 

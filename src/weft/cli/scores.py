@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,8 @@ def make_room(out: Path | None) -> None:
         raise ValueError(f"--out {out}: {error.strerror}: {error.filename}") from None
     if out.is_dir():
         raise ValueError(f"--out {out} is a folder: name a file")
+    if not os.access(out if out.exists() else out.parent, os.W_OK):
+        raise ValueError(f"--out {out} may not be written by you, or at all: name another place")
 
 
 def write_json(path: Path, tree: object) -> None:

@@ -66,9 +66,10 @@ def tune(
     config = load_config(settings or [], [*given, *(overrides or [])])
     console = Console()
     console = console if console.is_terminal else Console(width=160)
-    candidates = Candidates(config, read_cluster(cluster), chosen_device(config))
+    machines = read_cluster(cluster)
+    candidates = Candidates(config, machines, chosen_device(config))
     first = candidates.first(top)
-    table = TuneTable.read(table_file(out), digest(config, steps))
+    table = TuneTable.read(table_file(out), digest(config, steps, machines.gpus))
     if dry_run:
         for one in first:
             table = table if table.row(str(one.layout)) else table.with_row(Row.of(one, one.seconds))
@@ -79,7 +80,7 @@ def tune(
         check(config)
 
     def say(line: str) -> None:
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, markup=False)
 
     session = Session(config, candidates, table, top, steps, limit, out, say)
     try:

@@ -130,6 +130,8 @@ def _explain_one(found: Any, root: type[BaseModel]) -> str:
 def _fields_at(root: type[BaseModel], location: tuple[Any, ...]) -> Iterable[str]:
     model = root
     for name in location:
+        if str(name) not in model.model_fields:  # a name in a table of such
+            continue
         annotation = model.model_fields[str(name)].annotation
         options = [annotation, *get_args(annotation)]
         model = next(kind for kind in options if isinstance(kind, type) and issubclass(kind, BaseModel))

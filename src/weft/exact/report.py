@@ -50,7 +50,7 @@ def memory_rows(exact: Exact) -> Iterator[Sequence[str]]:
     yield (
         "all",
         gibibytes(exact.ledger.peak),
-        f"{gibibytes(plan.tensors)} ({plan.tensors / exact.ledger.peak - 1:+.1%})",
+        f"{gibibytes(plan.tensors)} ({round(plan.tensors / exact.ledger.peak - 1, 3) + 0.0:+.1%})",
     )
 
 

@@ -13,6 +13,7 @@ from weft.plan.grid import grid
 from weft.plan.machine import Cluster
 from weft.plan.numbers import Job
 from weft.plan.search import Plan, search
+from weft.plan.waterfall import slower
 from weft.plan.work import Software
 from weft.units import duration, gibibytes
 
@@ -78,10 +79,12 @@ class Question:
         return size
 
     def longest_sequence(self) -> tuple[int, Plan] | None:
-        """Tokens, by doubling, with as many tokens in a step, but a sequence for each replica; and the layout for it."""
+        """Tokens, by doubling, with as many tokens in a step, but a sequence for each replica; and the layout for it. Of
+        learned positions no model has more than it was made with."""
         found, seq, batch = None, self.job.seq, self.job.global_batch
         least = self.layout.replicas * (self.layout.micro_batch or 1) if self.layout else 1
-        while batch >= least and seq <= 2**24:
+        most = self.shape.max_seq if self.shape.positions == "learned" else 2**24
+        while batch >= least and seq <= most:
             plan = self.asked(self.job.model_copy(update={"seq": seq, "global_batch": batch}))
             if plan is None:
                 break
@@ -187,15 +190,15 @@ class Question:
                 answer = f"{found.cluster.gpus:,} GPUs, {found.days:.1f} days"
             yield Answer(f"GPUs for {days:g} days", answer, found.layout if found else None)
         if what_if and (small := self.smaller_moments()):
-            answer = more_time(plan, small) if plan else "fits"
+            answer = f"{slower(small, plan)} time" if plan else "fits"
             yield Answer("optimizer.states = 8bit", f"{answer}, {gibibytes(small.bytes)} a GPU", small.layout)
         if what_if and plan is not None:
             for what, other in self.slower_links():
                 if other is not None:
-                    answer = more_time(plan, other)
+                    answer = f"{slower(other, plan)} time"
                     yield Answer(what, answer, other.layout)
         if what_if and plan is not None and self.shape.experts and (uneven := self.busier_expert(plan)):
-            answer = f"{more_time(plan, uneven)}, {gibibytes(uneven.bytes)} a GPU"
+            answer = f"{slower(uneven, plan)} time, {gibibytes(uneven.bytes)} a GPU"
             answer += "" if uneven.fits else ": does not fit"
             yield Answer(f"busiest expert given {uneven.job.busiest_expert:g} times its share", answer, uneven.layout)
 
@@ -203,8 +206,3 @@ class Question:
 def slowed(curves: Curves, share: float) -> Curves:
     """With messages at this share of their rates."""
     return curves.model_copy(update={"message_scale": curves.message_scale / share})
-
-
-def more_time(plan: Plan, other: Plan) -> str:
-    """What a step takes more than one of `plan`; nothing has no sign but +."""
-    return f"{round(100 * (other.seconds / plan.seconds - 1), 1) + 0.0:+.1f} % time"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -12,7 +13,7 @@ from weft.plan.advice import Answer
 from weft.plan.constants import CONSTANTS
 from weft.plan.grid import row_of
 from weft.plan.search import Plan, Search
-from weft.plan.waterfall import Part, memory_parts, time_parts, why_slower
+from weft.plan.waterfall import Part, memory_parts, slower, time_parts, why_slower
 from weft.units import duration, gibibytes, percent, short
 
 
@@ -20,7 +21,7 @@ def show_search(found: Search, plans: Sequence[Plan], console: Console) -> None:
     """The best layouts as a table, then why the others lost."""
     cluster, job = found.cluster, found.job
     console.print(
-        f"[bold]{cluster.gpus:,} × {cluster.title}[/]: {len(found):,} layouts, {len(found.order):,} fit. "
+        f"[bold]{cluster.gpus:,} × {escape(cluster.title)}[/]: {len(found):,} layouts, {len(found.order):,} fit. "
         f"{job.global_batch:,} sequences of {job.seq:,} tokens a step, {short(job.tokens)} tokens in all"
         + _use_of_experts(found)
     )
@@ -99,9 +100,7 @@ def _rivals(rivals: Iterable[tuple[str, Plan]], winner: Plan) -> Table:
     for name, side in (("with", "left"), ("slower", "right"), ("mostly", "left"), ("layout", "left")):
         table.add_column(name, justify=side, overflow="fold" if name == "layout" else "ellipsis")  # type: ignore[arg-type]
     for word, plan in rivals:
-        table.add_row(
-            word, f"{100 * (plan.seconds / winner.seconds - 1):+.1f} %", why_slower(plan, winner), str(plan.layout)
-        )
+        table.add_row(word, slower(plan, winner), why_slower(plan, winner), str(plan.layout))
     return table
 
 

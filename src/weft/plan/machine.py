@@ -5,12 +5,12 @@ from __future__ import annotations
 import difflib
 import functools
 import re
-import tomllib
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from weft.config.load import explain, read_toml
 from weft.plan.curves import Curves
 from weft.plan.work import Machine
 
@@ -104,11 +104,20 @@ def read_cluster(name: str, gpus: int | None = None) -> Cluster:
     try:
         return Cluster.model_validate(values)
     except ValidationError as error:
-        found = error.errors()[0]
-        raise ValueError(f"cluster {name}: {'.'.join(map(str, found['loc']))}: {found['msg']}") from None
+        missing = [
+            str(found["loc"][0]) for found in error.errors() if found["type"] == "missing" and not found["loc"][1:]
+        ]
+        if missing:
+            raise ValueError(
+                f"cluster {name} does not say {', '.join(missing)}: add them, or name a preset that does, as in "
+                'base = "h100"'
+            ) from None
+        raise ValueError(f"cluster {name}: {explain(error, Cluster)}") from None
 
 
-def _preset(name: str) -> Path:
+def _preset(name: object) -> Path:
+    if not isinstance(name, str):
+        raise ValueError(f'base = {name!r} is no name of a preset: write it as in base = "h100"')
     if name not in cluster_names():
         kind = re.sub(r"x\d+$", "", name)
         begun = [known for known in cluster_names() if known.startswith(kind)]
@@ -122,14 +131,9 @@ def _preset(name: str) -> Path:
 
 
 def _load(path: Path) -> dict:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         raise ValueError(
             f"there is no cluster file {path}: `weft plan calibrate --out {path}` measures this machine and writes one; or "
             "name a preset and a number of GPUs, as h100x8"
-        ) from None
-    except OSError as error:
-        raise ValueError(f"cluster {path}: {error.strerror}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"cluster {path}: {error}") from None
+        )
+    return read_toml(path)

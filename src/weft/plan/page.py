@@ -17,7 +17,7 @@ from weft.plan.places import draw_places
 from weft.plan.schedule_view import headline, summary
 from weft.plan.schedules import ScheduleReport, modelled_costs
 from weft.plan.search import Plan, Search
-from weft.plan.waterfall import Part, memory_parts, time_parts, why_slower
+from weft.plan.waterfall import Part, memory_parts, slower, time_parts, why_slower
 from weft.schedules.picture import draw_svg
 from weft.units import duration, gibibytes, percent, short
 
@@ -135,12 +135,7 @@ def _ranking(plans: Sequence[Plan]) -> list[Element]:
 
 def _rivals(found: Search, winner: Plan) -> list[Element]:
     rows: list[list[Child]] = [
-        [
-            word,
-            f"{100 * (plan.seconds / winner.seconds - 1):+.1f} %",
-            why_slower(plan, winner),
-            tag("code", str(plan.layout)),
-        ]
+        [word, slower(plan, winner), why_slower(plan, winner), tag("code", str(plan.layout))]
         for word, plan in found.rivals()
     ]
     words = "The best layout with another value of one axis, and the part of the step that differs most."

@@ -68,7 +68,8 @@ def _read(folder: Path) -> Ran:
     times = [step["seconds"] - step["data_wait"] - step["checkpoint_wait"] for step in steps if step["step"] > WARM_UP]
     if len(times) < 3:
         raise ValueError(
-            f"{log} has {len(times)} steps after the first {WARM_UP}, too few to tell a step's time: run more"
+            f"{log} has {len(times)} steps after the first {WARM_UP}, too few to tell a step's time: run more, or "
+            "have more of them logged with --set log.every=1"
         )
     busiest = [step["busiest_expert"] for step in steps if step.get("busiest_expert") is not None]
     return Ran(str(folder), config, statistics.median(times), statistics.median(busiest or [1.0]))

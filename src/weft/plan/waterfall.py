@@ -64,6 +64,11 @@ def _parts(of: Time | Footprint, words: dict[str, str]) -> list[Part]:
     return found
 
 
+def slower(plan: Plan, winner: Plan) -> str:
+    """How much more time a step takes; nothing has no sign but +."""
+    return f"{round(100 * (plan.seconds / winner.seconds - 1), 1) + 0.0:+.1f} %"
+
+
 def why_slower(plan: Plan, winner: Plan) -> str:
     """The part of the time that tells two plans apart most."""
     differences = {name: getattr(plan.time, name) - getattr(winner.time, name) for name in TIME_WORDS}

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -59,14 +60,14 @@ def _holders(profile: Profile) -> Counter[str]:
 def show_diff(before: Profile, after: Profile, console: Console) -> None:
     """Tables of both, and of the difference."""
     for word, profile in (("before", before), ("after", after)):
-        console.print(f"[dim]{word}[/] {headline(profile)}", highlight=False)
+        console.print(f"[dim]{word}[/] {escape(headline(profile))}", highlight=False)
     if before.config is not None and after.config is not None and before.config.model != after.config.model:
         console.print("[yellow]these are different models[/]")
     step = Change("a step", sum(before.kinds.values()), sum(after.kinds.values()))
     word = "slower" if step.more > 0 else "faster"
     console.print(
         f"\n[bold]a step is {percent(abs(step.more) / step.before)} {word}[/]: "
-        f"{milliseconds(step.before)} before, {milliseconds(step.after)} after"
+        f"{milliseconds(step.before)} before, {milliseconds(step.after)} after, mean of the ranks"
     )
     for name, found in compared(before, after):
         show = gibibytes if name.startswith("memory") else milliseconds

@@ -128,13 +128,16 @@ def find(path: Path) -> Path:
     Raises:
         ValueError: there is none.
     """
+    if not path.is_dir():
+        what = f"{path} is a file: name the folder that it lies in" if path.exists() else f"there is no folder {path}"
+        raise ValueError(f"{what}; traces are in a run's {FOLDER}/, or in any folder")
     if (path / MANIFEST).exists():
         return path
     for folder in (path / FOLDER, path):
         captures = sorted(file.parent for file in folder.glob(f"step-*/{MANIFEST}"))
         if captures:
             return captures[-1]
-    if path.is_dir() and trace_files(path):
+    if trace_files(path):
         return path
     raise ValueError(
         f"{path} has no traces: take some with `weft train … --profile 3`, or of a run under way with "
@@ -190,4 +193,6 @@ def _read_json(file: Path) -> dict[str, Any]:
         values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{file} is damaged: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{file} is damaged: it holds no table")
     return values

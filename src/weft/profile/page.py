@@ -155,7 +155,7 @@ def _operations(profile: Profile) -> list[Element]:
     rows: list[list[Child]] = [
         [
             it.name, it.dims, f"{it.count:g}", milliseconds(it.seconds), f"{large(it.rate())}FLOP/s" if it.flops else "",
-            it.bound(device) if device else "", percent(it.reached(device)) if device else "",
+            it.bound(device) if device and it.bytes else "", percent(it.reached(device)) if device and it.bytes else "",
         ]
         for it in found
     ]  # fmt: skip

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -31,10 +32,10 @@ class Section(NamedTuple):
 
 def show(profile: Profile, console: Console) -> None:
     """All of it: where the time goes, messages, layers, operations, memory, ranks, and what to change."""
-    console.print(headline(profile), highlight=False)
+    console.print(headline(profile), highlight=False, markup=False)
     sections = (_kinds, _traffic, _layers, _operations, _memory, _ranks)
     for section in filter(None, (make(profile) for make in sections)):
-        console.print(f"\n[bold]{section.title}[/]", highlight=False)  # a table's own title is cut to its width
+        console.print(f"\n[bold]{escape(section.title)}[/]", highlight=False)  # a table's own title is cut to its width
         console.print(section.table)
     console.print()
     show_advice(advise(profile), console)
@@ -43,7 +44,8 @@ def show(profile: Profile, console: Console) -> None:
 def headline(profile: Profile) -> str:
     steps, about = profile.steps, profile.about
     span = f"step {steps[0]}" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]}"
-    ranks = f"{len(profile.ranks)} rank{'s' * (len(profile.ranks) > 1)}"
+    traced, there = len(about.get("ranks", ())), len(profile.ranks)
+    ranks = f"{there} of {traced} traced ranks" if there < traced else f"{there} rank{'s' * (there > 1)}"
     line = f"{profile.folder}: {span} on {ranks}"
     config = profile.config
     if config is not None:
@@ -143,7 +145,7 @@ def _operations(profile: Profile) -> Section | None:
         title += f", against {device.name}: {large(device.flops)}FLOP/s, {large(device.bytes)}B/s ({device.source})"
     table = _table("operation", "tensors", ">count", ">time", ">FLOP/s", ">FLOPs a byte", "bound by", ">of the roof")
     for it in found[:10]:
-        roof = (it.bound(device), percent(it.reached(device))) if device is not None else ("", "")
+        roof = (it.bound(device), percent(it.reached(device))) if device and it.bytes else ("", "")
         rate, intensity = (large(it.rate()), f"{it.intensity:.1f}") if it.flops else ("", "")
         table.add_row(it.name, it.dims, f"{it.count:g}", milliseconds(it.seconds), rate, intensity, *roof)
     return Section(title, table)
@@ -191,7 +193,9 @@ def show_advice(found: Sequence[Advice], console: Console) -> None:
         return
     console.print("[bold]what to change, largest gain first[/]")
     for place, it in enumerate(found, start=1):
-        console.print(f"{place}. [bold]{it.change}[/]: {it.gain}\n   [dim]{it.evidence}[/]", highlight=False)
+        console.print(
+            f"{place}. [bold]{escape(it.change)}[/]: {it.gain}\n   [dim]{escape(it.evidence)}[/]", highlight=False
+        )
 
 
 def _table(*columns: str) -> Table:

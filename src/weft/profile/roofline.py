@@ -31,7 +31,7 @@ class Operation:
 
     Attributes:
         seconds, count: of a step on average.
-        flops, bytes: of one run, as its tensors' sizes say: what is read once and written once. 0 FLOPs: not counted.
+        flops, bytes: of one run, as its tensors' sizes say: read once and written once. 0: not counted.
     """
 
     name: str

@@ -96,7 +96,10 @@ def choose(task: Task, model: Model, progress: Progress = quiet) -> tuple[list[b
     for row in task.rows:
         choices, label = choices_of(task.file, row)
         context = as_text(task.prompt, examples.choose(render(task.prompt, "question", row)), row)
-        asked += [(context, render(task.prompt, "answer", row | {task.file.label: choice})) for choice in choices]
+        answers = [render(task.prompt, "answer", row | {task.file.label: choice}) for choice in choices]
+        if not all(answers):
+            raise ValueError(f"task {task.file.name}: the choice {choices[answers.index('')]!r} is an empty text")
+        asked += [(context, answer) for answer in answers]
         counts.append(len(choices))
         labels.append(label)
     found: dict[int, Likelihood] = {}
@@ -125,9 +128,8 @@ def choices_of(file: TaskFile, row: Row) -> tuple[Sequence[str], int]:
     """
     listed: Any = row.get(file.choices) if isinstance(file.choices, str) else file.choices
     if not isinstance(listed, list | tuple) or len(listed) < 2:
-        raise ValueError(
-            f"task {file.name}: a row's field {file.choices!r} must list at least two choices; it is {listed!r}"
-        )
+        where = f"a row's field {file.choices!r}" if isinstance(file.choices, str) else "choices"
+        raise ValueError(f"task {file.name}: {where} must list at least two choices; it is {listed!r}")
     choices = [str(one) for one in listed]
     label = row.get(file.label)
     if str(label) in choices:

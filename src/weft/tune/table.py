@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as RichTable
 
 from weft.config.tree import Config
-from weft.tune.candidates import Candidate
+from weft.tune.candidates import KEPT, Candidate
 from weft.tune.trial import Result
 from weft.units import gibibytes
 from weft.whole import write_whole
@@ -144,11 +145,12 @@ def _result(tree: dict[str, Any]) -> Result:
     return Result(**{**tree, "steps": tuple(tree["steps"])})
 
 
-def digest(config: Config, steps: int) -> str:
-    """Of everything that a trial's time depends on, but the layout."""
+def digest(config: Config, steps: int, processes: int) -> str:
+    """Of everything that a trial's time depends on, but what is tried of the layout."""
     tree = config.model_dump(mode="json", include={"model", "data", "optimizer", "balance"})
     tree |= {"attention": config.train.attention, "bucket_mib": config.train.bucket_mib}
     tree |= {"batch": config.train.global_batch, "seq": config.seq, "device": config.train.device, "steps": steps}
+    tree |= {"processes": processes, **{name: getattr(config.layout, name) for name in KEPT}}
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -166,8 +168,8 @@ def show_table(table: TuneTable, console: Console) -> None:
         memory = gibibytes(result.memory) if result and result.memory else "–"
         note = "← fastest" if row is winner else result.failed if result else "not run"
         shown.add_row(
-            row.name, f"{row.predicted_seconds:.4g} s", f"{row.expected_seconds:.4g} s", measured, error,
-            f"{row.num_steps or '–'}", gibibytes(row.predicted_memory), memory, note,
+            escape(row.name), f"{row.predicted_seconds:.4g} s", f"{row.expected_seconds:.4g} s", measured, error,
+            f"{row.num_steps or '–'}", gibibytes(row.predicted_memory), memory, escape(note),
             style="bold cyan" if row is winner else None,
         )  # fmt: skip
     console.print(shown)

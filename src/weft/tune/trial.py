@@ -75,7 +75,7 @@ def run_trial(config: Config, steps: int, limit: float, folder: Path) -> Result:
     if found.exists() and process.returncode == 0:
         return Result(**{**json.loads(found.read_text(encoding="utf-8")), "failed": ""})
     if late:
-        return Result(failed=f"not done after {limit:.0f} s")
+        return Result(failed=f"not done after {limit:.0f} s: see --limit")
     return Result(failed=_reason(output, process.returncode))
 
 

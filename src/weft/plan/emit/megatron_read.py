@@ -51,6 +51,8 @@ def read(
     program, there, remarks = read_script(text, given)
     if OTHERS.search(program):
         raise ValueError(f"it starts {program}: weft reads the settings of decoders, such as pretrain_gpt.py has")
+    if not there:
+        raise ValueError("no argument, as --num-layers 32, is where the shell gets to: is it the right file?")
     today(there)
     remarks += _open(there)
     remarks += [f"{name} 0.1, Megatron's own where it is left out" for name in DROPOUTS if name not in there]

@@ -41,7 +41,10 @@ def put(tree: dict[str, Any], path: str, value: Any) -> None:
 def nodes_of(world: int, per_node: int) -> tuple[int, int]:
     """Nodes, and processes of each. Raises ValueError where they do not come out even."""
     if world > per_node and world % per_node:
-        raise ValueError(f"the layout takes {world} GPUs, which are no whole nodes of {per_node}")
+        raise ValueError(
+            f"the layout takes {world} GPUs, which are no whole nodes of {per_node}: take another number, or say "
+            "per_node in a cluster file of your own"
+        )
     return max(1, world // per_node), min(world, per_node)
 
 

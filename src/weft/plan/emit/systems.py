@@ -85,5 +85,7 @@ def read(
         return deepspeed.read(text, model, gpus)
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
+    except RecursionError:
+        raise ValueError(f"{path}: what it says lies too deep inside of itself") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
