@@ -89,3 +89,16 @@ def test_the_router_works_in_fp32() -> None:
     torch.testing.assert_close(weights, top.values / top.values.sum(-1, keepdim=True))
     assert weights.dtype == torch.float32
     assert moe(x).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("drops", [False, True])
+def test_sums_of_a_tokens_rows_are_those_that_gathering_gives(dtype: torch.dtype, drops: bool) -> None:
+    numbers = torch.randint(0, 5 + drops, (9, 3))  # 5 is no expert
+    order = Order(numbers, 5, drops)
+    rows = torch.randn(len(order.pairs), 16).to(dtype)
+    padded = torch.cat([rows, torch.zeros(1, 16, dtype=dtype)])
+    expected = padded[order.places].double().sum(dim=1)
+    torch.testing.assert_close(
+        order.sums(rows).double(), expected, rtol=4 * torch.finfo(dtype).eps, atol=torch.finfo(dtype).eps
+    )
