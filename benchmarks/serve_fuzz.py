@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import random
 import resource
 import sys
@@ -26,7 +27,7 @@ from typing import Any
 import grpc
 import httpx
 
-from common import ROOT, write
+from common import ROOT, processes, write
 
 sys.path.insert(0, str(ROOT / "tests" / "system"))
 from served import Served, config, make_folder, model
@@ -281,12 +282,17 @@ async def fuzz(url: str, rpc: str, requests: int, seed: int, clients: int = 16) 
 
 
 def resident() -> float:
-    """MiB of this process, server and clients together; where /proc is not, its peak."""
-    status = Path("/proc/self/status")
-    if not status.is_file():
+    """MiB of this process, which is server and clients, and of the engine's and its helpers; where /proc is not, the peak
+    of this one."""
+    if not Path("/proc/self/status").is_file():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmRSS"))
-    return int(line.split()[1]) / 1024
+    lines = [
+        line.split()
+        for pid in processes(os.getpid())
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+        if line.startswith("VmRSS")
+    ]
+    return sum(int(words[1]) for words in lines) / 1024
 
 
 def main() -> None:
@@ -295,7 +301,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        server = Served(config(model(make_folder(Path(folder) / "tiny"), max_waiting=64), grpc_port=0)).start()
+        server = Served(
+            config(model(make_folder(Path(folder) / "tiny"), max_waiting=64), grpc_port=0, apart=True)
+        ).start()
         try:
             result = asyncio.run(fuzz(server.url, f"127.0.0.1:{server.grpc_port}", arguments.requests, arguments.seed))
             result["restarts"] = server.catalogue.models["tiny"].restarts
