@@ -434,6 +434,8 @@ def test_curl(server: Served) -> None:
         ("completions", {"prompt": "a" * 600}, 400, None, "the context holds 512"),
         ("completions", {"prompt": "a" * 50_000}, 400, "prompt", "shorten it"),
         ("completions", {"prompt": [9999]}, 400, None, "outside the model's vocabulary"),
+        ("completions", {"prompt": [2**40], "echo": True}, 400, None, "outside the model's vocabulary"),
+        ("completions", {"prompt": [[1], [-1]], "echo": True}, 400, None, "outside the model's vocabulary"),
         ("completions", {"prompt": ""}, 400, None, "the prompt is empty"),
         ("completions", {"prompt": "a", "temperature": -1}, 400, "temperature", "temperature is -1"),
         ("completions", {"prompt": "a", "n": 10**9}, 400, None, "this server takes 128"),
