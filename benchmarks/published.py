@@ -312,11 +312,27 @@ def _layout(row: dict[str, Any], job: Job) -> Layout:
     return Layout(
         dp=replicas // shards, fsdp=shards, zero=zero if shards > 1 else 3, tp=tp, sp=bool(sp) and tp > 1, cp=cp,
         cp_kind="ring" if cp > 1 else "allgather", pp=pp, vp=vp if pp > 1 else 1,
-        schedule="interleaved" if vp > 1 and pp > 1 else "1f1b", ep=ep, etp=etp if row["model"].get("experts") else None,
+        schedule=_schedule(row, vp) if pp > 1 else "1f1b", ep=ep, etp=etp if row["model"].get("experts") else None,
         micro_batch=max(1, int(micro_batch)), precision="bf16",
         recompute=recompute if recompute.startswith(("full", "selective")) else "none",
         offload="activation offloading" in str(row.get("extras")) or bool(offloaded),
     )  # fmt: skip
+
+
+SCHEDULES = (
+    ("1f1b", "1f1b"), ("interleav", "1f1b"), ("dualpipev", "dualpipev"), ("dualpipe", "1f1b"), ("gpipe", "gpipe"),
+    ("zbh1", "zbh1"), ("zb1p", "zbh1"), ("zbv", "zbv"), ("vzb", "zbv"),
+)  # fmt: skip
+"""A schedule's name, without dashes → the order that it is read as. ZB-1p, which is searched for under 1f1b's memory, waits as
+long as ZB-H1 does (Qi et al. 2023, table 5). What lets more or fewer micro-batches in (ZB-2p, V-Half, V-Min) is not there."""
+
+
+def _schedule(row: dict[str, Any], vp: int) -> str:
+    told = str(row.get("schedule") or "1f1b").lower().replace("-", "").replace(" ", "")
+    name = next((name for word, name in SCHEDULES if told.startswith(word)), None)
+    if name is None:
+        raise ValueError(f"no order of a pipeline here is {row['schedule']}")
+    return "interleaved" if name == "1f1b" and vp > 1 else name
 
 
 REMAKES = {

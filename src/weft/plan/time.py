@@ -74,7 +74,7 @@ def step_time(work: Work, passes: Passes | None = None) -> Time:
     """`passes`: where they are known already."""
     passes = passes or Passes.of(work)
     beat = Beat.of(work, passes)
-    stages = stage_times(work, beat, passes.head)
+    stages = stage_times(work, beat, passes.head, late_products(work, passes))
     optimizer, copied = update_time(work)
     every = work.micro_batches * work.blocks  # blocks' passes in a step
     both = {name: every * (passes.mean(name, 0, work) + passes.mean(name, 1, work)) for name in SIMPLE}
@@ -173,8 +173,15 @@ class Stages(NamedTuple):
     launch: Num
 
 
-def stage_times(work: Work, beat: Beat, head: Num) -> Stages:
-    """`head`: seconds of the logits and their loss, of one micro-batch."""
+def late_products(work: Work, passes: Passes) -> Num:
+    """Seconds of one micro-batch in a block that gradients of weights take where they can be put off: not experts'."""
+    s, common = work.sizes, parameters(work)[0]
+    routed = work.mixed * 3 * s.hidden * s.expert_ffn * s.per_token / work.cut.tp
+    return passes.mean("matmul", 0, work) * common / (common + routed)
+
+
+def stage_times(work: Work, beat: Beat, head: Num, late: Num) -> Stages:
+    """`head`: seconds of the logits and their loss, of one micro-batch; `late`: of gradients of weights, in a block."""
     s, c, chip, soft = work.sizes, work.cut, work.machine, work.software
     blocks, count, piped = work.blocks, work.micro_batches, c.pp > 1
     blocking = np.maximum(soft.blocking, soft.waits)
@@ -189,7 +196,9 @@ def stage_times(work: Work, beat: Beat, head: Num) -> Stages:
     shown = np.where(soft.overlap_pp, C.pp_exposed * 0.4, C.pp_exposed)
     pp = np.where(piped, 2 * flow * (count * c.vp * shown + (c.pp - 1)), 0.0)
     mean = (s.layers * per_block + head) / c.pp
-    bubble = np.where(piped, (c.pp - 1) * mean / c.vp * c.bubble, 0.0)
+    # zbh1: a stage waits for the others' F + B - W, its own weights having their backward pass meanwhile (Qi et al. 2023, 2)
+    filled = np.where((c.put_off > 0) & (c.vp == 1), 2 * late * s.layers / c.pp, 0.0)
+    bubble = np.where(piped, (c.pp - 1) * (mean - filled) / c.vp * c.bubble, 0.0)
     # a CPU that does not wait for messages of stages goes on launching: it is late where all of its work takes longer
     most = np.where((soft.balanced > 0) & piped, np.minimum(s.layers, even / per_block), blocks)
     ahead = np.maximum(0.0, count * (most * beat.launched - blocks * beat.gpu) - pp - bubble)
