@@ -440,6 +440,8 @@ def _software(row: dict[str, Any]) -> Software:
         found = replace(found, gradients=2, master=8)
     elif found is MEGATRON_DS and row.get("precision") == "bf16":  # and beside them in fp32
         found = replace(found, gradients=6)
+    elif found.master == 4 and row.get("precision") == "fp16":  # Megatron asks for sums in fp32 of bf16 alone (arguments.py)
+        found = replace(found, gradients=2, reduced=2)
     if _is_bloom(row):  # CUDA_LAUNCH_BLOCKING=1 stands in its scripts, against hangs
         found = replace(found, waits=1)
     if found is XLA and "pax" in told and "(TE)" not in str(row.get("precision")):  # XLA alone had no fused attention
@@ -452,6 +454,8 @@ def _software(row: dict[str, Any]) -> Software:
     if "flash attention 2" in extras:
         found = replace(found, flash=1)
     found = replace(found, remakes=REMAKES.get(_policy(row), 0))
+    if "layers redistributed" in extras:
+        found = replace(found, balanced=3)
     if "compile" in extras:
         found = replace(found, fused=1)
         if _is_titan(row) and "2024" not in row.get("source", ""):  # the loss too, but in 2024 (its train.py)

@@ -189,7 +189,7 @@ def stage_times(work: Work, beat: Beat, head: Num, late: Num) -> Stages:
     # the last process has the head too; where stages cannot be cut finer, it is the slowest
     spare = np.where(piped, blocks - s.layers / c.pp, 0.0) * per_block
     slowest = np.where(piped, np.maximum(0.0, head - spare), head)
-    even = np.ceil((s.layers * per_block + head) / c.pp / per_block) * per_block
+    even = evened(work, head / per_block) * per_block
     slowest = np.where((soft.balanced > 0) & piped, np.maximum(head, even) - blocks * per_block, slowest)
     sent = work.tokens * s.hidden * c.item / np.where(soft.whole_pp, 1, c.tp)
     flow = collectives.send(c.tp * c.cp * c.dp * c.fsdp, chip, sent)
@@ -204,6 +204,18 @@ def stage_times(work: Work, beat: Beat, head: Num, late: Num) -> Stages:
     ahead = np.maximum(0.0, count * (most * beat.launched - blocks * beat.gpu) - pp - bubble)
     launch = np.where(blocking, count * blocks * beat.late, ahead)
     return Stages(count * slowest, pp + count * soft.stall * np.minimum(2, c.pp - 1), bubble, launch)
+
+
+def evened(work: Work, head: Num) -> Num:
+    """Blocks that the slowest stage's work comes to, where the head's, of so many blocks, is dealt out with them."""
+    s, c = work.sizes, work.cut
+    share = (s.layers + head) / c.pp
+
+    def slowest(others: Num) -> Num:
+        return np.maximum(others, np.maximum(0, s.layers - others * (c.pp - 1)) + head)
+
+    best = np.minimum(slowest(np.floor(share)), slowest(np.ceil(share)))
+    return np.where(work.software.balanced > 1, best, np.ceil(share))
 
 
 class Copies(NamedTuple):
