@@ -323,8 +323,8 @@ SCHEDULES = (
     ("1f1b", "1f1b"), ("interleav", "1f1b"), ("dualpipev", "dualpipev"), ("dualpipe", "1f1b"), ("gpipe", "gpipe"),
     ("zbh1", "zbh1"), ("zb1p", "zbh1"), ("zbv", "zbv"), ("vzb", "zbv"),
 )  # fmt: skip
-"""A schedule's name, without dashes → the order that it is read as. ZB-1p, which is searched for under 1f1b's memory, waits as
-long as ZB-H1 does (Qi et al. 2023, table 5). What lets more or fewer micro-batches in (ZB-2p, V-Half, V-Min) is not there."""
+"""A schedule's name, without dashes → the order that it is read as. ZB-1p, which is searched for under 1f1b's memory, waits
+as long as ZB-H1 does (Qi et al. 2023, table 5). What lets more or fewer micro-batches in (ZB-2p, V-Half) is not there."""
 
 
 def _schedule(row: dict[str, Any], vp: int) -> str:
@@ -440,7 +440,7 @@ def _software(row: dict[str, Any]) -> Software:
         found = replace(found, gradients=2, master=8)
     elif found is MEGATRON_DS and row.get("precision") == "bf16":  # and beside them in fp32
         found = replace(found, gradients=6)
-    elif found.master == 4 and row.get("precision") == "fp16":  # Megatron asks for sums in fp32 of bf16 alone (arguments.py)
+    elif found.master == 4 and row.get("precision") == "fp16":  # Megatron adds up in fp32 for bf16 alone (arguments.py)
         found = replace(found, gradients=2, reduced=2)
     if _is_bloom(row):  # CUDA_LAUNCH_BLOCKING=1 stands in its scripts, against hangs
         found = replace(found, waits=1)

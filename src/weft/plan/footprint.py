@@ -100,8 +100,8 @@ def most_blocks(work: Work) -> Num:
     head = np.where(soft.balanced, s.vocab * s.hidden / block, 0.0)  # is worth so many blocks
     most = (s.layers + head) / c.pp
     late = soft.balanced > 2
-    beside_head = np.clip(np.floor(most - head + 0.5), np.where(late, 0, c.vp), s.layers)  # the other processes have the rest
-    rest, count = s.layers - beside_head, np.maximum(1, c.pp - 1)
+    beside_head = np.clip(np.floor(most - head + 0.5), np.where(late, 0, c.vp), s.layers)
+    rest, count = s.layers - beside_head, np.maximum(1, c.pp - 1)  # of the other processes
     others = np.ceil(rest / count)
     # the first of those that have one more keeps as many micro-batches as there are of them, and one
     more = np.ceil(rest / count) * (rest % count + 1) / c.pp

@@ -196,7 +196,7 @@ def stage_times(work: Work, beat: Beat, head: Num, late: Num) -> Stages:
     shown = np.where(soft.overlap_pp, C.pp_exposed * 0.4, C.pp_exposed)
     pp = np.where(piped, 2 * flow * (count * c.vp * shown + (c.pp - 1)), 0.0)
     mean = (s.layers * per_block + head) / c.pp
-    # zbh1: a stage waits for the others' F + B - W, its own weights having their backward pass meanwhile (Qi et al. 2023, 2)
+    # zbh1: a stage waits for the others' F + B - W, for its own weights have their backward pass then (Qi et al. 2023, 2)
     filled = np.where((c.put_off > 0) & (c.vp == 1), 2 * late * s.layers / c.pp, 0.0)
     bubble = np.where(piped, (c.pp - 1) * (mean - filled) / c.vp * c.bubble, 0.0)
     # a CPU that does not wait for messages of stages goes on launching: it is late where all of its work takes longer
