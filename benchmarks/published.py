@@ -299,7 +299,7 @@ def _layout(row: dict[str, Any], job: Job) -> Layout:
         and pp > 1
         and hopper
         and _software(row).overlap_pp
-        and not row["model"].get("experts")
+        and not (row["model"].get("experts") and row.get("framework", "").split()[:1] != ["Megatron-Core"])
     ):
         layers = row["model"]["layers"]
         layers += 2 * (layers % pp > 0)  # else the embedding and the head count as a block each
@@ -453,6 +453,8 @@ def _software(row: dict[str, Any]) -> Software:
         found = replace(found, flash=0.5 if "flash attention 1" in extras else max(1, found.flash))
     if "flash attention 2" in extras:
         found = replace(found, flash=1)
+    if found.flash == 1 and re.search(r"pytorch 2\.[5-9]", told):
+        found = replace(found, flash=2)
     found = replace(found, remakes=REMAKES.get(_policy(row), 0))
     if "layers redistributed" in extras:
         found = replace(found, balanced=3)
