@@ -231,7 +231,7 @@ def expert_time(work: Work) -> tuple[list[tuple[Num, Num]], tuple[Num, Num], Num
     return (
         products,
         (2 * way * shown, 2 * way * shown),
-        C.routing * soft.routing * (mine + come) / 2 * c.etp * s.hidden * c.item,
+        C.routing * soft.routing * (mine + rows) / 2 * s.hidden * c.item,  # its own, and all that come to a group of etp
     )
 
 
