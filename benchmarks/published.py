@@ -453,6 +453,8 @@ def _software(row: dict[str, Any]) -> Software:
         found = replace(found, flash=0.5 if "flash attention 1" in extras else max(1, found.flash))
     if "flash attention 2" in extras:
         found = replace(found, flash=1)
+    if "megatron-core by nvidia" in told:  # reduces gradients in 16 bits in its own tables
+        found = replace(found, gradients=2, reduced=2)
     if found.flash == 1 and re.search(r"pytorch 2\.[5-9]", told):
         found = replace(found, flash=2)
     found = replace(found, remakes=REMAKES.get(_policy(row), 0))
