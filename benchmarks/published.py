@@ -149,7 +149,8 @@ def read_run(row: dict[str, Any]) -> Run:
     software, cluster = _software(row), _cluster(row)
     if not row.get("recompute") and _counts_recompute(row, shape, job):
         layout = layout.model_copy(update={"recompute": "full"})
-    if not row.get("micro_batch") and not row.get("grad_accum") and layout.pp == 1:
+    mixture = row["model"].get("experts") and row.get("framework", "").startswith("Megatron-Core")
+    if not row.get("micro_batch") and not row.get("grad_accum") and layout.pp == 1 and not mixture:
         layout = _largest(shape, layout, job, cluster, software)
     if not row.get("recompute") and layout.recompute == "none" and not measured.get("status"):
         layout, software = _that_fits(shape, layout, job, cluster, software)
