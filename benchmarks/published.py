@@ -42,8 +42,12 @@ NANOTRON = Software(
 )  # fmt: skip
 XLA = replace(MEGATRON_CORE, overlap_tp=0, logits=6)  # exponents in fp32, gradients in 16 bits (MaxText, max_utils.py)
 COMPILED = replace(TORCH, fused=1)
+# gradients in 16 bits, reduced whole in fp32 when all is done; send and recv; uniform stages (its core/optimizer, core/nn)
+SCALING = Software(
+    fused=0, flash=0, logits=12, overlap_dp=0, blocking=1, balanced=2, adds=1, whole_head=1, whole_dp=1, gradients=2,
+)  # fmt: skip
 SOFTWARE: tuple[tuple[str, Software], ...] = (
-    ("nanotron", NANOTRON), ("MaxText", XLA),
+    ("nanotron", NANOTRON), ("MaxText", XLA), ("AA-Scaling", SCALING),
     ("llm-foundry", replace(TORCH, logits=4)),
     ("fms-fsdp", replace(TORCH, fused=1, reduced=2)),
     ("torchtitan", replace(TORCH_LOSS, alternate=1, gathers8=1)),
@@ -459,6 +463,8 @@ def _software(row: dict[str, Any]) -> Software:
     if found.flash == 1 and re.search(r"pytorch 2\.[5-9]", told):
         found = replace(found, flash=2)
     found = replace(found, remakes=REMAKES.get(_policy(row), 0))
+    if "fused rmsnorm" in extras:
+        found = replace(found, fused_norm=1)
     if "layers redistributed" in extras:
         found = replace(found, balanced=3)
     if "compile" in extras:
