@@ -51,7 +51,7 @@ SOFTWARE: tuple[tuple[str, Software], ...] = (
     ("llm-foundry", replace(TORCH, logits=4)),
     ("fms-fsdp", replace(TORCH, fused=1, reduced=2)),
     ("torchtitan", replace(TORCH_LOSS, alternate=1, gathers8=1)),
-    ("InternEvo", Software(blocking=1, fused=0, overlap_dp=0.5, reduced=2, gradients=2, adds=1, turns=2.5e-3)),
+    ("InternEvo", Software(blocking=1, fused=0, fused_norm=1, overlap_dp=0.5, reduced=2, gradients=2, adds=1, turns=2.5e-3)),
     ("vTrain", replace(MEGATRON_21, fused=0, adds=1, gradients=2)),
     ("Megatron-DeepSpeed", MEGATRON_DS), ("bigscience", MEGATRON_DS),
     ("DeepSpeed", replace(MEGATRON_21, reduced=2, overlap_dp=0.5)),
