@@ -46,12 +46,15 @@ COMPILED = replace(TORCH, fused=1)
 SCALING = Software(
     fused=0, flash=0, logits=12, overlap_dp=0, blocking=1, balanced=2, adds=1, whole_head=1, whole_dp=1, gradients=2,
 )  # fmt: skip
+INTERN_EVO = Software(  # Apex's RMSNorm
+    blocking=1, fused=0, fused_norm=1, overlap_dp=0.5, reduced=2, gradients=2, adds=1, turns=2.5e-3,
+)  # fmt: skip
 SOFTWARE: tuple[tuple[str, Software], ...] = (
     ("nanotron", NANOTRON), ("MaxText", XLA), ("AA-Scaling", SCALING),
     ("llm-foundry", replace(TORCH, logits=4)),
     ("fms-fsdp", replace(TORCH, fused=1, reduced=2)),
     ("torchtitan", replace(TORCH_LOSS, alternate=1, gathers8=1)),
-    ("InternEvo", Software(blocking=1, fused=0, fused_norm=1, overlap_dp=0.5, reduced=2, gradients=2, adds=1, turns=2.5e-3)),
+    ("InternEvo", INTERN_EVO),
     ("vTrain", replace(MEGATRON_21, fused=0, adds=1, gradients=2)),
     ("Megatron-DeepSpeed", MEGATRON_DS), ("bigscience", MEGATRON_DS),
     ("DeepSpeed", replace(MEGATRON_21, reduced=2, overlap_dp=0.5)),
