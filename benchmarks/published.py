@@ -42,9 +42,10 @@ NANOTRON = Software(
 )  # fmt: skip
 XLA = replace(MEGATRON_CORE, overlap_tp=0, logits=6)  # exponents in fp32, gradients in 16 bits (MaxText, max_utils.py)
 COMPILED = replace(TORCH, fused=1)
-# gradients in 16 bits, reduced whole in fp32 when all is done; send and recv; uniform stages (its core/optimizer, core/nn)
+# gradients in 16 bits, reduced whole in fp32 when all is done; send and recv; uniform stages; beside torch's loss its logits
+# and those of the micro-batch before stay in buffers (its core/optimizer, core/nn/parallel_module)
 SCALING = Software(
-    fused=0, flash=0, logits=12, overlap_dp=0, blocking=1, balanced=2, adds=1, whole_head=1, whole_dp=1, gradients=2,
+    fused=0, flash=0, logits=16, overlap_dp=0, blocking=1, balanced=2, adds=1, whole_head=1, whole_dp=1, gradients=2,
 )  # fmt: skip
 INTERN_EVO = Software(  # Apex's RMSNorm
     blocking=1, fused=0, fused_norm=1, overlap_dp=0.5, reduced=2, gradients=2, adds=1, turns=2.5e-3,
