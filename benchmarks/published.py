@@ -42,8 +42,8 @@ NANOTRON = Software(
 )  # fmt: skip
 XLA = replace(MEGATRON_CORE, overlap_tp=0, logits=6)  # exponents in fp32, gradients in 16 bits (MaxText, max_utils.py)
 COMPILED = replace(TORCH, fused=1)
-# gradients in 16 bits, reduced whole in fp32 when all is done; send and recv; uniform stages; beside torch's loss its logits
-# and those of the micro-batch before stay in buffers (its core/optimizer, core/nn/parallel_module)
+# gradients in 16 bits, reduced whole in fp32 when all is done; send and recv; uniform stages; beside torch's loss this
+# micro-batch's logits and those before stay in buffers (its core/optimizer, core/nn/parallel_module)
 SCALING = Software(
     fused=0, flash=0, logits=16, overlap_dp=0, blocking=1, balanced=2, adds=1, whole_head=1, whole_dp=1, gradients=2,
 )  # fmt: skip
