@@ -464,7 +464,7 @@ def _software(row: dict[str, Any]) -> Software:
         found = replace(found, flash=1)
     if "megatron-core by nvidia" in told:  # reduces gradients in 16 bits in its own tables
         found = replace(found, gradients=2, reduced=2)
-    if found.flash == 1 and re.search(r"pytorch 2\.[5-9]", told):
+    if found.flash == 1 and re.search(r"megatron-core.*pytorch 2\.[5-9]", told):  # Transformer Engine took cuDNN's by then
         found = replace(found, flash=2)
     found = replace(found, remakes=REMAKES.get(_policy(row), 0))
     if "fused rmsnorm" in extras:
