@@ -325,6 +325,7 @@ def _layout(row: dict[str, Any], job: Job) -> Layout:
         micro_batch=max(1, int(micro_batch)), precision="bf16",
         recompute=recompute if recompute.startswith(("full", "selective")) else "none",
         offload="activation offloading" in str(row.get("extras")) or bool(offloaded),
+        offload_optimizer="optimizer offloaded to the CPU" in row.get("extras", []),
     )  # fmt: skip
 
 
@@ -462,9 +463,11 @@ def _software(row: dict[str, Any]) -> Software:
         found = replace(found, flash=0.5 if "flash attention 1" in extras else max(1, found.flash))
     if "flash attention 2" in extras:
         found = replace(found, flash=1)
-    if "megatron-core by nvidia" in told:  # reduces gradients in 16 bits in its own tables
+    # NVIDIA reduces gradients in 16 bits in its own tables
+    if "megatron-core by nvidia" in told or "gradients in 16 bits" in extras:
         found = replace(found, gradients=2, reduced=2)
-    if found.flash == 1 and re.search(r"megatron-core.*pytorch 2\.[5-9]", told):  # Transformer Engine took cuDNN's by then
+    # Transformer Engine took cuDNN's attention by then
+    if found.flash == 1 and re.search(r"megatron-core.*pytorch 2\.[5-9]", told):
         found = replace(found, flash=2)
     found = replace(found, remakes=REMAKES.get(_policy(row), 0))
     if "fused rmsnorm" in extras:
