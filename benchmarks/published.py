@@ -42,12 +42,20 @@ NANOTRON = Software(
 )  # fmt: skip
 XLA = replace(MEGATRON_CORE, overlap_tp=0, logits=6)  # exponents in fp32, gradients in 16 bits (MaxText, max_utils.py)
 COMPILED = replace(TORCH, fused=1)
+# gradients in 16 bits, reduced whole in fp32 when all is done; send and recv; uniform stages; beside torch's loss this
+# micro-batch's logits and those before stay in buffers (its core/optimizer, core/nn/parallel_module)
+SCALING = Software(
+    fused=0, flash=0, logits=16, overlap_dp=0, blocking=1, balanced=2, adds=1, whole_head=1, whole_dp=1, gradients=2,
+)  # fmt: skip
+INTERN_EVO = Software(  # Apex's RMSNorm
+    blocking=1, fused=0, fused_norm=1, overlap_dp=0.5, reduced=2, gradients=2, adds=1, turns=2.5e-3,
+)  # fmt: skip
 SOFTWARE: tuple[tuple[str, Software], ...] = (
-    ("nanotron", NANOTRON), ("MaxText", XLA),
+    ("nanotron", NANOTRON), ("MaxText", XLA), ("AA-Scaling", SCALING),
     ("llm-foundry", replace(TORCH, logits=4)),
     ("fms-fsdp", replace(TORCH, fused=1, reduced=2)),
     ("torchtitan", replace(TORCH_LOSS, alternate=1, gathers8=1)),
-    ("InternEvo", Software(blocking=1, fused=0, overlap_dp=0.5, reduced=2, gradients=2, adds=1, turns=2.5e-3)),
+    ("InternEvo", INTERN_EVO),
     ("vTrain", replace(MEGATRON_21, fused=0, adds=1, gradients=2)),
     ("Megatron-DeepSpeed", MEGATRON_DS), ("bigscience", MEGATRON_DS),
     ("DeepSpeed", replace(MEGATRON_21, reduced=2, overlap_dp=0.5)),
@@ -149,7 +157,8 @@ def read_run(row: dict[str, Any]) -> Run:
     software, cluster = _software(row), _cluster(row)
     if not row.get("recompute") and _counts_recompute(row, shape, job):
         layout = layout.model_copy(update={"recompute": "full"})
-    if not row.get("micro_batch") and not row.get("grad_accum") and layout.pp == 1:
+    mixture = row["model"].get("experts") and row.get("framework", "").startswith("Megatron-Core")
+    if not row.get("micro_batch") and not row.get("grad_accum") and layout.pp == 1 and not mixture:
         layout = _largest(shape, layout, job, cluster, software)
     if not row.get("recompute") and layout.recompute == "none" and not measured.get("status"):
         layout, software = _that_fits(shape, layout, job, cluster, software)
@@ -299,7 +308,7 @@ def _layout(row: dict[str, Any], job: Job) -> Layout:
         and pp > 1
         and hopper
         and _software(row).overlap_pp
-        and not row["model"].get("experts")
+        and not (row["model"].get("experts") and row.get("framework", "").split()[:1] != ["Megatron-Core"])
     ):
         layers = row["model"]["layers"]
         layers += 2 * (layers % pp > 0)  # else the embedding and the head count as a block each
@@ -312,11 +321,28 @@ def _layout(row: dict[str, Any], job: Job) -> Layout:
     return Layout(
         dp=replicas // shards, fsdp=shards, zero=zero if shards > 1 else 3, tp=tp, sp=bool(sp) and tp > 1, cp=cp,
         cp_kind="ring" if cp > 1 else "allgather", pp=pp, vp=vp if pp > 1 else 1,
-        schedule="interleaved" if vp > 1 and pp > 1 else "1f1b", ep=ep, etp=etp if row["model"].get("experts") else None,
+        schedule=_schedule(row, vp) if pp > 1 else "1f1b", ep=ep, etp=etp if row["model"].get("experts") else None,
         micro_batch=max(1, int(micro_batch)), precision="bf16",
         recompute=recompute if recompute.startswith(("full", "selective")) else "none",
         offload="activation offloading" in str(row.get("extras")) or bool(offloaded),
+        offload_optimizer="optimizer offloaded to the CPU" in row.get("extras", []),
     )  # fmt: skip
+
+
+SCHEDULES = (
+    ("1f1b", "1f1b"), ("interleav", "1f1b"), ("dualpipev", "dualpipev"), ("dualpipe", "1f1b"), ("gpipe", "gpipe"),
+    ("zbh1", "zbh1"), ("zb1p", "zbh1"), ("zbv", "zbv"), ("vzb", "zbv"),
+)  # fmt: skip
+"""A schedule's name, without dashes → the order that it is read as. ZB-1p, which is searched for under 1f1b's memory, waits
+as long as ZB-H1 does (Qi et al. 2023, table 5). What lets more or fewer micro-batches in (ZB-2p, V-Half) is not there."""
+
+
+def _schedule(row: dict[str, Any], vp: int) -> str:
+    told = str(row.get("schedule") or "1f1b").lower().replace("-", "").replace(" ", "")
+    name = next((name for word, name in SCHEDULES if told.startswith(word)), None)
+    if name is None:
+        raise ValueError(f"no order of a pipeline here is {row['schedule']}")
+    return "interleaved" if name == "1f1b" and vp > 1 else name
 
 
 REMAKES = {
@@ -424,6 +450,8 @@ def _software(row: dict[str, Any]) -> Software:
         found = replace(found, gradients=2, master=8)
     elif found is MEGATRON_DS and row.get("precision") == "bf16":  # and beside them in fp32
         found = replace(found, gradients=6)
+    elif found.master == 4 and row.get("precision") == "fp16":  # Megatron adds up in fp32 for bf16 alone (arguments.py)
+        found = replace(found, gradients=2, reduced=2)
     if _is_bloom(row):  # CUDA_LAUNCH_BLOCKING=1 stands in its scripts, against hangs
         found = replace(found, waits=1)
     if found is XLA and "pax" in told and "(TE)" not in str(row.get("precision")):  # XLA alone had no fused attention
@@ -435,7 +463,17 @@ def _software(row: dict[str, Any]) -> Software:
         found = replace(found, flash=0.5 if "flash attention 1" in extras else max(1, found.flash))
     if "flash attention 2" in extras:
         found = replace(found, flash=1)
+    # NVIDIA reduces gradients in 16 bits in its own tables
+    if "megatron-core by nvidia" in told or "gradients in 16 bits" in extras:
+        found = replace(found, gradients=2, reduced=2)
+    # Transformer Engine took cuDNN's attention by then
+    if found.flash == 1 and re.search(r"megatron-core.*pytorch 2\.[5-9]", told):
+        found = replace(found, flash=2)
     found = replace(found, remakes=REMAKES.get(_policy(row), 0))
+    if "fused rmsnorm" in extras:
+        found = replace(found, fused_norm=1)
+    if "layers redistributed" in extras:
+        found = replace(found, balanced=3)
     if "compile" in extras:
         found = replace(found, fused=1)
         if _is_titan(row) and "2024" not in row.get("source", ""):  # the loss too, but in 2024 (its train.py)

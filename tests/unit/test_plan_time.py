@@ -16,7 +16,7 @@ from weft.plan.gemm import gemm_time
 from weft.plan.kept import block_activations
 from weft.plan.machine import cluster_names, read_cluster
 from weft.plan.numbers import MEGATRON, WEFT, Job, flying, numbers
-from weft.plan.time import step_time
+from weft.plan.time import evened, step_time
 from weft.plan.work import Software, Work, stack
 from weft.presets import preset_shape
 from weft.schedules.orders import make_schedule
@@ -78,6 +78,46 @@ def test_bubble_is_that_of_the_schedule() -> None:
     busy = plain.matmul + plain.attention + plain.elementwise
     assert plain.bubble / busy == pytest.approx(7 / 64, rel=0.1)
     assert interleaved.bubble == pytest.approx(plain.bubble / 4, rel=0.02)
+
+
+def test_zbh1_waits_as_zero_bubble_measured() -> None:
+    """Qi et al., 2023, table 5: from the times that they measured of 6.2B, 24 micro-batches, ZB-1p waits half as long as
+    1f1b (0.1323/0.8677 of 0.2347/0.7653); and its formula, F + B - W where 1f1b waits F + B + W."""
+    six = GPT3.model_copy(
+        update={"num_layers": 32, "hidden": 4096, "num_heads": 32, "num_kv_heads": 32, "ffn": 16384, "vocab": 32000}
+    )
+    old = replace(OLD, gradients=2)
+    plain, zero = (step_time(work(six, text, 72, old, seq=1024)) for text in ("pp8.mb3.fp16", "pp8.zbh1.mb3.fp16"))
+    assert zero.bubble / plain.bubble == pytest.approx(0.497, rel=0.12)
+    assert zero.total - zero.bubble == pytest.approx(plain.total - plain.bubble, rel=0.01)
+
+
+def test_a_head_is_dealt_out_like_blocks_where_stages_are_balanced() -> None:
+    """The slowest of the stages is the best that any number of blocks beside the head gives."""
+    for pp, head in ((8, 0.4), (8, 2.9), (8, 6.5), (16, 1.3), (32, 0.7)):
+        one = work(GPT3, f"pp{pp}.mb1.bf16", 64, replace(MEGATRON, balanced=2))
+        best = min(max(np.ceil((96 - beside) / (pp - 1)), beside + head) for beside in range(97))
+        assert evened(one, head) == pytest.approx(best)
+
+
+def test_an_rmsnorm_of_small_kernels_costs_what_runs_with_and_without_say() -> None:
+    """Hagemann et al., 2023, data: LLaMA 65B on 128 A100s, tp 8, pp 2: 139.7 s without a fused RMSNorm, 107.9 with."""
+    llama = Shape(
+        family="llama",
+        num_layers=80,
+        hidden=8192,
+        num_heads=64,
+        ffn=22016,
+        vocab=128000,
+        max_seq=2048,
+        activation="swiglu",
+    )
+    eager = replace(MEGATRON, fused=0, gradients=2)
+    without, fused = (
+        step_time(work(llama, "fsdp8.zero1.tp8.pp2.mb1.bf16", 2048, soft)).total
+        for soft in (eager, replace(eager, fused_norm=1))
+    )
+    assert without - fused == pytest.approx(139.7 - 107.9, rel=0.15)
 
 
 def test_time_adds_up_and_columns_are_the_same_as_single_ones() -> None:

@@ -99,8 +99,13 @@ def most_blocks(work: Work) -> Num:
     block = common + experts * s.per_token / np.maximum(1, s.experts)  # what a token is multiplied with
     head = np.where(soft.balanced, s.vocab * s.hidden / block, 0.0)  # is worth so many blocks
     most = (s.layers + head) / c.pp
-    beside_head = np.clip(np.floor(most - head + 0.5), c.vp, s.layers)  # and the other processes have the rest
-    others = np.ceil((s.layers - beside_head) / np.maximum(1, c.pp - 1))
+    late = soft.balanced > 2
+    beside_head = np.clip(np.floor(most - head + 0.5), np.where(late, 0, c.vp), s.layers)
+    rest, count = s.layers - beside_head, np.maximum(1, c.pp - 1)  # of the other processes
+    others = np.ceil(rest / count)
+    # the first of those that have one more keeps as many micro-batches as there are of them, and one
+    more = np.ceil(rest / count) * (rest % count + 1) / c.pp
+    others = np.where(late & (rest % count > 0), np.maximum(np.floor(rest / count), more), others)
     uneven = (soft.balanced > 1) & (c.pp > 1)
     return np.clip(np.where(uneven, np.maximum(beside_head, others), np.ceil(most)), 1, s.layers)
 

@@ -15,9 +15,9 @@ from weft.models.shape import Shape
 from weft.plan.machine import Cluster
 from weft.plan.work import Cut, Num, Sizes, Software, Work
 
-BUBBLE = {"zbh1": 1 / 3, "zbv": 0.1, "dualpipev": 0.5}
-"""Of the waiting of 1f1b or its interleaved form: Qi et al. 2023, table 2; DeepSeek-V3 2024, table 2. A search takes these;
-the timeline of a chosen plan comes from its table."""
+BUBBLE = {"zbv": 0.1, "dualpipev": 0.5}
+"""Of the waiting of 1f1b or its interleaved form: Qi et al. 2023, table 2; DeepSeek-V3 2024, table 2; zbh1's is worked out:
+plan/time.py. A search takes these; the timeline of a chosen plan comes from its table."""
 
 
 def flying(schedule: str, pp: Num, vp: Num) -> Num:

@@ -14,6 +14,7 @@ import numpy as np
 from weft.plan import collectives
 from weft.plan.block import Passes, parameters
 from weft.plan.constants import CONSTANTS as C
+from weft.plan.copies import Copies, copies
 from weft.plan.kept import block_activations
 from weft.plan.work import Num, Work
 
@@ -74,7 +75,7 @@ def step_time(work: Work, passes: Passes | None = None) -> Time:
     """`passes`: where they are known already."""
     passes = passes or Passes.of(work)
     beat = Beat.of(work, passes)
-    stages = stage_times(work, beat, passes.head)
+    stages = stage_times(work, beat, passes.head, late_products(work, passes))
     optimizer, copied = update_time(work)
     every = work.micro_batches * work.blocks  # blocks' passes in a step
     both = {name: every * (passes.mean(name, 0, work) + passes.mean(name, 1, work)) for name in SIMPLE}
@@ -173,8 +174,15 @@ class Stages(NamedTuple):
     launch: Num
 
 
-def stage_times(work: Work, beat: Beat, head: Num) -> Stages:
-    """`head`: seconds of the logits and their loss, of one micro-batch."""
+def late_products(work: Work, passes: Passes) -> Num:
+    """Seconds of one micro-batch in a block that gradients of weights take where they can be put off: not experts'."""
+    s, common = work.sizes, parameters(work)[0]
+    routed = work.mixed * 3 * s.hidden * s.expert_ffn * s.per_token / work.cut.tp
+    return passes.mean("matmul", 0, work) * common / (common + routed)
+
+
+def stage_times(work: Work, beat: Beat, head: Num, late: Num) -> Stages:
+    """`head`: seconds of the logits and their loss, of one micro-batch; `late`: of gradients of weights, in a block."""
     s, c, chip, soft = work.sizes, work.cut, work.machine, work.software
     blocks, count, piped = work.blocks, work.micro_batches, c.pp > 1
     blocking = np.maximum(soft.blocking, soft.waits)
@@ -182,14 +190,16 @@ def stage_times(work: Work, beat: Beat, head: Num) -> Stages:
     # the last process has the head too; where stages cannot be cut finer, it is the slowest
     spare = np.where(piped, blocks - s.layers / c.pp, 0.0) * per_block
     slowest = np.where(piped, np.maximum(0.0, head - spare), head)
-    even = np.ceil((s.layers * per_block + head) / c.pp / per_block) * per_block
+    even = evened(work, head / per_block) * per_block
     slowest = np.where((soft.balanced > 0) & piped, np.maximum(head, even) - blocks * per_block, slowest)
     sent = work.tokens * s.hidden * c.item / np.where(soft.whole_pp, 1, c.tp)
     flow = collectives.send(c.tp * c.cp * c.dp * c.fsdp, chip, sent)
     shown = np.where(soft.overlap_pp, C.pp_exposed * 0.4, C.pp_exposed)
     pp = np.where(piped, 2 * flow * (count * c.vp * shown + (c.pp - 1)), 0.0)
     mean = (s.layers * per_block + head) / c.pp
-    bubble = np.where(piped, (c.pp - 1) * mean / c.vp * c.bubble, 0.0)
+    # zbh1: a stage waits for the others' F + B - W, for its own weights have their backward pass then (Qi et al. 2023, 2)
+    filled = np.where((c.put_off > 0) & (c.vp == 1), 2 * late * s.layers / c.pp, 0.0)
+    bubble = np.where(piped, (c.pp - 1) * (mean - filled) / c.vp * c.bubble, 0.0)
     # a CPU that does not wait for messages of stages goes on launching: it is late where all of its work takes longer
     most = np.where((soft.balanced > 0) & piped, np.minimum(s.layers, even / per_block), blocks)
     ahead = np.maximum(0.0, count * (most * beat.launched - blocks * beat.gpu) - pp - bubble)
@@ -197,39 +207,16 @@ def stage_times(work: Work, beat: Beat, head: Num) -> Stages:
     return Stages(count * slowest, pp + count * soft.stall * np.minimum(2, c.pp - 1), bubble, launch)
 
 
-class Copies(NamedTuple):
-    """Weights that as many processes have: those that all blocks have and the vocabulary's, or those of experts.
-
-    Attributes:
-        weights: parameters on the process with most blocks, whole.
-        shards: processes that share them, or their states; `replicas`: such groups.
-        stride: from one of these processes to the next.
-    """
-
-    weights: Num
-    shards: Num
-    replicas: Num
-    stride: Num
-
-    def ways(self, zero: Num) -> Num:
-        """Processes among which gradients are reduced once a step: under ZeRO 3 the shards have done their part before."""
-        return self.replicas * np.where(zero == 3, 1, self.shards)
-
-    def here(self, shared: Num) -> Num:
-        """Parameters on a process, where the shards share them."""
-        return self.weights / np.where(shared, self.shards, 1)
-
-
-def copies(work: Work) -> tuple[Copies, Copies]:
-    """Of what is not experts', and of experts: where these are spread over all processes, no other has the same."""
+def evened(work: Work, head: Num) -> Num:
+    """Blocks that the slowest stage's work comes to, where the head's, of so many blocks, is dealt out with them."""
     s, c = work.sizes, work.cut
-    common, experts, table = parameters(work)
-    tables = table * np.where(c.pp > 1, 1, 2 - s.tied)
-    replicas = np.maximum(1, c.dp * c.shards * c.tp / (c.ep * c.etp) / c.expert_shards)
-    return (
-        Copies(work.blocks * common + tables, c.shards, c.dp, c.tp),
-        Copies(work.blocks * experts, c.expert_shards, replicas, c.ep * c.etp),
-    )
+    share = (s.layers + head) / c.pp
+
+    def slowest(others: Num) -> Num:
+        return np.maximum(others, np.maximum(0, s.layers - others * (c.pp - 1)) + head)
+
+    best = np.minimum(slowest(np.floor(share)), slowest(np.ceil(share)))
+    return np.where(work.software.balanced > 1, best, np.ceil(share))
 
 
 def replica_messages(work: Work, beat: Beat) -> Num:

@@ -160,7 +160,8 @@ class Software:
         graphs: kernels are launched by CUDA graphs, but experts'; 2: those too.
         graphs_route: those that deal tokens out are, not those of each expert.
         dropout: masks are made and kept.
-        balanced: the last stage has fewer blocks, for the head is work too; 2: as near to equal work as can be.
+        balanced: the last stage has fewer blocks, for the head is work too; 2: as near to equal work as can be; 3: and
+            late stages, which keep fewer micro-batches, have one more than others (Megatron-Core's transformer_block.py).
         adds: each micro-batch's gradients are added up by kernels of their own, not by the products that make them.
         tp_host: s that the CPU takes more for a block cut by tp, both ways.
         stall: s that a micro-batch waits at a boundary of stages.
