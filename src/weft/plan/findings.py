@@ -14,7 +14,11 @@ from weft.plan.constants import CONSTANTS
 from weft.plan.grid import row_of
 from weft.plan.search import Plan, Search
 from weft.plan.waterfall import Part, memory_parts, slower, time_parts, why_slower
+from weft.tables import NARROW, print_table
 from weft.units import duration, gibibytes, percent, short
+
+BAR = 40
+"""Columns of a whole."""
 
 
 def show_search(found: Search, plans: Sequence[Plan], console: Console) -> None:
@@ -26,7 +30,7 @@ def show_search(found: Search, plans: Sequence[Plan], console: Console) -> None:
         + _use_of_experts(found)
     )
     if plans:
-        console.print(_ranking(plans))
+        print_table(_ranking(plans), console)
         rivals = found.rivals()
         if rivals:
             console.print(_rivals(rivals, plans[0]))
@@ -114,16 +118,17 @@ def show_plan(plan: Plan, console: Console) -> None:
         f"\n[bold]{plan.layout}[/] {verdict}: {memory}, {duration(plan.seconds)} ± {percent(plan.time.spread)} a step, "
         f"bound by {plan.bound}"
     )
-    console.print(_bars("memory of the fullest GPU", memory_parts(plan), gibibytes))
-    console.print(_bars("time of a step", time_parts(plan), duration))
+    room = BAR if console.width >= NARROW else BAR // 2
+    console.print(_bars("memory of the fullest GPU", memory_parts(plan), gibibytes, room))
+    console.print(_bars("time of a step", time_parts(plan), duration, room))
 
 
-def _bars(title: str, parts: Sequence[Part], unit) -> Table:  # type: ignore[no-untyped-def]
+def _bars(title: str, parts: Sequence[Part], unit, room: int) -> Table:  # type: ignore[no-untyped-def]
     total = sum(part.size for part in parts)
     table = Table(box=None, pad_edge=False, show_header=False, title=title, title_justify="left")
     for part in parts:
-        start, width = int(40 * part.start / total), max(1, round(40 * part.size / total))
-        bar = Text(" " * start + "█" * width, style="cyan")
+        start, width = int(room * part.start / total), max(1, round(room * part.size / total))
+        bar = Text(" " * min(start, room - 1) + "█" * width, style="cyan")
         table.add_row(
             part.name, Text(unit(part.size), justify="right"), percent(part.size / total), bar, f"[dim]{part.what}[/]"
         )
@@ -132,6 +137,8 @@ def _bars(title: str, parts: Sequence[Part], unit) -> Table:  # type: ignore[no-
 
 def show_answers(answers: Iterable[Answer], console: Console) -> None:
     table = Table(box=None, pad_edge=False, show_header=False, title="what if", title_justify="left")
+    for _ in range(3):
+        table.add_column(overflow="fold")
     for question, answer, layout in answers:
         table.add_row(question, answer, str(layout or ""))
     console.print(table)
