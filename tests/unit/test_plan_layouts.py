@@ -180,6 +180,12 @@ def test_a_model_of_learned_positions_is_asked_for_no_sequence_beyond_them() -> 
     assert answers["longest sequence, as many tokens a step"] == "1,024"
 
 
+def test_small_moments_are_not_offered_where_the_cpu_has_them() -> None:
+    layout = Layout.parse("fsdp8.mb1.full.offloadoptimizer.bf16")
+    question = Question(preset_shape("llama3-8b"), JOB, read_cluster("h100x8"), WEFT, layout)
+    assert question.smaller_moments() is None  # train refuses the two together
+
+
 def test_equal_times_have_no_minus(found: Search) -> None:
     best = found.best(1)[0]
     assert slower(best, replace(best, time=replace(best.time, rest=best.time.rest * (1 + 1e-6)))) == "+0.0 %"
@@ -339,6 +345,14 @@ def test_on_the_command_line(tmp_path: Path) -> None:
             "4,096 tokens are longer than the 1,024 learned positions",
         ),
         (("llama3-8b", "--cluster", "a100-80gbx8", "--batch", "8", "--fp8"), "8 bits no faster than 16: leave it out"),
+        (
+            ("llama3-8b", "--cluster", "a100-80gbx8", "--batch", "8", "--layout", "fsdp8.fp8"),
+            "--layout fsdp8.fp8: A100 .* 8 bits no faster than 16",
+        ),
+        (
+            ("llama3-8b", "--cluster", "v100-32gbx8", "--batch", "8", "--layout", "fsdp8.bf16"),
+            "--layout fsdp8.bf16: V100 .* multiplies fp16 and no bf16",
+        ),
         (("llama3-8b", "--cluster", "h100x8", "--batch", "8", "--fp8", "--layout", "fsdp8"), "--fp8 is of a search"),
     ],
 )

@@ -118,10 +118,13 @@ def layouts(
     console = Console(stderr=apart)
     console = console if console.is_terminal else Console(stderr=apart, width=160)  # a pipe has no width: cut no column
     shape, machines = _shape(model, instead=emit is None and not exact), read_cluster(cluster)
-    if fp8 and machines.peak_8bit_tflops <= machines.peak_tflops:
-        raise ValueError(f"--fp8: {machines.title} multiplies 8 bits no faster than 16: leave it out")
     named = Layout.parse(layout) if layout is not None else None
     low = fp8 or (named is not None and named.precision in FP8)
+    if low and machines.peak_8bit_tflops <= machines.peak_tflops:
+        where = "--fp8" if fp8 else f"--layout {layout}"
+        raise ValueError(f"{where}: {machines.title} multiplies 8 bits no faster than 16: leave it out")
+    if named is not None and named.compute == "bf16" and machines.precision == "fp16":
+        raise ValueError(f"--layout {layout}: {machines.title} multiplies fp16 and no bf16: say fp16 in its place")
     matmul: Literal["16 bit", "fp8"] = "fp8" if low else "16 bit"
     job = Job(seq=seq, global_batch=batch, tokens=tokens, matmul=matmul, busiest_expert=busiest_expert)
     if named is not None:
