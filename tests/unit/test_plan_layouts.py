@@ -339,7 +339,7 @@ def test_on_the_command_line(tmp_path: Path) -> None:
             ("llama3-8b", "--cluster", "h100x8", "--batch", "8", "--layout", "fsdp4"),
             "takes 4 GPUs and the cluster has 8",
         ),
-        (("none.json", "--cluster", "h100x8", "--batch", "8"), "none.json: .*No such file"),
+        (("none.json", "--cluster", "h100x8", "--batch", "8"), "none.json cannot be read: No such file"),
         (
             ("gpt2-124m", "--cluster", "h100x8", "--batch", "8"),
             "4,096 tokens are longer than the 1,024 learned positions",
@@ -394,6 +394,17 @@ def test_a_cluster_that_is_written_wrong_says_what_to_change(text: str, told: st
     file.write_text(text, errors="surrogateescape")
     with pytest.raises(ValueError, match=told):
         read_cluster(str(file))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("[]", "is no config.json: that is an object"), ('{"a', "is no JSON: "), ("\udcff", "is not text in UTF-8")],
+)
+def test_what_is_no_config_json_is_told_by_its_name(text: str, told: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text(text, errors="surrogateescape")
+    with pytest.raises(ValueError, match=f"mine.json {told}"):
+        run(str(file), "--cluster", "h100x8", "--batch", "8")
 
 
 def test_a_clusters_title_is_no_markup(tmp_path: Path) -> None:

@@ -213,6 +213,7 @@ def _shape(model: str, *, instead: bool = False) -> Shape:
     """
     import json
 
+    from weft.config.load import read_text
     from weft.models.huggingface import shape_from_config
     from weft.plan.stand_in import stand_in
     from weft.presets import preset_shape
@@ -221,10 +222,12 @@ def _shape(model: str, *, instead: bool = False) -> Shape:
     if path.suffix != ".json":
         return preset_shape(model)
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: {error}") from None
-    if isinstance(config, dict) and config.pop("quantization_config", None):  # DeepSeek-V3's
+        config = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} is no config.json: that is an object, of a model's settings")
+    if config.pop("quantization_config", None):  # DeepSeek-V3's
         print(
             "quantization_config is of weights that are served; the plan is of those that are trained", file=sys.stderr
         )
