@@ -7,13 +7,15 @@ import io
 import pytest
 from rich.console import Console
 from rich.table import Table
+from typer.testing import CliRunner
 
+from weft.cli.app import app
 from weft.plan.advice import Answer
 from weft.plan.findings import show_answers, show_plan, show_search
 from weft.plan.machine import read_cluster
 from weft.plan.numbers import Job
 from weft.plan.search import search
-from weft.presets import preset_shape
+from weft.presets import preset_names, preset_shape
 from weft.tables import print_table
 from weft.units import gibibytes
 
@@ -62,3 +64,11 @@ def test_a_plan_is_whole_on_any_terminal(width: int) -> None:
     for plan in plans:
         assert str(plan.layout) in text
         assert f" {gibibytes(plan.bytes)} " in text
+
+
+def test_presets_are_listed_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("FORCE_COLOR", "1"), ("TERM", "dumb"), ("COLUMNS", "80")):  # a terminal, without colours
+        monkeypatch.setenv(name, value)
+    lines = CliRunner().invoke(app, ["models"]).output.splitlines()
+    assert "…" not in "".join(lines)
+    assert set(preset_names()) <= {line.strip() for line in lines}
