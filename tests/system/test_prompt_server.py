@@ -173,6 +173,18 @@ def test_what_is_no_such_server_is_told(body: str) -> None:
             RemoteModel("http://somewhere/v1")
 
 
+def test_an_answer_without_a_choice_is_told_and_one_without_a_number_or_text_is_read() -> None:
+    bodies = iter([{"choices": []}, {"choices": None}, {"choices": [{"text": None, "message": None}], "usage": None}])
+    with served_by(lambda request: httpx.Response(200, json=next(bodies))):
+        model = RemoteModel("http://somewhere/v1", "m")
+        for _ in range(2):
+            with pytest.raises(ValueError, match="http://somewhere/v1/completions gave no answer"):
+                list(model.complete([Ask("a", GREEDY)]))
+        [(_, reply)] = model.complete([Ask("a", GREEDY)])
+        model.close()
+    assert reply.texts == ("",)
+
+
 @contextmanager
 def served_by(handler: Callable[[httpx.Request], httpx.Response]) -> Iterator[None]:
     """Whatever is asked by way of httpx is answered by this."""

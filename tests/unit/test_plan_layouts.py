@@ -180,6 +180,12 @@ def test_a_model_of_learned_positions_is_asked_for_no_sequence_beyond_them() -> 
     assert answers["longest sequence, as many tokens a step"] == "1,024"
 
 
+def test_small_moments_are_not_offered_where_the_cpu_has_them() -> None:
+    layout = Layout.parse("fsdp8.mb1.full.offloadoptimizer.bf16")
+    question = Question(preset_shape("llama3-8b"), JOB, read_cluster("h100x8"), WEFT, layout)
+    assert question.smaller_moments() is None  # train refuses the two together
+
+
 def test_equal_times_have_no_minus(found: Search) -> None:
     best = found.best(1)[0]
     assert slower(best, replace(best, time=replace(best.time, rest=best.time.rest * (1 + 1e-6)))) == "+0.0 %"
@@ -333,12 +339,20 @@ def test_on_the_command_line(tmp_path: Path) -> None:
             ("llama3-8b", "--cluster", "h100x8", "--batch", "8", "--layout", "fsdp4"),
             "takes 4 GPUs and the cluster has 8",
         ),
-        (("none.json", "--cluster", "h100x8", "--batch", "8"), "none.json: .*No such file"),
+        (("none.json", "--cluster", "h100x8", "--batch", "8"), "none.json cannot be read: No such file"),
         (
             ("gpt2-124m", "--cluster", "h100x8", "--batch", "8"),
             "4,096 tokens are longer than the 1,024 learned positions",
         ),
         (("llama3-8b", "--cluster", "a100-80gbx8", "--batch", "8", "--fp8"), "8 bits no faster than 16: leave it out"),
+        (
+            ("llama3-8b", "--cluster", "a100-80gbx8", "--batch", "8", "--layout", "fsdp8.fp8"),
+            "--layout fsdp8.fp8: A100 .* 8 bits no faster than 16",
+        ),
+        (
+            ("llama3-8b", "--cluster", "v100-32gbx8", "--batch", "8", "--layout", "fsdp8.bf16"),
+            "--layout fsdp8.bf16: V100 .* multiplies fp16 and no bf16",
+        ),
         (("llama3-8b", "--cluster", "h100x8", "--batch", "8", "--fp8", "--layout", "fsdp8"), "--fp8 is of a search"),
     ],
 )
@@ -380,6 +394,17 @@ def test_a_cluster_that_is_written_wrong_says_what_to_change(text: str, told: st
     file.write_text(text, errors="surrogateescape")
     with pytest.raises(ValueError, match=told):
         read_cluster(str(file))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("[]", "is no config.json: that is an object"), ('{"a', "is no JSON: "), ("\udcff", "is not text in UTF-8")],
+)
+def test_what_is_no_config_json_is_told_by_its_name(text: str, told: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text(text, errors="surrogateescape")
+    with pytest.raises(ValueError, match=f"mine.json {told}"):
+        run(str(file), "--cluster", "h100x8", "--batch", "8")
 
 
 def test_a_clusters_title_is_no_markup(tmp_path: Path) -> None:

@@ -236,6 +236,17 @@ def test_one_layout_has_a_page_of_its_own(model: str, layout: str) -> None:
     assert duration(plan.seconds) in words(page.section("part-by-part"))
 
 
+def test_a_page_of_one_gpu_has_no_map_and_one_of_none_says_why() -> None:
+    shape = preset_shape("gpt2-124m")
+    found = search(shape, Job(seq=1024, global_batch=1), read_cluster("h100x1"))
+    page = Dom(draw_page(found, found.best(3), "gpt2-124m", []))
+    assert "on-the-cluster" not in {section.get("id") for section in page.root.iter("section")}
+    assert "1 sequence of 1,024 tokens" in words(page.root)
+    nothing = search(shape, Job(seq=1024, global_batch=1), read_cluster("h100x7"))
+    told = words(Dom(draw_page(nothing, [], "gpt2-124m", [])).root)
+    assert "No layout: 7 GPUs and a batch of 1 cannot be cut so." in told
+
+
 def test_what_is_missing_of_the_memory_is_in_gib() -> None:
     plan = Plan.of(preset_shape("llama3-70b"), Layout.parse("fsdp8.tp8"), JOB, read_cluster("v100-32gbx64"))
     assert plan.headroom < -(2**30)

@@ -84,6 +84,11 @@ def test_a_models_stages_take_what_they_multiply() -> None:
         (["none.csv"], "none.csv"),
         (["zbv", "--costs", "1:2"], "write three numbers"),
         (["zbv", "--costs", "1:0:1"], "every operation takes some time"),
+        (["zbv", "--costs", "1:2:nan"], "every operation takes some time"),
+        (
+            ["--compare", "--pp", "2", "--model", "gpt2-124m", "--seq", "1024", "--layout", "tp5"],
+            "^layout.tp = 5 does not divide model.num_heads = 12$",
+        ),
         (["zbv", "gpipe", "--svg", "x.svg"], "--svg and --csv are for one schedule"),
         (["zbv", "--layout", "tp2"], "name one with --model"),
         (["zbv", "--model", "gpt2-124m", "--layout", "pp2", "--seq", "1024"], "say the pipeline by --pp"),

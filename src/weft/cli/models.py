@@ -21,6 +21,7 @@ def _table(seq: int) -> None:
     from rich.table import Table
 
     from weft.presets import preset_names, preset_series, preset_shape
+    from weft.tables import print_table
 
     columns = ("parameters", "active", "layers", "hidden", "heads", "kv", "ffn", "vocab", "context", "GFLOPs/token")
     table = Table("model", "family", *columns, box=None)
@@ -41,7 +42,7 @@ def _table(seq: int) -> None:
     # a pipe has no width: let no column be cut there
     console = Console()
     console = console if console.is_terminal else Console(width=140)
-    console.print(table)
+    print_table(table, console)
     console.print(
         f"\nFLOPs of training on one token of {seq}, no recompute, causal attention counted half.", style="dim"
     )

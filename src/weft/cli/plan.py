@@ -118,10 +118,13 @@ def layouts(
     console = Console(stderr=apart)
     console = console if console.is_terminal else Console(stderr=apart, width=160)  # a pipe has no width: cut no column
     shape, machines = _shape(model, instead=emit is None and not exact), read_cluster(cluster)
-    if fp8 and machines.peak_8bit_tflops <= machines.peak_tflops:
-        raise ValueError(f"--fp8: {machines.title} multiplies 8 bits no faster than 16: leave it out")
     named = Layout.parse(layout) if layout is not None else None
     low = fp8 or (named is not None and named.precision in FP8)
+    if low and machines.peak_8bit_tflops <= machines.peak_tflops:
+        where = "--fp8" if fp8 else f"--layout {layout}"
+        raise ValueError(f"{where}: {machines.title} multiplies 8 bits no faster than 16: leave it out")
+    if named is not None and named.compute == "bf16" and machines.precision == "fp16":
+        raise ValueError(f"--layout {layout}: {machines.title} multiplies fp16 and no bf16: say fp16 in its place")
     matmul: Literal["16 bit", "fp8"] = "fp8" if low else "16 bit"
     job = Job(seq=seq, global_batch=batch, tokens=tokens, matmul=matmul, busiest_expert=busiest_expert)
     if named is not None:
@@ -210,6 +213,7 @@ def _shape(model: str, *, instead: bool = False) -> Shape:
     """
     import json
 
+    from weft.config.load import read_text
     from weft.models.huggingface import shape_from_config
     from weft.plan.stand_in import stand_in
     from weft.presets import preset_shape
@@ -218,10 +222,12 @@ def _shape(model: str, *, instead: bool = False) -> Shape:
     if path.suffix != ".json":
         return preset_shape(model)
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: {error}") from None
-    if isinstance(config, dict) and config.pop("quantization_config", None):  # DeepSeek-V3's
+        config = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} is no config.json: that is an object, of a model's settings")
+    if config.pop("quantization_config", None):  # DeepSeek-V3's
         print(
             "quantization_config is of weights that are served; the plan is of those that are trained", file=sys.stderr
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -59,7 +60,9 @@ def schedule(
         except ValueError as error:
             if names:
                 raise
-            refused.append(str(error))
+            refused += [] if str(error) in refused else [str(error)]
+    if not reports:
+        raise ValueError("; ".join(refused))
     if not alone:
         show_comparison(reports, refused, Console())
         return
@@ -82,6 +85,6 @@ def _costs(text: str) -> Costs:
         forward, backward, weights = map(float, text.split(":"))
     except ValueError:
         raise ValueError(f"--costs {text}: write three numbers, forward:input:weights, as 1:1:0.9") from None
-    if min(forward, backward, weights) <= 0:
+    if not all(0 < cost < math.inf for cost in (forward, backward, weights)):
         raise ValueError(f"--costs {text}: every operation takes some time")
     return Costs(forward, backward, weights)

@@ -156,8 +156,8 @@ class Question:
 
     def smaller_moments(self) -> Plan | None:
         """The plan with optimizer.states = 8bit: a byte for each moment, and a scale for each 256 of them. None where
-        nothing fits, and on a measured cluster, whose update is that of whole moments."""
-        if self.cluster.curves:
+        nothing fits, where the CPU has them, and on a measured cluster, whose update is that of whole moments."""
+        if self.cluster.curves or (self.layout and self.layout.offload_optimizer):
             return None
         software = replace(self.software, moments=2 * (1 + 4 / 256))
         if self.layout is not None:

@@ -12,26 +12,30 @@ from rich.text import Text
 from weft.plan.advice import Answer
 from weft.plan.constants import CONSTANTS
 from weft.plan.grid import row_of
+from weft.plan.numbers import Job
 from weft.plan.search import Plan, Search
 from weft.plan.waterfall import Part, memory_parts, slower, time_parts, why_slower
+from weft.tables import NARROW, print_table
 from weft.units import duration, gibibytes, percent, short
+
+BAR = 40
+"""Columns of a whole."""
 
 
 def show_search(found: Search, plans: Sequence[Plan], console: Console) -> None:
     """The best layouts as a table, then why the others lost."""
-    cluster, job = found.cluster, found.job
+    cluster = found.cluster
     console.print(
         f"[bold]{cluster.gpus:,} × {escape(cluster.title)}[/]: {len(found):,} layouts, {len(found.order):,} fit. "
-        f"{job.global_batch:,} sequences of {job.seq:,} tokens a step, {short(job.tokens)} tokens in all"
-        + _use_of_experts(found)
+        f"{asked(found.job)}{_use_of_experts(found)}"
     )
     if plans:
-        console.print(_ranking(plans))
+        print_table(_ranking(plans), console)
         rivals = found.rivals()
         if rivals:
             console.print(_rivals(rivals, plans[0]))
     else:
-        console.print(_refusal(found), highlight=False)
+        console.print(Text(refusal(found), "red"))
     if near := found.nearest():
         short_of, change, words = near
         need = short_of.bytes - CONSTANTS.usable * cluster.memory
@@ -41,6 +45,12 @@ def show_search(found: Search, plans: Sequence[Plan], console: Console) -> None:
         if change is not None:
             line += f" {_change(change, words)}"
         console.print(line, highlight=False)
+
+
+def asked(job: Job) -> str:
+    """What a plan is a plan of, in words."""
+    sequences = "1 sequence" if job.global_batch == 1 else f"{job.global_batch:,} sequences"
+    return f"{sequences} of {job.seq:,} tokens a step, {short(job.tokens)} tokens in all"
 
 
 def _use_of_experts(found: Search) -> str:
@@ -62,18 +72,16 @@ def show_closest(plan: Plan, found: Search, console: Console) -> None:
     console.print(_change(change, words), highlight=False)
 
 
-def _refusal(found: Search) -> str:
+def refusal(found: Search) -> str:
     """Why there is nothing to rank: of those that fit, weft does not run the fastest, nor others."""
     if not len(found):
-        return (
-            f"[red]no layout: {found.cluster.gpus:,} GPUs and a batch of {found.job.global_batch:,} cannot be cut so[/]"
-        )
+        return f"no layout: {found.cluster.gpus:,} GPUs and a batch of {found.job.global_batch:,} cannot be cut so"
     if not len(found.order):
-        return "[red]no layout fits[/]"
+        return "no layout fits"
     try:
         found.layout(int(found.order[0]))
     except ValueError as error:
-        return f"[red]no layout that fits is one that weft runs[/]: {error}"
+        return f"no layout that fits is one that weft runs: {error}"
     return ""
 
 
@@ -114,16 +122,17 @@ def show_plan(plan: Plan, console: Console) -> None:
         f"\n[bold]{plan.layout}[/] {verdict}: {memory}, {duration(plan.seconds)} ± {percent(plan.time.spread)} a step, "
         f"bound by {plan.bound}"
     )
-    console.print(_bars("memory of the fullest GPU", memory_parts(plan), gibibytes))
-    console.print(_bars("time of a step", time_parts(plan), duration))
+    room = BAR if console.width >= NARROW else BAR // 2
+    console.print(_bars("memory of the fullest GPU", memory_parts(plan), gibibytes, room))
+    console.print(_bars("time of a step", time_parts(plan), duration, room))
 
 
-def _bars(title: str, parts: Sequence[Part], unit) -> Table:  # type: ignore[no-untyped-def]
+def _bars(title: str, parts: Sequence[Part], unit, room: int) -> Table:  # type: ignore[no-untyped-def]
     total = sum(part.size for part in parts)
     table = Table(box=None, pad_edge=False, show_header=False, title=title, title_justify="left")
     for part in parts:
-        start, width = int(40 * part.start / total), max(1, round(40 * part.size / total))
-        bar = Text(" " * start + "█" * width, style="cyan")
+        start, width = int(room * part.start / total), max(1, round(room * part.size / total))
+        bar = Text(" " * min(start, room - 1) + "█" * width, style="cyan")
         table.add_row(
             part.name, Text(unit(part.size), justify="right"), percent(part.size / total), bar, f"[dim]{part.what}[/]"
         )
@@ -132,6 +141,8 @@ def _bars(title: str, parts: Sequence[Part], unit) -> Table:  # type: ignore[no-
 
 def show_answers(answers: Iterable[Answer], console: Console) -> None:
     table = Table(box=None, pad_edge=False, show_header=False, title="what if", title_justify="left")
+    for _ in range(3):
+        table.add_column(overflow="fold")
     for question, answer, layout in answers:
         table.add_row(question, answer, str(layout or ""))
     console.print(table)

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 from weft.config.load import make_config
 from weft.plan.advice import Answer
+from weft.plan.findings import asked, refusal
 from weft.plan.machine import Cluster
 from weft.plan.markup import Child, Element, page, section, table, tag
 from weft.plan.numbers import Job
@@ -37,7 +38,7 @@ def draw_page(found: Search, plans: Sequence[Plan], title: str, answers: Iterabl
     """The page of a search. `plans`: the best, as they are to be ranked."""
     pareto = Pareto(found)
     parts = [
-        *(_facts(plans[0]) if plans else [tag("p", "No layout fits.", class_="verdict")]),
+        *(_facts(plans[0]) if plans else [tag("p", _sentence(refusal(found)), class_="verdict")]),
         *_pareto(pareto),
         *(_ranking(plans) if plans else []),
         *(_rivals(found, plans[0]) if plans else []),
@@ -61,7 +62,6 @@ def draw_plan(plan: Plan, title: str, answers: Iterable[Answer]) -> str:
 def _written(
     title: str, cluster: Cluster, job: Job, told: str, parts: Iterable[Element], pareto: Pareto | None = None
 ) -> str:
-    of = f"{job.global_batch:,} sequences of {job.seq:,} tokens a step, {short(job.tokens)} tokens in all"
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
@@ -72,7 +72,7 @@ def _written(
     body = tag(
         "main",
         tag("h1", f"{title} on {cluster.gpus:,} × {cluster.title}"),
-        tag("p", f"{told}; {of}", class_="told"),
+        tag("p", f"{told}; {asked(job)}", class_="told"),
         *parts,
         tag(
             "p",
@@ -87,6 +87,10 @@ def _written(
     return page(
         tag("html", head, tag("body", body, tip, tag("script", f"const points = {data};\n{script}")), lang="en")
     )
+
+
+def _sentence(words: str) -> str:
+    return f"{words[:1].upper()}{words[1:]}."
 
 
 def _facts(plan: Plan) -> list[Element]:
@@ -218,6 +222,8 @@ def _pipeline(plan: Plan) -> list[Element]:
 
 def _places(plan: Plan) -> list[Element]:
     words = "One square is a GPU, one box a node. GPUs of one colour have the same part."
+    if plan.layout.world == 1:
+        return []
     return section("On the cluster", words, tag("div", *draw_places(plan.layout, plan.cluster), class_="pair"))
 
 

@@ -181,7 +181,10 @@ def _memory(profile: Profile) -> list[Element]:
     parts: list[list[Child]] = [[part, gibibytes(size)] for part, size in memory.parts.most_common(12)]
     words = f"Tensors of rank {rank.number}, which holds most: {gibibytes(memory.peak)}, in the {memory.moment}."
     tables = tag(
-        "div", table(("held at the peak", "bytes", ""), rows), table(("activations of", "bytes"), parts), class_="pair"
+        "div",
+        table(("held at the peak", "bytes", ""), rows),
+        table(("activations of", "bytes"), parts) if parts else None,
+        class_="pair",
     )
     return section("Memory over time", words, draw_memory(memory, rank.breakdown.steps), tables)
 

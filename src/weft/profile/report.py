@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 from rich.console import Console
@@ -19,6 +20,7 @@ from weft.profile.memory import memory_of
 from weft.profile.names import WORK
 from weft.profile.roofline import device_of, operations
 from weft.profile.summary import KIND_WORDS, Layer, by_part, colour, ordered, stragglers
+from weft.tables import NARROW, print_table
 from weft.units import gibibytes, percent, short
 
 MOST_LAYERS = 12
@@ -33,10 +35,14 @@ class Section(NamedTuple):
 def show(profile: Profile, console: Console) -> None:
     """All of it: where the time goes, messages, layers, operations, memory, ranks, and what to change."""
     console.print(headline(profile), highlight=False, markup=False)
-    sections = (_kinds, _traffic, _layers, _operations, _memory, _ranks)
+    bar = BAR if console.width >= NARROW else BAR // 2
+    sections = (partial(_kinds, room=bar), _traffic, _layers, _operations, _memory, _ranks)
     for section in filter(None, (make(profile) for make in sections)):
         console.print(f"\n[bold]{escape(section.title)}[/]", highlight=False)  # a table's own title is cut to its width
-        console.print(section.table)
+        if section.table.show_header:
+            print_table(section.table, console)
+        else:
+            console.print(section.table)
     console.print()
     show_advice(advise(profile), console)
 
@@ -66,14 +72,14 @@ def milliseconds(seconds: float) -> str:
     return f"{value:,.0f} ms" if value >= 99.95 else f"{value:.1f} ms" if value >= 9.995 else f"{value:.2f} ms"
 
 
-def _kinds(profile: Profile) -> Section:
+def _kinds(profile: Profile, room: int = BAR) -> Section:
     kinds, total = profile.kinds, sum(profile.kinds.values())
     table = _table("", ">", ">", "", "")
     table.show_header = False
     start = 0.0
     for kind, seconds in ordered(kinds):
-        indent, width = int(BAR * start / total), max(1, round(BAR * seconds / total))
-        bar = Text(" " * min(indent, BAR - 1) + "█" * width, style=colour(kind))
+        indent, width = int(room * start / total), max(1, round(room * seconds / total))
+        bar = Text(" " * min(indent, room - 1) + "█" * width, style=colour(kind))
         what = KIND_WORDS.get(kind, "messages that nothing hides" if kind not in WORK else "")
         table.add_row(kind, milliseconds(seconds), percent(seconds / total), bar, f"[dim]{what}[/]")
         start += seconds

@@ -76,7 +76,7 @@ class RemoteModel:
                     event = json.loads(data)
                     if "error" in event:
                         raise ValueError(f"{self.url}: {message_of(event)}")
-                    for choice in event["choices"]:
+                    for choice in event.get("choices") or ():
                         yield choice.get("text") or (choice.get("delta") or {}).get("content") or ""
         except httpx.TransportError as error:
             raise ValueError(f"{self.url}: {type(error).__name__}: {error}") from error
@@ -159,8 +159,10 @@ class RemoteModel:
         start = time.perf_counter()
         found = self._post(route, body, "choices")
         seconds = time.perf_counter() - start
-        choices = sorted(found["choices"], key=lambda one: one["index"])
-        texts = tuple(one["text"] if "text" in one else one["message"]["content"] or "" for one in choices)
+        choices = sorted(found["choices"] or (), key=lambda one: one.get("index", 0))
+        if not choices:
+            raise ValueError(f"{self.url}/{route} gave no answer: its choices are empty")
+        texts = tuple(one.get("text") or (one.get("message") or {}).get("content") or "" for one in choices)
         cut = sum(one.get("finish_reason") == "length" for one in choices)
         usage = found.get("usage") or {}
         return Reply(texts, cut, usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0), seconds)

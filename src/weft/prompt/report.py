@@ -14,6 +14,7 @@ from weft.prompt.perplexity import Perplexity
 from weft.prompt.score import Scored
 from weft.prompt.search import Search
 from weft.prompt.task import Measure
+from weft.tables import print_table
 from weft.units import duration, short
 
 SHOWN = 10
@@ -22,7 +23,7 @@ SHOWN = 10
 
 def show_compared(scored: Sequence[Scored], price: Price, console: Console) -> None:
     """A line for each prompt; differences are against the first, on the same rows."""
-    console.print(compared_table(scored, price))
+    print_table(compared_table(scored, price), console)
     sure = [it for it in scored[1:] if against(scored[0], it)[1] > 0 or against(scored[0], it)[2] < 0]
     if len(scored) > 1 and not sure:
         console.print(
@@ -73,10 +74,10 @@ def show_search(found: Search, price: Price, console: Console) -> None:
         console.print(f"… and {len(found.candidates) - SHOWN} more")
     console.print(f"\n{found.asked} questions asked. On {len(found.base.right)} rows that had no part in the choice:")
     if found.best is found.base:
-        console.print(compared_table([found.base], price))
+        print_table(compared_table([found.base], price), console)
         console.print("none was better than the prompt that was given")
         return
-    console.print(compared_table([found.base, found.best], price))
+    print_table(compared_table([found.base, found.best], price), console)
     if found.gain[1] <= 0:
         console.print("the interval of the difference has 0 in it: more rows would tell whether this is better")
 

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from weft.config.tree import Config
+from weft.tables import print_table
 from weft.tune.candidates import KEPT, Candidate
 from weft.tune.trial import Result
 from weft.units import gibibytes
@@ -172,7 +173,7 @@ def show_table(table: TuneTable, console: Console) -> None:
             f"{row.num_steps or '–'}", gibibytes(row.predicted_memory), memory, escape(note),
             style="bold cyan" if row is winner else None,
         )  # fmt: skip
-    console.print(shown)
+    print_table(shown, console)
     planned, expected = mean_error(row.error for row in table.rows), mean_error(row.surprise for row in table.rows)
     if planned is not None:
         line = (

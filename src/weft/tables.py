@@ -1,0 +1,40 @@
+"""Tables on terminals of any width. Torch-free."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.measure import Measurement
+from rich.segment import Segment, Segments
+from rich.table import Table
+from rich.text import Text
+
+UNBOUND = 1000
+"""Columns that no table needs."""
+NARROW = 110
+"""Columns of a terminal in which bars and what stands behind them have no room as they are."""
+
+
+def print_table(table: Table, console: Console) -> None:
+    """Print a table with a header so that no cell is cut. Where it is wider than the terminal, the first cell of each row
+    stands on a line of its own, above the others; and what is wider even so goes on in the terminal's next line."""
+    if natural_width(table, console) <= console.width:
+        console.print(table)
+        return
+    rest = Table(box=None, pad_edge=False, header_style=table.header_style)
+    for column in table.columns[1:]:
+        rest.add_column(column.header, justify=column.justify, no_wrap=True)
+    names, *others = (list(column.cells) for column in table.columns)
+    for row, *cells in zip(table.rows, *others, strict=True):
+        rest.add_row(*(cell.replace("\n", " ") if isinstance(cell, str) else cell for cell in cells), style=row.style)
+    width = natural_width(rest, console)
+    lines = console.render_lines(rest, console.options.update(width=width), pad=False)
+    console.print(Segments([*lines[0], Segment.line()]), crop=False, end="")
+    for row, name, line in zip(table.rows, names, lines[1:], strict=True):
+        shown = name if isinstance(name, Text) else Text.from_markup(str(name))
+        console.print(shown, style=row.style, overflow="fold")
+        console.print(Segments([*line, Segment.line()]), crop=False, end="")
+
+
+def natural_width(table: Table, console: Console) -> int:
+    """Columns of a table of which no cell is folded."""
+    return Measurement.get(console, console.options.update(max_width=UNBOUND), table).maximum
