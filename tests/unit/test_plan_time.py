@@ -173,7 +173,7 @@ def test_every_cluster_is_read_and_a_wrong_one_named(tmp_path) -> None:
     mine.write_text('base = "h100"\nnetwork_gb_per_s = 12.5\n')
     assert read_cluster(str(mine), 16).network_gb_per_s == 12.5
     mine.write_text('base = "h100"\nnetwork = 12.5\n')
-    with pytest.raises(ValueError, match="network: Extra inputs"):
+    with pytest.raises(ValueError, match="unknown setting 'network': did you mean 'network_wait_us'"):
         read_cluster(str(mine))
 
 
