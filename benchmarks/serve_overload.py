@@ -30,7 +30,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from common import ROOT, spread, write
+from common import RESULTS, ROOT, spread, write
 
 sys.path.insert(0, str(ROOT / "tests" / "system"))
 from served import SHAPE, make_folder
@@ -241,9 +241,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     sizes = [arguments.size] if arguments.size else list(SIZES)
-    result = {size: serve(size, arguments.seconds, arguments.rounds) for size in sizes}
-    print(json.dumps(result, indent=2))
-    write("serve_overload", {"seconds": arguments.seconds, "results": result}, ("torch", "uvicorn", "fastapi"))
+    found = {size: serve(size, arguments.seconds, arguments.rounds) for size in sizes}
+    print(json.dumps(found, indent=2))
+    results = {} if len(found) == len(SIZES) else json.loads((RESULTS / "serve_overload.json").read_text())["results"]
+    results |= {size: {"seconds": arguments.seconds, "rounds": arguments.rounds, **one} for size, one in found.items()}
+    write("serve_overload", {"results": results}, ("torch", "uvicorn", "fastapi"))
 
 
 if __name__ == "__main__":

@@ -234,16 +234,8 @@ def expert_time(work: Work) -> tuple[list[tuple[Num, Num]], tuple[Num, Num], Num
     way = collectives.all_to_all(c.ep, c.etp, chip, come * s.hidden * c.item, np.where(soft.dedup, s.per_token, 1))
     way = way + collectives.gather(c.etp, 1, chip, rows * s.hidden * c.item)  # each has a part of every expert
     shown = np.where(soft.overlap_ep, 1 - C.ep_hidden, 1.0)
-    return (
-        products,
-        (2 * way * shown, 2 * way * shown),
-        C.routing
-        * soft.routing
-        * (mine + rows)
-        / 2
-        * s.hidden
-        * c.item,  # its own, and all that come to a group of etp
-    )
+    dealt = (mine + rows) / 2 * s.hidden * c.item  # its own, and all that come to a group of etp
+    return products, (2 * way * shown, 2 * way * shown), C.routing * soft.routing * dealt
 
 
 def head_time(work: Work) -> Num:
