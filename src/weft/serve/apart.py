@@ -138,18 +138,22 @@ class EngineProcess(Desk):
 
     def _read(self) -> None:
         """The process's messages, until it ends: `workers` tells of that."""
-        with suppress(EOFError, OSError):
+        try:
             while True:
                 kind, *told = self._pipe.recv()
                 if kind == "step":
-                    outputs, self._stats, error = told
-                    if error is not None:
-                        self.fail(EngineError(error))
+                    outputs, self._stats = told
                     self._tell(outputs)
+                elif kind == "failed":
+                    self.fail(EngineError(*told))
                 elif kind == "patience":
                     [self._patience] = told
                 else:
                     self._answer(*told)
+        except (EOFError, OSError):
+            pass
+        except Exception as error:  # noqa: BLE001 (told to every request; nothing else ever would)
+            self.fail(error)
 
     def _answer(self, number: int, value: Any, error: Exception | None) -> None:
         future = self._asked.pop(number, None)

@@ -73,7 +73,7 @@ class Inside:
             self.loop.submit(request, self._outputs.append)
         except (ValueError, RefusedError) as error:
             ends = [Output(request.id, index, finish="error", error=str(error)) for index in range(request.n)]
-            self._send("step", ends, self.loop.stats(), None)
+            self._send("step", ends, self.loop.stats())
         except DeadError:
             pass  # which has been told
 
@@ -97,8 +97,10 @@ class Inside:
 
     def _told(self) -> None:
         outputs, self._outputs[:] = list(self._outputs), ()
-        error = self.loop.error
-        self._send("step", outputs, self.loop.stats(), f"{type(error).__name__}: {error}" if error else None)
+        if (error := self.loop.error) is None:
+            self._send("step", outputs, self.loop.stats())
+        else:  # whatever state it is in
+            self._send("failed", f"{type(error).__name__}: {error}")
 
     def _tell_patience(self) -> None:
         while True:
