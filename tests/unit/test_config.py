@@ -41,6 +41,12 @@ def test_defaults() -> None:
     assert config.seq == 32  # the model's, where train.seq is 0
 
 
+def test_a_mark_before_the_text_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "marked.toml"
+    path.write_text("[train]\nsteps = 5\n[model]\npreset = 'gpt2-124m'\n", encoding="utf-8-sig")
+    assert load_config([path]).train.steps == 5
+
+
 def test_files_go_over_one_another_left_to_right(tmp_path: Path) -> None:
     one = file(tmp_path, "one.toml", '[model]\npreset = "gpt2-124m"\n[optimizer]\nlr = 1e-3\nweight_decay = 0.2\n')
     two = file(tmp_path, "two.toml", "[optimizer]\nlr = 2e-3\n[train]\nsteps = 5\n")

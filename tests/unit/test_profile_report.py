@@ -273,6 +273,7 @@ def test_a_folders_name_is_no_markup(tmp_path: Path) -> None:
     assert f"{folder}: step 7 " in text_of(load(folder)).replace("\n", "")
     told = CliRunner().invoke(app, ["profile", "diff", str(folder), str(folder)]).output.replace("\n", "")
     assert told.count("of [bold]mine") == 2
+    assert "a step takes as long as before: " in told
 
 
 def test_an_operation_of_unknown_bytes_has_no_share_of_the_roof(tmp_path: Path) -> None:

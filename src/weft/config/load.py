@@ -58,7 +58,7 @@ def read_text(path: Path) -> str:
         ValueError: there is no such file, or it is not text.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # some editors begin a text with a mark
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not text in UTF-8: {error}") from None
     except OSError as error:

@@ -64,9 +64,10 @@ def show_diff(before: Profile, after: Profile, console: Console) -> None:
     if before.config is not None and after.config is not None and before.config.model != after.config.model:
         console.print("[yellow]these are different models[/]")
     step = Change("a step", sum(before.kinds.values()), sum(after.kinds.values()))
-    word = "slower" if step.more > 0 else "faster"
+    by = percent(abs(step.more) / step.before)
+    said = f"is {by} {'slower' if step.more > 0 else 'faster'}" if by != percent(0) else "takes as long as before"
     console.print(
-        f"\n[bold]a step is {percent(abs(step.more) / step.before)} {word}[/]: "
+        f"\n[bold]a step {said}[/]: "
         f"{milliseconds(step.before)} before, {milliseconds(step.after)} after, mean of the ranks"
     )
     for name, found in compared(before, after):
