@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from weft.cli.app import app, main
+from weft.cli.scores import make_room
 from weft.config.layout import Layout
 from weft.plan.advice import Answer
 from weft.plan.machine import read_cluster
@@ -269,6 +270,8 @@ def test_where_nothing_may_be_written_is_told_before_the_work(tmp_path: Path, mo
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)  # root may write anywhere
     with pytest.raises(ValueError, match=r"--html .*plan.html may not be written by you"):
         CliRunner().invoke(app, [*ASKED, str(tmp_path / "plan.html")], catch_exceptions=False)
+    with pytest.raises(ValueError, match=r"--out .*scores.json may not be written by you"):
+        make_room(tmp_path / "scores.json")
 
 
 def test_one_layout_on_the_command_line(tmp_path: Path) -> None:

@@ -17,9 +17,17 @@ def writable(parameter: typer.CallbackParam, value: Path | None) -> Path | None:
         raise ValueError(f"{parameter.opts[0]} {value} is a folder: name a file in it")
     if not value.parent.is_dir():
         raise ValueError(f"{parameter.opts[0]} {value}: there is no folder {value.parent}: make it first")
-    if not os.access(value if value.exists() else value.parent, os.W_OK):
-        raise ValueError(f"{parameter.opts[0]} {value} may not be written by you, or at all: name another place")
+    check_access(parameter.opts[0], value)
     return value
+
+
+def check_access(option: str, file: Path) -> None:
+    """
+    Raises:
+        ValueError: this user may not write the file.
+    """
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise ValueError(f"{option} {file} may not be written by you, or at all: name another place")
 
 
 Html = Annotated[

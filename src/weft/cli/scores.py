@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from weft.cli.output import check_access
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,8 +38,7 @@ def make_room(out: Path | None) -> None:
         raise ValueError(f"--out {out}: {error.strerror}: {error.filename}") from None
     if out.is_dir():
         raise ValueError(f"--out {out} is a folder: name a file")
-    if not os.access(out if out.exists() else out.parent, os.W_OK):
-        raise ValueError(f"--out {out} may not be written by you, or at all: name another place")
+    check_access("--out", out)
 
 
 def write_json(path: Path, tree: object) -> None:

@@ -45,8 +45,8 @@ def completions_router(catalogue: Catalogue, config: ServerConfig) -> APIRouter:
             prompt_logprobs=body.logprobs if body.echo and body.logprobs is not None else body.prompt_logprobs,
             grammar=await make_grammar(body, hosted, version, http), special=not body.skip_special_tokens,
         )  # fmt: skip
-        for request in requests:
-            version.desk.about.check(request)  # before prompts of ids are read for their echo
+        for request in requests if body.echo else ():
+            version.desk.about.check(request)  # before its ids are read; submitting it checks it in any case
         return await CompletionJob(body, version, requests, drop=max_tokens == 0).answer(hosted, http.state.tenant)
 
     return router
