@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 import weft
+from weft.models.moe import Experts, MoE
 from weft.parallel.mesh import AXES, EXPERT_AXES, WEIGHT_AXES, Mesh
 from weft.parallel.pipeline import Pipeline
 from weft.parallel.woven import Passes
@@ -65,11 +66,19 @@ def make_ranges(training: Training, owner: Any) -> Ranges:
         Wrap(steps, "agree", "agree"),
         Wrap(steps, "agree_all", "agree"),
         *communication(training),
+        *experts(training),
         Wrap(owner, "next_rows", "data"),
         Wrap(owner, "save", "checkpoint"),
         Wrap(owner, "evaluate", "evaluation"),
     ]
     return Ranges(modules, wraps)
+
+
+def experts(training: Training) -> list[Wrap]:
+    """What experts do is a part of their MLP that may be computed again by itself (parallel/recompute.py)."""
+    names = {id(module.experts): name for name, module in training.woven.modules().items() if isinstance(module, MoE)}
+    kinds = {type(module) for module in training.woven.modules().values() if isinstance(module, Experts)}
+    return [Wrap(kind, "compute", lambda module, *_: f"module:{names[id(module)]}") for kind in kinds]
 
 
 def communication(training: Training) -> list[Wrap]:
