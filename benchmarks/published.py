@@ -371,7 +371,7 @@ def _is_titan(row: dict[str, Any]) -> bool:
 
 
 def _is_bloom(row: dict[str, Any]) -> bool:
-    return any(word in f"{row.get('set')} {row.get('source')}".lower() for word in ("bloom", "bigscience"))
+    return any(word in f"{row.get('set')} {row.get('source')}".lower() for word in ("bloom", "tr11"))
 
 
 def _zero(row: dict[str, Any]) -> int | None:
