@@ -463,6 +463,8 @@ def _software(row: dict[str, Any]) -> Software:
         found = replace(found, flash=0.5 if "flash attention 1" in extras else max(1, found.flash))
     if "flash attention 2" in extras:
         found = replace(found, flash=1)
+    if "plain attention" in extras:
+        found = replace(found, flash=0)
     # NVIDIA reduces gradients in 16 bits in its own tables
     if "megatron-core by nvidia" in told or "gradients in 16 bits" in extras:
         found = replace(found, gradients=2, reduced=2)
