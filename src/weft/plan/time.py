@@ -188,7 +188,8 @@ def stage_times(work: Work, beat: Beat, head: Num, late: Num) -> Stages:
     blocking = np.maximum(soft.blocking, soft.waits)
     per_block = beat.gpu + blocking * beat.late
     # the last process has the head too; where stages cannot be cut finer, it is the slowest
-    spare = np.where(piped, blocks - s.layers / c.pp, 0.0) * per_block
+    beside = (s.layers % c.pp > 0) & ((s.layers + 2) % c.pp == 0)
+    spare = np.where(piped, np.where(beside, C.spare, blocks - s.layers / c.pp), 0.0) * per_block
     slowest = np.where(piped, np.maximum(0.0, head - spare), head)
     even = evened(work, head / per_block) * per_block
     slowest = np.where((soft.balanced > 0) & piped, np.maximum(head, even) - blocks * per_block, slowest)
