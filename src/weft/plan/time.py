@@ -148,7 +148,8 @@ def weight_bytes(work: Work) -> Num:
 def shard_messages(work: Work, busy: tuple[Num, Num]) -> Num:
     """ZeRO-3 gathers a block's weights forward and backward and scatters its gradients, beside its neighbour's
     computation."""
-    c, chip, soft = work.cut, work.machine, work.software
+    c, soft = work.cut, work.software
+    chip = replace(work.machine, network=work.machine.network * soft.sharded)
     parts = list(zip(copies(work), parameters(work)[:2], strict=True))
     gather, scatter = (
         sum(collectives.gather(one.shards, one.stride, chip, part * item) * (part > 0) for one, part in parts)
