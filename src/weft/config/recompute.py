@@ -8,7 +8,7 @@ from dataclasses import dataclass
 OPERATIONS = ("matmul", "attention", "network")
 """Whose results may be kept: matrix products, attention, and what came over the network."""
 MODULES = ("attention", "mlp")
-"""Parts of a block that may be computed again alone. A norm is none: the matrix behind it keeps its result anyway."""
+"""Parts of a block that may be computed again alone, each with the norm before it."""
 FORMS = (
     "none, full (whole blocks), selective (all but matmul+attention+network), keep-attention+network (all but these), "
     "redo-mlp or redo-attention+mlp (these alone), fit40g (so many full blocks that 40 GiB suffice); "
@@ -22,7 +22,7 @@ class Recompute:
 
     Attributes:
         keeps: operations whose results a block keeps; all else in it is computed again. Empty: it keeps its input alone.
-        redone: parts of a block that keep their input alone; empty: the block as a whole is meant.
+        redone: parts of a block of which the residual stream before them alone is kept; empty: the block as a whole is meant.
         every: one of so many blocks, the first of a stage among them.
         first: so many blocks of a stage; None: no such bound.
         budget: bytes of memory that as many full blocks as needed are recomputed for; None: none.

@@ -34,13 +34,17 @@ OPERATIONS = {
 """What of a block may be kept. The rest is cheap to do again."""
 
 
+METHODS = {"attention": "mixed", "mlp": "fed"}
+"""A part of a block → the method of `Block` that is computed again: with its norm, and under sp what gathers its input."""
+
+
 def recompute_blocks(blocks: nn.ModuleDict, recompute: Recompute) -> None:
-    """Wrap the forward of the blocks, or of their parts, that are to be computed again in backward."""
+    """Wrap the forward pass of the blocks, or of their parts, that is to be computed again in backward."""
     modules = list(blocks.values())
     for index in recompute.blocks(len(modules)):
         block = modules[index]
-        for module in [getattr(block, name) for name in recompute.redone] or [block]:
-            module.forward = functools.partial(checkpoint, module.forward, **_options(recompute.keeps))
+        for method in [METHODS[name] for name in recompute.redone] or ["forward"]:
+            setattr(block, method, functools.partial(checkpoint, getattr(block, method), **_options(recompute.keeps)))
 
 
 def _options(keeps: tuple[str, ...]) -> dict[str, Any]:

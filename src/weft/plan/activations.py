@@ -104,9 +104,13 @@ class Pass:
     @property
     def block(self) -> int:
         """Everything that one block's backward needs, its input among it."""
-        norms = 2 * (self.hidden + self.statistics)  # each keeps its input; the second's is the middle of the block
-        regions = 2 * self.whole  # what the norms give, kept by the matrices that take it
-        return norms + regions + self.attention + self.mlp
+        # each norm keeps its input, the second's is the middle of the block, and the matrices behind it what it gives
+        norms = 2 * (self.hidden + self.statistics + self.whole)
+        return norms + self.attention + self.mlp
+
+    def part(self, name: str) -> int:
+        """What attention or the MLP, each with its norm, keeps beside the residual stream."""
+        return self.statistics + self.whole + int(getattr(self, name))
 
     @property
     def attention(self) -> int:
@@ -178,7 +182,7 @@ class Pass:
         """What a block that is recomputed keeps from forward to backward."""
         recompute = self.recompute
         if recompute.redone:
-            return self.block - sum(getattr(self, name) for name in recompute.redone)
+            return self.block - sum(map(self.part, recompute.redone))
         results = {
             "matmul": self.products,
             "attention": self.query + self.head_statistics,
@@ -194,7 +198,7 @@ class Pass:
     def recomputed(self) -> int:
         """What the backward pass of a block that is recomputed makes again at once."""
         if redone := self.recompute.redone:
-            return max(getattr(self, name) for name in redone)
+            return max(map(self.part, redone))
         return max(0, self.block - self.kept)
 
     def blocks(self, count: int, held: int | None = None) -> int:

@@ -24,12 +24,16 @@ FORWARD, BACKWARD, WEIGHTS = range(3)
 
 @dataclass
 class Parts:
-    """Seconds of each way, by kind."""
+    """Seconds of each way, by kind; and of the way forward, by kind, those of `result`: what comes after the last thing
+    that the backward pass needs, which is not computed again."""
 
     seconds: dict[str, list[float]] = field(default_factory=lambda: {kind: [0.0] * 3 for kind in KINDS})
+    result: dict[str, float] = field(default_factory=lambda: dict.fromkeys(KINDS, 0.0))
 
-    def add(self, kind: str, way: int, seconds: float) -> None:
+    def add(self, kind: str, way: int, seconds: float, *, result: bool = False) -> None:
         self.seconds[kind][way] += seconds
+        if result and way == FORWARD:
+            self.result[kind] += seconds
 
     def __add__(self, other: Parts) -> Parts:
         pairs = {kind: zip(self.seconds[kind], other.seconds[kind], strict=True) for kind in KINDS}
@@ -69,9 +73,9 @@ class BlockCount:
         """Seconds of an operation in the precision of the computation."""
         return self.curves.compute(f"{name}_{self.precision}", *sizes)
 
-    def product(self, parts: Parts, m: float, n: float, k: float, count: float = 1) -> None:
+    def product(self, parts: Parts, m: float, n: float, k: float, count: float = 1, *, result: bool = False) -> None:
         for way, name in enumerate(("forward", "input", "weights")):
-            parts.add("matmul", way, count * self.op(f"product_{name}", m, n, k))
+            parts.add("matmul", way, count * self.op(f"product_{name}", m, n, k), result=result)
 
     def both(self, parts: Parts, name: str, numbers: float) -> None:
         parts.add("elementwise", FORWARD, self.op(f"{name}_forward", numbers))
@@ -101,7 +105,7 @@ class BlockCount:
             for columns in (self.query, self.kv):
                 self.both(parts, "rope", n * columns)
         self.attend(parts)
-        self.product(parts, n, shape.hidden, self.query)
+        self.product(parts, n, shape.hidden, self.query, result=True)
         parts.add("elementwise", BACKWARD, 2 * self.op("add", self.whole))  # the gradients of q, k and v meet
         self.edges(parts)
         return parts
@@ -112,21 +116,21 @@ class BlockCount:
         if experts:
             assert shape.experts is not None
             self.mixture(parts, shape.experts)
-            parts.add("elementwise", FORWARD, self.op("add", self.wide))
+            parts.add("elementwise", FORWARD, self.op("add", self.wide), result=True)
             parts.add("elementwise", BACKWARD, self.op("add", self.wide))
             return parts
         ffn = shape.ffn // layout.tp
         for _ in range(shape.mlp_matrices - 1):
             self.product(parts, n, ffn, shape.hidden)
         self.both(parts, shape.activation, n * ffn)
-        self.product(parts, n, shape.hidden, ffn)
+        self.product(parts, n, shape.hidden, ffn, result=True)
         parts.add("elementwise", BACKWARD, (shape.mlp_matrices - 2) * self.op("add", self.whole))
         self.edges(parts)
         return parts
 
     def edges(self, parts: Parts) -> None:
         """The residual, and what tp does where a region begins and ends."""
-        parts.add("elementwise", FORWARD, self.op("add", self.wide))
+        parts.add("elementwise", FORWARD, self.op("add", self.wide), result=True)
         parts.add("elementwise", BACKWARD, self.op("add", self.wide))
         if self.layout.tp == 1:
             return
@@ -135,7 +139,8 @@ class BlockCount:
             for name in names:
                 # what travels is laid out for it before, or after
                 copied = self.op("copy", self.whole)
-                parts.add("tp", way, self.message(name, self.layout.tp, self.whole) + copied)
+                seconds = self.message(name, self.layout.tp, self.whole) + copied
+                parts.add("tp", way, seconds, result=name != "all_gather")
 
     # -- attention ----------------------------------------------------------------------------------------------------
 
@@ -194,31 +199,36 @@ class BlockCount:
             parts.add("matmul", way, compute(f"product_{name}_fp32", *sizes))
         parts.add("elementwise", FORWARD, compute("sort_fp32", mine))
         ffn = experts.ffn // layout.expert_tp
-        for n, k in ((ffn, shape.hidden), (ffn, shape.hidden), (shape.hidden, ffn)):
-            self.product(parts, rows / held, n, k, held)
+        for _ in range(2):
+            self.product(parts, rows / held, ffn, shape.hidden, held)
+        # torch's own kernel keeps what it takes before it begins, ours when it is done: models/grouped.py
+        early = self.curves.device == "cuda" and self.precision == "bf16"
+        self.product(parts, rows / held, shape.hidden, ffn, held, result=early)
         self.both(parts, "swiglu", rows * ffn)
         for way, times in ((FORWARD, 1), (BACKWARD, 2)):
             # dealt out, weighed, brought together; and under ep put in order twice
             parts.add("elementwise", way, times * self.op("add", rows * ffn) + self.op("add", rows * shape.hidden))
             moves = 2 + 2 * (layout.ep * layout.expert_tp > 1)
             parts.add("elementwise", way, moves * self.op("rows", rows * shape.hidden))
-            parts.add("ep", way, 2 * self.message("all_to_all", layout.ep, rows * shape.hidden))
+            for back in (False, True):
+                parts.add("ep", way, self.message("all_to_all", layout.ep, rows * shape.hidden), result=back)
             parts.add("ep", way, self.message("all_to_all", layout.ep, rows))
             if layout.expert_tp > 1:
                 whole = mine * shape.hidden
                 parts.add("ep", way, self.message("all_gather", layout.expert_tp, whole))
-                parts.add("ep", way, self.message("reduce_scatter", layout.expert_tp, whole))
+                parts.add("ep", way, self.message("reduce_scatter", layout.expert_tp, whole), result=True)
         parts.add("ep", FORWARD, self.curves.message("all_to_all_fp32", layout.ep, LONG * experts.num_experts))
         if layout.tp > 1 and not layout.sp:
             for way in (FORWARD, BACKWARD):
-                parts.add("tp", way, self.message("all_gather", layout.tp, self.whole))
+                parts.add("tp", way, self.message("all_gather", layout.tp, self.whole), result=True)
 
 
 def again(recompute: Recompute, attention: Parts, mlp: Parts) -> float:
     """Seconds of what one block computes a second time, where it is one that does."""
     if recompute.redone:
         parts = {"attention": attention, "mlp": mlp}
-        return sum(parts[name].total(FORWARD) for name in recompute.redone)
+        return sum(parts[name].total(FORWARD) - sum(parts[name].result.values()) for name in recompute.redone)
     network = ("tp", "cp", "ep")
     kept = [kind for kind in KINDS if kind in recompute.keeps or ("network" in recompute.keeps and kind in network)]
-    return (attention + mlp).total(FORWARD, kinds=[kind for kind in KINDS if kind not in kept])
+    done = [kind for kind in KINDS if kind not in kept]
+    return (attention + mlp).total(FORWARD, kinds=done) - sum(mlp.result[kind] for kind in done)

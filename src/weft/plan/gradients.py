@@ -45,9 +45,7 @@ class Gradients:
             self.before = FLOAT * (exist * (stage.shard - dealt) + there * dealt)
             # what there is already takes the new gradient in
             self.held_head = item * table if tied else FLOAT * table * (not exist)
-            own = max(stage.experts)
-            come_beside = stage.block if layout.lowered else exist * (stage.block - own) + there * own
-            self.block_inside, self.block_temporary = item * come_beside // 4, 0
+            self.block_inside, self.block_temporary = item * stage.block // 4, 0
             come = (not exist) * plain + (not there) * sum(stage.experts[1:])
             self.before_last_block = self.before + FLOAT * come
             self.end = self.after
