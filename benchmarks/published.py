@@ -53,8 +53,8 @@ INTERN_EVO = Software(  # Apex's RMSNorm
     blocking=1, fused=0, fused_norm=1, overlap_dp=0.5, reduced=2, gradients=2, adds=1, turns=2.5e-3,
 )  # fmt: skip
 DEEPSPEED = 0.17
-"""Of the network's rate, what DeepSpeed's ZeRO-3 has: 20 GB/s a node where NCCL's own collectives reach 110, as if a node had
-one of its eight adapters (Narayanan et al. 2021, table 2, six runs; three of Azure's in 2022 say the same)."""
+"""Of the network's rate, what DeepSpeed's ZeRO-3 has: 20 GB/s a node where NCCL's own collectives reach 110, as if
+only one of eight adapters were at work (Narayanan et al. 2021, table 2, six runs; three of Azure's in 2022 say the same)."""
 
 
 SOFTWARE: tuple[tuple[str, Software], ...] = (

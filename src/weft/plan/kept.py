@@ -32,8 +32,8 @@ def block_activations(work: Work) -> Num:
     activated = (1 - share) * tokens * s.ffn / tp + share * (mine * s.expert_ffn + tokens * s.shared_ffn / tp)
     took = (1 - cheap) * (2 * s.hidden * wide + activated) + share * mine * s.hidden
     kept = kept - soft.keeps8 * c.fp8 * (c.item - 1) * took
-    # one kernel, one result: of activations, rotary positions, and norms, which else keep what they normalize and what comes
-    # of it in fp32 (of Hagemann's layouts without a fused norm 16 more ran out of memory as predicted, and 4 fewer ran)
+    # one kernel, one result: of activations, rotary positions, and norms, which else keep what they take and what comes
+    # of it in fp32: with it 16 more of Hagemann's layouts that ran out of memory are said to, and 4 more of those that ran
     eager = activated + np.where(soft.fused_norm > 1, 0.0, tokens * (query + kv))
     eager = eager + np.where(soft.fused_norm > 0, 0.0, 6 * s.hidden * wide)
     more = np.where((soft.fused > 0) | (s.matrices == 2), 0.0, eager * (1 - cheap))
