@@ -34,13 +34,15 @@ MEGATRON_24 = replace(MEGATRON_CORE, flash=1)  # before Transformer Engine prefe
 MEGATRON_25 = replace(MEGATRON_CORE, flash=3, keeps8=1, weighs=1)  # with the cuDNN of December 2024 and later
 MEGATRON_DS = replace(MEGATRON_21, reduced=2, adds=1)
 NEMO_24 = replace(MEGATRON_CORE, master=2)  # Apex keeps the 16 bits that bf16 weights lack
-TORCH = Software(fused=0, weights=4, gradients=4, master=0, reduced=4)
+TORCH = Software(fused=0, weights=4, gradients=4, master=0, reduced=4, stops=1)
 TORCH_LOSS = replace(TORCH, logits=12)
 NANOTRON = Software(
     fused=0, fused_norm=1, logits=10.7, overlap_dp=0, balanced=1, keeps_gathered=1, copies=2, whole_dp=1, adds=1,
     tp_host=2.2e-3,
 )  # fmt: skip
-XLA = replace(MEGATRON_CORE, overlap_tp=0, logits=6)  # exponents in fp32, gradients in 16 bits (MaxText, max_utils.py)
+XLA = replace(
+    MEGATRON_CORE, overlap_tp=0, logits=6, stops=1
+)  # exponents in fp32, gradients in 16 bits (MaxText, max_utils.py)
 COMPILED = replace(TORCH, fused=1)
 # gradients in 16 bits, reduced whole in fp32 when all is done; send and recv; uniform stages; beside torch's loss this
 # micro-batch's logits and those before stay in buffers (its core/optimizer, core/nn/parallel_module); under sp norms gather
@@ -54,12 +56,11 @@ INTERN_EVO = Software(  # Apex's RMSNorm
 )  # fmt: skip
 DEEPSPEED = 0.17
 """Of the network's rate, what DeepSpeed's ZeRO-3 has: 20 GB/s a node where NCCL's own collectives reach 110, as if
-only one of eight adapters were at work (Narayanan et al. 2021, table 2, six runs; three of Azure's in 2022 say the same)."""
-
+only one of eight adapters were at work (Narayanan et al. 2021, table 2, six runs; Azure's three of 2022 say the same)."""
 
 SOFTWARE: tuple[tuple[str, Software], ...] = (
     ("nanotron", NANOTRON), ("MaxText", XLA), ("AA-Scaling", SCALING),
-    ("llm-foundry", replace(TORCH, logits=4)),
+    ("llm-foundry", replace(TORCH, logits=4, stops=0)),  # PyTorch before 2.1
     ("fms-fsdp", replace(TORCH, fused=1, reduced=2)),
     ("torchtitan", replace(TORCH_LOSS, alternate=1, gathers8=1)),
     ("InternEvo", INTERN_EVO),
@@ -175,7 +176,7 @@ def read_run(row: dict[str, Any]) -> Run:
         name=row["id"], set=row.get("set", "?"), gpu=row["gpu"], model=str(row["model"].get("name")),
         shape=shape, layout=layout, job=job, cluster=cluster, software=software, seconds=seconds,
         memory=memory * GIB if memory else None, status=str(measured.get("status") or ""),
-        duplicate="duplicate_of" in row, zero=_zero(row) or 0, fullest=measured.get("peak_mem_gpu") == "fullest",
+        duplicate="duplicate_of" in row, zero=_zero(row), fullest=measured.get("peak_mem_gpu") == "fullest",
         reserved=measured.get("peak_mem_kind") in ("reserved", "nvidia-smi"),
         all=measured.get("peak_mem_kind") == "nvidia-smi",
     )  # fmt: skip
@@ -273,10 +274,7 @@ def _layout(row: dict[str, Any], job: Job) -> Layout:
     if gpus % (tp * pp * cp):
         raise ValueError("tp·pp·cp does not divide the GPUs")
     replicas = gpus // (tp * pp * cp)
-    hopper = not any(word in row["gpu"] for word in ("A100", "V100"))
-    zero = _zero(row)
-    if zero is None:
-        zero = 3 if row.get("fsdp") else int(hopper)
+    hopper, zero = _since_hopper(row), _zero(row)
     titan = _is_titan(row)
     groups = re.findall(r"\d+", f"{row.get('fsdp') or ''}")
     group = row.get("zero1_group")
@@ -296,6 +294,8 @@ def _layout(row: dict[str, Any], job: Job) -> Layout:
         recompute = "selective"
     if set(_modules(row)) <= {"mla_up_proj", "mlp"} and _modules(row):  # no more than latent attention, and few blocks
         recompute = "none"
+    if parts := _redone(row):
+        recompute = f"redo-{'+'.join(parts)}"
     recompute = re.split("[ :]", recompute)[0]
     told = row.get("measured", {})
     if recompute.startswith("selective") and told.get("hfu") and told.get("mfu") and row.get("fsdp"):
@@ -330,7 +330,7 @@ def _layout(row: dict[str, Any], job: Job) -> Layout:
         cp_kind="ring" if cp > 1 else "allgather", pp=pp, vp=vp if pp > 1 else 1,
         schedule=_schedule(row, vp) if pp > 1 else "1f1b", ep=ep, etp=etp if row["model"].get("experts") else None,
         micro_batch=max(1, int(micro_batch)), precision="bf16",
-        recompute=recompute if recompute.startswith(("full", "selective")) else "none",
+        recompute=recompute if recompute.startswith(("full", "selective", "redo")) else "none",
         offload="activation offloading" in str(row.get("extras")) or bool(offloaded),
         offload_optimizer="optimizer offloaded to the CPU" in row.get("extras", []),
     )  # fmt: skip
@@ -373,6 +373,16 @@ def _modules(row: dict[str, Any]) -> list[str]:
     return [str(name) for name in row.get("recipe", {}).get("recompute_modules", [])]
 
 
+def _redone(row: dict[str, Any]) -> list[str]:
+    """The parts of a block that are computed again as a whole. Norms and activations, which may be named beside them, are
+    parts of these."""
+    told = str(row.get("recompute") or "")
+    named = {*_modules(row), *(re.split("[, ]+", told.partition(":")[2]) if told.startswith("selective:") else ())}
+    mlp = {"moe"} if row["model"].get("experts") else {"mlp"}  # a mixture's "mlp" is that of its few dense blocks
+    parts = {"attention": {"attn"}, "mlp": mlp, "experts": {"moe_expert"}}
+    return [part for part, names in parts.items() if named & names]
+
+
 def _is_titan(row: dict[str, Any]) -> bool:
     return "torchtitan" in f"{row.get('framework')} {row.get('set')} {row.get('source')}".lower()
 
@@ -381,9 +391,15 @@ def _is_bloom(row: dict[str, Any]) -> bool:
     return any(word in f"{row.get('set')} {row.get('source')}".lower() for word in ("bloom", "tr11"))
 
 
-def _zero(row: dict[str, Any]) -> int | None:
+def _since_hopper(row: dict[str, Any]) -> bool:
+    return not any(word in row["gpu"] for word in ("A100", "V100"))
+
+
+def _zero(row: dict[str, Any]) -> int:
     """As the row says; but torchtitan's pipelines keep gathered weights, and add up whole gradients, to the step's end."""
     zero = row.get("zero_stage")
+    if zero is None:
+        return 3 if row.get("fsdp") else int(_since_hopper(row))
     return 1 if zero == 3 and _is_titan(row) and (row.get("pp") or 1) > 1 else zero
 
 

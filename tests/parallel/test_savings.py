@@ -63,6 +63,8 @@ def test_chunked_loss_of_a_share_of_the_vocabulary(compared: Compared, monkeypat
         ("qwen3", "redo-attention+mlp/2.tp2.sp.pp2.mb2"),
         ("llama", "redo-attention.cp2.ring"),
         ("gpt2", "keep-network/2.cp2.ulysses.fsdp2"),
+        ("mixtral", "redo-experts.fsdp2.ep2"),
+        ("mixtral", "redo-attention+experts/2.tp2.sp.ep2.etp1.pp2.mb2"),
     ],
 )
 def test_recompute(model: str, layout: str, compared: Compared) -> None:

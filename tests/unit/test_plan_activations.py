@@ -94,8 +94,15 @@ def assert_kept(family: str, layout: Layout, rel: float) -> None:
     assert kept == pytest.approx(planned, rel=rel)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
-@pytest.mark.parametrize("form", ["full", "full/2", "full:1", "redo-mlp", "redo-attention+mlp", "redo-attention/3"])
+BLOCKS = [
+    (family, form)
+    for family in ("gpt2", "llama", "qwen3")
+    for form in ("full", "full/2", "full:1", "redo-mlp", "redo-attention+mlp", "redo-attention/3")
+]
+MIXED = [(family, form) for family in ("mixtral", "deepseek") for form in ("redo-experts", "redo-attention+experts/2")]
+
+
+@pytest.mark.parametrize(("family", "form"), BLOCKS + MIXED)
 def test_recomputed_blocks_keep_what_the_plan_says(family: str, form: str) -> None:
     shape, count = SHAPES[family].model_copy(update={"num_layers": 4}), 4
     model = Decoder(shape)

@@ -71,7 +71,7 @@ def rows(section: ElementTree.Element) -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def found() -> Search:
-    return search(preset_shape("llama3-70b"), JOB, read_cluster("h100x64"))
+    return search(preset_shape("llama3-70b"), JOB, read_cluster("a100-80gbx64"))
 
 
 @pytest.fixture(scope="module")

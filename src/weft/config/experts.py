@@ -20,6 +20,8 @@ def check_experts(layout: Layout, shape: Shape, seq: int) -> None:
     if experts is None:
         if layout.ep > 1 or layout.etp is not None:
             raise ValueError("layout.ep and layout.etp deal out experts, and this model has none: leave them out")
+        if "experts" in layout.recompute:
+            raise ValueError(f"layout.recompute = {layout.recompute}: this model has no experts; its MLPs are redo-mlp")
         return
     if experts.num_experts % layout.ep:
         raise ValueError(f"layout.ep = {layout.ep} does not divide model.experts.num_experts = {experts.num_experts}")

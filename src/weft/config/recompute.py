@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 OPERATIONS = ("matmul", "attention", "network")
 """Whose results may be kept: matrix products, attention, and what came over the network."""
-MODULES = ("attention", "mlp")
-"""Parts of a block that may be computed again alone, each with the norm before it."""
+MODULES = ("attention", "mlp", "experts")
+"""Parts of a block that may be computed again alone: attention and the MLP each with the norm before it, or of a mixture
+only what experts do with tokens that were dealt out to them, so that nothing is sent a second time."""
 FORMS = (
     "none, full (whole blocks), selective (all but matmul+attention+network), keep-attention+network (all but these), "
-    "redo-mlp or redo-attention+mlp (these alone), fit40g (so many full blocks that 40 GiB suffice); "
+    "redo-mlp, redo-attention+experts (these parts alone), fit40g (so many full blocks that 40 GiB suffice); "
     "full/2 in every second block, full:12 in the first 12 of a stage"
 )
 
@@ -22,7 +23,7 @@ class Recompute:
 
     Attributes:
         keeps: operations whose results a block keeps; all else in it is computed again. Empty: it keeps its input alone.
-        redone: parts of a block of which the residual stream before them alone is kept; empty: the block as a whole is meant.
+        redone: parts of a block of which their input alone is kept; empty: the block as a whole is meant.
         every: one of so many blocks, the first of a stage among them.
         first: so many blocks of a stage; None: no such bound.
         budget: bytes of memory that as many full blocks as needed are recomputed for; None: none.
@@ -45,9 +46,12 @@ class Recompute:
         if not (match := re.fullmatch(pattern, text)):
             raise ValueError(f"layout.recompute = {text!r} is not understood. Forms: {FORMS}")
         _, selective, keeps, redone, every, first = match.groups()
+        parts = _listed(text, redone, MODULES)
+        if {"mlp", "experts"} <= {*parts}:
+            raise ValueError(f"layout.recompute = {text!r}: experts are a part of the mlp; name one of the two")
         return cls(
             keeps=OPERATIONS if selective else _listed(text, keeps, OPERATIONS),
-            redone=_listed(text, redone, MODULES),
+            redone=parts,
             every=int(every or 1),
             first=int(first) if first else None,
         )

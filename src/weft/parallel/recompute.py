@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 import weft.parallel.context  # noqa: F401 (defines weft.context_attention)
 from weft.config.recompute import Recompute
+from weft.models.moe import MoE
 
 aten, network = torch.ops.aten, torch.ops._c10d_functional
 
@@ -34,17 +36,26 @@ OPERATIONS = {
 """What of a block may be kept. The rest is cheap to do again."""
 
 
-METHODS = {"attention": "mixed", "mlp": "fed"}
-"""A part of a block → the method of `Block` that is computed again: with its norm, and under sp what gathers its input."""
-
-
 def recompute_blocks(blocks: nn.ModuleDict, recompute: Recompute) -> None:
     """Wrap the forward pass of the blocks, or of their parts, that is to be computed again in backward."""
     modules = list(blocks.values())
     for index in recompute.blocks(len(modules)):
-        block = modules[index]
-        for method in [METHODS[name] for name in recompute.redone] or ["forward"]:
-            setattr(block, method, functools.partial(checkpoint, getattr(block, method), **_options(recompute.keeps)))
+        for module, method in _parts(modules[index], recompute.redone):
+            again = functools.partial(checkpoint, getattr(module, method), **_options(recompute.keeps))
+            setattr(module, method, again)
+
+
+def _parts(block: nn.Module, redone: tuple[str, ...]) -> Iterator[tuple[nn.Module, str]]:
+    """Modules and their methods: of attention and the MLP those of `Block`, which have the norm in them, and under sp what
+    gathers their input."""
+    if not redone:
+        yield block, "forward"
+    if "attention" in redone:
+        yield block, "mixed"
+    if "mlp" in redone:
+        yield block, "fed"
+    if "experts" in redone and isinstance(block.mlp, MoE):
+        yield block.mlp.experts, "compute"
 
 
 def _options(keeps: tuple[str, ...]) -> dict[str, Any]:

@@ -109,7 +109,10 @@ class Pass:
         return norms + self.attention + self.mlp
 
     def part(self, name: str) -> int:
-        """What attention or the MLP, each with its norm, keeps beside the residual stream."""
+        """What attention or the MLP, each with its norm, keeps beside the residual stream; or experts beside what is dealt
+        out to them."""
+        if name == "experts":
+            return self.inside(self.experts) if self.experts else 0
         return self.statistics + self.whole + int(getattr(self, name))
 
     @property
@@ -156,9 +159,13 @@ class Pass:
         normed = FLOAT * (routed * experts.per_token + routed) if experts.norm_topk else 0
         router = copies * self.shape.hidden + FLOAT * routed * experts.num_experts + normed
         router += 2 * LONG * routed * experts.per_token
-        routed_rows = item * rows * (self.shape.hidden + 5 * experts.ffn // self.layout.expert_tp + 1)
+        routed_rows = item * rows * (self.shape.hidden + 1) + self.inside(experts)
         apart = self.shared and (item < FLOAT or self.layout.tp > 1)  # then what they take is not what the router does
         return router + routed_rows + 4 * self.shared + (item * routed * self.shape.hidden if apart else 0)
+
+    def inside(self, experts: Experts) -> int:
+        """Of each token's experts: gate, its silu, the other matrix, the product, and that weighted."""
+        return ITEM[self.layout.compute] * self.rows(experts) * 5 * experts.ffn // self.layout.expert_tp
 
     @property
     def shared(self) -> int:

@@ -24,7 +24,8 @@ and with a fused one (Hagemann et al. 2023, their data, 22 pairs) differ by 0.93
 @dataclass(frozen=True)
 class Block:
     """Seconds of one block with one micro-batch, forward (0) and backward (1); `routing` is a part of `elementwise`, and
-    `kernels` a number."""
+    `kernels` a number. Forward again, of attention (0) and the MLP (1), each with its norm, and of its experts (2): all in
+    `parts`, and in `results` what comes after the last thing that a backward pass needs."""
 
     matmul: tuple[Num, Num]
     attention: tuple[Num, Num]
@@ -34,6 +35,8 @@ class Block:
     ep: tuple[Num, Num]
     kernels: tuple[Num, Num]
     routing: tuple[Num, Num]
+    parts: tuple[Num, Num, Num]
+    results: tuple[Num, Num, Num]
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,8 @@ def traffic(work: Work, size: Num) -> Num:
 
 def block_time(work: Work, experts: bool) -> Block:
     s, c, soft = work.sizes, work.cut, work.software
-    parts, inner, ep, moved = projections(work), s.ffn, (0.0, 0.0), 0.0
+    around, inner, ep, moved = projections(work), s.ffn, (0.0, 0.0), 0.0
+    activated = experts * traffic(work, c.item * 3 * s.expert_ffn * s.per_token * fullest(work) / c.tp * work.tokens)
     if experts:
         mlp, ep, moved = expert_time(work)
         inner = s.expert_ffn * s.per_token * fullest(work) + s.shared_ffn
@@ -99,19 +103,24 @@ def block_time(work: Work, experts: bool) -> Block:
             product(work, work.tokens, (s.matrices - 1) * s.ffn / c.tp, s.hidden),
             product(work, work.tokens, s.hidden, s.ffn / c.tp),
         ]
-    parts = parts + mlp
-    attention = attention_time(work)
+    attention, tp = attention_time(work), tensor_messages(work)
+    cp, (elementwise, light) = context_messages(work, attention), elementwise_time(work, inner, moved, experts)
     own = np.where(soft.fused, C.kernels, C.eager_kernels)
     own = own + C.tp_kernels * (c.tp > 1) * np.where(soft.fused, 0.3, 1.0) + 12 * (c.cp > 1)
     each = C.each_expert * np.maximum(1, s.experts / c.ep) * np.where(soft.graphs > 1, C.graph, 1.0)
     dealt = C.expert_kernels * np.where((soft.graphs > 1) | (soft.graphs_route > 0), C.graph, 1.0) + each
     dealt = dealt * (1 + C.split_kernels * soft.overlap_ep) * experts
     kernels = own * np.where(soft.graphs > 0, C.graph, 1.0) + dealt
+    first, second = sum(part[0] for part in around), sum(part[0] for part in mlp)
+    last = tp[0] * np.where(c.sp, 0.25, 0.5)  # of two sums, or two gathers and two scatters
     return Block(
-        matmul=(sum(part[0] for part in parts), sum(part[1] for part in parts)), attention=attention,
-        elementwise=elementwise_time(work, inner, moved, experts), tp=tensor_messages(work),
-        cp=context_messages(work, attention), ep=ep, kernels=(kernels, kernels * C.backward_kernels),
-        routing=(traffic(work, moved), traffic(work, moved)),
+        matmul=(first + second, sum(part[1] for part in around + mlp)), attention=attention, elementwise=elementwise, tp=tp,
+        cp=cp, ep=ep, kernels=(kernels, kernels * C.backward_kernels), routing=(traffic(work, moved), traffic(work, moved)),
+        parts=(
+            first + attention[0] + cp[0] + light[0] + tp[0] / 2, second + ep[0] + light[1] + tp[0] / 2,
+            experts * (mlp[0][0] + mlp[1][0]) + activated,
+        ),
+        results=(around[-1][0] + last, mlp[1][0] + ep[0] / 2 + last, experts * mlp[1][0]),
     )  # fmt: skip
 
 
@@ -147,8 +156,9 @@ def attention_time(work: Work) -> tuple[Num, Num]:
     return forward, np.where(soft.flash, 2.5 * flash / C.attention_backward, 2 * plain) + 3 * C.kernel
 
 
-def elementwise_time(work: Work, inner: Num, moved: Num, experts: bool) -> tuple[Num, Num]:
-    """Norms, activations, rotary positions, residuals, and in fp8 the rounding.
+def elementwise_time(work: Work, inner: Num, moved: Num, experts: bool) -> tuple[tuple[Num, Num], tuple[Num, Num]]:
+    """Norms, activations, rotary positions, residuals, and in fp8 the rounding: both ways; and forward, attention's and the
+    MLP's, each with its norm.
 
     Args:
         inner: numbers inside of a token's MLP, on all processes of tp.
@@ -158,13 +168,15 @@ def elementwise_time(work: Work, inner: Num, moved: Num, experts: bool) -> tuple
     tokens, tp = work.tokens, c.tp
     query, kv = widths(work)
     wide = tokens / np.where(c.sp, tp, 1)
-    numbers = 10 * s.hidden * wide + (2 * (query + kv) + s.matrices * inner / tp) * tokens
-    numbers = numbers + 2 * s.latents * tokens + soft.dropout * 4 * s.hidden * wide
+    mixing, feeding = (2 * (query + kv) + 2 * s.latents) * tokens, s.matrices * inner / tp * tokens
+    numbers = 10 * s.hidden * wide + mixing + feeding + soft.dropout * 4 * s.hidden * wide
     eager = EAGER_NORM * (soft.fused == 0) * (soft.fused_norm == 0) * (s.matrices == 3) * 2 * s.hidden * wide
     seconds = traffic(work, c.item * numbers + moved + eager)
     quantized = C.quantize * tokens * c.fp8 * ((2 + experts * s.per_token / tp) * s.hidden + query + inner / tp)
     rounding = quantized / (chip.hbm * C.hbm)
-    return seconds + rounding, C.traffic_backward * seconds + rounding
+    more = traffic(work, c.item * (feeding - mixing) + moved)  # than attention the MLP has
+    both = seconds + rounding
+    return (both, C.traffic_backward * seconds + rounding), ((both - more) / 2, (both + more) / 2)
 
 
 def tensor_messages(work: Work) -> tuple[Num, Num]:

@@ -116,9 +116,9 @@ class StepCount:
         blocks, redone = Parts(), 0.0
         doing_again = self.recompute.blocks(len(indices))
         for position, index in enumerate(indices):
-            attention, mlp = self.kinds[self.shape.has_experts(index)]
-            blocks = blocks + attention + mlp
-            redone += again(self.recompute, attention, mlp) if position in doing_again else 0.0
+            parts = self.kinds[self.shape.has_experts(index)]
+            blocks = blocks + parts["attention"] + parts["mlp"]
+            redone += again(self.recompute, parts) if position in doing_again else 0.0
         forward = backward = 0.0
         if stage == 0:
             forward, backward = self.embedding()

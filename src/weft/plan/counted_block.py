@@ -37,10 +37,12 @@ class Parts:
 
     def __add__(self, other: Parts) -> Parts:
         pairs = {kind: zip(self.seconds[kind], other.seconds[kind], strict=True) for kind in KINDS}
-        return Parts({kind: [a + b for a, b in pair] for kind, pair in pairs.items()})
+        results = {kind: self.result[kind] + other.result[kind] for kind in KINDS}
+        return Parts({kind: [a + b for a, b in pair] for kind, pair in pairs.items()}, results)
 
     def __mul__(self, factor: float) -> Parts:
-        return Parts({kind: [factor * time for time in ways] for kind, ways in self.seconds.items()})
+        results = {kind: factor * seconds for kind, seconds in self.result.items()}
+        return Parts({kind: [factor * time for time in ways] for kind, ways in self.seconds.items()}, results)
 
     def total(self, *ways: int, kinds: Iterable[str] = KINDS) -> float:
         return sum(self.seconds[kind][way] for kind in kinds for way in ways)
@@ -89,9 +91,10 @@ class BlockCount:
 
     # -- a block ------------------------------------------------------------------------------------------------------
 
-    def block(self, experts: bool) -> tuple[Parts, Parts]:
-        """Attention and the MLP, each with its norm and residual."""
-        return self.attention_part(), self.mlp_part(experts)
+    def block(self, experts: bool) -> dict[str, Parts]:
+        """Attention and the MLP, each with its norm and residual; and what of the MLP is experts' work alone."""
+        attention, (mlp, inside) = self.attention_part(), self.mlp_part(experts)
+        return {"attention": attention, "mlp": mlp, "experts": inside}
 
     def attention_part(self) -> Parts:
         shape, parts, n = self.shape, Parts(), self.tokens
@@ -110,15 +113,15 @@ class BlockCount:
         self.edges(parts)
         return parts
 
-    def mlp_part(self, experts: bool) -> Parts:
+    def mlp_part(self, experts: bool) -> tuple[Parts, Parts]:
         shape, layout, parts, n = self.shape, self.layout, Parts(), self.tokens
         self.norm(parts)
         if experts:
             assert shape.experts is not None
-            self.mixture(parts, shape.experts)
+            inside = self.mixture(parts, shape.experts)
             parts.add("elementwise", FORWARD, self.op("add", self.wide), result=True)
             parts.add("elementwise", BACKWARD, self.op("add", self.wide))
-            return parts
+            return parts + inside, inside
         ffn = shape.ffn // layout.tp
         for _ in range(shape.mlp_matrices - 1):
             self.product(parts, n, ffn, shape.hidden)
@@ -126,7 +129,7 @@ class BlockCount:
         self.product(parts, n, shape.hidden, ffn, result=True)
         parts.add("elementwise", BACKWARD, (shape.mlp_matrices - 2) * self.op("add", self.whole))
         self.edges(parts)
-        return parts
+        return parts, Parts()
 
     def edges(self, parts: Parts) -> None:
         """The residual, and what tp does where a region begins and ends."""
@@ -184,30 +187,22 @@ class BlockCount:
 
     # -- experts ------------------------------------------------------------------------------------------------------
 
-    def mixture(self, parts: Parts, experts: Experts) -> None:
-        """Router, the way to the experts, their products, and the way back, on the process that has most to do for its
-        experts: all others wait."""
+    def mixture(self, parts: Parts, experts: Experts) -> Parts:
+        """Router, the way to the experts and the way back are added to `parts`, and what they do comes back: on the process
+        that has most to do for its experts, since all others wait."""
         shape, layout = self.shape, self.layout
         routed = self.tokens / layout.tp
         mine = routed * layout.expert_tp  # gathered over etp
         blocks = shape.num_layers - experts.dense_layers
         rows = mine * experts.per_token * float(fullest_share(self.busiest, experts.num_experts, blocks, layout.ep))
-        held = experts.num_experts / layout.ep
-        compute = self.curves.compute
+        inside, compute = self.inside(experts, rows), self.curves.compute
         for way, name in enumerate(("forward", "input", "weights")):
             sizes = routed, experts.num_experts, shape.hidden
             parts.add("matmul", way, compute(f"product_{name}_fp32", *sizes))
         parts.add("elementwise", FORWARD, compute("sort_fp32", mine))
-        ffn = experts.ffn // layout.expert_tp
-        for _ in range(2):
-            self.product(parts, rows / held, ffn, shape.hidden, held)
-        # torch's own kernel keeps what it takes before it begins, ours when it is done: models/grouped.py
-        early = self.curves.device == "cuda" and self.precision == "bf16"
-        self.product(parts, rows / held, shape.hidden, ffn, held, result=early)
-        self.both(parts, "swiglu", rows * ffn)
-        for way, times in ((FORWARD, 1), (BACKWARD, 2)):
-            # dealt out, weighed, brought together; and under ep put in order twice
-            parts.add("elementwise", way, times * self.op("add", rows * ffn) + self.op("add", rows * shape.hidden))
+        for way in (FORWARD, BACKWARD):
+            # dealt out, brought together; and under ep put in order twice
+            parts.add("elementwise", way, self.op("add", rows * shape.hidden))
             moves = 2 + 2 * (layout.ep * layout.expert_tp > 1)
             parts.add("elementwise", way, moves * self.op("rows", rows * shape.hidden))
             for back in (False, True):
@@ -221,14 +216,28 @@ class BlockCount:
         if layout.tp > 1 and not layout.sp:
             for way in (FORWARD, BACKWARD):
                 parts.add("tp", way, self.message("all_gather", layout.tp, self.whole), result=True)
+        return inside
+
+    def inside(self, experts: Experts, rows: float) -> Parts:
+        """Experts' products and activations, and what weighs them."""
+        parts, held, ffn = Parts(), experts.num_experts / self.layout.ep, experts.ffn // self.layout.expert_tp
+        for _ in range(2):
+            self.product(parts, rows / held, ffn, self.shape.hidden, held)
+        self.both(parts, "swiglu", rows * ffn)
+        for way, times in ((FORWARD, 1), (BACKWARD, 2)):
+            parts.add("elementwise", way, times * self.op("add", rows * ffn))
+        # torch's own kernel keeps what it takes before it begins, ours when it is done: models/grouped.py
+        early = self.curves.device == "cuda" and self.precision == "bf16"
+        self.product(parts, rows / held, self.shape.hidden, ffn, held, result=early)
+        return parts
 
 
-def again(recompute: Recompute, attention: Parts, mlp: Parts) -> float:
+def again(recompute: Recompute, parts: dict[str, Parts]) -> float:
     """Seconds of what one block computes a second time, where it is one that does."""
     if recompute.redone:
-        parts = {"attention": attention, "mlp": mlp}
         return sum(parts[name].total(FORWARD) - sum(parts[name].result.values()) for name in recompute.redone)
     network = ("tp", "cp", "ep")
     kept = [kind for kind in KINDS if kind in recompute.keeps or ("network" in recompute.keeps and kind in network)]
     done = [kind for kind in KINDS if kind not in kept]
-    return (attention + mlp).total(FORWARD, kinds=done) - sum(mlp.result[kind] for kind in done)
+    whole, mlp = parts["attention"] + parts["mlp"], parts["mlp"]
+    return whole.total(FORWARD, kinds=done) - sum(mlp.result[kind] for kind in done)

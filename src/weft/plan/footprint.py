@@ -6,13 +6,14 @@ plan/memory.py counts weft's own steps moment by moment; this is the same in a f
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from functools import reduce
 
 import numpy as np
 
 from weft.plan.block import parameters
 from weft.plan.constants import CONSTANTS as C
 from weft.plan.imbalance import fullest
-from weft.plan.kept import block_activations, waiting_gradients
+from weft.plan.kept import block_activations, parts_activations, waiting_gradients
 from weft.plan.work import Machine, Num, Work
 
 
@@ -219,7 +220,8 @@ def working(work: Work, held: Held, flight: Flight, logits: Num) -> Num:
     routed = s.expert_ffn * s.per_token * fullest(work) / c.etp / c.tp
     inner = (1 - share) * s.ffn / c.tp + share * (routed + s.shared_ffn / c.tp)
     inner = c.item * work.tokens * (s.matrices * inner + 2 * s.hidden)
-    again = np.where(c.full > 0, flight.kept, 0.0)
+    redone = zip((c.redo_attention, c.redo_mlp, c.redo_experts), parts_activations(work), strict=True)
+    again = np.where(c.full > 0, flight.kept, reduce(np.maximum, ((part > 0) * size for part, size in redone)))
     plain = again + np.maximum(0.0, inner - logits)
     # FSDP2 has a block's gradients as they came and as they are reduced, beside all that the block does; or until then what
     # those of the tables were reduced from, in the pass before

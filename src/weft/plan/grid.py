@@ -17,7 +17,7 @@ POWERS = tuple(2**power for power in range(15))
 KINDS = ("dp", "zero1", "zero2", "fsdp", "hsdp")
 """How replicas hold the states: whole; ZeRO 1, 2, 3 over all; ZeRO 3 in a node with copies over nodes."""
 SCHEDULES = ("1f1b", "interleaved", "zbh1", "zbv", "dualpipev", "bfs")
-RECOMPUTES = ("none", "selective", "full/4", "full/2", "full")
+RECOMPUTES = ("none", "selective", "full/4", "full/2", "full", "redo-mlp", "redo-experts")
 CP_KINDS = ("ring", "allgather", "ulysses")
 LOSSES = ("whole", "chunked")
 OFFLOADS = ("off", "activations", "weights", "optimizer")
@@ -101,14 +101,16 @@ def settled(columns: dict[str, Num], fixed: dict[str, int]) -> dict[str, Num]:
     return {axis: column[kept] for axis, column in columns.items()}
 
 
-def with_savings(columns: dict[str, Num], full: Num, nearly: Num, gpus: int) -> dict[str, Num]:
-    """With finer ways to save memory, where it does not suffice (`full`): some blocks computed again, activations or
-    weights on the CPU, the loss in chunks; and where no more is missing than the optimizer takes (`nearly`), that."""
+def with_savings(columns: dict[str, Num], full: Num, nearly: Num, gpus: int, experts: bool) -> dict[str, Num]:
+    """With finer ways to save memory, where it does not suffice (`full`): some blocks or their parts computed again,
+    activations or weights on the CPU, the loss in chunks; and where no more is missing than the optimizer takes (`nearly`),
+    that."""
     plain = np.flatnonzero(full & (columns["recompute"] == 0))
     fsdp = (columns["kind"] >= 3) | (columns["tp"] * columns["cp"] * columns["pp"] == gpus)  # or over one process
     parts = [columns]
     for index, changes in [
-        (plain, {"recompute": 2}), (plain, {"recompute": 3}), (plain, {"offload": 1}), (np.flatnonzero(full), {"loss": 1}),
+        (plain, {"recompute": 2}), (plain, {"recompute": 3}), (plain, {"recompute": 6 if experts else 5}),
+        (plain, {"offload": 1}), (np.flatnonzero(full), {"loss": 1}),
         (plain, {"recompute": 3, "loss": 1}), (np.flatnonzero(full & fsdp), {"offload": 2}),
         (np.flatnonzero(nearly), {"offload": 3}),
     ]:  # fmt: skip
@@ -148,13 +150,14 @@ def cut_of(shape: Shape, columns: dict[str, Num], job: Job, cluster: Cluster) ->
     which = [schedule == index for index in range(len(SCHEDULES))]
     kept = np.select(which, [flying(name, pp, vp) for name in SCHEDULES])
     waiting = np.select(which, [put_off(name, pp) for name in SCHEDULES])
-    every = np.array([0, 0, 4, 2, 1])[redone]
+    every = np.array([0, 0, 4, 2, 1, 0, 0])[redone]
     stage = -(-shape.num_layers // (pp * vp))  # blocks of the largest
     full = np.where(every > 0, -(-stage // np.maximum(1, every)) / stage, 0.0)
     return Cut(
         dp=replicas // fsdp, fsdp=fsdp, zero=np.where(fsdp > 1, np.array([0, 1, 2, 3, 3])[kind], 0), tp=tp,
         sp=columns["sp"], cp=cp, gathers=(columns["cp_kind"] == 1) * 1.0, pp=pp, vp=vp, ep=columns["ep"],
         etp=columns["etp"], micro_batch=columns["micro_batch"], full=full, selective=(redone == 1) * 1.0,
+        redo_mlp=(redone == 5) * 1.0, redo_experts=(redone == 6) * 1.0,
         chunked=columns["loss"] * 1.0, item=2, fp8=float(job.matmul == "fp8"), bubble=bubbles[schedule], flying=kept,
         put_off=waiting,
         ulysses=(columns["cp_kind"] == 2) * 1.0, offload=(columns["offload"] == 1) * 1.0,

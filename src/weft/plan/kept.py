@@ -8,6 +8,11 @@ from weft.plan.block import widths
 from weft.plan.imbalance import fullest
 from weft.plan.work import Num, Work
 
+EAGER_NORM = 3
+"""Numbers of 16 bits more that an RMSNorm keeps for each of the hidden state where it is written as PyTorch's own
+operations: its input and what it was scaled to, both in fp32, and not the input in 16 bits. With it 16 more of Hagemann's
+layouts that ran out of memory are said to, and 4 more of those that ran."""
+
 
 def block_activations(work: Work) -> Num:
     """Bytes that one block keeps of one micro-batch: Korthikanti et al. 2022, section 4, by the block's own sizes."""
@@ -16,33 +21,12 @@ def block_activations(work: Work) -> Num:
     wide = tokens / np.where(c.sp, tp, 1)
     query, kv = widths(work)
     share = work.mixed
-    # two norms' inputs and outputs; queries, keys, values, the result; the MLP's two or three inner states. Computed again
-    # are all but what products and attention give
-    cheap = c.selective * (soft.flash > 0)
-    hidden = (4 - 2 * cheap) * s.hidden * wide
-    states = s.matrices - cheap
-    raised = np.where(soft.raises_again, s.value_dim, 2 * s.head_dim + 2 * s.value_dim)  # or the result alone
-    latent = 2 * s.latents + s.heads * raised / tp
-    inner = tokens * np.where(s.kv_rank > 0, latent, 2 * query + 2 * kv)
-    ffn = tokens * states * s.ffn / tp
-    mine = tokens / tp * s.per_token * fullest(work)  # as if one process had most in every block
-    routed = mine * ((2 - soft.weighs) * s.hidden + states * s.expert_ffn) + tokens * states * s.shared_ffn / tp
-    kept = c.item * (hidden + inner + (1 - share) * ffn + share * routed) + tokens * s.heads / tp * 4
-    # what products in 8 bits took is kept in 8 bits: after norms, before experts, and after activations
-    activated = (1 - share) * tokens * s.ffn / tp + share * (mine * s.expert_ffn + tokens * s.shared_ffn / tp)
-    took = (1 - cheap) * (2 * s.hidden * wide + activated) + share * mine * s.hidden
-    kept = kept - soft.keeps8 * c.fp8 * (c.item - 1) * took
-    # one kernel, one result: of activations, rotary positions, and norms, which else keep what they take and what comes
-    # of it in fp32: with it 16 more of Hagemann's layouts that ran out of memory are said to, and 4 more of those that ran
-    eager = activated + np.where(soft.fused_norm > 1, 0.0, tokens * (query + kv))
-    eager = eager + np.where(soft.fused_norm > 0, 0.0, 6 * s.hidden * wide)
-    more = np.where((soft.fused > 0) | (s.matrices == 2), 0.0, eager * (1 - cheap))
-    more = more + soft.copies * s.hidden * tokens / tp + c.sp * soft.keeps_gathered * 2 * s.hidden * (tokens - wide)
-    masks = soft.dropout * 2 * s.hidden * wide
-    scores = np.where(soft.flash, 0.0, c.micro_batch * s.heads / tp * s.seq**2 / c.cp * (2 * c.item + soft.dropout))
-    every = kept + c.item * more + masks + np.where(c.selective > 0, 0.0, scores)
+    attention, mlp, experts = parts_activations(work)
+    # two norms' inputs, of which nothing else is kept where what follows is computed again
+    beside = (2 + soft.dropout * 2 / c.item) * s.hidden * wide + soft.copies * s.hidden * tokens / tp
+    every = c.item * beside + (1 - c.redo_attention) * attention + (1 - c.redo_mlp) * mlp - c.redo_experts * experts
     # or every second product is computed again, as torchtitan has it
-    given = tokens * (query + 2 * kv) + 2 * s.hidden * wide + (s.matrices - 1) * activated  # by products
+    given = tokens * (query + 2 * kv) + 2 * s.hidden * wide + (s.matrices - 1) * activated(work)  # by products
     second = c.item * (s.hidden * wide + tokens * query + given / 2) + tokens * s.heads / tp * 4
     # or the results of products stay, and what came over the network, as weft has it
     columns = (1 - share) * s.ffn + share * s.shared_ffn
@@ -56,6 +40,48 @@ def block_activations(work: Work) -> Num:
     named = c.item * (1 + (soft.remakes < 3)) * s.hidden * wide + tokens * around
     kinds = [c.selective * soft.alternate > 0, c.selective * soft.results > 0, c.selective * soft.remakes > 0]
     return np.select(kinds, [second + 0 * every, stay + 0 * every, named + 0 * every], every)
+
+
+def parts_activations(work: Work) -> tuple[Num, Num, Num]:
+    """Bytes that attention and the MLP keep, each with its norm, beside what goes into that, and what of the latter experts
+    keep: of the mean block. Of what is computed again selectively products and attention keep their results."""
+    s, c, soft = work.sizes, work.cut, work.software
+    tokens, tp, share = work.tokens, c.tp, work.mixed
+    wide = tokens / np.where(c.sp, tp, 1)
+    query, kv = widths(work)
+    cheap = c.selective * (soft.flash > 0)
+    in_8_bits = soft.keeps8 * c.fp8 * (c.item - 1)  # what products took: after norms, before experts, after activations
+    eager = (
+        (1 - cheap) * (soft.fused == 0) * (s.matrices == 3)
+    )  # one kernel, one result: of norms, positions, activations
+    normed = (1 - cheap) * (c.item - in_8_bits) * s.hidden * wide + c.item * (
+        eager * (soft.fused_norm == 0) * EAGER_NORM * s.hidden * wide
+        + c.sp * soft.keeps_gathered * s.hidden * (tokens - wide)
+    )
+    # queries, keys, values, the result; of latent attention their short vectors, too
+    raised = np.where(soft.raises_again, s.value_dim, 2 * s.head_dim + 2 * s.value_dim)  # or the result alone
+    latent = 2 * s.latents + s.heads * raised / tp
+    inner = np.where(s.kv_rank > 0, latent, 2 * query + 2 * kv) + eager * (soft.fused_norm < 2) * (query + kv)
+    scores = np.where(soft.flash, 0.0, c.micro_batch * s.heads / tp * s.seq**2 / c.cp * (2 * c.item + soft.dropout))
+    attention = c.item * tokens * inner + tokens * s.heads / tp * 4 + np.where(c.selective > 0, 0.0, scores)
+    # the MLP's two or three inner states
+    states = s.matrices - cheap
+    mine = tokens / tp * s.per_token * fullest(work)  # as if one process had most in every block
+    routed = mine * ((2 - soft.weighs) * s.hidden + states * s.expert_ffn) + tokens * states * s.shared_ffn / tp
+    mlp = c.item * ((1 - share) * tokens * states * s.ffn / tp + share * routed + eager * activated(work))
+    mlp = mlp - in_8_bits * ((1 - cheap) * activated(work) + share * mine * s.hidden)
+    # what is dealt out to experts is kept as it came, where they are computed again
+    experts = (
+        share * mine * (s.expert_ffn * (c.item * (states + eager) - in_8_bits * (1 - cheap)) - in_8_bits * s.hidden)
+    )
+    return normed + attention, normed + mlp, experts
+
+
+def activated(work: Work) -> Num:
+    """Numbers that the activations of one micro-batch give, of the mean block."""
+    s, tokens, tp, share = work.sizes, work.tokens, work.cut.tp, work.mixed
+    mine = tokens / tp * s.per_token * fullest(work)
+    return (1 - share) * tokens * s.ffn / tp + share * (mine * s.expert_ffn + tokens * s.shared_ffn / tp)
 
 
 def waiting_gradients(work: Work) -> Num:

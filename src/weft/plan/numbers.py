@@ -51,6 +51,7 @@ class Job(BaseModel):
 
 
 WEFT = Software(
+    stops=1,
     overlap_dp=1,
     balanced=2,
     flash=2,
@@ -137,7 +138,6 @@ def cut(shape: Shape, layout: Layout, job: Job) -> Cut:
     recompute = Recompute.parse(layout.recompute)
     stage = -(-shape.num_layers // layout.num_stages)  # blocks of the largest
     again = len(recompute.blocks(stage)) / stage if recompute.budget is None else 0.0
-    partly = bool(recompute.redone or recompute.keeps)
     return Cut(
         dp=layout.dp,
         fsdp=layout.fsdp,
@@ -151,8 +151,11 @@ def cut(shape: Shape, layout: Layout, job: Job) -> Cut:
         ep=layout.ep,
         etp=layout.expert_tp,
         micro_batch=layout.micro_batch_size(job.global_batch),
-        full=0.0 if partly else again,
-        selective=again if partly else 0.0,
+        full=0.0 if recompute.keeps or recompute.redone else again,
+        selective=again if recompute.keeps else 0.0,
+        redo_attention=again if "attention" in recompute.redone else 0.0,
+        redo_mlp=again if "mlp" in recompute.redone else 0.0,
+        redo_experts=again if "experts" in recompute.redone else 0.0,
         chunked=float(layout.loss == "chunked"),
         item=4 if layout.precision == "fp32" else 2,
         fp8=float(in_8_bits(layout, job)),

@@ -264,7 +264,7 @@ def search(shape: Shape, job: Job, cluster: Cluster, software: Software = WEFT, 
     held = footprint(Work(model, cut_of(shape, columns, job, cluster), machine, software))
     full = ~held.fits(machine)
     nearly = full & (held.total - held.optimizer <= CONSTANTS.usable * machine.memory)
-    columns = settled(with_savings(columns, full, nearly, cluster.gpus), fixed)
+    columns = settled(with_savings(columns, full, nearly, cluster.gpus, shape.experts is not None), fixed)
     work = Work(model, cut_of(shape, columns, job, cluster), machine, software)
     held = footprint(work)
     there = np.flatnonzero(held.host <= CONSTANTS.usable * machine.host_memory + 0 * work.cut.tp)

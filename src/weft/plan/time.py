@@ -118,9 +118,12 @@ class Beat:
         selective = c.selective * np.where(soft.flash > 0, cheap, mean("attention", 0))
         selective = selective + c.selective * (soft.alternate / 2 + remade_share(work)) * mean("matmul", 0)
         selective = selective + c.selective * (soft.remakes > 1) * mean("attention", 0)
-        redo = c.full * forward + selective
+        redo = c.full * (forward - soft.stops * mean("results", 1)) + selective
+        for part, share in enumerate((c.redo_attention, c.redo_mlp, c.redo_experts)):
+            redo = redo + share * (mean("parts", part) - soft.stops * mean("results", part))
         busy = (forward, backward + redo)
-        launched = C.host * (mean("kernels", 0) * (1 + c.full) + mean("kernels", 1)) + soft.tp_host * (c.tp > 1)
+        again = c.full + (c.redo_attention + c.redo_mlp + c.redo_experts) / 2
+        launched = C.host * (mean("kernels", 0) * (1 + again) + mean("kernels", 1)) + soft.tp_host * (c.tp > 1)
         return cls(busy, redo, shard_messages(work, busy), launched, soft.waits)
 
     @property

@@ -63,8 +63,8 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Cut:
-    """A layout. Flags are 0 or 1; `zero` is 0 where nothing is sharded; `full` is the
-    share of blocks that are computed again whole, `selective` all but matrices and attention."""
+    """A layout. Flags are 0 or 1; `zero` is 0 where nothing is sharded; `full` is the share of blocks that are computed
+    again whole, `selective` all but matrices and attention, `redo_…` those parts of them."""
 
     dp: Num
     fsdp: Num
@@ -85,6 +85,9 @@ class Cut:
     fp8: Num  # matrices multiplied in 8 bits
     bubble: Num  # of the schedule, as a part of 1f1b's
     flying: Num  # micro-batches that the first stage's process keeps at a time, where there are so many
+    redo_attention: Num = 0
+    redo_mlp: Num = 0
+    redo_experts: Num = 0
     put_off: Num = 0  # micro-batches whose gradients of weights wait at most, on the process that has most of them
     ulysses: Num = 0  # cp_kind
     offload: Num = 0  # of activations
@@ -170,6 +173,8 @@ class Software:
         alternate: selective recomputation keeps what attention and every second product gave, and nothing else.
         remakes: it makes the MLP's inner states again by their products; 2: attention's result too; 3: and what the product
             after it gave (MaxText's policies of remat).
+        stops: what is computed again ends with the last thing that the backward pass needs, before a part's last product
+            (torch.utils.checkpoint without re-entering, since 2.1; a compiler of whole steps).
         results: it keeps what attention, every product but experts' and every message gave, and nothing else.
         products8: of the rate of products in 8 bits, what its libraries have.
         gathers8: weights of products in 8 bits are gathered in 8 bits, too.
@@ -210,6 +215,7 @@ class Software:
     keeps_gathered: Num = 0
     alternate: Num = 0
     remakes: Num = 0
+    stops: Num = 0
     results: Num = 0
     products8: Num = 1
     gathers8: Num = 0

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from weft.config.recompute import Recompute
 from weft.config.tree import Config
-from weft.models.shape import RopeScaling
+from weft.models.shape import RopeScaling, Shape
 from weft.plan.emit import megatron_experts
 from weft.plan.emit.settings import Written, commented, nodes_of, setting
 
@@ -212,7 +212,7 @@ def _arguments(config: Config) -> Iterator[str]:
     yield from _pipeline(config)
     yield from _sharding(config)
     yield from _precision(config)
-    yield from _recompute(layout.recompute)
+    yield from _recompute(layout.recompute, redone_mlp(shape))
 
 
 def _pipeline(config: Config) -> Iterator[str]:
@@ -249,7 +249,12 @@ def _precision(config: Config) -> Iterator[str]:
         yield "--accumulate-allreduce-grads-in-fp32"
 
 
-def _recompute(text: str) -> Iterator[str]:
+def redone_mlp(shape: Shape) -> list[str]:
+    """Megatron's names of the modules that redo-mlp computes again: `mlp` is that of dense blocks alone."""
+    return ["mlp", "moe"] if shape.experts else ["mlp"]
+
+
+def _recompute(text: str, mlp: list[str]) -> Iterator[str]:
     if text == "full":
         yield from ("--recompute-granularity full", "--recompute-method uniform", "--recompute-num-layers 1")
     elif text.startswith("full:"):
@@ -257,4 +262,4 @@ def _recompute(text: str) -> Iterator[str]:
     elif text == "selective":
         yield from ("--recompute-granularity selective", "--recompute-modules core_attn layernorm")
     elif text == "redo-mlp":
-        yield from ("--recompute-granularity selective", "--recompute-modules mlp")
+        yield from ("--recompute-granularity selective", f"--recompute-modules {' '.join(mlp)}")

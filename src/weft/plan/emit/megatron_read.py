@@ -268,8 +268,8 @@ def _recompute(there: Options, layout: dict[str, Any]) -> None:
     elif kind == ["full"] and method == ["block"] and count:
         layout["recompute"] = f"full:{count[0]}" if count != ["0"] else "none"
     elif kind == ["selective"]:
-        layout["recompute"] = "redo-mlp" if there.get("--recompute-modules") == ["mlp"] else "selective"
-        there.pop("--recompute-modules", None)
+        modules = set(there.pop("--recompute-modules", ()))
+        layout["recompute"] = "redo-mlp" if modules and modules <= {"mlp", "moe"} else "selective"
     else:
         return
     for name in ("--recompute-granularity", "--recompute-method", "--recompute-num-layers"):
