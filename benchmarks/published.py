@@ -54,6 +54,7 @@ SCALING = Software(
 INTERN_EVO = Software(  # Apex's RMSNorm
     blocking=1, fused=0, fused_norm=1, overlap_dp=0.5, reduced=2, gradients=2, adds=1, turns=2.5e-3,
 )  # fmt: skip
+FUSED = 0.49  # of the traffic of dealing tokens out, where permutations are fused (--moe-permute-fusion): fitted
 DEEPSPEED = 0.17
 """Of the network's rate, what DeepSpeed's ZeRO-3 has: 20 GB/s a node where NCCL's own collectives reach 110, as if
 only one of eight adapters were at work (Narayanan et al. 2021, table 2, six runs; Azure's three of 2022 say the same)."""
@@ -73,7 +74,7 @@ SOFTWARE: tuple[tuple[str, Software], ...] = (
     ("NeMo Megatron 22", NEMO_22), ("NeMo 24.12", replace(NEMO_24, flash=3)), ("NeMo 25", MEGATRON_25),
     ("NeMo 24.", NEMO_24), ("nemo-24", NEMO_24),
     ("DeepSeek-V3 README", replace(MEGATRON_CORE, overlap_ep=1, dedup=1)),
-    ("Bridge", replace(MEGATRON_25, overlap_ep=1, dedup=1, routing=0.49)),
+    ("Bridge", replace(MEGATRON_25, overlap_ep=1, dedup=1, routing=FUSED)),
     ("dgxc", MEGATRON_CORE), ("NeMo", MEGATRON_CORE),
     ("ModelZoo", MEGATRON_25), ("mcore", MEGATRON_24),
     ("Primus", replace(MEGATRON_25, gradients=4, reduced=4, overlap_tp=0, adds=1)),  # its configurations for MI300X
@@ -486,6 +487,8 @@ def _software(row: dict[str, Any]) -> Software:
         found = replace(found, flash=0.5 if "flash attention 1" in extras else max(1, found.flash))
     if "flash attention 2" in extras:
         found = replace(found, flash=1)
+    if "cross entropy of te" in extras:  # one kernel (transformer_engine/common/triton/cross_entropy.py)
+        found = replace(found, lean_loss=1)
     if "plain attention" in extras:
         found = replace(found, flash=0)
     # NVIDIA reduces gradients in 16 bits in its own tables
@@ -542,7 +545,9 @@ def _experts(row: dict[str, Any], told: str, found: Software) -> Software:
     if row.get("variant") == "tokendrop" and blackwell:
         found = replace(found, graphs=2)  # each expert gets as many tokens, so that no CPU has to know how many
     if "deepep" in told or recipe.get("moe_flex_dispatcher_backend"):
-        found = replace(found, dedup=1, routing=min(0.49, found.routing))
+        found = replace(found, dedup=1, routing=min(FUSED, found.routing))
+    if "permute fusion" in row.get("extras", []):
+        found = replace(found, routing=min(FUSED, found.routing))
     if (container := re.search(r'"(2\d\.\d\d)', row.get("source", ""))) and float(container[1]) >= 26.06:
         found = replace(found, routing=0.2, graphs=2 if blackwell and row["model"].get("experts") else 0)
     if "bridge" in told and "GPT-OSS" in str(row["model"].get("name")):
