@@ -154,7 +154,7 @@ class Software:
             ZeRO-3's half.
         sharded: of the network's rate, what ZeRO-3's messages have.
         overlap_tp: tp's messages go beside the matrix products.
-        overlap_pp: stages' messages go beside the computation.
+        overlap_pp: stages' messages go beside the computation, where they interleave (Megatron's schedules.py).
         blocking: the CPU waits for each of them.
         waits: it waits for each kernel, too (CUDA_LAUNCH_BLOCKING).
         whole_pp: every process of tp sends the whole of a stage's message, not its part.
