@@ -54,11 +54,8 @@ SCALING = Software(
 INTERN_EVO = Software(  # Apex's RMSNorm
     blocking=1, fused=0, fused_norm=1, overlap_dp=0.5, reduced=2, gradients=2, adds=1, turns=2.5e-3,
 )  # fmt: skip
+DEEPSPEED = replace(MEGATRON_21, reduced=2, overlap_dp=0.5)
 FUSED = 0.49  # of the traffic of dealing tokens out, where permutations are fused (--moe-permute-fusion): fitted
-DEEPSPEED = 0.17
-"""Of the network's rate, what DeepSpeed's ZeRO-3 has: 20 GB/s a node where NCCL's own collectives reach 110, as if
-only one of eight adapters were at work (Narayanan et al. 2021, table 2, six runs; Azure's three of 2022 say the same)."""
-
 SOFTWARE: tuple[tuple[str, Software], ...] = (
     ("nanotron", NANOTRON), ("MaxText", XLA), ("AA-Scaling", SCALING),
     ("llm-foundry", replace(TORCH, logits=4, stops=0)),  # PyTorch before 2.1
@@ -67,7 +64,7 @@ SOFTWARE: tuple[tuple[str, Software], ...] = (
     ("InternEvo", INTERN_EVO),
     ("vTrain", replace(MEGATRON_21, fused=0, adds=1, gradients=2)),
     ("Megatron-DeepSpeed", MEGATRON_DS),
-    ("DeepSpeed", replace(MEGATRON_21, reduced=2, overlap_dp=0.5, sharded=DEEPSPEED)),
+    ("DeepSpeed", DEEPSPEED),
     ("2021-01", replace(MEGATRON_21, whole_pp=1)), ("Smith et al. 2022", replace(MEGATRON_21, whole_pp=1, adds=1)),
     ("AutoModel", replace(TORCH, fused=1, flash=3, weights=2, gradients=2, master=0, moments=4, reduced=2)),
     ("SimuMax", Software(flash=2, overlap_dp=0)),
@@ -472,6 +469,10 @@ def _software(row: dict[str, Any]) -> Software:
         found = replace(found, flash=2)  # FlashAttention-2 is none of Blackwell's
     if found is MEGATRON_DS and row.get("precision") == "fp16":  # added up as they are; its own share of them in fp32
         found = replace(found, gradients=2, master=8)
+    elif (
+        found is DEEPSPEED and _zero(row) == 3
+    ):  # nothing hides its messages: Azure's runs with micro-batches of 1 to 32
+        found = replace(found, overlap_dp=0, sharded=ZERO_3_2021 if "2021" in told else 1)
     elif found is MEGATRON_DS and row.get("precision") == "bf16":  # and beside them in fp32
         found = replace(found, gradients=6)
     elif found.master == 4 and row.get("precision") == "fp16":  # Megatron adds up in fp32 for bf16 alone (arguments.py)
@@ -528,6 +529,9 @@ MXFP8 = 0.92
 """Of the rate that products in fp8 have with one scale for a tensor, MXFP8's, with one for 32 numbers: in Megatron-Bridge's
 tables a step of the same dense model, layout and card takes 3 to 12 % longer, in the middle of seven pairs 6, and products
 are 60 % of it."""
+
+ZERO_3_2021 = 0.25
+"""Of the network's rate, what DeepSpeed's ZeRO-3 had when it was new: Narayanan et al. 2021, table 2."""
 
 BIASES = 28 / (2 * CONSTANTS.routing)
 """What biases of experts add to tokens' traffic: 28 bytes for each number, since kernels of their own multiply them by
