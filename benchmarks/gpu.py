@@ -67,7 +67,7 @@ from weft.parallel.woven import Rows  # noqa: E402
 from weft.plan.machine import read_cluster  # noqa: E402
 from weft.plan.memory import layout_memory  # noqa: E402
 from weft.plan.numbers import Job  # noqa: E402
-from weft.plan.search import Plan  # noqa: E402
+from weft.plan.plan import Plan  # noqa: E402
 from weft.train.hardware import peak_flops  # noqa: E402
 from weft.train.metrics import memory_used  # noqa: E402
 from weft.train.step import train_step  # noqa: E402

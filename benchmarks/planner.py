@@ -14,7 +14,8 @@ plan/constants.py. For each set of runs:
     own null       the same of medians of the set's own rows: it knows the answers, and nothing else
     inside         share of runs within what is told beside a prediction as ±
     memory         MAPE of the peak that an allocator saw: rank 0's, allocated, or as the row says
-    false fits     runs that ran out of memory and were said to fit; false no: runs that ran and were said not to
+    false fits     runs that ran out of memory and were said to fit, and not only tightly; false no: runs that ran and were
+                   said not to. `OOM, tight` and `ran, tight` are those that were said to fit tightly
     Spearman       of the order of layouts, mean over cells of one model on as many GPUs, of 5 layouts or more
     regret         how much slower than the best of its cell the layout is that the plan would pick: median
 """
@@ -89,6 +90,7 @@ class Predicted:
     bytes: np.ndarray
     memory_within: np.ndarray
     fits: np.ndarray
+    sure: np.ndarray
 
     def rows(self, ids: list[int]) -> Predicted:
         return Predicted(*(getattr(self, field.name)[ids] for field in fields(self)))
@@ -97,11 +99,11 @@ class Predicted:
 def predict(runs: list[Run]) -> Predicted:
     work = stack([run.work for run in runs])
     held, first = footprint(work), footprint(work, first=True)
-    time, fits = step_time(work), held.fits(work.machine)
+    time, fits, sure = step_time(work), held.fits(work.machine), held.sure(work.machine)
     told = np.where([run.fullest for run in runs], held.allocated, first.allocated)
     told = told / np.where([run.reserved for run in runs], CONSTANTS.usable, 1.0)  # the rest are holes
     told = told + np.where([run.all for run in runs], held.outside, 0.0)
-    return Predicted(*map(np.asarray, (time.total, time.spread, told, first.spread, fits)))
+    return Predicted(*map(np.asarray, (time.total, time.spread, told, first.spread, fits, sure)))
 
 
 def fitted_on(run: Run) -> bool:
@@ -176,9 +178,12 @@ def figures(runs: list[Run], predicted: Predicted, rates: Rates) -> dict[str, An
             "memory inside": pct((np.abs(off - 1) <= predicted.memory_within[weighed]).mean()),
             "weighed": len(weighed),
         }
-    oom = [fit for fit, run in zip(fits, runs, strict=True) if run.status.startswith("oom")]
-    ran = [fit for fit, run in zip(fits, runs, strict=True) if run.seconds]
-    found |= {"OOM": len(oom), "false fits": sum(oom), "false no": len(ran) - sum(ran)}
+    oom = np.array([run.status.startswith("oom") for run in runs])
+    ran, tight = np.array([bool(run.seconds) for run in runs]), fits & ~predicted.sure
+    found |= {
+        "OOM": oom.sum(), "false fits": (oom & predicted.sure).sum(), "OOM, tight": (oom & tight).sum(),
+        "false no": (ran & ~fits).sum(), "ran, tight": (ran & tight).sum(),
+    }  # fmt: skip
     crashed = [i for i, run in enumerate(runs) if run.status and not run.status.startswith("oom")]
     found["crashed but under half full"] = sum(bool(memory[i] < runs[i].cluster.memory / 2) for i in crashed)
     cells = defaultdict(list)
@@ -268,7 +273,9 @@ def show(report: dict[str, Any]) -> None:
         "memory MAPE",
         "memory bias",
         "false fits",
+        "OOM, tight",
         "false no",
+        "ran, tight",
         "cells",
         "Spearman",
         "regret",

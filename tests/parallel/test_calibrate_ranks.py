@@ -10,7 +10,7 @@ from harness import make, run_forked
 from weft.launch.process import Process
 from weft.plan.machine import read_cluster
 from weft.plan.numbers import Job
-from weft.plan.search import Plan
+from weft.plan.plan import Plan
 from weft.plan.text import write_cluster
 from weft.tune import calibrate
 from weft.tune.measure import Sizes

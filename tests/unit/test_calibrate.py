@@ -23,8 +23,9 @@ from weft.plan.counted import counted_time
 from weft.plan.curves import Curves, Grid
 from weft.plan.machine import Cluster, read_cluster
 from weft.plan.numbers import Job
+from weft.plan.plan import Plan
 from weft.plan.refit import read_runs, refit
-from weft.plan.search import Plan, search
+from weft.plan.search import search
 from weft.plan.text import write_cluster
 from weft.presets import preset_shape
 from weft.tune import calibrate, measure

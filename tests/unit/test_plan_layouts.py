@@ -22,7 +22,8 @@ from weft.plan.grid import AXES, row_of
 from weft.plan.machine import read_cluster
 from weft.plan.memory import largest, layout_memory
 from weft.plan.numbers import WEFT, Job
-from weft.plan.search import Plan, Search, search
+from weft.plan.plan import Plan
+from weft.plan.search import Search, search
 from weft.plan.waterfall import memory_parts, slower, time_parts
 from weft.presets import preset_shape
 from weft.units import count
@@ -63,13 +64,30 @@ def test_the_best_fit_are_in_order_and_are_layouts_that_weft_runs(found: Search)
     plans = found.best(10)
     assert len(plans) == 10
     assert [plan.seconds for plan in plans] == sorted(plan.seconds for plan in plans)
-    assert plans[0].seconds == pytest.approx(found.seconds[found.fits.astype(bool)].min(), rel=0.05)
+    assert plans[0].seconds == pytest.approx(found.seconds[found.sure].min(), rel=0.05)
     for plan in plans:
         assert plan.fits
+        assert plan.sure
         assert plan.layout.world == 16
         plan.layout.check(found.shape, JOB.global_batch, JOB.seq)
         assert 0.1 < plan.mfu(causal=True) < plan.mfu(causal=False) < 0.8
         assert plan.days * plan.tokens_per_s * 86400 == pytest.approx(JOB.tokens)
+
+
+def test_what_may_run_out_of_memory_is_behind_what_surely_fits(found: Search) -> None:
+    """By how much predictions are off either way; and what is faster is told beside."""
+    limit = 0.92 * found.cluster.memory
+    surely = [bool(found.sure[index]) for index in found.order]
+    assert surely == sorted(surely, reverse=True)
+    assert 0 < sum(surely) < len(surely)
+    [winner] = found.best(1)
+    tight = found.tight(winner)
+    assert tight is not None
+    assert tight.seconds < winner.seconds
+    assert tight.bytes <= limit < (1 + tight.memory.spread) * tight.bytes
+    assert (tight.verdict, winner.verdict) == ("fits tightly", "fits")
+    printed = " ".join(run("llama3-8b", "--cluster", "h100x16", "--batch", "128").split())
+    assert f"so tight that it may run out of memory: {tight.layout}" in printed
 
 
 def test_parts_add_up(found: Search) -> None:
@@ -135,7 +153,7 @@ def test_answers() -> None:
     question = Question(preset_shape("llama3-8b"), JOB, read_cluster("h100x16"), WEFT)
     best = question.best()
     assert best is not None
-    size = question.largest_micro_batch(best)
+    size, _ = question.largest_micro_batch(best)
     assert size >= (best.layout.micro_batch or 1)
     bigger = best.layout.model_copy(update={"micro_batch": 2 * size})
     batch = JOB.model_copy(update={"global_batch": max(JOB.global_batch, 2 * size * bigger.replicas)})
@@ -425,13 +443,13 @@ def test_a_search_of_a_large_model_tries_so_many() -> None:
 
 def test_finer_savings_are_tried_where_memory_does_not_suffice(found: Search) -> None:
     columns = found.columns
-    fine = (columns["offload"] > 0) | (columns["loss"] == 1) | np.isin(columns["recompute"], (2, 3))
+    fine = (columns["offload"] > 0) | (columns["loss"] == 1) | np.isin(columns["recompute"], (2, 3, 5))
     assert 0 < fine.sum() < len(found)
     pairs = [name for name in AXES if name not in ("offload", "loss", "recompute")]
     plain = {tuple(columns[name][i] for name in pairs): i for i in np.flatnonzero(~fine & (columns["recompute"] == 0))}
     for kind in (1, 2, 3):
         for index in np.flatnonzero((columns["offload"] == kind) & (columns["recompute"] == 0))[:200]:
-            assert not found.fits[plain[tuple(columns[name][index] for name in pairs)]]
+            assert not found.sure[plain[tuple(columns[name][index] for name in pairs)]]
     assert any(found.fits[fine])
 
 

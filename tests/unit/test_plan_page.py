@@ -22,7 +22,8 @@ from weft.plan.numbers import Job
 from weft.plan.page import draw_page, draw_plan
 from weft.plan.pareto import Pareto
 from weft.plan.places import coordinates, draw_places, group
-from weft.plan.search import Plan, Search, search
+from weft.plan.plan import Plan
+from weft.plan.search import Search, search
 from weft.plan.waterfall import memory_parts, time_parts
 from weft.presets import preset_shape
 from weft.units import duration, gibibytes
@@ -71,7 +72,7 @@ def rows(section: ElementTree.Element) -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def found() -> Search:
-    return search(preset_shape("llama3-70b"), JOB, read_cluster("a100-80gbx64"))
+    return search(preset_shape("llama3-70b"), JOB, read_cluster("a100-80gbx128"))
 
 
 @pytest.fixture(scope="module")
@@ -156,9 +157,9 @@ def test_every_gpu_has_its_place(found: Search, dom: Dom) -> None:
     for axis, figure in zip(places, figures, strict=True):
         shares = [path for path in figure.iter("path") if path.get("fill")]
         assert len(shares) == getattr(layout, axis)
-        assert {path.get("d", "").count("M") for path in shares} == {64 // getattr(layout, axis)}
+        assert {path.get("d", "").count("M") for path in shares} == {layout.world // getattr(layout, axis)}
         assert len({path.get("fill") for path in shares}) == len(shares)
-        assert len(figure.findall(".//rect/title")) == 64
+        assert len(figure.findall(".//rect/title")) == layout.world
 
 
 def test_ranks_lie_as_the_mesh_lays_them() -> None:

@@ -99,7 +99,8 @@ def layouts(
     from weft.plan.machine import read_cluster
     from weft.plan.numbers import WEFT, Job
     from weft.plan.page import draw_page, draw_plan
-    from weft.plan.search import Plan, search
+    from weft.plan.plan import Plan
+    from weft.plan.search import search
     from weft.units import percent
 
     if fp8 and layout is not None:

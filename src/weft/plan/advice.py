@@ -12,7 +12,8 @@ from weft.plan.curves import Curves
 from weft.plan.grid import grid
 from weft.plan.machine import Cluster
 from weft.plan.numbers import Job
-from weft.plan.search import Plan, search
+from weft.plan.plan import Plan
+from weft.plan.search import search
 from weft.plan.waterfall import slower
 from weft.plan.work import Software
 from weft.units import duration, gibibytes
@@ -64,9 +65,9 @@ class Question:
         except ValueError:
             return None
 
-    def largest_micro_batch(self, plan: Plan) -> int:
-        """Sequences in one pass with which this layout still fits; 0 where not even one does."""
-        size = 0
+    def largest_micro_batch(self, plan: Plan) -> tuple[int, Plan | None]:
+        """Sequences in one pass with which this layout still fits, and the plan with them; 0 where not even one does."""
+        size, largest = 0, None
         for candidate in (2**power for power in range(12)):
             layout = plan.layout.model_copy(update={"micro_batch": candidate})
             job = self.job.model_copy(update={"global_batch": max(self.job.global_batch, candidate * layout.replicas)})
@@ -75,8 +76,8 @@ class Question:
             larger = self.plan(layout, job)
             if larger is None or not larger.fits:
                 break
-            size = candidate
-        return size
+            size, largest = candidate, larger
+        return size, largest
 
     def longest_sequence(self) -> tuple[int, Plan] | None:
         """Tokens, by doubling, with as many tokens in a step, but a sequence for each replica; and the layout for it. Of
@@ -119,6 +120,7 @@ class Question:
             yield Answer(f"GPUs near {self.cluster.gpus:,} over which model and batch can be cut", near)
         elif more := self.gpus_to_fit():
             answer = f"{more.cluster.gpus:,} GPUs, {duration(more.seconds)} a step, {gibibytes(more.bytes)} a GPU"
+            answer += tightly(more)
             yield Answer("GPUs on which it fits", answer, more.layout)
         else:
             yield Answer("GPUs on which it fits", f"no number up to {MOST_GPUS:,}: take shorter sequences")
@@ -179,10 +181,11 @@ class Question:
         if plan is None or not (plan.fits or self.best()):
             yield from self.more_gpus()
         if what_if and plan is not None:
-            yield Answer("largest micro-batch of this layout", str(self.largest_micro_batch(plan)))
+            size, largest = self.largest_micro_batch(plan)
+            yield Answer("largest micro-batch of this layout", f"{size}{tightly(largest)}")
         if what_if and (longest := self.longest_sequence()):
             of = "longest sequence of this layout" if self.layout else "longest sequence, as many tokens a step"
-            yield Answer(of, f"{longest[0]:,}", longest[1].layout)
+            yield Answer(of, f"{longest[0]:,}{tightly(longest[1])}", longest[1].layout)
         if days is not None:
             found = self.gpus_for(days)
             answer = f"no number up to {MOST_GPUS:,}: a larger batch can be shared out over more"
@@ -191,7 +194,8 @@ class Question:
             yield Answer(f"GPUs for {days:g} days", answer, found.layout if found else None)
         if what_if and (small := self.smaller_moments()):
             answer = f"{slower(small, plan)} time" if plan else "fits"
-            yield Answer("optimizer.states = 8bit", f"{answer}, {gibibytes(small.bytes)} a GPU", small.layout)
+            answer += f", {gibibytes(small.bytes)} a GPU{tightly(small)}"
+            yield Answer("optimizer.states = 8bit", answer, small.layout)
         if what_if and plan is not None:
             for what, other in self.slower_links():
                 if other is not None:
@@ -199,8 +203,13 @@ class Question:
                     yield Answer(what, answer, other.layout)
         if what_if and plan is not None and self.shape.experts and (uneven := self.busier_expert(plan)):
             answer = f"{slower(uneven, plan)} time, {gibibytes(uneven.bytes)} a GPU"
-            answer += "" if uneven.fits else ": does not fit"
+            answer += tightly(uneven) if uneven.fits else ": does not fit"
             yield Answer(f"busiest expert given {uneven.job.busiest_expert:g} times its share", answer, uneven.layout)
+
+
+def tightly(plan: Plan | None) -> str:
+    """What is to be added where a plan fits, and may run out of memory."""
+    return ", tightly" if plan is not None and not plan.sure else ""
 
 
 def slowed(curves: Curves, share: float) -> Curves:

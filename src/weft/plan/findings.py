@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -13,7 +14,8 @@ from weft.plan.advice import Answer
 from weft.plan.constants import CONSTANTS
 from weft.plan.grid import row_of
 from weft.plan.numbers import Job
-from weft.plan.search import Plan, Search
+from weft.plan.plan import Plan
+from weft.plan.search import Search
 from weft.plan.waterfall import Part, memory_parts, slower, time_parts, why_slower
 from weft.tables import NARROW, print_table
 from weft.units import duration, gibibytes, percent, short
@@ -26,8 +28,7 @@ def show_search(found: Search, plans: Sequence[Plan], console: Console) -> None:
     """The best layouts as a table, then why the others lost."""
     cluster = found.cluster
     console.print(
-        f"[bold]{cluster.gpus:,} × {escape(cluster.title)}[/]: {len(found):,} layouts, {len(found.order):,} fit. "
-        f"{asked(found.job)}{_use_of_experts(found)}"
+        f"[bold]{cluster.gpus:,} × {escape(cluster.title)}[/]: {counted(found)}. {asked(found.job)}{_use_of_experts(found)}"
     )
     if plans:
         print_table(_ranking(plans), console)
@@ -36,6 +37,9 @@ def show_search(found: Search, plans: Sequence[Plan], console: Console) -> None:
             console.print(_rivals(rivals, plans[0]))
     else:
         console.print(Text(refusal(found), "red"))
+    if plans and (tight := found.tight(plans[0])):
+        line = f"Faster, but so tight that it may run out of memory: {tight.layout}, {duration(tight.seconds)} "
+        console.print(line + f"({slower(tight, plans[0])}), {memory_of(tight)}.", highlight=False)
     if near := found.nearest():
         short_of, change, words = near
         need = short_of.bytes - CONSTANTS.usable * cluster.memory
@@ -45,6 +49,21 @@ def show_search(found: Search, plans: Sequence[Plan], console: Console) -> None:
         if change is not None:
             line += f" {_change(change, words)}"
         console.print(line, highlight=False)
+
+
+def counted(found: Search) -> str:
+    """How many layouts there are, and how many fit."""
+    sure = int(np.count_nonzero(found.sure))
+    tight = len(found.order) - sure
+    return f"{len(found):,} layouts, {sure:,} fit" + (f", {tight:,} more tightly" if tight else "")
+
+
+def memory_of(plan: Plan) -> str:
+    return f"{gibibytes(plan.bytes)} ± {percent(plan.memory.spread)} of {gibibytes(plan.cluster.memory)}"
+
+
+def left(plan: Plan) -> str:
+    return gibibytes(plan.headroom) + ("" if plan.sure else ", tight")
 
 
 def asked(job: Job) -> str:
@@ -98,7 +117,7 @@ def _ranking(plans: Iterable[Plan]) -> Table:
         table.add_row(
             str(plan.layout), duration(plan.seconds), short(plan.tokens_per_s), percent(plan.mfu(causal=True)),
             percent(plan.mfu(causal=False)), f"{plan.days:,.1f}", short(plan.gpu_hours), gibibytes(plan.bytes),
-            gibibytes(plan.headroom), plan.bound,
+            left(plan), plan.bound,
         )  # fmt: skip
     return table
 
@@ -114,8 +133,8 @@ def _rivals(rivals: Iterable[tuple[str, Plan]], winner: Plan) -> Table:
 
 def show_plan(plan: Plan, console: Console) -> None:
     """One plan part by part: memory against what a GPU has, time of a step."""
-    verdict = "[green]fits[/]" if plan.fits else "[red]does not fit[/]"
-    memory = f"{gibibytes(plan.bytes)} ± {percent(plan.memory.spread)} of {gibibytes(plan.cluster.memory)}"
+    color = "green" if plan.sure else "yellow" if plan.fits else "red"
+    verdict, memory = f"[{color}]{plan.verdict}[/]", memory_of(plan)
     if plan.memory.host:
         memory += f" and {gibibytes(plan.memory.host)} of its CPU's {gibibytes(plan.cluster.host_memory_gib * 2**30)}"
     console.print(

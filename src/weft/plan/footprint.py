@@ -45,6 +45,10 @@ class Footprint:
         """Whether a GPU holds it, with what the allocator cannot use, and its part of the CPU's memory the rest."""
         return (self.total <= C.usable * machine.memory) & (self.host <= C.usable * machine.host_memory)
 
+    def sure(self, machine: Machine) -> Num:
+        """Whether it does so even if it is more by all of `spread`."""
+        return self.fits(machine) & ((1 + self.spread) * self.total <= C.usable * machine.memory)
+
     @property
     def allocated(self) -> Num:
         """What an allocator reports: all but what it does not see."""

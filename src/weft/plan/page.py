@@ -9,15 +9,16 @@ from xml.etree import ElementTree
 
 from weft.config.load import make_config
 from weft.plan.advice import Answer
-from weft.plan.findings import asked, refusal
+from weft.plan.findings import asked, counted, left, memory_of, refusal
 from weft.plan.machine import Cluster
 from weft.plan.markup import Child, Element, page, section, table, tag
 from weft.plan.numbers import Job
 from weft.plan.pareto import Pareto
 from weft.plan.places import draw_places
+from weft.plan.plan import Plan
 from weft.plan.schedule_view import headline, summary
 from weft.plan.schedules import ScheduleReport, modelled_costs
-from weft.plan.search import Plan, Search
+from weft.plan.search import Search
 from weft.plan.waterfall import Part, memory_parts, slower, time_parts, why_slower
 from weft.schedules.picture import draw_svg
 from weft.units import duration, gibibytes, percent, short
@@ -42,19 +43,19 @@ def draw_page(found: Search, plans: Sequence[Plan], title: str, answers: Iterabl
         *_pareto(pareto),
         *(_ranking(plans) if plans else []),
         *(_rivals(found, plans[0]) if plans else []),
+        *(_tight(found, plans[0]) if plans else []),
         *_nearest(found),
         *_parts(plans[:SHOWN]),
         *(_pipeline(plans[0]) if plans else []),
         *(_places(plans[0]) if plans else []),
         *_answers(answers),
     ]
-    told = f"{len(found):,} layouts, {len(found.order):,} fit"
-    return _written(title, found.cluster, found.job, told, parts, pareto)
+    return _written(title, found.cluster, found.job, counted(found), parts, pareto)
 
 
 def draw_plan(plan: Plan, title: str, answers: Iterable[Answer]) -> str:
     """The page of one layout, whether it fits or not."""
-    told = "one layout, which fits" if plan.fits else "one layout, which does not fit"
+    told = f"one layout, which {plan.verdict}"
     parts = [*_facts(plan), *_parts([plan]), *_pipeline(plan), *_places(plan), *_answers(answers)]
     return _written(title, plan.cluster, plan.job, told, parts)
 
@@ -130,11 +131,11 @@ def _ranking(plans: Sequence[Plan]) -> list[Element]:
         [
             tag("code", str(plan.layout)), duration(plan.seconds), short(plan.tokens_per_s),
             percent(plan.mfu(causal=True)), percent(plan.mfu(causal=False)), f"{plan.days:,.1f}",
-            short(plan.gpu_hours), gibibytes(plan.bytes), gibibytes(plan.headroom), plan.bound,
+            short(plan.gpu_hours), gibibytes(plan.bytes), left(plan), plan.bound,
         ]
         for plan in plans
     ]  # fmt: skip
-    return section("The best", "Those that fit and that weft runs, fastest first.", table(names, rows))
+    return section("The best", "Those that fit and that weft runs, fastest first; tight ones last.", table(names, rows))
 
 
 def _rivals(found: Search, winner: Plan) -> list[Element]:
@@ -144,6 +145,14 @@ def _rivals(found: Search, winner: Plan) -> list[Element]:
     ]
     words = "The best layout with another value of one axis, and the part of the step that differs most."
     return section("Why not", words, table(("with", "slower", "mostly", "layout"), rows)) if rows else []
+
+
+def _tight(found: Search, winner: Plan) -> list[Element]:
+    if (plan := found.tight(winner)) is None:
+        return []
+    line = f": {duration(plan.seconds)} a step, {slower(plan, winner)}, and {memory_of(plan)}."
+    words = "It fits if it takes what is predicted, and not if it takes as much more as predictions are off."
+    return section("Faster, but tight", words, tag("p", tag("code", str(plan.layout)), line))
 
 
 def _nearest(found: Search) -> list[Element]:

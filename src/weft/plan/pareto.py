@@ -39,7 +39,7 @@ class Pareto:
     def __init__(self, found: Search) -> None:
         seconds, memory = np.asarray(found.seconds), found.cluster.memory
         self.found = found
-        self.best = float(seconds[found.order[0]] if len(found.order) else seconds.min(initial=np.inf))
+        self.best = float(seconds[found.fastest[0]] if len(found.fastest) else seconds.min(initial=np.inf))
         shown = np.flatnonzero(
             np.isfinite(seconds) & (seconds <= SLOWEST * self.best) & (found.bytes <= FULLEST * memory)
         )

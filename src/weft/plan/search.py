@@ -15,7 +15,6 @@ from weft.config.layout import Layout
 from weft.models.shape import Shape
 from weft.plan.block import Passes
 from weft.plan.constants import CONSTANTS
-from weft.plan.counted import counted_time
 from weft.plan.footprint import Footprint, footprint
 from weft.plan.grid import (
     AXES,
@@ -33,113 +32,18 @@ from weft.plan.grid import (
     with_savings,
 )
 from weft.plan.machine import Cluster
-from weft.plan.numbers import WEFT, Job, in_8_bits, numbers, sizes
-from weft.plan.time import Time, step_time
+from weft.plan.numbers import WEFT, Job, sizes
+from weft.plan.plan import Plan
+from weft.plan.time import step_time
 from weft.plan.work import Cut, Num, Software, Work
 
 COUNTED = 200  # layouts whose steps are, where a cluster has been measured: plan/counted.py
 
 
 @dataclass(frozen=True)
-class Plan:
-    """One layout, predicted.
-
-    Attributes:
-        time: seconds of a step, by what takes them.
-        memory: bytes of the fullest process.
-    """
-
-    shape: Shape
-    layout: Layout
-    job: Job
-    cluster: Cluster
-    software: Software
-    time: Time
-    memory: Footprint
-
-    @classmethod
-    def of(cls, shape: Shape, layout: Layout, job: Job, cluster: Cluster, software: Software = WEFT) -> Plan:
-        """Raises: ValueError: the layout does not go with the model, the batch or the number of GPUs."""
-        if layout.world != cluster.gpus:
-            raise ValueError(f"layout {layout} takes {layout.world:,} GPUs and the cluster has {cluster.gpus:,}")
-        layout.check(shape, job.global_batch, job.seq)
-        work = numbers(shape, layout, job, cluster, software)
-        time = plain(step_time(work))
-        if cluster.curves and software is WEFT:  # which have no bus and no update on the CPU
-            away = layout.offload_weights or layout.offload_optimizer
-            counted = counted_time(shape, layout, job, cluster.curves)
-            optimizer = time.optimizer if away else counted.optimizer
-            time = replace(counted, optimizer=optimizer, offload=time.offload)
-        return cls(shape, layout, job, cluster, software, time, plain(footprint(work)))
-
-    @property
-    def work(self) -> Work:
-        return numbers(self.shape, self.layout, self.job, self.cluster, self.software)
-
-    @property
-    def seconds(self) -> float:
-        return float(self.time.total)
-
-    @property
-    def bytes(self) -> float:
-        return float(self.memory.total)
-
-    @property
-    def fits(self) -> bool:
-        return bool(self.memory.fits(self.cluster.machine()))
-
-    @property
-    def headroom(self) -> float:
-        """Bytes of the GPU's memory that are left."""
-        return self.cluster.memory - self.bytes
-
-    @property
-    def tokens_per_s(self) -> float:
-        return self.job.seq * self.job.global_batch / self.seconds
-
-    def mfu(self, *, causal: bool) -> float:
-        """Share of the dense peak of the precision, in model FLOPs."""
-        low = in_8_bits(self.layout, self.job)
-        peak = self.cluster.peak_8bit_tflops if low else self.cluster.peak_tflops
-        flops = self.shape.flops_per_token(self.job.seq, causal=causal) * self.tokens_per_s
-        return flops / (self.cluster.gpus * peak * 1e12)
-
-    @property
-    def days(self) -> float:
-        return self.job.tokens / self.tokens_per_s / 86400
-
-    @property
-    def gpu_hours(self) -> float:
-        return self.days * 24 * self.cluster.gpus
-
-    @property
-    def bound(self) -> str:
-        """What takes most beside the computation that any layout has; `compute` where nothing takes a tenth."""
-        parts = {field.name: float(getattr(self.time, field.name)) for field in fields(Time)}
-        extra = {name: parts[name] for name in WASTE}
-        most = max(extra, key=lambda name: extra[name])
-        if extra[most] > 0.1 * self.seconds:
-            return WASTE[most]
-        return "HBM" if parts["elementwise"] + parts["optimizer"] > parts["matmul"] else "compute"
-
-
-WASTE = {
-    "recompute": "recompute", "launch": "launching kernels", "tp": "tp messages", "cp": "cp messages",
-    "ep": "ep messages", "dp": "dp/fsdp messages", "pp": "pp messages", "bubble": "bubble", "offload": "offload",
-}  # fmt: skip
-
-
-Parts = TypeVar("Parts", Time, Footprint)
-
-
-def plain(parts: Parts) -> Parts:
-    """With plain numbers."""
-    return type(parts)(*(float(getattr(parts, field.name)) for field in fields(parts)))
-
-
-@dataclass(frozen=True)
 class Search:
-    """All candidates: `columns` of AXES, and what they come to. `order`: those that fit, fastest first."""
+    """All candidates: `columns` of AXES, and what they come to. `fastest`: those that fit, in order of their time; `order`:
+    those that surely do, and after them the others."""
 
     shape: Shape
     job: Job
@@ -149,11 +53,16 @@ class Search:
     seconds: Num
     bytes: Num
     fits: Num
+    sure: Num
+
+    @cached_property
+    def fastest(self) -> Num:
+        fitting = np.flatnonzero(self.fits)
+        return fitting[np.argsort(self.seconds[fitting], kind="stable")]
 
     @cached_property
     def order(self) -> Num:
-        fitting = np.flatnonzero(self.fits)
-        return fitting[np.argsort(self.seconds[fitting], kind="stable")]
+        return self.fastest[np.argsort(~self.sure[self.fastest], kind="stable")]
 
     def __len__(self) -> int:
         return len(self.seconds)
@@ -198,7 +107,14 @@ class Search:
         """The fastest. On a measured cluster the first COUNTED of the order are counted one by one, and ordered by that."""
         if self.cluster.curves is None:
             return [plan for _, plan in self.first(self.order, count)]
-        return sorted((plan for _, plan in self.first(self.order, COUNTED)), key=lambda plan: plan.seconds)[:count]
+        counted = (plan for _, plan in self.first(self.order, COUNTED))
+        return sorted(counted, key=lambda plan: (not plan.sure, plan.seconds))[:count]
+
+    def tight(self, winner: Plan) -> Plan | None:
+        """What is faster than a winner that surely fits, and may run out of memory."""
+        between = self.fastest[~self.sure[self.fastest]][:50] if winner.sure else []
+        found = next((plan for _, plan in self.first(between, 1)), None)
+        return found if found and found.seconds < winner.seconds else None
 
     def rivals(self) -> list[tuple[str, Plan]]:
         """For each axis, the best layout with another value than the winner's: what would have been chosen instead."""
@@ -231,7 +147,7 @@ class Search:
     def closest(self, row: dict[str, int]) -> tuple[Plan, list[str]] | None:
         """The layout that fits with the fewest changes to a row of the columns, and these; None where nothing fits."""
         differing = sum((column != row[axis]).astype(int) for axis, column in self.columns.items())
-        order = self.order[np.lexsort((self.seconds[self.order], differing[self.order]))]
+        order = self.order[np.argsort(differing[self.order], kind="stable")]
         for other, plan in self.first(order[:200], 1):
             after = {axis: int(column[other]) for axis, column in self.columns.items()}
             return plan, [
@@ -254,7 +170,7 @@ def _word(axis: str, value: int) -> str:
 
 
 def search(shape: Shape, job: Job, cluster: Cluster, software: Software = WEFT, **fixed: int) -> Search:
-    """Every layout over all axes, predicted at once.
+    """Every layout over all axes, predicted at once; those that do not surely fit with all that saves memory, too.
 
     Args:
         fixed: axes that are settled, by name: tp=8.
@@ -262,7 +178,7 @@ def search(shape: Shape, job: Job, cluster: Cluster, software: Software = WEFT, 
     columns = grid(shape, job, cluster, fixed)
     machine, model = cluster.machine(), sizes(shape, job)
     held = footprint(Work(model, cut_of(shape, columns, job, cluster), machine, software))
-    full = ~held.fits(machine)
+    full = ~held.sure(machine)
     nearly = full & (held.total - held.optimizer <= CONSTANTS.usable * machine.memory)
     columns = settled(with_savings(columns, full, nearly, cluster.gpus, shape.experts is not None), fixed)
     work = Work(model, cut_of(shape, columns, job, cluster), machine, software)
@@ -277,7 +193,7 @@ def search(shape: Shape, job: Job, cluster: Cluster, software: Software = WEFT, 
     cut = _rows(work.cut, near)
     # to a microsecond: what takes as long stays in the grid's order, however a machine rounds
     seconds[near] = np.round(step_time(replace(work, cut=cut), _passes(work, cut)).total, 6)
-    return Search(shape, job, cluster, software, columns, seconds, total, fits)
+    return Search(shape, job, cluster, software, columns, seconds, total, fits, np.asarray(held.sure(machine)))
 
 
 def _passes(work: Work, cut: Cut) -> Passes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from weft.plan.footprint import Footprint
-from weft.plan.search import Plan
+from weft.plan.plan import Plan
 from weft.plan.time import Time
 
 TIME_WORDS = {
@@ -70,7 +70,9 @@ def slower(plan: Plan, winner: Plan) -> str:
 
 
 def why_slower(plan: Plan, winner: Plan) -> str:
-    """The part of the time that tells two plans apart most."""
+    """The part of the time that tells two plans apart most; or that it is none, for the plan is faster but tight."""
+    if plan.seconds < winner.seconds and winner.sure and not plan.sure:
+        return "tight memory"
     differences = {name: getattr(plan.time, name) - getattr(winner.time, name) for name in TIME_WORDS}
     most = max(differences, key=lambda name: differences[name])
     return f"{most} +{1000 * differences[most]:,.0f} ms"

@@ -10,7 +10,8 @@ from weft.config.tree import Config
 from weft.plan.machine import Cluster
 from weft.plan.memory import Device, largest, layout_memory
 from weft.plan.numbers import Job
-from weft.plan.search import Plan, search
+from weft.plan.plan import Plan
+from weft.plan.search import search
 from weft.plan.time import Time
 from weft.tune.lesson import Lesson
 
@@ -51,7 +52,7 @@ class Candidates:
         found = search(config.model, self.job, cluster)
         kept = {name: getattr(config.layout, name) for name in KEPT}
         self.plans: dict[Layout, Plan] = {}  # by what they come to
-        for index in found.order[:LOOKED_AT]:
+        for index in found.fastest[:LOOKED_AT]:
             try:
                 layout = Layout.model_validate({**found.layout(int(index)).model_dump(), **kept})
                 if self._settled(layout) not in self.plans:

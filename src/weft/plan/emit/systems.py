@@ -14,7 +14,8 @@ from weft.models.shape import Shape
 from weft.plan.emit import deepspeed, megatron, megatron_read, nemo, torchtitan
 from weft.plan.emit.settings import Written
 from weft.plan.numbers import Job
-from weft.plan.search import Plan, Search
+from weft.plan.plan import Plan
+from weft.plan.search import Search
 
 WRITERS = {
     "weft": lambda config, _: Written(config_toml(config), ()),
