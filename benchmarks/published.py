@@ -66,6 +66,7 @@ SOFTWARE: tuple[tuple[str, Software], ...] = (
     ("Megatron-DeepSpeed", MEGATRON_DS),
     ("ATorch, DeepSpeed", replace(DEEPSPEED, fused=0)),  # Hugging Face's LLaMA, with flash attention (its ds_3d_llama2.py)
     ("DeepSpeed", DEEPSPEED),
+    ("PaddleNLP", replace(MEGATRON_21, fused=0, fused_norm=2, dropout=0)),  # as the configs that its page names
     ("2021-01", replace(MEGATRON_21, whole_pp=1)), ("Smith et al. 2022", replace(MEGATRON_21, whole_pp=1, adds=1)),
     ("AutoModel", replace(TORCH, fused=1, flash=3, weights=2, gradients=2, master=0, moments=4, reduced=2)),
     ("SimuMax", Software(flash=2, overlap_dp=0)),
