@@ -500,6 +500,9 @@ def test_smaller_moments_make_room() -> None:
         ("mixtral-8x7b", "fsdp16.zero1.ep8.mb1.redo-attention+experts.bf16"),
         ("mixtral-8x7b", "fsdp16.ep8.mb1.redo-mlp.bf16"), ("deepseek-v2-lite", "fsdp16.ep8.mb1.redo-experts.bf16"),
         ("qwen3-30b-a3b", "fsdp4.zero1.ep8.etp1.tp2.sp.pp2.mb1.redo-experts.bf16"),
+        ("mistral-7b", "dp2.pp8.zbv.mb4.bf16"), ("qwen3-32b", "dp2.pp16.zbv.mb1.bf16"),
+        ("llama3-405b", "tp8.sp.pp16.zbv.mb1.bf16"), ("llama3-8b", "fsdp2.cp4.ring.mb1.full.bf16"),
+        ("llama3-8b", "fsdp2.cp4.mb1.full.bf16"), ("deepseek-v3", "fsdp16.cp2.ring.ep16.etp1.tp2.sp.mb1.full.bf16"),
     ],
 )  # fmt: skip
 def test_a_plan_has_the_memory_that_dry_run_counts(model: str, text: str) -> None:

@@ -6,14 +6,13 @@ plan/memory.py counts weft's own steps moment by moment; this is the same in a f
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from functools import reduce
 
 import numpy as np
 
-from weft.plan.block import parameters
+from weft.plan.block import parameters, widths
 from weft.plan.constants import CONSTANTS as C
 from weft.plan.imbalance import fullest
-from weft.plan.kept import block_activations, parts_activations, waiting_gradients
+from weft.plan.kept import Kept
 from weft.plan.work import Machine, Num, Work
 
 
@@ -85,34 +84,41 @@ class Held:
     shards: Num
 
     @classmethod
-    def of(cls, work: Work, first: bool = False) -> Held:
+    def of(cls, work: Work, first: bool = False, inside: bool = False) -> Held:
+        """`inside`: where a pipeline goes there and back, of the process that has neither end, not of that with both."""
         s, c = work.sizes, work.cut
         common, experts, table = parameters(work)
-        blocks = most_blocks(work)
+        with_head, others = dealt_blocks(work)
+        blocks: Num = np.where(c.vee, others if inside else with_head, np.maximum(with_head, others))
         if first:  # one block less where tables are dealt out like a block each (Llama 3's 126)
             beside = (work.software.balanced == 0) & (s.layers % c.pp > 0) & ((s.layers + 2) % c.pp == 0)
             blocks = blocks - np.where(beside, 1, 0)
-        tables = table * np.where(c.pp > 1, 1.0, 2 - s.tied) + s.positions * s.hidden
+        tables = table * np.where(c.pp > 1, 1.0 + c.vee, 2 - s.tied) + s.positions * s.hidden
+        tables = np.where(c.vee, 0.0, tables) if inside else tables
         share = (blocks * common + tables) / c.shards + blocks * experts / c.expert_shards
         return cls(blocks, common + experts, table, tables, blocks * (common + experts) + tables, share, c.shards)
 
 
-def most_blocks(work: Work) -> Num:
-    """Blocks of the process that has most."""
+def dealt_blocks(work: Work) -> tuple[Num, Num]:
+    """Blocks of the process with the head, and the most of any other."""
     s, c, soft = work.sizes, work.cut, work.software
     common, experts, _ = parameters(replace(work, cut=replace(c, tp=1, ep=1, etp=1)))
     block = common + experts * s.per_token / np.maximum(1, s.experts)  # what a token is multiplied with
     head = np.where(soft.balanced, s.vocab * s.hidden / block, 0.0)  # is worth so many blocks
-    most = (s.layers + head) / c.pp
-    late = soft.balanced > 2
-    beside_head = np.clip(np.floor(most - head + 0.5), np.where(late, 0, c.vp), s.layers)
-    rest, count = s.layers - beside_head, np.maximum(1, c.pp - 1)  # of the other processes
+    most, late, count = (s.layers + head) / c.pp, soft.balanced > 2, np.maximum(1, c.pp - 1)
+    fewest = np.where(late, 0, c.vp)
+    beside_head = np.clip(np.floor(most - head + np.where(late, 0.5, 0.0)), fewest, s.layers)
+    # one more while the others have no less to do
+    more = ~late & (beside_head + head <= np.floor((s.layers - beside_head - 1) / count))
+    beside_head = np.clip(beside_head + more, fewest, s.layers)
+    rest = s.layers - beside_head  # of the other processes
     others = np.ceil(rest / count)
     # the first of those that have one more keeps as many micro-batches as there are of them, and one
-    more = np.ceil(rest / count) * (rest % count + 1) / c.pp
-    others = np.where(late & (rest % count > 0), np.maximum(np.floor(rest / count), more), others)
+    first = np.ceil(rest / count) * (rest % count + 1) / c.pp
+    others = np.where(late & (rest % count > 0), np.maximum(np.floor(rest / count), first), others)
     uneven = (soft.balanced > 1) & (c.pp > 1)
-    return np.clip(np.where(uneven, np.maximum(beside_head, others), np.ceil(most)), 1, s.layers)
+    ends, others = np.where(uneven, beside_head, np.ceil(most)), np.where(uneven, others, 0.0)
+    return np.clip(ends, 1, s.layers), np.minimum(others, s.layers)
 
 
 @dataclass(frozen=True)
@@ -120,14 +126,13 @@ class Flight:
     """Activations of the micro-batches in flight, in bytes.
 
     Attributes:
-        kept: by one block of one micro-batch; `per_block`: by the mean block, where some keep their input alone.
+        per_block: of one micro-batch, by the mean block, where some keep their input alone.
         flying: micro-batches in flight.
         first, last: of the process that has most of them, and of that with the logits.
         delayed: by one block of one micro-batch whose gradients of weights are put off.
         released: what a block has let go of when gradients that were put off are made.
     """
 
-    kept: Num
     per_block: Num
     flying: Num
     first: Num
@@ -136,34 +141,50 @@ class Flight:
     released: Num
 
     @classmethod
-    def of(cls, work: Work, held: Held, logits: Num) -> Flight:
+    def of(cls, work: Work, held: Held, kept: Kept, logits: Num, inside: bool) -> Flight:
         s, c, soft = work.sizes, work.cut, work.software
-        kept, delayed = block_activations(work), waiting_gradients(work)
+        delayed = kept.delayed
         one = work.tokens * s.hidden * c.item / np.where(c.sp, c.tp, 1)
-        per_block = c.full * one + (1 - c.full) * kept
-        flying = np.minimum(work.micro_batches, c.flying)
+        per_block = c.full * one + (1 - c.full) * kept.block
+        # the process with both ends has half of its blocks at either, and no backward pass before the first has come back
+        come = np.where(c.vee & (not inside), (work.micro_batches + 1) / 2, work.micro_batches)
+        flying = np.minimum(come, c.flying)
+        # there they are early and many in flight, back they are late: an odd block is there
+        odd = c.vee * (held.blocks % 2) * np.maximum(0.0, 1 - (3 if inside else 1) / flying)
         waiting = np.minimum(flying, c.put_off)
         later = (flying - waiting) * per_block + waiting * delayed
         most = np.maximum(flying * per_block, later)
         here = np.minimum(2, flying * held.blocks) * per_block + held.blocks * waiting * delayed
-        first = np.where(c.offload > 0, here, held.blocks * most)
+        first = np.where(c.offload > 0, here, (held.blocks + odd) * most)
         # the first stage of a pipeline has most in flight, the last has the logits; there and back, one process has both
         fewer = np.where(soft.balanced > 0, np.clip(s.layers - (c.pp - 1) * held.blocks, 1, held.blocks), held.blocks)
         behind = np.minimum(flying, 1.0) * per_block + np.maximum(0.0, waiting - 1) * delayed
-        vee = (c.put_off > 0) & (c.vp > 1)
-        last = np.where(c.pp > 1, np.where(vee, held.blocks * flying * per_block, fewer * behind), first)
+        last = np.where(c.pp > 1, np.where(c.vee, (held.blocks + odd) * flying * per_block, fewer * behind), first)
         # one block is on its way while the logits are there, and two when they are gone
         last = np.where(c.offload > 0, first - np.minimum(first / 2, logits), last)
-        return cls(kept, per_block, flying, first, last, delayed, most - later)
+        return cls(per_block, flying, first, last, delayed, most - later)
 
 
 def footprint(work: Work, *, first: bool = False) -> Footprint:
     """Of the fullest process, or of the first stage's, which is the one that most systems report."""
+    kept = Kept.of(work)
+    ends = process(work, kept, first=first, inside=False)
+    if first or not np.any(work.cut.vee):
+        return ends
+    inside = process(work, kept, first=False, inside=True)
+    fuller = work.cut.vee & (inside.total > ends.total)
+    pairs = ((getattr(inside, field.name), getattr(ends, field.name)) for field in fields(Footprint))
+    return Footprint(*(np.where(fuller, one, other) for one, other in pairs))
+
+
+def process(work: Work, kept: Kept, *, first: bool, inside: bool) -> Footprint:
+    """Of one process: see `Held.of`."""
     s, c, soft = work.sizes, work.cut, work.software
-    held = Held.of(work, first)
+    held = Held.of(work, first, inside)
     logits = np.maximum(soft.logits, c.item) * work.tokens * s.vocab / np.where(soft.whole_head, 1, c.tp)
     logits = np.where(c.chunked, logits / 16, logits)
-    flight = Flight.of(work, held, logits)
+    logits = np.where(c.vee, 0.0, logits) if inside else logits
+    flight = Flight.of(work, held, kept, logits, inside)
     leads = (np.where(c.pp > 1, flight.first, 0.0) >= flight.last + logits) | first
     activations = np.where(leads | (c.pp == 1), flight.first, flight.last)
     there = np.where(leads & (c.pp > 1), flight.first, flight.last + logits) - activations  # of the logits
@@ -174,7 +195,7 @@ def footprint(work: Work, *, first: bool = False) -> Footprint:
     axes = 1.0 * (c.tp > 1) + (c.pp > 1) + (c.cp > 1) + (c.replicas > 1)
     return Footprint(
         weights=weights, gradients=gradients, optimizer=optimizer, gathered=gathered(work, held), activations=activations,
-        working=working(work, held, flight, there), logits=there, outside=C.outside + C.communicator * axes,
+        working=working(work, held, flight, kept, there), logits=there, outside=C.outside + C.communicator * axes,
         host=on_host(work, held, flight),
     )  # fmt: skip
 
@@ -217,26 +238,34 @@ def on_host(work: Work, held: Held, flight: Flight) -> Num:
     )
 
 
-def working(work: Work, held: Held, flight: Flight, logits: Num) -> Num:
+def working(work: Work, held: Held, flight: Flight, kept: Kept, logits: Num) -> Num:
     """Bytes that a backward pass takes beside what was kept: those of logits, which are gone by then, are there again."""
     s, c, soft, share = work.sizes, work.cut, work.software, work.mixed
     # gradients inside of a block's MLP, while all else is still kept
     routed = s.expert_ffn * s.per_token * fullest(work) / c.etp / c.tp
     inner = (1 - share) * s.ffn / c.tp + share * (routed + s.shared_ffn / c.tp)
     inner = c.item * work.tokens * (s.matrices * inner + 2 * s.hidden)
-    redone = zip((c.redo_attention, c.redo_mlp, c.redo_experts), parts_activations(work), strict=True)
-    again = np.where(c.full > 0, flight.kept, reduce(np.maximum, ((part > 0) * size for part, size in redone)))
-    plain = again + np.maximum(0.0, inner - logits)
+    inner = np.maximum(inner, 2 * c.item * work.tokens * s.hidden + meeting(work))
+    plain = kept.redone + np.maximum(0.0, inner - logits)
     # FSDP2 has a block's gradients as they came and as they are reduced, beside all that the block does; or until then what
     # those of the tables were reduced from, in the pass before
-    whole = block_activations(replace(work, cut=replace(c, selective=0 * c.selective)))
-    again = again + np.where(c.selective > 0, whole - flight.kept, 0.0)
     reduced = (c.item + soft.reduced) * held.block + c.away * soft.reduced * held.block / held.shards
     reduced = np.maximum(reduced, (c.zero != 1) * (work.micro_batches > 1) * soft.reduced * held.tables)
-    fsdp2 = np.maximum(0.0, again + inner + reduced - logits)
+    fsdp2 = np.maximum(0.0, kept.redone + kept.remade + inner + reduced - logits)
     most = np.where((soft.weights > c.item) & (soft.alternate == 0), fsdp2, plain)
     # what was put off is made for all blocks of a stage, and then reduced, when what it was made of is gone
     made, done = held.blocks * held.block, flight.delayed * held.blocks / c.vp
     made = np.maximum(c.item * made, np.where(c.zero == 1, 0.0, soft.gradients * made - done))
     made = (c.put_off > 0) * (soft.weights > c.item) * made - held.blocks * flight.released * (c.offload == 0)
     return np.maximum(most + 2 * work.tokens * s.hidden * c.item, made)
+
+
+def meeting(work: Work) -> Num:
+    """Bytes that attention under cp has in a backward pass beside what was kept: keys and values of others as they arrive
+    and in order, and the fp32 sums of gradients, which travel too (plan/activations.py counts the same)."""
+    c = work.cut
+    query, kv = widths(work)
+    arriving = np.where(c.gathers > 0, 2 * kv * (2 * c.cp + 1), 6 * kv)
+    sums = query + np.where(c.gathers > 0, 2 * kv * (2 * c.cp + 1), 8 * kv)
+    ring = c.item * arriving + 4 * sums
+    return work.tokens * np.where(c.cp > 1, np.where(c.ulysses > 0, c.item * (query + 2 * kv), ring), 0.0)

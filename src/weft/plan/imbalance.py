@@ -20,6 +20,8 @@ def largest_of(count: Num) -> Num:
 def fullest(work: Work) -> Num:
     """Tokens of the process that has most for its experts, in even shares."""
     s = work.sizes
+    if np.all(s.busiest == 1):
+        return 1.0
     return fullest_share(s.busiest, s.experts, s.layers - s.dense_layers, work.cut.ep)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from functools import reduce
+
 import numpy as np
 
 from weft.plan.block import widths
@@ -12,6 +15,36 @@ EAGER_NORM = 3
 """Numbers of 16 bits more that an RMSNorm keeps for each of the hidden state where it is written as PyTorch's own
 operations: its input and what it was scaled to, both in fp32, and not the input in 16 bits. With it 16 more of Hagemann's
 layouts that ran out of memory are said to, and 4 more of those that ran."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Bytes of one block and one micro-batch.
+
+    Attributes:
+        block: from forward to backward.
+        delayed: of gradients of weights that are put off.
+        redone: what a block or a part of it that is computed again as a whole makes at once; `remade`: what is made again
+            of one in which products and attention are not.
+    """
+
+    block: Num
+    delayed: Num
+    redone: Num
+    remade: Num
+
+    @classmethod
+    def of(cls, work: Work) -> Kept:
+        c, block = work.cut, block_activations(work)
+        redone, remade = np.where(c.full > 0, block, 0.0), 0.0 * block
+        shares = (c.redo_attention, c.redo_mlp, c.redo_experts)
+        if any(np.any(share > 0) for share in shares):
+            parts = ((share > 0) * size for share, size in zip(shares, parts_activations(work), strict=True))
+            redone = np.maximum(redone, reduce(np.maximum, parts))
+        if np.any(c.selective > 0):
+            whole = block_activations(replace(work, cut=replace(c, selective=0 * c.selective)))
+            remade = np.where(c.selective > 0, whole - block, 0.0)
+        return cls(block, waiting_gradients(work), redone, remade)
 
 
 def block_activations(work: Work) -> Num:

@@ -103,6 +103,11 @@ class Cut:
         return self.dp * self.fsdp
 
     @property
+    def vee(self) -> Num:
+        """The pipeline goes there and back: its first process has its last stage, too."""
+        return (self.put_off > 0) & (self.vp > 1)
+
+    @property
     def shards(self) -> Num:
         """Processes that share a block, or its states."""
         return self.fsdp * self.cp
