@@ -132,7 +132,7 @@ def test_dots_lie_where_they_fit(dom: Dom) -> None:
     paths = {path.get("class"): path.get("d", "") for path in picture.findall("path")}
     limit = float(picture.find("line[@class='limit']").get("x1", ""))  # type: ignore[union-attr]
     places = {name: [int(x) for x in re.findall(r"M(\d+)", d)] for name, d in paths.items()}
-    assert max(places["fitting"]) <= limit
+    assert max(places["fitting"]) < max(places["tight"]) <= limit
     assert min(places["failing"]) >= limit - 4
     assert len(places["fitting"]) > 100
 

@@ -118,8 +118,8 @@ def _pareto(pareto: Pareto) -> list[Element]:
         [tag("code", str(point.layout)), duration(point.seconds), gibibytes(point.bytes)] for point in pareto.frontier()
     ]
     words = (
-        "Every layout at most four times as slow as the best. Blue fits, grey does not. No layout is both faster and "
-        "smaller than one on the line."
+        "Every layout at most four times as slow as the best. Blue fits, pale blue fits tightly, grey does not. No "
+        "layout is both faster and smaller than one on the line."
     )
     listed = tag("details", tag("summary", f"the {len(rows)} on the line"), table(("layout", "a step", "memory"), rows))
     return section("Memory against time", words, tag("div", pareto.draw(), class_="wide"), listed)

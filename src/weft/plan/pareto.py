@@ -64,11 +64,13 @@ class Pareto:
                 least = size
         return points
 
-    def cells(self) -> list[tuple[int, bool]]:
-        """Of the layouts on each dot, the fastest; and whether it fits."""
+    def cells(self) -> list[tuple[int, str]]:
+        """Of the layouts on each dot, the fastest; and whether it fits: fitting, tight, failing."""
         x, y = self.x(self.found.bytes[self.rows]) // CELL, self.y(self.found.seconds[self.rows]) // CELL
         _, first = np.unique(x * HEIGHT + y, return_index=True)
-        return [(int(index), bool(self.found.fits[index])) for index in self.rows[np.sort(first)]]
+        rows = self.rows[np.sort(first)]
+        how = np.select([self.found.sure[rows], self.found.fits[rows]], ["fitting", "tight"], "failing")
+        return list(zip(map(int, rows), map(str, how), strict=True))
 
     def points(self) -> list[Point]:
         """What a hand over the picture is told."""
@@ -83,10 +85,10 @@ class Pareto:
         return Point(float(self.x(size)), float(self.y(seconds)), layout, seconds, size)
 
     def draw(self) -> Element:
-        dots = {True: "", False: ""}
-        for index, fits in self.cells():
+        dots = dict.fromkeys(("failing", "tight", "fitting"), "")
+        for index, how in self.cells():
             x, y = self.x(self.found.bytes[index]) // CELL * CELL, self.y(self.found.seconds[index]) // CELL * CELL
-            dots[fits] += f"M{x:.0f} {y:.0f}h3v3h-3z"
+            dots[how] += f"M{x:.0f} {y:.0f}h3v3h-3z"
         frontier = self.frontier()
         line = " ".join(f"{point.x:.1f},{point.y:.1f}" for point in frontier)
         limit, right = float(self.x(C.usable * self.found.cluster.memory)), WIDTH - RIGHT
@@ -98,8 +100,7 @@ class Pareto:
             tag("title", "memory of the fullest GPU against time of a step, of every layout"),
             tag("rect", x=limit, y=TOP, width=max(0.0, right - limit), height=HEIGHT - BOTTOM - TOP, class_="beyond"),
             *self._axes(),
-            tag("path", d=dots[False], class_="failing"),
-            tag("path", d=dots[True], class_="fitting"),
+            *(tag("path", d=places, class_=how) for how, places in dots.items()),
             tag("line", x1=limit, x2=limit, y1=TOP - 6, y2=HEIGHT - BOTTOM, class_="limit"),
             tag("text", "what a GPU holds", x=limit - 6, y=TOP - 8, text_anchor="end", class_="note"),
             tag("polyline", points=line, class_="frontier"),
