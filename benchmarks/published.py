@@ -45,13 +45,17 @@ XLA = replace(
 )  # exponents in fp32, gradients in 16 bits (MaxText, max_utils.py)
 COMPILED = replace(TORCH, fused=1)
 # gradients in 16 bits, reduced whole in fp32 when all is done; send and recv; uniform stages; beside torch's loss this
-# micro-batch's logits and those before stay in buffers (its core/optimizer, core/nn/parallel_module)
+# micro-batch's logits and those before stay in buffers (its core/optimizer, core/nn/parallel_module); under sp norms gather
+# what they give, and it is kept whole (core/nn/norm/rms_norm.py)
 SCALING = Software(
     fused=0, flash=0, logits=16, overlap_dp=0, blocking=1, balanced=2, adds=1, whole_head=1, whole_dp=1, gradients=2,
+    keeps_gathered=1,
 )  # fmt: skip
 INTERN_EVO = Software(  # Apex's RMSNorm
     blocking=1, fused=0, fused_norm=1, overlap_dp=0.5, reduced=2, gradients=2, adds=1, turns=2.5e-3,
 )  # fmt: skip
+DEEPSPEED = replace(MEGATRON_21, reduced=2, overlap_dp=0.5)
+FUSED = 0.49  # of the traffic of dealing tokens out, where permutations are fused (--moe-permute-fusion): fitted
 SOFTWARE: tuple[tuple[str, Software], ...] = (
     ("nanotron", NANOTRON), ("MaxText", XLA), ("AA-Scaling", SCALING),
     ("llm-foundry", replace(TORCH, logits=4, stops=0)),  # PyTorch before 2.1
@@ -59,15 +63,17 @@ SOFTWARE: tuple[tuple[str, Software], ...] = (
     ("torchtitan", replace(TORCH_LOSS, alternate=1, gathers8=1)),
     ("InternEvo", INTERN_EVO),
     ("vTrain", replace(MEGATRON_21, fused=0, adds=1, gradients=2)),
-    ("Megatron-DeepSpeed", MEGATRON_DS), ("bigscience", MEGATRON_DS),
-    ("DeepSpeed", replace(MEGATRON_21, reduced=2, overlap_dp=0.5)),
+    ("Megatron-DeepSpeed", MEGATRON_DS),
+    ("ATorch, DeepSpeed", replace(DEEPSPEED, fused=0)),  # Hugging Face's LLaMA, with flash attention (its ds_3d_llama2.py)
+    ("DeepSpeed", DEEPSPEED),
+    ("PaddleNLP", replace(MEGATRON_21, fused=0, fused_norm=2, dropout=0)),  # as the configs that its page names
     ("2021-01", replace(MEGATRON_21, whole_pp=1)), ("Smith et al. 2022", replace(MEGATRON_21, whole_pp=1, adds=1)),
     ("AutoModel", replace(TORCH, fused=1, flash=3, weights=2, gradients=2, master=0, moments=4, reduced=2)),
     ("SimuMax", Software(flash=2, overlap_dp=0)),
     ("NeMo Megatron 22", NEMO_22), ("NeMo 24.12", replace(NEMO_24, flash=3)), ("NeMo 25", MEGATRON_25),
     ("NeMo 24.", NEMO_24), ("nemo-24", NEMO_24),
     ("DeepSeek-V3 README", replace(MEGATRON_CORE, overlap_ep=1, dedup=1)),
-    ("Bridge", replace(MEGATRON_25, overlap_ep=1, dedup=1, routing=0.49)),
+    ("Bridge", replace(MEGATRON_25, overlap_ep=1, dedup=1, routing=FUSED)),
     ("dgxc", MEGATRON_CORE), ("NeMo", MEGATRON_CORE),
     ("ModelZoo", MEGATRON_25), ("mcore", MEGATRON_24),
     ("Primus", replace(MEGATRON_25, gradients=4, reduced=4, overlap_tp=0, adds=1)),  # its configurations for MI300X
@@ -382,7 +388,7 @@ def _is_titan(row: dict[str, Any]) -> bool:
 
 
 def _is_bloom(row: dict[str, Any]) -> bool:
-    return any(word in f"{row.get('set')} {row.get('source')}".lower() for word in ("bloom", "bigscience"))
+    return any(word in f"{row.get('set')} {row.get('source')}".lower() for word in ("bloom", "tr11"))
 
 
 def _since_hopper(row: dict[str, Any]) -> bool:
@@ -465,6 +471,10 @@ def _software(row: dict[str, Any]) -> Software:
         found = replace(found, flash=2)  # FlashAttention-2 is none of Blackwell's
     if found is MEGATRON_DS and row.get("precision") == "fp16":  # added up as they are; its own share of them in fp32
         found = replace(found, gradients=2, master=8)
+    elif (
+        found is DEEPSPEED and _zero(row) == 3
+    ):  # nothing hides its messages: Azure's runs with micro-batches of 1 to 32
+        found = replace(found, overlap_dp=0, sharded=ZERO_3_2021 if "2021" in told else 1)
     elif found is MEGATRON_DS and row.get("precision") == "bf16":  # and beside them in fp32
         found = replace(found, gradients=6)
     elif found.master == 4 and row.get("precision") == "fp16":  # Megatron adds up in fp32 for bf16 alone (arguments.py)
@@ -480,6 +490,10 @@ def _software(row: dict[str, Any]) -> Software:
         found = replace(found, flash=0.5 if "flash attention 1" in extras else max(1, found.flash))
     if "flash attention 2" in extras:
         found = replace(found, flash=1)
+    if "cross entropy of te" in extras:  # one kernel (transformer_engine/common/triton/cross_entropy.py)
+        found = replace(found, lean_loss=1)
+    if "plain attention" in extras:
+        found = replace(found, flash=0)
     # NVIDIA reduces gradients in 16 bits in its own tables
     if "megatron-core by nvidia" in told or "gradients in 16 bits" in extras:
         found = replace(found, gradients=2, reduced=2)
@@ -518,6 +532,9 @@ MXFP8 = 0.92
 tables a step of the same dense model, layout and card takes 3 to 12 % longer, in the middle of seven pairs 6, and products
 are 60 % of it."""
 
+ZERO_3_2021 = 0.25
+"""Of the network's rate, what DeepSpeed's ZeRO-3 had when it was new: Narayanan et al. 2021, table 2."""
+
 BIASES = 28 / (2 * CONSTANTS.routing)
 """What biases of experts add to tokens' traffic: 28 bytes for each number, since kernels of their own multiply them by
 probabilities in fp32, add them expert by expert, and join the parts (megatron/core/transformer/moe/experts.py)."""
@@ -534,7 +551,9 @@ def _experts(row: dict[str, Any], told: str, found: Software) -> Software:
     if row.get("variant") == "tokendrop" and blackwell:
         found = replace(found, graphs=2)  # each expert gets as many tokens, so that no CPU has to know how many
     if "deepep" in told or recipe.get("moe_flex_dispatcher_backend"):
-        found = replace(found, dedup=1, routing=min(0.49, found.routing))
+        found = replace(found, dedup=1, routing=min(FUSED, found.routing))
+    if "permute fusion" in row.get("extras", []):
+        found = replace(found, routing=min(FUSED, found.routing))
     if (container := re.search(r'"(2\d\.\d\d)', row.get("source", ""))) and float(container[1]) >= 26.06:
         found = replace(found, routing=0.2, graphs=2 if blackwell and row["model"].get("experts") else 0)
     if "bridge" in told and "GPT-OSS" in str(row["model"].get("name")):

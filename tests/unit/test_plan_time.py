@@ -427,3 +427,43 @@ def test_experts_that_no_other_process_has_are_not_reduced() -> None:
     assert dp("fsdp8.zero1") - dp("fsdp8.zero1.ep8") == pytest.approx(bytes_of(experts, 8) / rate, rel=0.02)
     assert dp("fsdp8.ep8") == pytest.approx(dp("fsdp8", alone), rel=0.02)
     assert dp("fsdp8") > dp("fsdp8.ep2") > dp("fsdp8.ep4") > 1.5 * dp("fsdp8.ep8")
+
+
+def test_a_head_uses_a_part_of_the_block_that_its_stage_has_less() -> None:
+    def head(layers: int) -> tuple[float, float]:
+        plain = work(GPT3.model_copy(update={"num_layers": layers}), "pp8.mb1.bf16", 64)
+        passes = Passes.of(plain)
+        return float(step_time(plain).head), 64 * float(passes.head)
+
+    taken, whole = head(96)
+    assert taken == pytest.approx(whole)
+    block = step_time(work(GPT3, "mb1.bf16", 64))
+    one = float(block.matmul + block.attention + block.elementwise) / GPT3.num_layers
+    for layers in (94, 102):  # with the embedding and the head as a block each they are dealt out evenly
+        taken, whole = head(layers)
+        assert taken == pytest.approx(max(0, whole - 0.3 * one), rel=0.05)
+
+
+def test_megatron_hides_stages_messages_where_they_interleave() -> None:
+    hides, waits = replace(MEGATRON, overlap_pp=1), replace(MEGATRON, overlap_pp=0)
+    straight, interleaved = "pp8.mb1.bf16", "pp8.vp3.interleaved.mb1.bf16"
+    assert step_time(work(GPT3, straight, 64, hides)).pp == step_time(work(GPT3, straight, 64, waits)).pp
+    assert step_time(work(GPT3, interleaved, 64, hides)).pp < 0.6 * step_time(work(GPT3, interleaved, 64, waits)).pp
+
+
+def test_zero_3_can_have_less_of_the_network() -> None:
+    def dp(layout: str, sharded: float) -> float:
+        return float(step_time(work(GPT3, f"{layout}.mb1.bf16", 512, Software(overlap_dp=0, sharded=sharded))).dp)
+
+    slower = dp("fsdp512", 0.5) - dp("fsdp512", 1)
+    assert dp("fsdp512", 0.25) - dp("fsdp512", 0.5) == pytest.approx(2 * slower)
+    assert dp("fsdp512", 1) > slower > 0.7 * dp("fsdp512", 1)  # but for what messages take from the computation
+    assert dp("fsdp512.zero1", 0.25) == dp("fsdp512.zero1", 1)  # which reduces and gathers otherwise
+
+
+def test_an_rmsnorm_of_small_kernels_keeps_what_it_takes_and_gives_in_fp32() -> None:
+    shape = preset_shape("llama3-8b")
+    eager, fused = (
+        block_activations(work(shape, "mb1.bf16", 1, Software(fused=0, fused_norm=norm))) for norm in (0, 1)
+    )
+    assert eager - fused == 2 * (4 + 4 - 2) * 2048 * shape.hidden  # of two norms: fp32 twice, for its input in bf16

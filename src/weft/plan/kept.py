@@ -11,6 +11,11 @@ from weft.plan.block import widths
 from weft.plan.imbalance import fullest
 from weft.plan.work import Num, Work
 
+EAGER_NORM = 3
+"""Numbers of 16 bits more that an RMSNorm keeps for each of the hidden state where it is written as PyTorch's own
+operations: its input and what it was scaled to, both in fp32, and not the input in 16 bits. With it 16 more of Hagemann's
+layouts that ran out of memory are said to, and 4 more of those that ran."""
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -83,7 +88,8 @@ def parts_activations(work: Work) -> tuple[Num, Num, Num]:
         (1 - cheap) * (soft.fused == 0) * (s.matrices == 3)
     )  # one kernel, one result: of norms, positions, activations
     normed = (1 - cheap) * (c.item - in_8_bits) * s.hidden * wide + c.item * (
-        eager * (soft.fused_norm == 0) * 2 * s.hidden * wide + c.sp * soft.keeps_gathered * s.hidden * (tokens - wide)
+        eager * (soft.fused_norm == 0) * EAGER_NORM * s.hidden * wide
+        + c.sp * soft.keeps_gathered * s.hidden * (tokens - wide)
     )
     # queries, keys, values, the result; of latent attention their short vectors, too
     raised = np.where(soft.raises_again, s.value_dim, 2 * s.head_dim + 2 * s.value_dim)  # or the result alone

@@ -151,7 +151,8 @@ def weight_bytes(work: Work) -> Num:
 def shard_messages(work: Work, busy: tuple[Num, Num]) -> Num:
     """ZeRO-3 gathers a block's weights forward and backward and scatters its gradients, beside its neighbour's
     computation."""
-    c, chip, soft = work.cut, work.machine, work.software
+    c, soft = work.cut, work.software
+    chip = replace(work.machine, network=work.machine.network * soft.sharded)
     parts = list(zip(copies(work), parameters(work)[:2], strict=True))
     gather, scatter = (
         sum(collectives.gather(one.shards, one.stride, chip, part * item) * (part > 0) for one, part in parts)
@@ -188,16 +189,19 @@ def stage_times(work: Work, beat: Beat, head: Num, late: Num) -> Stages:
     """`head`: seconds of the logits and their loss, of one micro-batch; `late`: of gradients of weights, in a block."""
     s, c, chip, soft = work.sizes, work.cut, work.machine, work.software
     blocks, count, piped = work.blocks, work.micro_batches, c.pp > 1
-    blocking = np.maximum(soft.blocking, soft.waits)
+    # interleaved, a process has another chunk's work while a message is on its way; else each waits for its neighbour
+    hidden = soft.overlap_pp * (c.vp > 1)
+    blocking = np.maximum(np.where(soft.overlap_pp > hidden, 1.0, soft.blocking), soft.waits)
     per_block = beat.gpu + blocking * beat.late
     # the last process has the head too; where stages cannot be cut finer, it is the slowest
-    spare = np.where(piped, blocks - s.layers / c.pp, 0.0) * per_block
+    beside = (s.layers % c.pp > 0) & ((s.layers + 2) % c.pp == 0)
+    spare = np.where(piped, np.where(beside, C.spare, blocks - s.layers / c.pp), 0.0) * per_block
     slowest = np.where(piped, np.maximum(0.0, head - spare), head)
     even = evened(work, head / per_block) * per_block
     slowest = np.where((soft.balanced > 0) & piped, np.maximum(head, even) - blocks * per_block, slowest)
     sent = work.tokens * s.hidden * c.item / np.where(soft.whole_pp, 1, c.tp)
     flow = collectives.send(c.tp * c.cp * c.dp * c.fsdp, chip, sent)
-    shown = np.where(soft.overlap_pp, C.pp_exposed * 0.4, C.pp_exposed)
+    shown = np.where(hidden, C.pp_exposed * 0.4, C.pp_exposed)
     pp = np.where(piped, 2 * flow * (count * c.vp * shown + (c.pp - 1)), 0.0)
     mean = (s.layers * per_block + head) / c.pp
     # zbh1: a stage waits for the others' F + B - W, for its own weights have their backward pass then (Qi et al. 2023, 2)

@@ -157,8 +157,9 @@ class Software:
             GPU's generation, 3 those of 2025.
         overlap_dp: gradients are reduced and weights gathered beside the computation; 0.5: gradients only, and of
             ZeRO-3's half.
+        sharded: of the network's rate, what ZeRO-3's messages have.
         overlap_tp: tp's messages go beside the matrix products.
-        overlap_pp: stages' messages go beside the computation.
+        overlap_pp: stages' messages go beside the computation, where they interleave (Megatron's schedules.py).
         blocking: the CPU waits for each of them.
         waits: it waits for each kernel, too (CUDA_LAUNCH_BLOCKING).
         whole_pp: every process of tp sends the whole of a stage's message, not its part.
@@ -200,6 +201,7 @@ class Software:
     whole_head: Num = 0
     flash: Num = 1
     overlap_dp: Num = 1
+    sharded: Num = 1
     overlap_tp: Num = 0
     overlap_pp: Num = 0
     blocking: Num = 0
