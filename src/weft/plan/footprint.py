@@ -109,7 +109,7 @@ def dealt_blocks(work: Work) -> tuple[Num, Num]:
     fewest = np.where(late, 0, c.vp)
     beside_head = np.clip(np.floor(most - head + np.where(late, 0.5, 0.0)), fewest, s.layers)
     # one more while the others have no less to do
-    more = ~late & (beside_head + head <= np.floor((s.layers - beside_head - 1) / count))
+    more = np.logical_not(late) & (beside_head + head <= np.floor((s.layers - beside_head - 1) / count))
     beside_head = np.clip(beside_head + more, fewest, s.layers)
     rest = s.layers - beside_head  # of the other processes
     others = np.ceil(rest / count)
@@ -190,7 +190,7 @@ def process(work: Work, kept: Kept, *, first: bool, inside: bool) -> Footprint:
     there = np.where(leads & (c.pp > 1), flight.first, flight.last + logits) - activations  # of the logits
     weights, gradients, optimizer = states(work, held)
     buckets = (c.zero == 0) & (c.replicas * c.cp > 1)  # are there from the start
-    come = (soft.freed > 0) & (work.micro_batches <= 1) & ~buckets
+    come = (soft.freed > 0) & (work.micro_batches <= 1) & np.logical_not(buckets)
     gradients = np.where(come, np.maximum(0.0, gradients - activations - there), gradients)
     axes = 1.0 * (c.tp > 1) + (c.pp > 1) + (c.cp > 1) + (c.replicas > 1)
     return Footprint(
