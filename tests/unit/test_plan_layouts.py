@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from test_calibrate import LLAMA, cluster, round_machine
 from typer.testing import CliRunner
 
@@ -18,6 +19,7 @@ from weft.config.load import make_config
 from weft.models.huggingface import config_from_shape
 from weft.models.shape import Shape
 from weft.plan.advice import Question
+from weft.plan.findings import show_plan, show_search
 from weft.plan.grid import AXES, row_of
 from weft.plan.machine import read_cluster
 from weft.plan.memory import largest, layout_memory
@@ -26,7 +28,7 @@ from weft.plan.plan import Plan
 from weft.plan.search import Search, search
 from weft.plan.waterfall import memory_parts, slower, time_parts
 from weft.presets import preset_shape
-from weft.units import count
+from weft.units import count, gibibytes
 
 JOB = Job(seq=4096, global_batch=128, tokens=1e11)
 SMALL = Shape.model_validate(LLAMA)
@@ -88,6 +90,39 @@ def test_what_may_run_out_of_memory_is_behind_what_surely_fits(found: Search) ->
     assert (tight.verdict, winner.verdict) == ("fits tightly", "fits")
     printed = " ".join(run("llama3-8b", "--cluster", "h100x16", "--batch", "128").split())
     assert f"so tight that it may run out of memory: {tight.layout}" in printed
+
+
+def test_where_nothing_surely_fits_every_answer_says_so(found: Search) -> None:
+    """GPUs that hold a little more than the smallest layout of eight is predicted to take."""
+    shape, eight = found.shape, read_cluster("h100x8")
+    least = search(shape, JOB, eight.model_copy(update={"memory_gib": 1})).bytes.min()
+    small = eight.model_copy(update={"memory_gib": 1.02 * least / 0.92 / 2**30})
+    full = search(shape, JOB, small)
+    best = full.best(3)
+    assert best
+    assert not any(plan.sure for plan in best)
+    told = Question(shape, JOB, small, WEFT).answers(best[0], 1e6, what_if=True)
+    answers = {answer.question: answer.answer for answer in told}
+    assert re.fullmatch(r"8 GPUs, [\d.,]+ days, tightly", answers["GPUs for 1e+06 days"])
+    assert answers["largest micro-batch of this layout"].endswith(", tightly")
+    with (console := Console(width=160)).capture() as printed:
+        show_search(full, best, console)
+        show_plan(best[0], console)
+    text = " ".join(printed.get().split())
+    assert ", 0 fit, " in text
+    assert re.search(r"Nearest that fits: .*, [\d.:]+( m?s)?, tightly\.", text)
+    assert f"({gibibytes(0.92 * small.memory)} can be used)" in text
+
+
+def test_what_computes_products_again_takes_their_time() -> None:
+    """All but attention, or but messages, is nearly all of a block; all but products is little."""
+    job, shape = Job(seq=8192, global_batch=64), preset_shape("llama3-8b")
+    seconds = {
+        form: Plan.of(shape, Layout.parse(f"fsdp8.mb1.{form}.bf16"), job, read_cluster("h100x8")).seconds
+        for form in ("full", "keep-attention", "keep-network", "selective", "keep-matmul", "fit30g", "fit40g", "fit70g")
+    }
+    assert seconds["keep-attention"] == seconds["keep-network"] == seconds["full"] > 1.1 * seconds["selective"]
+    assert seconds["full"] >= seconds["fit30g"] > seconds["fit40g"] > seconds["fit70g"]
 
 
 def test_parts_add_up(found: Search) -> None:
@@ -496,6 +531,8 @@ def test_smaller_moments_make_room() -> None:
         ("mixtral-8x7b", "fsdp8.zero1.ep8.pp8.zbh1.mb1.bf16"),
         ("llama3-8b", "fsdp8.mb1.redo-mlp.bf16"), ("llama3-8b", "fsdp2.zero1.tp2.sp.pp2.mb1.redo-mlp.bf16"),
         ("llama3-8b", "fsdp2.tp4.sp.mb1.redo-attention.bf16"), ("llama3-8b", "fsdp8.mb1.redo-attention+mlp.bf16"),
+        ("llama3-8b", "fsdp8.mb1.keep-attention.bf16"), ("llama3-8b", "fsdp8.mb1.keep-matmul.bf16"),
+        ("llama3-8b", "fsdp8.mb1.fit40g.bf16"),
         ("llama3-8b", "fsdp8.mb1.redo-mlp/2.bf16"), ("mixtral-8x7b", "fsdp16.ep8.mb1.redo-experts.bf16"),
         ("mixtral-8x7b", "fsdp16.zero1.ep8.mb1.redo-attention+experts.bf16"),
         ("mixtral-8x7b", "fsdp16.ep8.mb1.redo-mlp.bf16"), ("deepseek-v2-lite", "fsdp16.ep8.mb1.redo-experts.bf16"),

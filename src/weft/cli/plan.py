@@ -101,7 +101,7 @@ def layouts(
     from weft.plan.page import draw_page, draw_plan
     from weft.plan.plan import Plan
     from weft.plan.search import search
-    from weft.units import percent
+    from weft.plan.waterfall import slower
 
     if fp8 and layout is not None:
         raise ValueError(
@@ -157,8 +157,8 @@ def layouts(
     elif emit is not None:
         chosen, written = fastest(found, emit)
         if shown is not None and chosen.layout != shown.layout:
-            more = percent(chosen.seconds / shown.seconds - 1)
-            print(f"{emit}: the fastest that it can run is {chosen.layout}, which takes {more} longer", file=sys.stderr)
+            line = f"{emit}: the fastest that it can run is {chosen.layout}, which takes {slower(chosen, shown)} time"
+            print(line if chosen.sure else f"{line} and fits tightly", file=sys.stderr)
         _emit(written, emit, out)
 
 

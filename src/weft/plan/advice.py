@@ -190,7 +190,7 @@ class Question:
             found = self.gpus_for(days)
             answer = f"no number up to {MOST_GPUS:,}: a larger batch can be shared out over more"
             if found:
-                answer = f"{found.cluster.gpus:,} GPUs, {found.days:.1f} days"
+                answer = f"{found.cluster.gpus:,} GPUs, {found.days:.1f} days{tightly(found)}"
             yield Answer(f"GPUs for {days:g} days", answer, found.layout if found else None)
         if what_if and (small := self.smaller_moments()):
             answer = f"{slower(small, plan)} time" if plan else "fits"

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from weft.plan.advice import Answer
+from weft.plan.advice import Answer, tightly
 from weft.plan.constants import CONSTANTS
 from weft.plan.grid import row_of
 from weft.plan.numbers import Job
@@ -59,7 +59,9 @@ def counted(found: Search) -> str:
 
 
 def memory_of(plan: Plan) -> str:
-    return f"{gibibytes(plan.bytes)} ± {percent(plan.memory.spread)} of {gibibytes(plan.cluster.memory)}"
+    """What it takes, of what there is; where that may not be enough, how much of it can be used."""
+    told = f"{gibibytes(plan.bytes)} ± {percent(plan.memory.spread)} of {gibibytes(plan.cluster.memory)}"
+    return told if plan.sure else f"{told} ({gibibytes(CONSTANTS.usable * plan.cluster.memory)} can be used)"
 
 
 def left(plan: Plan) -> str:
@@ -105,7 +107,7 @@ def refusal(found: Search) -> str:
 
 
 def _change(plan: Plan, words: Sequence[str]) -> str:
-    return f"Nearest that fits: {', '.join(words)}: {plan.layout}, {duration(plan.seconds)}."
+    return f"Nearest that fits: {', '.join(words)}: {plan.layout}, {duration(plan.seconds)}{tightly(plan)}."
 
 
 def _ranking(plans: Iterable[Plan]) -> Table:

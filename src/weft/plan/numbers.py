@@ -138,6 +138,7 @@ def cut(shape: Shape, layout: Layout, job: Job) -> Cut:
     recompute = Recompute.parse(layout.recompute)
     stage = -(-shape.num_layers // layout.num_stages)  # blocks of the largest
     again = len(recompute.blocks(stage)) / stage if recompute.budget is None else 0.0
+    products = "matmul" in recompute.keeps  # else all but a little is made again, as of a whole block
     return Cut(
         dp=layout.dp,
         fsdp=layout.fsdp,
@@ -151,8 +152,8 @@ def cut(shape: Shape, layout: Layout, job: Job) -> Cut:
         ep=layout.ep,
         etp=layout.expert_tp,
         micro_batch=layout.micro_batch_size(job.global_batch),
-        full=0.0 if recompute.keeps or recompute.redone else again,
-        selective=again if recompute.keeps else 0.0,
+        full=0.0 if products or recompute.redone else again,
+        selective=again if products else 0.0,
         redo_attention=again if "attention" in recompute.redone else 0.0,
         redo_mlp=again if "mlp" in recompute.redone else 0.0,
         redo_experts=again if "experts" in recompute.redone else 0.0,

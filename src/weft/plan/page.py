@@ -8,7 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from weft.config.load import make_config
-from weft.plan.advice import Answer
+from weft.plan.advice import Answer, tightly
 from weft.plan.findings import asked, counted, left, memory_of, refusal
 from weft.plan.machine import Cluster
 from weft.plan.markup import Child, Element, page, section, table, tag
@@ -168,7 +168,7 @@ def _nearest(found: Search) -> list[Element]:
         line += [
             f" With {', '.join(words)} it fits: ",
             tag("code", str(change.layout)),
-            f", {duration(change.seconds)}.",
+            f", {duration(change.seconds)}{tightly(change)}.",
         ]
     if not len(found.order):
         return section("Smallest that does not fit", "What comes nearest.", tag("p", *line))

@@ -6,13 +6,14 @@ from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
 from weft.config.layout import Layout
+from weft.config.recompute import Recompute
 from weft.models.shape import Shape
 from weft.plan.counted import counted_time
 from weft.plan.footprint import Footprint, footprint
 from weft.plan.machine import Cluster
 from weft.plan.numbers import WEFT, Job, in_8_bits, numbers
 from weft.plan.time import Time, step_time
-from weft.plan.work import Software, Work
+from weft.plan.work import Software
 
 
 @dataclass(frozen=True)
@@ -38,18 +39,15 @@ class Plan:
         if layout.world != cluster.gpus:
             raise ValueError(f"layout {layout} takes {layout.world:,} GPUs and the cluster has {cluster.gpus:,}")
         layout.check(shape, job.global_batch, job.seq)
-        work = numbers(shape, layout, job, cluster, software)
+        settled = fitted(shape, layout, job, cluster, software)
+        work = numbers(shape, settled, job, cluster, software)
         time = plain(step_time(work))
         if cluster.curves and software is WEFT:  # which have no bus and no update on the CPU
             away = layout.offload_weights or layout.offload_optimizer
-            counted = counted_time(shape, layout, job, cluster.curves)
+            counted = counted_time(shape, settled, job, cluster.curves)
             optimizer = time.optimizer if away else counted.optimizer
             time = replace(counted, optimizer=optimizer, offload=time.offload)
         return cls(shape, layout, job, cluster, software, time, plain(footprint(work)))
-
-    @property
-    def work(self) -> Work:
-        return numbers(self.shape, self.layout, self.job, self.cluster, self.software)
 
     @property
     def seconds(self) -> float:
@@ -105,6 +103,19 @@ class Plan:
         if extra[most] > 0.1 * self.seconds:
             return WASTE[most]
         return "HBM" if parts["elementwise"] + parts["optimizer"] > parts["matmul"] else "compute"
+
+
+def fitted(shape: Shape, layout: Layout, job: Job, cluster: Cluster, software: Software) -> Layout:
+    """With a budget of memory made the fewest blocks of each stage whose recomputation keeps within it, or all of them
+    where these are not enough. In closed form; plan/memory.py counts it for each stage by itself."""
+    budget = Recompute.parse(layout.recompute).budget
+    if budget is None:
+        return layout
+    for count in range(-(-shape.num_layers // layout.num_stages) + 1):
+        layout = layout.model_copy(update={"recompute": f"full:{count}" if count else "none"})
+        if footprint(numbers(shape, layout, job, cluster, software)).total <= budget:
+            break
+    return layout
 
 
 WASTE = {
