@@ -182,6 +182,14 @@ def test_flops_of_recomputation() -> None:
     assert flops["again"] == pytest.approx(forward - LAYERS * 2 * HIDDEN * SHAPE.ffn * TOKENS, rel=1e-9)
 
 
+def test_experts_that_are_computed_again_are_no_work_of_the_model() -> None:
+    """All three products once more, for each token's two experts: a CPU's keep what they take when they are done."""
+    plain, again = exact("single", "mixtral").flops, exact("redo-experts", "mixtral").flops
+    assert again["matmul"] == plain["matmul"]
+    product = 2 * HIDDEN * 352 * 2 * TOKENS
+    assert again["again"] == pytest.approx(LAYERS * 3 * product, rel=1e-9)
+
+
 # -- what is not computed ---------------------------------------------------------------------------------------------
 
 

@@ -21,6 +21,7 @@ from weft.exact.ledger import Ledger
 from weft.exact.messages import Messages
 from weft.exact.products import Products
 from weft.models.decoder import Block, Decoder
+from weft.models.moe import Experts
 from weft.parallel import context
 from weft.parallel.woven import Woven
 
@@ -35,11 +36,18 @@ OPENED: dict[Any, Callable[..., Any]] = {
 def watching() -> Iterator[Watch]:
     """Everything that is done inside is seen."""
     watch = Watch()
-    resize = torch.UntypedStorage.resize_
+    resize, compute = torch.UntypedStorage.resize_, Experts.compute
 
     def resized(storage: torch.UntypedStorage, size: int) -> None:
         resize(storage, size)
         watch.ledger.resized(storage, watch.module)
+
+    def computed(experts: Experts, *given: Tensor) -> Tensor:
+        watch.inside.append(watch.names.get(id(experts), ""))
+        try:
+            return compute(experts, *given)
+        finally:
+            watch.inside.pop()
 
     handles = [
         every.register_module_forward_pre_hook(watch.enters),
@@ -47,7 +55,9 @@ def watching() -> Iterator[Watch]:
     ]
     try:
         # FSDP2 frees and makes gathered weights so, and that is no operation
-        with patch.object(torch.UntypedStorage, "resize_", resized), watch:
+        resizing = patch.object(torch.UntypedStorage, "resize_", resized)
+        # and experts that are computed again by themselves are no module that is entered
+        with resizing, patch.object(Experts, "compute", computed), watch:
             yield watch
     finally:
         for handle in handles:
