@@ -234,6 +234,19 @@ def test_advice_comes_with_its_evidence_largest_first(profile: Profile) -> None:
     assert any("look at rank 1's machine" in it.change for it in found)
 
 
+def test_nothing_is_advised_that_weft_refuses(tmp_path: Path) -> None:
+    """Experts whose block is computed again are not compiled."""
+    changes = {}
+    for layout in ("ep2.fsdp2.redo-experts", "ep2.fsdp2"):
+        model = {"preset": "mixtral-8x7b", "num_layers": 4}
+        settings = {"model": model, "layout": layout, "train": {"global_batch": 16, "seq": 1024}}
+        found = advise(load(capture(tmp_path / layout / "profile" / "step-00000007", settings=settings)))
+        changes[layout] = " ".join(it.change for it in found)
+    assert "layout.compile" in changes["ep2.fsdp2"]
+    assert "layout.compile" not in changes["ep2.fsdp2.redo-experts"]
+    assert "micro" in changes["ep2.fsdp2.redo-experts"]
+
+
 def test_memory_that_logits_hold_is_what_the_planner_says_a_chunked_loss_saves(tmp_path: Path) -> None:
     events = [*cuda_step(), range_("module:head", 205, 20)]
     settings = {

@@ -153,9 +153,10 @@ def about_host(case: Case) -> Iterator[Advice]:
     """Launches and Python; and many small kernels."""
     config, share = case.profile.config, case.share("host")
     compiled = config is not None and config.layout.compile
+    fuses = not compiled and case.takes(layout={"compile": True})
     if share >= 0.1:
         what = "nothing runs on the GPU" if case.on_gpu else "no operation runs"
-        changes = [] if compiled else ["layout.compile = true"]
+        changes = ["layout.compile = true"] if fuses else []
         larger, room = _larger(case, share)
         if larger or not compiled:
             changes.append(larger or "larger micro-batches")
@@ -165,7 +166,7 @@ def about_host(case: Case) -> Iterator[Advice]:
             f"{_launched(case)}{room}",
         )  # fmt: skip
     small = sum(case.share(kind) for kind in ("element-wise", "norm"))
-    if small >= 0.15 and not compiled:
+    if small >= 0.15 and fuses:
         yield from case.time(
             "layout.compile = true", small / 2,
             f"element-wise operations and norms take {percent(small)} of the step; fused, about half of what they move "

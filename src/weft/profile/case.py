@@ -54,6 +54,14 @@ class Case:
         if share >= LEAST_TIME:
             yield Advice(change, f"up to {percent(share)} of the step", evidence, share)
 
+    def takes(self, **changes: Any) -> bool:
+        """Whether weft does not refuse other settings; of a trace that tells none, nobody knows."""
+        config = self.profile.config
+        try:
+            return config is None or bool(make_config(merge(config.model_dump(mode="json"), changes)))
+        except ValueError:
+            return False
+
     def saved(self, **changes: Any) -> int | None:
         """Bytes that the fullest rank takes less with other settings, by the planner; None where weft refuses them."""
         config, rank = self.profile.config, self.memory_rank
