@@ -43,6 +43,7 @@ def there_and_back(config: Config, system: str, tmp_path: Path, **known: object)
         ("llama3-8b", "dp8.cp2.mb1.fp16"),
         ("llama3-8b", "fsdp8.zero1.mb1.offloadoptimizer.bf16"),
         ("mixtral-8x7b", "fsdp8.zero1.ep8.etp1.tp2.sp.mb1.bf16"),
+        ("mixtral-8x7b", "fsdp8.zero1.ep8.mb1.redo-mlp.bf16"),
         ("qwen3-8b", "fsdp8.zero1.mb1.bf16"),
         ("gpt3-13b", "dp8.tp2.mb4"),
         ("deepseek-v3", "fsdp64.zero1.ep64.etp1.tp2.sp.pp8.mb1.full.bf16"),
@@ -246,6 +247,9 @@ def test_remarks_are_comments_of_the_file() -> None:
     written = write(a_run("llama3-8b", "fsdp8.mb1.chunked.bf16"), "megatron")
     assert any("layout.loss = chunked" in remark for remark in written.remarks)
     assert all(f"# {remark}" in written.text for remark in written.remarks)
+    for model, kept in (("mixtral-8x7b", True), ("llama3-8b", False)):
+        remarks = " ".join(write(a_run(model, "fsdp8.zero1.mb1.redo-mlp.bf16"), "megatron").remarks)
+        assert ("makes the norm before experts again" in remarks) == kept
 
 
 SCRIPT = """#!/bin/bash

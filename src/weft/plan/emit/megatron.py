@@ -144,6 +144,9 @@ def remarks_on(config: Config) -> tuple[str, ...]:
         "weft's selective keeps products and attention; Megatron's recomputes the modules that are named.": (
             layout.recompute == "selective"
         ),
+        "weft's redo-mlp makes the norm before experts again, too; Megatron keeps what that gives.": (
+            layout.recompute == "redo-mlp" and config.model.experts is not None
+        ),
         "layout.loss = chunked: Megatron's logits exist as a whole; leave room for them.": layout.loss == "chunked",
         "layout.compile: Megatron has kernels of its own instead.": layout.compile,
         "Weights are bf16 beside an fp32 copy; weft keeps fp32 ones alone.": layout.precision not in ("fp32", "fp16"),
