@@ -26,7 +26,7 @@ from weft.plan.memory import largest, layout_memory
 from weft.plan.numbers import WEFT, Job
 from weft.plan.plan import Plan
 from weft.plan.search import Search, search
-from weft.plan.waterfall import memory_parts, slower, time_parts
+from weft.plan.waterfall import memory_parts, slower, time_parts, why_slower
 from weft.presets import preset_shape
 from weft.units import count, gibibytes
 
@@ -88,6 +88,10 @@ def test_what_may_run_out_of_memory_is_behind_what_surely_fits(found: Search) ->
     assert tight.seconds < winner.seconds
     assert tight.bytes <= limit < (1 + tight.memory.spread) * tight.bytes
     assert (tight.verdict, winner.verdict) == ("fits tightly", "fits")
+    assert why_slower(tight, winner) == "tight memory"
+    slow = next(plan for _, plan in found.first(found.fastest[::-1], 500) if plan.verdict == "fits tightly")
+    assert slow.seconds > winner.seconds
+    assert why_slower(slow, winner).endswith(" ms, tight")
     printed = " ".join(run("llama3-8b", "--cluster", "h100x16", "--batch", "128").split())
     assert f"so tight that it may run out of memory: {tight.layout}" in printed
 

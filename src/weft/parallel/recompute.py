@@ -56,7 +56,7 @@ def _parts(block: Any, redone: tuple[str, ...]) -> Iterator[tuple[nn.Module, str
         yield block, "fed", block.fed
     if "experts" in redone and isinstance(block.mlp, MoE):
         experts = block.mlp.experts
-        # no module is entered again: the class's method is looked up each time, for a profile gives it a name
+        # no module is entered again: the class's method is looked up each time, for profiles and exact plans wrap it
         yield experts, "compute", lambda *given: type(experts).compute(experts, *given)
 
 

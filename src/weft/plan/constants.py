@@ -45,7 +45,7 @@ class Constants:
     fsdp_hidden: float = 0.93  # of it, where the next block's weights are gathered ahead
     ep_hidden: float = 0.65  # of experts' messages, where they overlap
     pp_exposed: float = 0.926  # of the stages' messages
-    spare: float = 0.3  # of a block's time that the head's stage has less, what the head can use
+    spare: float = 0.3  # of a block's time, what the head can use where its stage has a block less than others
     contention: float = (
         0.909  # of the time that a hidden message would take on NVLink, in which it takes SMs and memory from others
     )

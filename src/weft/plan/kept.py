@@ -84,9 +84,8 @@ def parts_activations(work: Work) -> tuple[Num, Num, Num]:
     query, kv = widths(work)
     cheap = c.selective * (soft.flash > 0)
     in_8_bits = soft.keeps8 * c.fp8 * (c.item - 1)  # what products took: after norms, before experts, after activations
-    eager = (
-        (1 - cheap) * (soft.fused == 0) * (s.matrices == 3)
-    )  # one kernel, one result: of norms, positions, activations
+    # one kernel, one result: of norms, positions, activations
+    eager = (1 - cheap) * (soft.fused == 0) * (s.matrices == 3)
     normed = (1 - cheap) * (c.item - in_8_bits) * s.hidden * wide + c.item * (
         eager * (soft.fused_norm == 0) * EAGER_NORM * s.hidden * wide
         + c.sp * soft.keeps_gathered * s.hidden * (tokens - wide)
@@ -104,9 +103,8 @@ def parts_activations(work: Work) -> tuple[Num, Num, Num]:
     mlp = c.item * ((1 - share) * tokens * states * s.ffn / tp + share * routed + eager * activated(work))
     mlp = mlp - in_8_bits * ((1 - cheap) * activated(work) + share * mine * s.hidden)
     # what is dealt out to experts is kept as it came, where they are computed again
-    experts = (
-        share * mine * (s.expert_ffn * (c.item * (states + eager) - in_8_bits * (1 - cheap)) - in_8_bits * s.hidden)
-    )
+    inside = s.expert_ffn * (c.item * (states + eager) - in_8_bits * (1 - cheap))
+    experts = share * mine * (inside - in_8_bits * s.hidden)
     return normed + attention, normed + mlp, experts
 
 

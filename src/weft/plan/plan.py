@@ -63,7 +63,7 @@ class Plan:
 
     @property
     def sure(self) -> bool:
-        """It fits, however much more than predicted it may take; else it fits tightly, if at all."""
+        """It fits even if it takes as much more as such predictions are off (`spread`); else it fits tightly, if at all."""
         return bool(self.memory.sure(self.cluster.machine()))
 
     @property

@@ -70,9 +70,11 @@ def slower(plan: Plan, winner: Plan) -> str:
 
 
 def why_slower(plan: Plan, winner: Plan) -> str:
-    """The part of the time that tells two plans apart most; or that it is none, for the plan is faster but tight."""
-    if plan.seconds < winner.seconds and winner.sure and not plan.sure:
+    """The part of the time that tells two plans apart most, and whether the slower is tight, too; or that it is none, for
+    the plan is faster but tight."""
+    tight = winner.sure and not plan.sure
+    if tight and plan.seconds < winner.seconds:
         return "tight memory"
     differences = {name: getattr(plan.time, name) - getattr(winner.time, name) for name in TIME_WORDS}
     most = max(differences, key=lambda name: differences[name])
-    return f"{most} +{1000 * differences[most]:,.0f} ms"
+    return f"{most} +{1000 * differences[most]:,.0f} ms{', tight' if tight else ''}"
