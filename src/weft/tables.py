@@ -10,8 +10,8 @@ from rich.text import Text
 
 UNBOUND = 1000
 """Columns that no table needs."""
-NARROW = 110
-"""Columns of a terminal in which bars and what stands behind them have no room as they are."""
+BESIDE = 30
+"""Columns that a bar's name and numbers take."""
 
 
 def print_table(table: Table, console: Console) -> None:
@@ -33,6 +33,20 @@ def print_table(table: Table, console: Console) -> None:
         shown = name if isinstance(name, Text) else Text.from_markup(str(name))
         console.print(shown, style=row.style, overflow="fold")
         console.print(Segments([*line, Segment.line()]), crop=False, end="")
+
+
+def bar_table(title: str = "") -> Table:
+    """For rows of a name, two numbers, a bar and words, of which the words alone are folded where there is little room."""
+    table = Table(box=None, pad_edge=False, show_header=False, title=title or None, title_justify="left")
+    for side in ("left", "right", "right", "left"):
+        table.add_column(justify=side, no_wrap=True)
+    table.add_column(overflow="fold")
+    return table
+
+
+def bar_room(console: Console, most: int) -> int:
+    """Columns of the longest bar, `most` at most: a third of what a terminal has beyond names and numbers."""
+    return min(most, max(1, (console.width - BESIDE) // 3))
 
 
 def natural_width(table: Table, console: Console) -> int:

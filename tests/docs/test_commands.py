@@ -8,10 +8,12 @@ import subprocess
 import sys
 import sysconfig
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from pages import PAGES, ROOT, blocks, script, setup
+from warm import warm_weft
 
 TEXTS = 60
 """Files of the fixtures' text: enough documents that each part of a split has one."""
@@ -19,7 +21,13 @@ COMMANDS = [page for page in PAGES if any(block.kind == "sh" for block in blocks
 
 
 @pytest.fixture(scope="session")
-def fixtures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with warm_weft(tmp_path_factory.mktemp("warm")) as folder:
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def fixtures(warm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What pages may ask for in `<!-- setup: … -->`: small stand-ins for what `make demo` leaves behind.
 
     nothing      nothing
@@ -42,13 +50,15 @@ def fixtures(tmp_path_factory: pytest.TempPathFactory) -> Path:
         weft train examples/demo.toml --run demo/tp2 --layout tp2 --steps 12 --batch 4 \
             --set schedule.warmup=2 --set checkpoint.every=6 --set log.every=1 --set train.eval_every=6
         """,
+        warm,
     )
     return folder
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", COMMANDS, ids=lambda page: page.name)
-def test_commands_run(page: Path, fixtures: Path, tmp_path: Path) -> None:
+def test_commands_run(page: Path, fixtures: Path, warm: Path, tmp_path: Path) -> None:
+    """Those of the README as whoever comes first runs them; all others as `warm.py` has them."""
     link(tmp_path)
     for name in setup(page):
         found = [*fixtures.glob("demo/stdlib.*"), fixtures / "demo/tokenizer"] if name == "demo" else [fixtures / name]
@@ -57,7 +67,7 @@ def test_commands_run(page: Path, fixtures: Path, tmp_path: Path) -> None:
     for block in blocks(page):
         if block.key == "file":
             (tmp_path / block.value).write_text(block.text, encoding="utf-8")
-    shell(tmp_path, script(page))
+    shell(tmp_path, script(page), *(() if page.name == "README.md" else (warm,)))
 
 
 def copy(source: Path, target: Path) -> None:
@@ -74,9 +84,11 @@ def link(folder: Path) -> None:
         (folder / name).symlink_to(ROOT / name)
 
 
-def shell(folder: Path, commands: str) -> None:
+def shell(folder: Path, commands: str, *first: Path) -> None:
+    """`first`: before all other folders of the PATH."""
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
-    environment |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "COLUMNS": "100"}
+    path = ":".join(map(str, [*first, Path(sys.executable).parent, os.environ["PATH"]]))
+    environment |= {"PATH": path, "COLUMNS": "100"}
     done = subprocess.run(
         ["sh", "-c", commands], cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
         timeout=400, check=False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import fcntl
+import gc
 import json
 import os
 import sys
@@ -101,6 +102,7 @@ def _fork(rank: int, world: int, work: Callable[[int], None], folder: Path) -> i
     if pid:
         return pid
     code, error = 1, (folder / f"error-{rank}").open("w")
+    gc.disable()  # it is gone in seconds; and what it has of its parent, a look for garbage would copy
     try:
         faulthandler.enable(error)  # a signal's stack, where no exception is raised
         if "torch._inductor.compile_fx" in sys.modules:

@@ -24,6 +24,7 @@ DEEP = {**LLAMA, "num_layers": 4}
 MIXTURE = {**LLAMA, "family": "mixtral", "ffn": 96, "experts": {"num_experts": 4, "per_token": 2}}
 CASES = {
     "dp2.mb2": LLAMA, "fsdp2.bf16.mb1": LLAMA, "fsdp2.zero1.mb2.full": LLAMA, "tp2.sp": LLAMA, "tp2.chunked": LLAMA,
+    "tp2.sp.selective": LLAMA,
     "pp2.mb1": LLAMA, "pp2.zbv.mb2": DEEP, "cp2.ring": LLAMA, "cp2.ulysses.offload": LLAMA, "dp2.ep2": MIXTURE,
 }  # fmt: skip
 

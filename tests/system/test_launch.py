@@ -191,7 +191,7 @@ def test_a_second_signal_ends_all_at_once(start: Start, tmp_path: Path) -> None:
     run.send_signal(signal.SIGINT)
     _, error = run.communicate(timeout=5)
     assert run.returncode == 1
-    assert error == "weft: ended by a second signal: what came after the last checkpoint is lost\n"
+    assert error == "weft: ended by a second signal: what was not saved by then is lost\n"
     assert not any(alive(pid) for pid in pids(tmp_path, 2))
 
 

@@ -319,6 +319,23 @@ def test_one_run_moves_both_scales_together(tmp_path: Path) -> None:
     assert curves.compute_scale == curves.message_scale == pytest.approx(2, rel=0.05)
 
 
+def test_runs_that_were_faster_than_measured_show_a_higher_peak(tmp_path: Path) -> None:
+    """Else they would have done more than all that the machine can; and the peak of a datasheet stays."""
+    config, job = settings("dp2"), Job(seq=64, global_batch=8)
+    run = write_run(tmp_path / "run", "dp2", times("dp2", round_machine(compute_scale=0.4))["total"])
+    measured = cluster(round_machine(), peak_tflops=RATE / 1e12)
+    fitted = refit(measured, read_runs([run])).cluster
+    assert fitted.curves is not None
+    assert fitted.curves.compute_scale < 0.6
+    before, after = (Plan.of(config.model, config.layout, job, it).mfu(causal=True) for it in (measured, fitted))
+    assert 0.5 < before < 1
+    assert after < 1
+    slower = cluster(round_machine(compute_scale=2.0), peak_tflops=RATE / 1e12)
+    assert Plan.of(config.model, config.layout, job, slower).mfu(causal=True) == pytest.approx(before / 2, rel=0.05)
+    card = cluster(fitted.curves, peak_tflops=1.0)
+    assert card.peak(in_8_bits=False) == 1e12
+
+
 def test_refit_by_the_command_says_before_and_after(tmp_path: Path) -> None:
     file, run = tmp_path / "here.toml", write_run(tmp_path / "run", "dp2", 1.5 * times("dp2")["total"])
     write_cluster(cluster(round_machine()), file)

@@ -97,6 +97,15 @@ def test_the_plan_is_near(layout: str, name: str, rank: int) -> None:
     assert gradients == next(it for it in found.planned.moments if it.moment == "update").gradients
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@pytest.mark.parametrize("layout", ["tp2.bf16", "tp2.sp.bf16", "tp4.sp.bf16", "tp2.sp.pp2.mb2.bf16"])
+def test_what_is_computed_again_saves_memory(layout: str, name: str) -> None:
+    """Also under sp, where what came over the network is larger than what any process has of its own."""
+    none, selective = exact(layout, name), exact(f"{layout}.selective", name)
+    assert selective.ledger.peak < 0.97 * none.ledger.peak
+    assert selective.plan.tensors / selective.ledger.peak - 1 == pytest.approx(0, abs=0.01)
+
+
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("layout", ["bf16", "bf16.mb1"])
 def test_of_few_tokens_the_plan_is_near_too(layout: str, tied: bool) -> None:

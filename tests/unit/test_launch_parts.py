@@ -1,4 +1,6 @@
 import signal
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from weft.config.layout import Layout
 from weft.launch.failure import Failure, describe, first_cause, is_peer_error, of_exception, of_exit
 from weft.launch.local import launch
 from weft.launch.process import Process, start_process, stop_process
+from weft.launch.watch import End, wait_all
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -123,3 +126,10 @@ def test_a_process_that_left_nothing_is_told_by_its_exit_code(tmp_path: Path) ->
     assert failure.message == "the process was ended by SIGSEGV"
     assert failure.detail.splitlines() == [str(line) for line in range(80, 100)]
     assert "exit code 7" in of_exit(7, 0, tmp_path, noticed=5.0).message
+
+
+def test_a_signal_that_ended_what_has_nothing_to_save_says_no_more_than_that(tmp_path: Path) -> None:
+    """Be it training that had not begun, a calibration, or the trace of a proof."""
+    processes = [subprocess.Popen(["sleep", "60"], start_new_session=True) for _ in range(2)]
+    end = wait_all(processes, [(time.monotonic(), signal.SIGINT)], tmp_path, grace=60)
+    assert end == End(stopped="ended by SIGINT before there was anything to save")

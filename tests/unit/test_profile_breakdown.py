@@ -94,6 +94,18 @@ def test_a_cpu_step_is_what_its_thread_did() -> None:
     assert parts["blocks.2.attention", "backward", "gemm"] == 15
     (message,) = found.traffic()
     assert (message.axis, message.kind, message.count, message.bytes) == ("tp", "all_reduce", 1, 64)
+    # of its 20 µs under way it was waited for in 18; the call before and the wait's last one are its as well
+    assert [round(1e6 * it) for it in (message.seconds, message.exposed, message.overlapped)] == [20, 20, 2]
+
+
+def test_what_messages_of_an_axis_are_stood_still_for_is_what_a_step_says() -> None:
+    gathered = {**next(it for it in cpu_step() if it["name"] == "gloo:all_reduce"), "name": "gloo:all_gather", "ts": 80}
+    asked = [range_("comm:tp", 76, 3), op("c10d::_allgather_base_", 77, 1), {**gathered, "dur": 6}]
+    found = breakdown([*cpu_step(), *asked, range_("wait", 91, 8)])
+    (step,) = found.steps
+    traffic = {it.kind: it for it in found.traffic()}
+    assert set(traffic) == {"all_reduce", "all_gather"}
+    assert sum(it.exposed for it in traffic.values()) == pytest.approx(step.kinds["tp exposed"], rel=1e-12)
 
 
 def test_a_reduce_scatter_that_gloo_makes_of_an_all_reduce_keeps_its_name() -> None:

@@ -23,7 +23,7 @@ from weft.profile.diff import changes
 from weft.profile.load import Profile, load
 from weft.profile.memory import memory_of
 from weft.profile.merge import write_merged
-from weft.profile.report import show
+from weft.profile.report import most_exposed, show
 from weft.profile.roofline import device_of, dims_of, flops, moved, operations
 from weft.profile.summary import by_part, stragglers
 from weft.profile.trace import Event, Trace
@@ -64,8 +64,8 @@ def profile(tmp_path: Path) -> Profile:
     return load(capture(tmp_path / "profile" / "step-00000007", (1.0, 2.0)))
 
 
-def text_of(profile: Profile) -> str:
-    console = Console(width=200, record=True, file=io.StringIO())
+def text_of(profile: Profile, width: int = 200) -> str:
+    console = Console(width=width, record=True, file=io.StringIO())
     show(profile, console)
     return console.export_text()
 
@@ -279,6 +279,28 @@ def test_the_report_says_all_of_it(profile: Profile) -> None:
         "memory of tensors, rank 0", "ranks side by side", "straggler", "what to change, largest gain first",
     ):  # fmt: skip
         assert said in text, said
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_bars_are_whole_on_any_terminal(profile: Profile, width: int) -> None:
+    text = text_of(profile, width)
+    assert "…" not in text
+    lines = text.partition("where a step's time goes")[2].partition("messages of a step")[0].splitlines()
+    assert max(map(len, lines)) <= width
+    bars = {line[:12].strip(): line.count("█") for line in lines if "█" in line}
+    assert set(bars) == set(profile.kinds)
+    whole = bars["gemm"] / profile.kinds["gemm"]  # columns a second
+    assert all(abs(bars[kind] - whole * seconds) <= 1.5 for kind, seconds in profile.kinds.items())
+
+
+def test_messages_are_told_of_the_rank_where_their_axis_is_exposed_most(profile: Profile) -> None:
+    """So that what a step says of an axis, the mean over ranks, is never more."""
+    told = most_exposed(profile)
+    assert list(told) == ["pp", "fsdp"]
+    for axis, kind in (("pp", "bubble"), ("fsdp", "fsdp exposed")):
+        assert told[axis].kinds[kind] == max(rank.kinds[kind] for rank in profile.ranks) >= profile.kinds[kind]
+        its = [it.exposed for it in told[axis].traffic if it.axis == axis]
+        assert sum(its) == pytest.approx(told[axis].kinds[kind], rel=1e-12)
 
 
 def test_a_folders_name_is_no_markup(tmp_path: Path) -> None:

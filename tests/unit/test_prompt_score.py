@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from weft.prompt.harness import ask_server, check_samples, measures, run_lm_eval
 from weft.prompt.perplexity import perplexity, read_tokens, windows
 from weft.prompt.score import score
 from weft.prompt.search import halve, most_candidates, rounds, search, split
-from weft.prompt.task import TaskFile, choices_of, read_task, run_task
+from weft.prompt.task import TaskFile, check_task, choices_of, read_task, run_task
 
 ROWS: list[Row] = [{"n": number, "label": "odd" if number % 2 else "even"} for number in range(1, 61)]
 BASE = Prompt(name="parity", instruction="Say even or odd.", question="Number {{ n }} :", answer=" {{ label }}")
@@ -47,7 +48,7 @@ def test_prompts_are_compared_on_the_same_rows() -> None:
 
 
 def test_malformed_answers_are_wrong_and_counted() -> None:
-    strict = TOLD.model_copy(update={"output": OutputCheck(choices=("even",))})
+    strict = TOLD.model_copy(update={"output": OutputCheck(regex=" even")})
     scored = score(strict.model_copy(update={"label": "{{ label }}"}), ROWS, Parity())
     assert sum(it.malformed for it in scored.answers) == 30
     assert sum(scored.right) == 30
@@ -57,6 +58,33 @@ def test_a_label_that_is_missing_is_told_before_anything_is_asked() -> None:
     model = Parity()
     with pytest.raises(ValueError, match="'label' is undefined"):
         score(BASE, [*ROWS, {"n": 1}], model)
+    assert not model.asked
+
+
+def test_a_label_that_is_no_choice_is_told_before_anything_is_asked() -> None:
+    """It would be wrong whatever the model said."""
+    model = Parity()
+    one = BASE.model_copy(update={"output": OutputCheck(choices=("odd", "even"))})
+    rows = [*ROWS, {"n": 61, "label": "neither"}]
+    with pytest.raises(ValueError, match=r"right answer is 'neither', which no answer of .*choices \('odd', 'even'\)"):
+        score(one, rows, model)
+    assert not model.asked
+    score(one, ROWS, model)
+    loose = BASE.model_copy(update={"output": OutputCheck(choices=("Odd", "Even."), match="loose")})
+    assert len(score(loose, ROWS, model).labels) == len(ROWS)
+    read = OutputCheck(choices=("so it is odd", "so it is even"), pattern="is (\\w+)")
+    score(BASE.model_copy(update={"output": read, "label": "{{ label }}"}), ROWS, model)
+
+
+def test_the_last_prompt_is_looked_at_before_the_first_is_asked() -> None:
+    model = Parity()
+    for broken, said in (("{{ m }}", "'m' is undefined"), ("{% if %}", "instruction, line 1")):
+        wrong = BASE.model_copy(update={"instruction": broken})
+        with pytest.raises(ValueError, match=said):
+            compare([BASE, TOLD, wrong], ROWS, model)
+    wrong = BASE.model_copy(update={"examples": ({"n": 2, "label": "even"}, {"n": 3})})
+    with pytest.raises(ValueError, match="'label' is undefined"):
+        compare([BASE, wrong], ROWS, model)
     assert not model.asked
 
 
@@ -125,6 +153,24 @@ def test_what_cannot_be_searched_is_told(settings: dict[str, object], said: str)
         assert len(split([*ROWS, *ROWS][:needed], shots, 0).held) == 8
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"instructions": ["Guess.", "Look at {{ this }}."]}, "'this' is undefined"),
+        ({"instructions": ["Guess.", "{% if %}"], "proposals": 2}, "instruction, line 1"),
+        (
+            {"shots": (2,), "prompt": BASE.model_copy(update={"answer": " {{ why }}", "label": "{{ label }}"})},
+            "'why' is",
+        ),
+    ],
+)
+def test_a_broken_instruction_is_told_before_anything_is_asked(settings: dict[str, Any], said: str) -> None:
+    model = Parity()
+    with pytest.raises(ValueError, match=said):
+        search(**{"prompt": BASE, "rows": ROWS, "model": model, "budget": 400, **settings})
+    assert not model.asked
+
+
 @pytest.mark.parametrize("budget", [64, 100, 1000, 5000])
 @pytest.mark.parametrize("count", [2, 5, 16])
 def test_halving_stays_within_its_budget(budget: int, count: int) -> None:
@@ -177,6 +223,29 @@ def test_an_empty_choice_is_told_by_its_name(tmp_path: Path) -> None:
     text = f'name = "t"\nkind = "choices"\nchoices = ["even", "odd", ""]\ndata = "rows.jsonl"\n{prompt}'
     with pytest.raises(ValueError, match="task t: the choice '' is an empty text"):
         run_task(read_task(save_task(tmp_path, text)), Parity())
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "said"),
+    [
+        ('[prompt.output]\nchoices = ["even", "odd"]\n', {"n": 61, "label": "none"}, "right answer is 'none', which"),
+        ("", {"label": "even"}, "'n' is undefined"),
+        (
+            'kind = "choices"\nchoices = ["even", "odd"]\n',
+            {"n": 61, "label": "none"},
+            "is none of the choices even, odd",
+        ),
+        ('kind = "choices"\nchoices = ["even", "odd"]\n', {"label": "odd"}, "'n' is undefined"),
+    ],
+)
+def test_a_task_is_looked_at_before_anything_is_asked(kind: str, row: Row, said: str, tmp_path: Path) -> None:
+    head, form = (kind, "") if "kind" in kind else ("", kind)
+    task = read_task(save_task(tmp_path, f'name = "parity"\ndata = "rows.jsonl"\n{head}{PROMPT}{form}'))
+    check_task(task)
+    broken = replace(task, rows=[*task.rows, row])
+    check_task(broken, limit=60)
+    with pytest.raises(ValueError, match=said):
+        check_task(broken)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Parts of the server that need no model: settings, templates, tools, words, errors, refusals."""
+"""Parts of the server: settings, templates, tools, words, errors, refusals."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prompt_models import save_tiny
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from typer.testing import CliRunner
 
 from weft.cli.app import app
 from weft.cli.serve import address, read_keys, routes, split_adapters, split_name
+from weft.serve import engine
 from weft.serve.desk import DeadError
+from weft.serve.folder import load_tokenizer
 from weft.serve.request import Output, RefusedError, TokenLogprob, TooLongError
+from weft.serve.server import loading
 from weft.serve.server.chat import ChatTemplate, find_template, hide, split_forged
 from weft.serve.server.config import ModelConfig, ServerConfig, is_loopback
 from weft.serve.server.errors import FAILED, FieldError, HttpError, UnknownModelError, UnloadedError, cut_off, problem
@@ -281,6 +285,25 @@ def bytewise(found: list[Words] = []) -> Words:  # noqa: B006 (made once)
         tokenizer.decoder = decoders.ByteLevel()
         found.append(Words(tokenizer))
     return found[0]
+
+
+def test_a_server_whose_engine_is_a_thread_of_it_reads_the_tokenizer_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+
+    def counted(folder: Path) -> Tokenizer:
+        read.append(folder)
+        return load_tokenizer(folder)
+
+    for module in (engine, loading):
+        monkeypatch.setattr(module, "load_tokenizer", counted)
+    folder = save_tiny(tmp_path / "tiny")
+    _, desk, words, _, _ = loading.load(ModelConfig("tiny", folder), folder, apart=False)
+    desk.close()
+    assert read == [folder]
+    assert words is not None
+    assert words.decode([40, 41]) == words.tokenizer.decode([40, 41])
 
 
 def test_no_client_writes_a_special_token() -> None:

@@ -51,7 +51,7 @@ def test_where_there_is_none_a_row_is_two_lines_and_no_cell_is_cut(width: int) -
     assert len({len(line) for line in lines[2::2]}) == 1  # to the right, one under another
 
 
-@pytest.mark.parametrize("width", [80, 100, 160])
+@pytest.mark.parametrize("width", [60, 80, 100, 160])
 def test_a_plan_is_whole_on_any_terminal(width: int) -> None:
     found = search(preset_shape("llama3-70b"), Job(seq=8192, global_batch=1024), read_cluster("h100x512"))
     plans = found.best(3)

@@ -331,6 +331,27 @@ def test_only_what_is_not_known_is_tried_and_a_break_loses_one(tmp_path: Path, m
     assert written.train == settings(seq=64).train
 
 
+def test_a_table_is_planned_anew_where_the_cluster_was_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune, "run_trial", Stand())
+    first = session(tmp_path / "tuned.toml", layout="dp2.mb2")
+    first.run(vary=True)
+    table = TuneTable.read(tmp_path / "tuned.json", "this")
+    assert tune.planned_anew(table, pool("dp2.mb2", BUSY)) == table
+    later = pool("dp2.mb2", 2 * BUSY)
+    renewed = tune.planned_anew(table, later)
+    assert [(row.name, row.results, row.change) for row in renewed.rows] == [
+        (row.name, row.results, row.change) for row in table.rows
+    ]
+    assert [row.predicted_seconds for row in renewed.rows] == [
+        later.of(Layout.parse(row.layout)).seconds for row in table.rows
+    ]
+    assert [row.predicted_seconds for row in renewed.rows] != [row.predicted_seconds for row in table.rows]
+    assert renewed.rows[0].expected_seconds == renewed.rows[0].predicted_seconds  # nothing was known before it
+    assert renewed.rows[1].expected_seconds != table.rows[1].expected_seconds
+
+
 def test_without_a_single_measurement_nothing_is_written(tmp_path: Path) -> None:
     table = planned()
     for row in table.rows:
@@ -458,6 +479,20 @@ def test_a_break_shows_what_there_is_and_how_to_go_on(tmp_path: Path, monkeypatc
     assert text.count("layout 2 of 3") == 1
     assert "the same command goes on from there" in text
     assert not out.exists()
+
+
+def test_the_command_shows_what_was_measured_beside_the_plan_of_today(tmp_path: Path) -> None:
+    config, out = settings("dp2"), tmp_path / "tuned.toml"
+    (tmp_path / "run.toml").write_text(config_toml(config))
+    before = Candidates(config, MEASURED, "cpu")
+    row = Row.of(before.of(config.layout), 1.0)
+    TuneTable(digest(config, 5, 2), (measured(row, Result(1.5, (1.5,), 2**28)),)).write(out.with_suffix(".json"))
+    write_cluster(cluster(round_machine(compute_scale=2.0)), tmp_path / "here.toml")
+    arguments = ["tune", str(tmp_path / "run.toml"), "--cluster", str(tmp_path / "here.toml"), "--out", str(out)]
+    done = CliRunner().invoke(app, [*arguments, "--top", "1", "--dry-run"])
+    line = next(line.split() for line in done.output.splitlines() if line.startswith("  dp2 "))
+    assert line[5] == "1.5"
+    assert float(line[1]) > 1.5 * row.predicted_seconds
 
 
 def test_data_that_cannot_be_trained_on_are_refused_before_the_first_trial(tmp_path: Path) -> None:

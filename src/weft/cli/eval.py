@@ -55,7 +55,7 @@ def evaluate(
     from weft.prompt.open import open_model
     from weft.prompt.perplexity import perplexity, read_tokens
     from weft.prompt.report import show_measures
-    from weft.prompt.task import read_task, run_task
+    from weft.prompt.task import check_task, read_task, run_task
 
     if not (text or task or lm_eval):
         raise ValueError("nothing to score: give a --text, a --task or, with --url, an --lm-eval task")
@@ -75,6 +75,8 @@ def evaluate(
         raise ValueError("--tokenizer, --include and --shots are about an --lm-eval task, and there is none")
     make_room(out)
     tasks = [read_task(path) for path in task or []]
+    for one in tasks:
+        check_task(one, limit)
     foreseen, measures = [], []
     with open_model(checkpoint, url, model, api_key, at_once, device, dtype, out) as there:
         with progress_bar() as progress:

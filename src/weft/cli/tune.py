@@ -55,7 +55,7 @@ def tune(
     from weft.plan.report import chosen_device
     from weft.tune.candidates import Candidates
     from weft.tune.table import Row, TuneTable, digest, show_table
-    from weft.tune.tune import Session, picture_file, table_file, write_winner
+    from weft.tune.tune import Session, picture_file, planned_anew, table_file, write_winner
 
     if out.suffix != ".toml":
         raise ValueError(f"--out {out}: what is written is a config for `weft train`, a .toml")
@@ -69,7 +69,7 @@ def tune(
     machines = read_cluster(cluster)
     candidates = Candidates(config, machines, chosen_device(config))
     first = candidates.first(top)
-    table = TuneTable.read(table_file(out), digest(config, steps, machines.gpus))
+    table = planned_anew(TuneTable.read(table_file(out), digest(config, steps, machines.gpus)), candidates)
     if dry_run:
         for one in first:
             table = table if table.row(str(one.layout)) else table.with_row(Row.of(one, one.seconds))

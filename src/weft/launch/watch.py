@@ -80,13 +80,13 @@ def wait_all(processes: Processes, received: Received, logs: Path, grace: float)
             running = [rank for rank, process in enumerate(processes) if process.poll() is None]
             kill_all(processes)
             if killed != "hung":
-                return End(stopped=f"{killed}: what came after the last checkpoint is lost")
+                return End(stopped=f"{killed}: what was not saved by then is lost")
             failures |= {rank: _hung(processes[rank], rank, logs) for rank in running}
     for rank, process in enumerate(processes):  # those that ended since the last look
         if process.returncode and rank not in failures:
             failures[rank] = of_exit(process.returncode, rank, logs, noticed=time.time())
     if failures and sent and all(process.returncode in (0, -sent, 128 + sent) for process in processes):
-        return End(stopped=f"ended by {sent.name} before training had begun")
+        return End(stopped=f"ended by {sent.name} before there was anything to save")
     return End(failures=tuple(failures.values()))
 
 

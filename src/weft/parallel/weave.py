@@ -64,7 +64,7 @@ def weave_chunk(shape: Shape, layout: Layout, mesh: Mesh, blocks: range, bucket:
         deal_experts(model, shape, layout, mesh)
     if layout.cp > 1:
         cut_sequence(model, mesh.group("cp"), layout.cp_kind, shape.sliding_window)
-    recompute_blocks(model.blocks, Recompute.parse(layout.recompute))
+    recompute_blocks(model.blocks, Recompute.parse(layout.recompute), compiled=layout.compile)
     if layout.offload:
         offload_blocks(model.blocks)
     if layout.compile:

@@ -197,6 +197,11 @@ class Pass:
         }
         if self.layout.tp > 1:  # two sums, or under sp two gathers and two scatters
             results["network"] = 2 * (self.whole + self.hidden) if self.layout.sp else 2 * self.whole
+            # what goes into a message that is kept has no use
+            results["matmul"] -= self.whole if "network" in recompute.keeps else 0
+        if not self.experts:  # nor has the block's own result
+            results["matmul"] -= self.whole
+            results["network"] -= self.hidden if self.layout.tp > 1 else 0
         if self.layout.cp > 1 and self.layout.cp_kind == "ulysses":
             results["network"] += 2 * self.query + 2 * self.kv
         return self.hidden + sum(results[name] for name in recompute.keeps)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from itertools import pairwise
+from itertools import pairwise, product
 from math import prod
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -43,6 +43,10 @@ class Grid(BaseModel):
         if min(sizes) <= 0:
             return 0.0
         return self._read(sizes, 0)
+
+    def rate(self) -> float:
+        """Of a matrix product, the FLOP/s of the sizes that have most."""
+        return max(2 * prod(sizes) / seconds for sizes, seconds in zip(product(*self.axes), self.seconds, strict=True))
 
     def _read(self, sizes: tuple[float, ...], index: int) -> float:
         """Seconds at the sizes of the axes that are left; `index`: how many combinations lie before those of the first."""
@@ -97,6 +101,12 @@ class Curves(BaseModel):
         """Seconds of a message of `size` bytes: of what each process gives to an all-reduce, all-to-all or send, of all
         that is there after an all-gather or before a reduce-scatter. None with one process."""
         return self.message_scale * self._grid(name).at(processes, size) if processes > 1 else 0.0
+
+    @property
+    def peak(self) -> float:
+        """FLOP/s of the matrix product that has most, by what runs have taken."""
+        products = [grid for name, grid in self.grids.items() if name.startswith("product_")]
+        return max(map(Grid.rate, products)) / self.compute_scale
 
     def _grid(self, name: str) -> Grid:
         if name not in self.grids:

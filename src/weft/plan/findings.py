@@ -17,7 +17,7 @@ from weft.plan.numbers import Job
 from weft.plan.plan import Plan
 from weft.plan.search import Search
 from weft.plan.waterfall import Part, memory_parts, slower, time_parts, why_slower
-from weft.tables import NARROW, print_table
+from weft.tables import bar_room, bar_table, print_table
 from weft.units import duration, gibibytes, percent, short
 
 BAR = 40
@@ -143,20 +143,18 @@ def show_plan(plan: Plan, console: Console) -> None:
         f"\n[bold]{plan.layout}[/] {verdict}: {memory}, {duration(plan.seconds)} ± {percent(plan.time.spread)} a step, "
         f"bound by {plan.bound}"
     )
-    room = BAR if console.width >= NARROW else BAR // 2
+    room = bar_room(console, BAR)
     console.print(_bars("memory of the fullest GPU", memory_parts(plan), gibibytes, room))
     console.print(_bars("time of a step", time_parts(plan), duration, room))
 
 
 def _bars(title: str, parts: Sequence[Part], unit, room: int) -> Table:  # type: ignore[no-untyped-def]
     total = sum(part.size for part in parts)
-    table = Table(box=None, pad_edge=False, show_header=False, title=title, title_justify="left")
+    table = bar_table(title)
     for part in parts:
         start, width = int(room * part.start / total), max(1, round(room * part.size / total))
         bar = Text(" " * min(start, room - 1) + "█" * width, style="cyan")
-        table.add_row(
-            part.name, Text(unit(part.size), justify="right"), percent(part.size / total), bar, f"[dim]{part.what}[/]"
-        )
+        table.add_row(part.name, unit(part.size), percent(part.size / total), bar, f"[dim]{part.what}[/]")
     return table
 
 

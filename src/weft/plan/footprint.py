@@ -146,6 +146,8 @@ class Flight:
         delayed = kept.delayed
         one = work.tokens * s.hidden * c.item / np.where(c.sp, c.tp, 1)
         per_block = c.full * one + (1 - c.full) * kept.block
+        # weft keeps what each stage gave, too: the root of its backward pass
+        per_block = per_block + soft.results * (c.pp > 1) * c.vp * one / held.blocks
         # the process with both ends has half of its blocks at either, and no backward pass before the first has come back
         come = np.where(c.vee & (not inside), (work.micro_batches + 1) / 2, work.micro_batches)
         flying = np.minimum(come, c.flying)
@@ -155,14 +157,17 @@ class Flight:
         later = (flying - waiting) * per_block + waiting * delayed
         most = np.maximum(flying * per_block, later)
         here = np.minimum(2, flying * held.blocks) * per_block + held.blocks * waiting * delayed
-        first = np.where(c.offload > 0, here, (held.blocks + odd) * most)
+        early = (held.blocks + odd) * flying * per_block
+        first = np.where(c.offload > 0, here, np.maximum(early, held.blocks * later))
         # the first stage of a pipeline has most in flight, the last has the logits; there and back, one process has both
         fewer = np.where(soft.balanced > 0, np.clip(s.layers - (c.pp - 1) * held.blocks, 1, held.blocks), held.blocks)
         behind = np.minimum(flying, 1.0) * per_block + np.maximum(0.0, waiting - 1) * delayed
-        last = np.where(c.pp > 1, np.where(c.vee, (held.blocks + odd) * flying * per_block, fewer * behind), first)
+        last = np.where(c.pp > 1, np.where(c.vee, early, fewer * behind), first)
         # one block is on its way while the logits are there, and two when they are gone
         last = np.where(c.offload > 0, first - np.minimum(first / 2, logits), last)
-        return cls(per_block, flying, first, last, delayed, most - later)
+        # there and back, nothing else is in flight any more when gradients that were put off are made
+        there = np.where(c.vee, waiting * delayed, later)
+        return cls(per_block, flying, first, last, delayed, most - there)
 
 
 def footprint(work: Work, *, first: bool = False) -> Footprint:

@@ -63,10 +63,12 @@ def block_activations(work: Work) -> Num:
     second = c.item * (s.hidden * wide + tokens * query + given / 2) + tokens * s.heads / tp * 4
     # or the results of products stay, and what came over the network, as weft has it
     columns = (1 - share) * s.ffn + share * s.shared_ffn
-    sent = np.where(tp > 1, 2 * s.hidden * (tokens + c.sp * wide), 0.0)
+    sent = np.where(tp > 1, s.hidden * (2 * tokens + (2 * c.sp - (1 - share)) * wide), 0.0)
     dealt = (query + kv) * (1 + s.values / s.head_dim) * tokens  # queries and keys, values and results, over heads
     sent = sent + np.where((c.cp > 1) & (c.ulysses > 0), dealt, 0.0)
-    results = tokens * (2 * query + 2 * kv + (s.matrices - 1) * columns / tp + s.hidden * (1 + (columns > 0)))
+    # but the block's own result, and what goes into a message
+    whole = s.hidden * ((tp == 1) + share * (s.shared_ffn > 0))
+    results = tokens * (2 * query + 2 * kv + (s.matrices - 1) * columns / tp + whole)
     stay = c.item * (s.hidden * wide + results + sent) + tokens * s.heads / tp * 4
     # or, of products, only those around attention
     around = c.item * (query + 2 * kv) + (soft.remakes < 2) * (c.item * query + s.heads / tp * 4)

@@ -51,6 +51,12 @@ class Cluster(BaseModel):
         """Bytes."""
         return self.memory_gib * 2**30
 
+    def peak(self, *, in_8_bits: bool) -> float:
+        """FLOP/s of one GPU, that an MFU is a share of: what is told of it, or, where runs have been faster than that was
+        measured to be, as they may on a CPU, what follows from them."""
+        told = self.peak_8bit_tflops if in_8_bits else self.peak_tflops
+        return max(told * 1e12, self.curves.peak if self.curves else 0.0)
+
     def machine(self) -> Machine:
         """One GPU as numbers."""
         return Machine(

@@ -81,10 +81,9 @@ class Plan:
 
     def mfu(self, *, causal: bool) -> float:
         """Share of the dense peak of the precision, in model FLOPs."""
-        low = in_8_bits(self.layout, self.job)
-        peak = self.cluster.peak_8bit_tflops if low else self.cluster.peak_tflops
+        peak = self.cluster.peak(in_8_bits=in_8_bits(self.layout, self.job))
         flops = self.shape.flops_per_token(self.job.seq, causal=causal) * self.tokens_per_s
-        return flops / (self.cluster.gpus * peak * 1e12)
+        return flops / (self.cluster.gpus * peak)
 
     @property
     def days(self) -> float:

@@ -40,7 +40,9 @@ class Traffic:
 
     Attributes:
         seconds: in which one was under way.
-        exposed: of these, in which nothing else was done. What the computation hid is the rest.
+        exposed: that this process stood still for them, calls and waits before and behind them included: those of an
+            axis' kinds add up to what its kind of a step takes.
+        overlapped: of `seconds`, in which something else was done.
         bytes: that this process gave away.
     """
 
@@ -49,11 +51,8 @@ class Traffic:
     count: float
     seconds: float
     exposed: float
+    overlapped: float
     bytes: float
-
-    @property
-    def overlapped(self) -> float:
-        return max(0.0, self.seconds - self.exposed)
 
 
 @dataclass(frozen=True)
@@ -159,25 +158,23 @@ class Breakdown:
                 if on_gpu or it.mark.axis != "pp":
                     grouped[it.mark.axis, it.mark.message].append(it)
         count, found = max(1, len(self.steps)), []
-        for (axis, kind), events in grouped.items():
-            spans = merged([(it.start, it.stop) for it in events])
-            exposed = [
-                (it.start, it.stop)
-                for step in self.steps
-                for it in step.slices
-                if it.kind in (axis + EXPOSED, "bubble" if axis == "pp" else "")
-            ]
-            found.append(
-                Traffic(
-                    axis,
-                    kind,
-                    len(events) / count,
-                    sum(stop - start for start, stop in spans) / count,
-                    overlap(spans, merged(exposed)) / count,
-                    sum(map(message_bytes, events)) / count,
-                )
-            )
+        for axis in dict.fromkeys(axis for axis, _ in grouped):
+            still = merged(self._still(axis))
+            kinds = {kind: events for (its, kind), events in grouped.items() if its == axis}
+            spans = {kind: merged([(it.start, it.stop) for it in events]) for kind, events in kinds.items()}
+            alone = {kind: overlap(spans[kind], still) for kind in kinds}
+            for kind, events in kinds.items():
+                seconds = length(spans[kind])
+                share = alone[kind] / sum(alone.values()) if any(alone.values()) else 1 / len(kinds)
+                size = sum(map(message_bytes, events))
+                parts = (len(events), seconds, share * length(still), seconds - alone[kind], size)
+                found.append(Traffic(axis, kind, *(it / count for it in parts)))
         return sorted(found, key=lambda it: (-it.exposed, -it.seconds))
+
+    def _still(self, axis: str) -> list[Span]:
+        """When this process stood still for an axis' messages."""
+        kind = "bubble" if axis == "pp" else axis + EXPOSED
+        return [(it.start, it.stop) for step in self.steps for it in step.slices if it.kind == kind]
 
 
 def part_of(mark: Mark) -> str:
@@ -245,6 +242,11 @@ def merged(spans: Iterable[Span]) -> list[Span]:
         else:
             found.append((start, stop))
     return found
+
+
+def length(spans: Sequence[Span]) -> float:
+    """Seconds of a union."""
+    return sum(stop - start for start, stop in spans)
 
 
 def overlap(one: Sequence[Span], other: Sequence[Span]) -> float:

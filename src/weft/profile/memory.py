@@ -142,5 +142,5 @@ def holder(event: Event | None, outlives: bool) -> tuple[str, str]:
 def _moment(attribution: Attribution, at: float) -> str:
     event = Segments(attribution.trace.threads.get(attribution.main, [])).at(at)
     mark = event.mark if event is not None else NOTHING
-    where = part_of(mark) or "the step"
+    where = part_of(mark) or ("the step" if mark.phase else "step")
     return f"{mark.phase} of {where}" if mark.phase else where

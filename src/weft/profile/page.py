@@ -143,7 +143,7 @@ def _messages(profile: Profile) -> list[Element]:
     ]  # fmt: skip
     names = ("rank", "axis", "message", "count", "sent", "under way", "exposed", "hidden", "rate")
     return (
-        section("Messages", "Of a step. Exposed: nothing else was done meanwhile.", table(names, rows)) if rows else []
+        section("Messages", "Of a step. Exposed: the process stood still for them.", table(names, rows)) if rows else []
     )
 
 

@@ -20,7 +20,7 @@ from weft.profile.memory import memory_of
 from weft.profile.names import WORK
 from weft.profile.roofline import device_of, operations
 from weft.profile.summary import KIND_WORDS, Layer, by_part, colour, ordered, stragglers
-from weft.tables import NARROW, print_table
+from weft.tables import bar_room, bar_table, print_table
 from weft.units import gibibytes, percent, short
 
 MOST_LAYERS = 12
@@ -35,8 +35,8 @@ class Section(NamedTuple):
 def show(profile: Profile, console: Console) -> None:
     """All of it: where the time goes, messages, layers, operations, memory, ranks, and what to change."""
     console.print(headline(profile), highlight=False, markup=False)
-    bar = BAR if console.width >= NARROW else BAR // 2
-    sections = (partial(_kinds, room=bar), _traffic, _layers, _operations, _memory, _ranks)
+    bar = bar_room(console, BAR)
+    sections = (partial(_kinds, room=bar), _traffic, _layers, _operations, partial(_memory, room=bar), _ranks)
     for section in filter(None, (make(profile) for make in sections)):
         console.print(f"\n[bold]{escape(section.title)}[/]", highlight=False)  # a table's own title is cut to its width
         if section.table.show_header:
@@ -72,10 +72,9 @@ def milliseconds(seconds: float) -> str:
     return f"{value:,.0f} ms" if value >= 99.95 else f"{value:.1f} ms" if value >= 9.995 else f"{value:.2f} ms"
 
 
-def _kinds(profile: Profile, room: int = BAR) -> Section:
+def _kinds(profile: Profile, room: int) -> Section:
     kinds, total = profile.kinds, sum(profile.kinds.values())
-    table = _table("", ">", ">", "", "")
-    table.show_header = False
+    table = bar_table()
     start = 0.0
     for kind, seconds in ordered(kinds):
         indent, width = int(room * start / total), max(1, round(room * seconds / total))
@@ -90,15 +89,25 @@ def _kinds(profile: Profile, room: int = BAR) -> Section:
 def _traffic(profile: Profile) -> Section | None:
     if not any(rank.traffic for rank in profile.ranks):
         return None
-    table = _table("axis", "message", ">count", ">sent", ">under way", ">exposed", ">hidden", ">rate")
-    rank = max(profile.ranks, key=lambda rank: sum(it.exposed for it in rank.traffic))
-    for it in rank.traffic:
-        seconds = max(it.seconds, 1e-12)
-        table.add_row(
-            it.axis, it.kind, f"{it.count:g}", sent(it), milliseconds(it.seconds), milliseconds(it.exposed),
-            percent(it.overlapped / seconds), speed(it),
-        )  # fmt: skip
-    return Section(f"messages of a step by axis, on rank {rank.number}, where most are exposed", table)
+    table = _table("axis", "message", ">count", ">sent", ">under way", ">exposed", ">hidden", ">rate", ">rank")
+    for axis, rank in most_exposed(profile).items():
+        for it in (it for it in rank.traffic if it.axis == axis):
+            table.add_row(
+                it.axis, it.kind, f"{it.count:g}", sent(it), milliseconds(it.seconds), milliseconds(it.exposed),
+                percent(it.overlapped / max(it.seconds, 1e-12)), speed(it), str(rank.number),
+            )  # fmt: skip
+    return Section("messages of a step by axis, on the rank where its are exposed most", table)
+
+
+def most_exposed(profile: Profile) -> dict[str, Rank]:
+    """Axis → the rank that stands still longest for its messages; the axis with most of that first."""
+    found: dict[str, tuple[float, Rank]] = {}
+    for rank in profile.ranks:
+        for axis in {it.axis for it in rank.traffic}:
+            seconds = sum(it.exposed for it in rank.traffic if it.axis == axis)
+            if axis not in found or seconds > found[axis][0]:
+                found[axis] = (seconds, rank)
+    return {axis: found[axis][1] for axis in sorted(found, key=lambda axis: -found[axis][0])}
 
 
 def sent(it: Traffic) -> str:
@@ -162,18 +171,17 @@ def slowest_rank(profile: Profile) -> Rank:
     return max(profile.ranks, key=lambda rank: rank.busy)
 
 
-def _memory(profile: Profile) -> Section | None:
+def _memory(profile: Profile, room: int) -> Section | None:
     memories = [(rank, memory_of(rank.breakdown.attribution, rank.facts)) for rank in profile.ranks]
     known = [(rank, memory) for rank, memory in memories if memory is not None]
     if not known:
         return None
     rank, memory = max(known, key=lambda pair: pair[1].peak)
     title = f"memory of tensors, rank {rank.number}: at most {gibibytes(memory.peak)}, in the {memory.moment}"
-    table = _table("", ">", ">", "")
-    table.show_header = False
+    table = bar_table()
     for what, size in memory.holders.most_common():
         if size >= 0.0005 * memory.peak:
-            bar = Text("█" * max(1, round(BAR * size / memory.peak)), style="cyan")
+            bar = Text("█" * max(1, round(room * size / memory.peak)), style="cyan")
             table.add_row(what, gibibytes(size), percent(size / memory.peak), bar)
     return Section(title, table)
 

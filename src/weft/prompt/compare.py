@@ -10,7 +10,7 @@ from typing import Any
 
 from weft.prompt.file import Prompt, Row
 from weft.prompt.model import Model
-from weft.prompt.score import Progress, Scored, quiet, score
+from weft.prompt.score import Progress, Scored, check, quiet, score
 from weft.prompt.statistics import paired_bootstrap
 
 
@@ -34,6 +34,8 @@ def compare(prompts: Sequence[Prompt], rows: Sequence[Row], model: Model, progre
     ids = [prompt.id for prompt in prompts]
     if twice := {one for one in ids if ids.count(one) > 1}:
         raise ValueError(f"the prompt {min(twice)} stands twice: there is nothing to compare")
+    for prompt in prompts:
+        check(prompt, rows)
     return [score(prompt, rows, model, progress) for prompt in prompts]
 
 

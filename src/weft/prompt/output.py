@@ -98,10 +98,19 @@ def label_of(prompt: Prompt, row: Row) -> str:
     """The right answer to a row: `label`, or what would be read out of the text that `answer` makes of it.
 
     Raises:
-        ValueError: the prompt has neither, or nothing can be read out.
+        ValueError: the prompt has neither, nothing can be read out, or no answer that `output` allows would be right.
     """
-    if prompt.label:
-        return render(prompt, "label", row).strip()
+    label = render(prompt, "label", row).strip() if prompt.label else _answer_of(prompt, row)
+    allowed = [read_answer(prompt.output, choice) for choice in prompt.output.choices]
+    if allowed and not any(is_right(prompt.output, answer, label) for answer in allowed):
+        raise ValueError(
+            f"prompt {prompt.name}: a row's right answer is {label!r}, which no answer of output.choices "
+            f"({', '.join(map(repr, prompt.output.choices))}) can be: add it there, or leave such rows out"
+        )
+    return label
+
+
+def _answer_of(prompt: Prompt, row: Row) -> str:
     if not prompt.answer:
         raise ValueError(
             f"prompt {prompt.name}: nothing says what the right answer is; set label, such as '{{{{ label }}}}'"

@@ -52,6 +52,18 @@ def as_text(prompt: Prompt, examples: Sequence[Row], row: Row) -> str:
     return prompt.separator.join([*instruction, *shown, render(prompt, "question", row)])
 
 
+def check_templates(prompt: Prompt, rows: Sequence[Row]) -> None:
+    """See to it that every row can be asked about, before the first is.
+
+    Raises:
+        ValueError: as `render`.
+    """
+    ways = as_messages if prompt.chat else as_text
+    ways(prompt, prompt.examples if prompt.shots.count != 0 else (), rows[0])
+    for row in rows:
+        ways(prompt, (), row)
+
+
 def as_messages(prompt: Prompt, examples: Sequence[Row], row: Row) -> tuple[Message, ...]:
     """What a model answers: an example is a question of the user's and an answer of the assistant's."""
     turns: list[Message] = []

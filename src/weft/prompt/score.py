@@ -10,7 +10,7 @@ from weft.prompt.examples import Examples
 from weft.prompt.file import Prompt, Row
 from weft.prompt.model import Ask, Model, Reply
 from weft.prompt.output import form_of, is_right, label_of, problem, settle
-from weft.prompt.render import as_messages, as_text, render
+from weft.prompt.render import as_messages, as_text, check_templates, render
 from weft.prompt.statistics import wilson
 
 Progress = Callable[[str, int, int], None]
@@ -95,6 +95,18 @@ def ask(
         found[index] = Answer(settle(prompt.output, reply.texts), malformed, reply)
         progress(prompt.id, len(found), len(rows))
     return [found[index] for index in range(len(rows))], time.perf_counter() - start
+
+
+def check(prompt: Prompt, rows: Sequence[Row]) -> None:
+    """See to it that a prompt can be put to all rows, and that each has a right answer: of several prompts the last would
+    else be looked at when the others have been paid for.
+
+    Raises:
+        ValueError: as `render`, or as `label_of`.
+    """
+    check_templates(prompt, rows)
+    for row in rows:
+        label_of(prompt, row)
 
 
 def score(prompt: Prompt, rows: Sequence[Row], model: Model, progress: Progress = quiet) -> Scored:

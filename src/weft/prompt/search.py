@@ -9,11 +9,12 @@ from itertools import count
 
 import numpy as np
 
-from weft.prompt.candidates import propose, variants
+from weft.prompt.candidates import propose, variant, variants
 from weft.prompt.compare import against
-from weft.prompt.file import Prompt, Row
+from weft.prompt.file import Prompt, Row, Shots
 from weft.prompt.model import Model
-from weft.prompt.score import Progress, Scored, quiet, score
+from weft.prompt.render import check_templates
+from weft.prompt.score import Progress, Scored, check, quiet, score
 
 FIRST_ROWS = 8
 """Rows that a variant is tried on before it may be given up, at least."""
@@ -97,7 +98,8 @@ def search(
         shots: numbers of examples to try.
 
     Raises:
-        ValueError: the budget or the rows are too few.
+        ValueError: the budget or the rows are too few; or an instruction cannot be put to them, which is told before
+            anything is asked.
     """
     votes = prompt.output.votes
     parts = split(rows, shots, seed)
@@ -113,6 +115,10 @@ def search(
             f"--budget {budget}: {most} instructions can compete, and there are {1 + len(instructions) + proposals}: "
             "raise it, or try fewer"
         )
+    for text in (prompt.instruction, *instructions):
+        check(variant(prompt, instruction=text), [*parts.choosing, *parts.held])
+    if any(shots):
+        check_templates(variant(prompt, examples=tuple(parts.pool), shots=Shots()), parts.held)
     written = propose(prompt, parts.pool, model, proposals, seed) if proposals else []
     tried = variants(prompt, [*instructions, *written], parts.pool, shots, most, seed)
     if len(tried) == 1:

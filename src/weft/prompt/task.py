@@ -13,8 +13,8 @@ from weft.config.load import explain, read_toml
 from weft.prompt.examples import Examples
 from weft.prompt.file import Prompt, Row, Section, make_prompt, read_prompt, read_rows
 from weft.prompt.model import Likelihood, Model
-from weft.prompt.render import as_text, render
-from weft.prompt.score import Progress, quiet, score
+from weft.prompt.render import as_text, check_templates, render
+from weft.prompt.score import Progress, check, quiet, score
 from weft.prompt.statistics import mean_error
 
 
@@ -72,6 +72,21 @@ def read_task(path: Path) -> Task:
     return Task(file, prompt, read_rows(path.parent / file.data))
 
 
+def check_task(task: Task, limit: int | None = None) -> None:
+    """See to it that the task's first `limit` rows can be asked about, and have right answers, before the first is asked.
+
+    Raises:
+        ValueError: as `check`, or as `answers_of`.
+    """
+    rows = task.rows[:limit]
+    if task.file.kind == "generate":
+        check(task.prompt, rows)
+        return
+    check_templates(task.prompt, rows)
+    for row in rows:
+        answers_of(task, row)
+
+
 def run_task(task: Task, model: Model, limit: int | None = None, progress: Progress = quiet) -> list[Measure]:
     """The task's scores on its first `limit` rows, with standard errors over them."""
     task = replace(task, rows=task.rows[:limit])
@@ -94,13 +109,10 @@ def choose(task: Task, model: Model, progress: Progress = quiet) -> tuple[list[b
     asked: list[tuple[str, str]] = []
     counts, labels = [], []
     for row in task.rows:
-        choices, label = choices_of(task.file, row)
+        answers, label = answers_of(task, row)
         context = as_text(task.prompt, examples.choose(render(task.prompt, "question", row)), row)
-        answers = [render(task.prompt, "answer", row | {task.file.label: choice}) for choice in choices]
-        if not all(answers):
-            raise ValueError(f"task {task.file.name}: the choice {choices[answers.index('')]!r} is an empty text")
         asked += [(context, answer) for answer in answers]
-        counts.append(len(choices))
+        counts.append(len(answers))
         labels.append(label)
     found: dict[int, Likelihood] = {}
     for index, likelihood in model.likelihoods(asked):
@@ -114,6 +126,19 @@ def choose(task: Task, model: Model, progress: Progress = quiet) -> tuple[list[b
         by_length.append(best([one / size for one, size in zip(logprobs, sizes, strict=True)]) == label)
         at += count
     return plain, by_length
+
+
+def answers_of(task: Task, row: Row) -> tuple[list[str], int]:
+    """The texts that a row's choices are as answers, and the number of the right one.
+
+    Raises:
+        ValueError: as `choices_of`; or one is empty.
+    """
+    choices, label = choices_of(task.file, row)
+    answers = [render(task.prompt, "answer", row | {task.file.label: choice}) for choice in choices]
+    if not all(answers):
+        raise ValueError(f"task {task.file.name}: the choice {choices[answers.index('')]!r} is an empty text")
+    return answers, label
 
 
 def best(values: Sequence[float]) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 import os
 import statistics
 import time
@@ -140,7 +138,7 @@ def _mean(values: list[float]) -> list[float]:
 
 def cluster_of(curves: Curves, sizes: Sizes, process: Process) -> Cluster:
     """What a search over all layouts works with: the best rates of the curves."""
-    best = max(_best(grid) for name, grid in curves.grids.items() if name.startswith("product_"))
+    best = curves.peak
     peak = best if process.device.type == "cpu" else max(best, peak_flops(process.device, "bf16").flops)
     numbers = sizes.numbers[-1]
     memory = 12 * numbers / curves.compute("add_fp32", numbers)
@@ -158,13 +156,6 @@ def cluster_of(curves: Curves, sizes: Sizes, process: Process) -> Cluster:
         nvlink_gb_per_s=_digits(bus / 1e9), nvlink_domain=ways, network_gb_per_s=_digits(bus / 1e9), per_node=ways,
         generation=0, host_memory_gib=0 if process.device.type == "cpu" else 256, curves=curves,
     )  # fmt: skip
-
-
-def _best(grid: Grid) -> float:
-    """FLOP/s of the size that has most."""
-    return max(
-        2.0 * math.prod(at) / seconds for at, seconds in zip(itertools.product(*grid.axes), grid.seconds, strict=True)
-    )
 
 
 def _digits(value: float) -> float:

@@ -11,6 +11,7 @@ from weft.config.layout import Layout
 from weft.config.load import make_config, merge
 from weft.config.toml import config_toml
 from weft.config.tree import Config
+from weft.plan.time import Time
 from weft.tune.candidates import Candidate, Candidates
 from weft.tune.lesson import Lesson
 from weft.tune.picture import draw_trials
@@ -141,6 +142,22 @@ class Session:
         except ValueError as error:
             return Result(failed=str(error))
         return run_trial(tried, steps, self.limit, folder / row.name.replace(" ", "."))
+
+
+def planned_anew(table: TuneTable, candidates: Candidates) -> TuneTable:
+    """What was measured, beside what the plan says of it now: the cluster file may have been measured again since."""
+    plans = [candidates.of(Layout.parse(row.layout)) for row in table.rows]
+    pairs = list(zip(table.rows, plans, strict=True))
+    if all((row.predicted_seconds, row.predicted_memory) == (one.seconds, one.memory) for row, one in pairs):
+        return table
+    renewed: list[Row] = []
+    seen: list[tuple[Time, float]] = []
+    for row, one in pairs:
+        fresh = Row.of(one, Lesson.of(seen).expected(one.time))
+        renewed.append(replace(fresh, results=row.results, change=row.change, settings=row.settings))
+        if row.seconds and not row.settings:
+            seen.append((one.time, row.seconds))
+    return TuneTable(table.of, tuple(renewed))
 
 
 def write_winner(config: Config, table: TuneTable, out: Path) -> Row:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from pathlib import Path
+from typing import Any
 
 from weft.serve.apart import EngineProcess
 from weft.serve.config import EngineConfig
@@ -55,17 +56,24 @@ def load(config: ModelConfig, path: Path, apart: bool) -> Loaded:
     for finding in damage:
         log.warning("%s: passed over a damaged checkpoint: %s", config.name, finding)
     template, advised = find_template(folder, config.chat_template), advised_sampling(folder)
-    words = Words(load_tokenizer(folder)) if (folder / "tokenizer.json").is_file() else None
-    make = EngineProcess if apart else engine_here
-    return folder, make(folder, config.engine, config.draft), words, template, advised
+    make = apart_from_here if apart else here
+    desk, tokenizer = make(folder, config.engine, config.draft)
+    return folder, desk, Words(tokenizer) if tokenizer is not None else None, template, advised
 
 
-def engine_here(folder: Path, config: EngineConfig, draft: Path | None) -> Desk:
-    """On a thread of this process, which has to have torch then."""
+def apart_from_here(folder: Path, config: EngineConfig, draft: Path | None) -> tuple[Desk, Any]:
+    """An engine in a process of its own, and the tokenizer, of which that one has another."""
+    tokenizer = load_tokenizer(folder) if (folder / "tokenizer.json").is_file() else None
+    return EngineProcess(folder, config, draft), tokenizer
+
+
+def here(folder: Path, config: EngineConfig, draft: Path | None) -> tuple[Desk, Any]:
+    """An engine on a thread of this process, which has to have torch then, and its tokenizer."""
     from weft.serve.engine import Engine
     from weft.serve.loop import EngineLoop
 
-    return EngineLoop(Engine.load(folder, config, draft))
+    engine = Engine.load(folder, config, draft)
+    return EngineLoop(engine), engine.tokenizer
 
 
 def let_go(thread: asyncio.Task[Loaded]) -> None:
