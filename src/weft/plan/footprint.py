@@ -130,7 +130,7 @@ class Flight:
         flying: micro-batches in flight.
         first, last: of the process that has most of them, and of that with the logits.
         delayed: by one block of one micro-batch whose gradients of weights are put off.
-        released: what a block has let go of when gradients that were put off are made.
+        released: what all blocks have let go of when gradients that were put off are made.
     """
 
     per_block: Num
@@ -165,9 +165,9 @@ class Flight:
         last = np.where(c.pp > 1, np.where(c.vee, early, fewer * behind), first)
         # one block is on its way while the logits are there, and two when they are gone
         last = np.where(c.offload > 0, first - np.minimum(first / 2, logits), last)
-        # there and back, nothing else is in flight any more when gradients that were put off are made
-        there = np.where(c.vee, waiting * delayed, later)
-        return cls(per_block, flying, first, last, delayed, most - there)
+        # there and back, late processes have nothing else in flight any more when gradients that were put off are made
+        there = np.where(c.vee, np.maximum(early, held.blocks * waiting * delayed), held.blocks * later)
+        return cls(per_block, flying, first, last, delayed, np.where(c.vee, first, held.blocks * most) - there)
 
 
 def footprint(work: Work, *, first: bool = False) -> Footprint:
@@ -261,7 +261,7 @@ def working(work: Work, held: Held, flight: Flight, kept: Kept, logits: Num) -> 
     # what was put off is made for all blocks of a stage, and then reduced, when what it was made of is gone
     made, done = held.blocks * held.block, flight.delayed * held.blocks / c.vp
     made = np.maximum(c.item * made, np.where(c.zero == 1, 0.0, soft.gradients * made - done))
-    made = (c.put_off > 0) * (soft.weights > c.item) * made - held.blocks * flight.released * (c.offload == 0)
+    made = (c.put_off > 0) * (soft.weights > c.item) * made - flight.released * (c.offload == 0)
     return np.maximum(most + 2 * work.tokens * s.hidden * c.item, made)
 
 
