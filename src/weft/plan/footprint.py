@@ -155,7 +155,6 @@ class Flight:
         odd = c.vee * (held.blocks % 2) * np.maximum(0.0, 1 - (3 if inside else 1) / flying)
         waiting = np.minimum(flying, c.put_off)
         later = (flying - waiting) * per_block + waiting * delayed
-        most = np.maximum(flying * per_block, later)
         here = np.minimum(2, flying * held.blocks) * per_block + held.blocks * waiting * delayed
         early = (held.blocks + odd) * flying * per_block
         first = np.where(c.offload > 0, here, np.maximum(early, held.blocks * later))
@@ -167,7 +166,7 @@ class Flight:
         last = np.where(c.offload > 0, first - np.minimum(first / 2, logits), last)
         # there and back, late processes have nothing else in flight any more when gradients that were put off are made
         there = np.where(c.vee, np.maximum(early, held.blocks * waiting * delayed), held.blocks * later)
-        return cls(per_block, flying, first, last, delayed, np.where(c.vee, first, held.blocks * most) - there)
+        return cls(per_block, flying, first, last, delayed, first - there)
 
 
 def footprint(work: Work, *, first: bool = False) -> Footprint:
