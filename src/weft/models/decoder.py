@@ -34,22 +34,8 @@ class Block(nn.Module):
         mask: Tensor | None = None,
         cache: LayerCache | LatentCache | None = None,
     ) -> Tensor:
-        x = x + self.mixed(x, rope, mask, cache)
-        return x + self.fed(x)
-
-    def mixed(
-        self,
-        x: Tensor,
-        rope: tuple[Tensor, Tensor] | None,
-        mask: Tensor | None,
-        cache: LayerCache | LatentCache | None,
-    ) -> Tensor:
-        """What attention, of each token and those before it, adds to the residual stream."""
-        return self.attention(self.attention_norm(x), rope, mask, cache)
-
-    def fed(self, x: Tensor) -> Tensor:
-        """What the MLP, of each token alone, adds."""
-        return self.mlp(self.mlp_norm(x))
+        x = x + self.attention(self.attention_norm(x), rope, mask, cache)
+        return x + self.mlp(self.mlp_norm(x))
 
 
 class Decoder(nn.Module):

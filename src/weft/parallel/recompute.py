@@ -22,6 +22,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 import weft.parallel.context  # noqa: F401 (defines weft.context_attention)
 from weft.config.recompute import Recompute
+from weft.models.decoder import Block
 from weft.models.moe import MoE
 from weft.parallel.tensor import RowLinear
 
@@ -71,11 +72,27 @@ def recompute_blocks(blocks: nn.ModuleDict, recompute: Recompute, *, compiled: b
             setattr(module, method, functools.partial(checkpoint, function, **options))
 
 
+class Halves(Block):
+    """A block whose halves are calls of their own: what attention, and what the MLP, adds to the residual stream, each with
+    its norm, and under sp with what gathers its input."""
+
+    def forward(self, x: Tensor, rope: Any = None, mask: Tensor | None = None, cache: Any = None) -> Tensor:
+        x = x + self.mixed(x, rope, mask, cache)
+        return x + self.fed(x)
+
+    def mixed(self, x: Tensor, rope: Any, mask: Tensor | None, cache: Any) -> Tensor:
+        return self.attention(self.attention_norm(x), rope, mask, cache)
+
+    def fed(self, x: Tensor) -> Tensor:
+        return self.mlp(self.mlp_norm(x))
+
+
 def _parts(block: Any, redone: tuple[str, ...]) -> Iterator[tuple[nn.Module, str, Callable[..., Tensor]]]:
-    """Modules and their methods: of attention and the MLP those of `Block`, which have the norm in them, and under sp what
-    gathers their input."""
+    """Modules and their methods."""
     if not redone:
         yield block, "forward", block.forward
+    elif redone != ("experts",):
+        block.__class__ = Halves
     if "attention" in redone:
         yield block, "mixed", block.mixed
     if "mlp" in redone:
