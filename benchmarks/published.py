@@ -40,9 +40,8 @@ NANOTRON = Software(
     fused=0, fused_norm=1, logits=10.7, overlap_dp=0, balanced=1, keeps_gathered=1, copies=2, whole_dp=1, adds=1,
     tp_host=2.2e-3,
 )  # fmt: skip
-XLA = replace(
-    MEGATRON_CORE, overlap_tp=0, logits=6, stops=1
-)  # exponents in fp32, gradients in 16 bits (MaxText, max_utils.py)
+# exponents in fp32, gradients in 16 bits (MaxText, max_utils.py)
+XLA = replace(MEGATRON_CORE, overlap_tp=0, logits=6, stops=1)
 COMPILED = replace(TORCH, fused=1)
 # gradients in 16 bits, reduced whole in fp32 when all is done; send and recv; uniform stages; beside torch's loss this
 # micro-batch's logits and those before stay in buffers (its core/optimizer, core/nn/parallel_module); under sp norms gather
@@ -471,9 +470,8 @@ def _software(row: dict[str, Any]) -> Software:
         found = replace(found, flash=2)  # FlashAttention-2 is none of Blackwell's
     if found is MEGATRON_DS and row.get("precision") == "fp16":  # added up as they are; its own share of them in fp32
         found = replace(found, gradients=2, master=8)
-    elif (
-        found is DEEPSPEED and _zero(row) == 3
-    ):  # nothing hides its messages: Azure's runs with micro-batches of 1 to 32
+    elif found is DEEPSPEED and _zero(row) == 3:
+        # nothing hides its messages: Azure's runs with micro-batches of 1 to 32
         found = replace(found, overlap_dp=0, sharded=ZERO_3_2021 if "2021" in told else 1)
     elif found is MEGATRON_DS and row.get("precision") == "bf16":  # and beside them in fp32
         found = replace(found, gradients=6)

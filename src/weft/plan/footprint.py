@@ -90,9 +90,8 @@ class Held:
         common, experts, table = parameters(work)
         with_head, others = dealt_blocks(work)
         blocks: Num = np.where(c.vee, others if inside else with_head, np.maximum(with_head, others))
-        if first:  # one block less where tables are dealt out like a block each (Llama 3's 126)
-            beside = (work.software.balanced == 0) & (s.layers % c.pp > 0) & ((s.layers + 2) % c.pp == 0)
-            blocks = blocks - np.where(beside, 1, 0)
+        if first:
+            blocks = blocks - np.where((work.software.balanced == 0) & work.tables_as_blocks, 1, 0)
         tables = table * np.where(c.pp > 1, 1.0 + c.vee, 2 - s.tied) + s.positions * s.hidden
         tables = np.where(c.vee, 0.0, tables) if inside else tables
         share = (blocks * common + tables) / c.shards + blocks * experts / c.expert_shards

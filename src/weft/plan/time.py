@@ -194,8 +194,7 @@ def stage_times(work: Work, beat: Beat, head: Num, late: Num) -> Stages:
     blocking = np.maximum(np.where(soft.overlap_pp > hidden, 1.0, soft.blocking), soft.waits)
     per_block = beat.gpu + blocking * beat.late
     # the last process has the head too; where stages cannot be cut finer, it is the slowest
-    beside = (s.layers % c.pp > 0) & ((s.layers + 2) % c.pp == 0)
-    spare = np.where(piped, np.where(beside, C.spare, blocks - s.layers / c.pp), 0.0) * per_block
+    spare = np.where(piped, np.where(work.tables_as_blocks, C.spare, blocks - s.layers / c.pp), 0.0) * per_block
     slowest = np.where(piped, np.maximum(0.0, head - spare), head)
     even = evened(work, head / per_block) * per_block
     slowest = np.where((soft.balanced > 0) & piped, np.maximum(head, even) - blocks * per_block, slowest)

@@ -261,6 +261,12 @@ class Work:
         return np.minimum(np.ceil(self.sizes.layers / stages) * self.cut.vp, np.ceil(self.sizes.layers / self.cut.pp))
 
     @property
+    def tables_as_blocks(self) -> Num:
+        """Blocks are dealt out to stages as if each table were one: the ends' processes have one less (Llama 3's 126)."""
+        layers, pp = self.sizes.layers, self.cut.pp
+        return (layers % pp > 0) & ((layers + 2) % pp == 0)
+
+    @property
     def mixed(self) -> Num:
         """Share of blocks with experts, on the process of a pipeline that has most of them."""
         has = np.minimum(1.0, (self.sizes.layers - self.sizes.dense_layers) * self.cut.pp / self.sizes.layers)
