@@ -32,7 +32,9 @@ NEMO_22 = replace(MEGATRON_21, overlap_dp=1, gradients=2)
 MEGATRON_CORE = Software(flash=2, overlap_tp=1, overlap_pp=1, gradients=2, reduced=2)
 MEGATRON_24 = replace(MEGATRON_CORE, flash=1)  # before Transformer Engine preferred cuDNN's attention, mid-2024
 MEGATRON_25 = replace(MEGATRON_CORE, flash=3, keeps8=1, weighs=1)  # with the cuDNN of December 2024 and later
-MEGATRON_DS = replace(MEGATRON_21, reduced=2, adds=1)
+# all get all gradients: its ZeRO 1 and 2 reduce them whole, and so does its optimizer for bf16 (stage_1_and_2.py,
+# bf16_optimizer.py)
+MEGATRON_DS = replace(MEGATRON_21, reduced=2, adds=1, whole_dp=1)
 NEMO_24 = replace(MEGATRON_CORE, master=2)  # Apex keeps the 16 bits that bf16 weights lack
 TORCH = Software(fused=0, weights=4, gradients=4, master=0, reduced=4, stops=1)
 TORCH_LOSS = replace(TORCH, logits=12)
@@ -386,6 +388,12 @@ def _is_titan(row: dict[str, Any]) -> bool:
     return "torchtitan" in f"{row.get('framework')} {row.get('set')} {row.get('source')}".lower()
 
 
+def _has_bf16_optimizer(row: dict[str, Any]) -> bool:
+    """DeepSpeed's for bf16 without ZeRO, and of pipelines in it: states are shared among replicas (bf16_optimizer.py)."""
+    named = row.get("framework") == "Megatron-DeepSpeed" and row.get("precision") == "bf16"
+    return named and (not row.get("zero_stage") or (row.get("pp") or 1) > 1)
+
+
 def _is_bloom(row: dict[str, Any]) -> bool:
     return any(word in f"{row.get('set')} {row.get('source')}".lower() for word in ("bloom", "tr11"))
 
@@ -399,6 +407,8 @@ def _zero(row: dict[str, Any]) -> int:
     zero = row.get("zero_stage")
     if zero is None:
         return 3 if row.get("fsdp") else int(_since_hopper(row))
+    if zero == 0 and _has_bf16_optimizer(row):
+        return 1
     return 1 if zero == 3 and _is_titan(row) and (row.get("pp") or 1) > 1 else zero
 
 
@@ -441,8 +451,11 @@ def _cluster(row: dict[str, Any]) -> Cluster:
         change |= {"nvlink_gb_per_s": cluster.host_gb_per_s, "halves_gb_per_s": 16}
     if "H800" in row["gpu"] or "A800" in row["gpu"]:
         change["nvlink_gb_per_s"] = 200
-    if _is_bloom(row):
-        change["nvlink_gb_per_s"] = 100  # "NVLink 4 inter-gpu connects" (its model card), where a DGX has 12
+    if "Omni-Path" in str(row.get("interconnect")):
+        # PSM2 opens one adapter for a process, and NCCL sees one: a group leaves a node by one process
+        change["adapter_gb_per_s"] = 12.5
+        if "A100" in row["gpu"]:  # Jean Zay's: "NVLink 4 inter-gpu connects" (BLOOM's model card), where a DGX has 12
+            change["nvlink_gb_per_s"] = 100
     return cluster.model_copy(update=change)
 
 
@@ -473,12 +486,16 @@ def _software(row: dict[str, Any]) -> Software:
     elif found is DEEPSPEED and _zero(row) == 3:
         # nothing hides its messages: Azure's runs with micro-batches of 1 to 32
         found = replace(found, overlap_dp=0, sharded=ZERO_3_2021 if "2021" in told else 1)
-    elif found is MEGATRON_DS and row.get("precision") == "bf16":  # and beside them in fp32
-        found = replace(found, gradients=6)
+    elif found is MEGATRON_DS and row.get("precision") == "bf16":  # and, by its own optimizer, beside them in fp32
+        found = replace(found, gradients=6 if _has_bf16_optimizer(row) else 2)
     elif found.master == 4 and row.get("precision") == "fp16":  # Megatron adds up in fp32 for bf16 alone (arguments.py)
         found = replace(found, gradients=2, reduced=2)
-    if _is_bloom(row):  # CUDA_LAUNCH_BLOCKING=1 stands in its scripts, against hangs
+    if _is_bloom(row) or "CUDA_LAUNCH_BLOCKING" in row.get("extras", []):  # it stands in BLOOM's scripts, against hangs
         found = replace(found, waits=1)
+    if "llama" in str(row["model"].get("family")) and found.dropout:  # LLaMA has none
+        found = replace(found, dropout=0)
+        if "Megatron-DeepSpeed" in str(row.get("framework")):  # its SwiGLU and rotary positions are PyTorch's own operations
+            found = replace(found, fused=0, fused_norm=1)
     if found is XLA and "pax" in told and "(TE)" not in str(row.get("precision")):  # XLA alone had no fused attention
         found = replace(XLA, flash=0)
     if found is NEMO_24 and "nemo-framework-launcher" in told:  # NVTE_FUSED_ATTN: 0, till 24.07 (its conf/config.yaml)

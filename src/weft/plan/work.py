@@ -137,6 +137,7 @@ class Machine:
     mesh: Num = 0.0  # 1: a GPU's links go to one other each, without a switch
     halves: Num = 0.0  # bytes/s between a node's two CPUs, where its GPUs' messages pass there
     wait: Num = 0.0  # s a node, of a collective over nodes that the computation waits for
+    adapter: Num = 0.0  # bytes/s of the one that a group uses, where it does not use all of its members'
     host: Num = 25e9  # bytes/s between a GPU and its CPU's memory
     host_memory: Num = 256e9  # of the CPU, for each GPU
     host_hbm: Num = 50e9  # bytes/s of that memory, for each GPU
