@@ -331,6 +331,7 @@ def _layout(row: dict[str, Any], job: Job) -> Layout:
         cp_kind="ring" if cp > 1 else "allgather", pp=pp, vp=vp if pp > 1 else 1,
         schedule=_schedule(row, vp) if pp > 1 else "1f1b", ep=ep, etp=etp if row["model"].get("experts") else None,
         micro_batch=max(1, int(micro_batch)), precision="bf16",
+        loss="chunked" if "loss in chunks" in row.get("extras", []) else "whole",
         recompute=recompute if recompute.startswith(("full", "selective", "redo")) else "none",
         offload="activation offloading" in str(row.get("extras")) or bool(offloaded),
         offload_optimizer="optimizer offloaded to the CPU" in row.get("extras", []),
@@ -520,6 +521,8 @@ def _software(row: dict[str, Any]) -> Software:
         found = replace(found, fused_norm=1)
     if "layers redistributed" in extras:
         found = replace(found, balanced=3)
+    if _is_titan(row) and re.search(r"pytorch (2\.9|2\.1\d)", told):  # one kernel for RMSNorm; cuDNN's attention is preferred
+        found = replace(found, fused_norm=1, flash=3)
     if "compile" in extras:
         found = replace(found, fused=1)
         if _is_titan(row) and "2024" not in row.get("source", ""):  # the loss too, but in 2024 (its train.py)
