@@ -56,6 +56,7 @@ INTERN_EVO = Software(  # Apex's RMSNorm
     blocking=1, fused=0, fused_norm=1, overlap_dp=0.5, reduced=2, gradients=2, adds=1, turns=2.5e-3,
 )  # fmt: skip
 DEEPSPEED = replace(MEGATRON_21, reduced=2, overlap_dp=0.5)
+DEEPSPEED_HF = replace(DEEPSPEED, fused=0, dropout=0)  # norms and activations of transformers' LLaMA are eager
 FUSED = 0.49  # of the traffic of dealing tokens out, where permutations are fused (--moe-permute-fusion): fitted
 SOFTWARE: tuple[tuple[str, Software], ...] = (
     ("nanotron", NANOTRON), ("MaxText", XLA), ("AA-Scaling", SCALING),
@@ -65,7 +66,7 @@ SOFTWARE: tuple[tuple[str, Software], ...] = (
     ("InternEvo", INTERN_EVO),
     ("vTrain", replace(MEGATRON_21, fused=0, adds=1, gradients=2)),
     ("Megatron-DeepSpeed", MEGATRON_DS),
-    ("ATorch, DeepSpeed", replace(DEEPSPEED, fused=0)),  # Hugging Face's LLaMA, with flash attention (its ds_3d_llama2.py)
+    ("ATorch, DeepSpeed", DEEPSPEED_HF), ("Hugging Face's LLaMA", DEEPSPEED_HF),  # the former: its ds_3d_llama2.py
     ("DeepSpeed", DEEPSPEED),
     ("PaddleNLP", replace(MEGATRON_21, fused=0, fused_norm=2, dropout=0)),  # as the configs that its page names
     ("2021-01", replace(MEGATRON_21, whole_pp=1)), ("Smith et al. 2022", replace(MEGATRON_21, whole_pp=1, adds=1)),
@@ -495,7 +496,7 @@ def _software(row: dict[str, Any]) -> Software:
         found = replace(found, waits=1)
     if "llama" in str(row["model"].get("family")) and found.dropout:  # LLaMA has none
         found = replace(found, dropout=0)
-        if "Megatron-DeepSpeed" in str(row.get("framework")):  # its SwiGLU and rotary positions are PyTorch's own operations
+        if "Megatron-DeepSpeed" in str(row.get("framework")):  # its SwiGLU and rotary positions are eager
             found = replace(found, fused=0, fused_norm=1)
     if found is XLA and "pax" in told and "(TE)" not in str(row.get("precision")):  # XLA alone had no fused attention
         found = replace(XLA, flash=0)
@@ -519,9 +520,15 @@ def _software(row: dict[str, Any]) -> Software:
     found = replace(found, remakes=REMAKES.get(_policy(row), 0))
     if "fused rmsnorm" in extras:
         found = replace(found, fused_norm=1)
+    if "gradients reduced once" in extras:
+        found = replace(found, once=1)
+    if "eager rmsnorm" in extras:
+        found = replace(found, fused_norm=0)
     if "layers redistributed" in extras:
         found = replace(found, balanced=3)
-    if _is_titan(row) and re.search(r"pytorch (2\.9|2\.1\d)", told):  # one kernel for RMSNorm; cuDNN's attention is preferred
+    if _is_titan(row) and re.search(
+        r"pytorch (2\.9|2\.1\d)", told
+    ):  # RMSNorm is one kernel; cuDNN's attention is preferred
         found = replace(found, fused_norm=1, flash=3)
     if "compile" in extras:
         found = replace(found, fused=1)

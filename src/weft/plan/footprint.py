@@ -116,7 +116,7 @@ def dealt_blocks(work: Work) -> tuple[Num, Num]:
     first = np.ceil(rest / count) * (rest % count + 1) / c.pp
     others = np.where(late & (rest % count > 0), np.maximum(np.floor(rest / count), first), others)
     uneven = (soft.balanced > 1) & (c.pp > 1)
-    ends, others = np.where(uneven, beside_head, np.ceil(most)), np.where(uneven, others, 0.0)
+    ends, others = (np.where(uneven, blocks, np.ceil(most)) for blocks in (beside_head, others))
     return np.clip(ends, 1, s.layers), np.minimum(others, s.layers)
 
 

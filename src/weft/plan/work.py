@@ -189,6 +189,7 @@ class Software:
         raises_again: latent attention makes queries, keys and values again of their short vectors.
         copies: hidden states of each token, cut over tp, that a block keeps beside what its backward pass needs.
         whole_dp: under ZeRO 1 and 2 all processes get all gradients, not their own shares alone.
+        once: under ZeRO 2 gradients are reduced once a step, not in every pass.
         freed: gradients are given back after each step; where a step has one micro-batch they come as activations go.
         turns: s for each process, where under ZeRO 1 and 2 they give their weights to all others one after the other.
         weights, gradients, master, moments: bytes of each parameter.
@@ -230,6 +231,7 @@ class Software:
     raises_again: Num = 0
     copies: Num = 0
     whole_dp: Num = 0
+    once: Num = 0
     freed: Num = 0
     turns: Num = 0
     weights: Num = 2
