@@ -43,6 +43,20 @@ def test_arrows_point_down(room: str) -> None:
     assert not wrong
 
 
+@pytest.mark.parametrize(
+    ("room", "above"),
+    {"kernels": "requests schedule steps cut", "requests": "schedule steps cut", "schedule": "steps cut"}.items(),
+)
+def test_arrows_point_down_in_the_engine(room: str, above: str) -> None:
+    wrong = [
+        f"{file.relative_to(SOURCE)} imports {name}"
+        for file in (SOURCE / "serve" / room).glob("*.py")
+        for name in imports(file)
+        if name.startswith(tuple(f"weft.serve.{other}" for other in (*above.split(), "engine", "server")))
+    ]
+    assert not wrong
+
+
 def imports(file: Path) -> list[str]:
     found = []
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

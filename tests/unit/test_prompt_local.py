@@ -24,7 +24,7 @@ from weft.prompt.open import open_model
 from weft.prompt.perplexity import perplexity
 from weft.prompt.score import ask
 from weft.serve.generate import complete
-from weft.serve.request import Sampling
+from weft.serve.requests.request import Sampling
 from weft.serve.server.chat import find_template
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from weft.serve.request import TokenLogprob
-from weft.serve.sampler import choose, logprobs_of
-from weft.serve.scheduler import Work
+from weft.serve.requests.request import TokenLogprob
+from weft.serve.schedule.scheduler import Work
+from weft.serve.steps.sampler import choose, logprobs_of
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,12 @@ from bisect import insort
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from weft.serve.blocks import Blocks
 from weft.serve.config import EngineConfig
-from weft.serve.courtesy import Courtesy
-from weft.serve.room import Room
-from weft.serve.sequence import Sequence
-from weft.serve.turns import Turns
+from weft.serve.requests.sequence import Sequence
+from weft.serve.schedule.blocks import Blocks
+from weft.serve.schedule.courtesy import Courtesy
+from weft.serve.schedule.room import Room
+from weft.serve.schedule.turns import Turns
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from weft.models.moe import Experts, MoE
 from weft.models.parameters import buffer_sizes, is_stacked, parameter_sizes
 from weft.models.shape import Shape
 from weft.parallel.tensor import Axis, cut_tensors
-from weft.serve.ranks import Ranks
+from weft.serve.cut.ranks import Ranks
 
 
 class SummedMoE(MoE):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from weft.models.head import Head
 from weft.parallel.tensor import RowLinear
-from weft.serve.native import library, rows_product
+from weft.serve.kernels.native import library, rows_product
 
 WIDE = "AVX512" in torch.backends.cpu.get_cpu_capability()
 """Vectors of 512 bits."""

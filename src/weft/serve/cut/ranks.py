@@ -20,14 +20,14 @@ from torch import Tensor
 from torch._C._distributed_c10d import Store
 
 from weft.models.cuts import even_split
-from weft.serve.batch import Batch
 from weft.serve.config import EngineConfig
-from weft.serve.device import pick_device, pick_dtype
-from weft.serve.group import Meeting, meet, part
-from weft.serve.workers import SILENT_SECONDS, Workers
+from weft.serve.cut.group import Meeting, meet, part
+from weft.serve.cut.workers import SILENT_SECONDS, Workers
+from weft.serve.steps.batch import Batch
+from weft.serve.steps.device import pick_device, pick_dtype
 
 if TYPE_CHECKING:
-    from weft.serve.runner import Runner
+    from weft.serve.steps.runner import Runner
 
 START_SECONDS = 600
 
@@ -167,8 +167,9 @@ def start_ranks(folder: Path, config: EngineConfig) -> Ranks:
     rank_device(config, config.world - 1)
     meeting = Meeting()
     codes = [
-        "from weft.serve.workers import start_beating; start_beating(beat); from weft.serve.config import EngineConfig; "
-        f"from weft.serve.ranks import main; main({str(folder)!r}, {str(meeting.store)!r}, {index}, {config!r})"
+        "from weft.serve.cut.workers import start_beating; start_beating(beat); "
+        "from weft.serve.config import EngineConfig; from weft.serve.cut.ranks import main; "
+        f"main({str(folder)!r}, {str(meeting.store)!r}, {index}, {config!r})"
         for index in range(1, config.world)
     ]
     workers = Workers(codes, {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // config.world)), **os.environ})
@@ -226,8 +227,8 @@ def rank_device(config: EngineConfig, index: int) -> torch.device:
 
 def main(folder: str, store: str, index: int, config: EngineConfig) -> None:
     """A process that is not the first: compute what that says, until it says that it is over, or is gone."""
-    from weft.serve.runner import Runner, num_blocks
-    from weft.serve.share import load_share
+    from weft.serve.cut.share import load_share
+    from weft.serve.steps.runner import Runner, num_blocks
 
     ranks = join(Path(store), index, config)
     device = rank_device(config, index)

@@ -11,12 +11,12 @@ from dataclasses import replace
 from typing import Protocol
 
 from weft.models.decoder import Decoder
-from weft.serve.batch import Batch
 from weft.serve.config import EngineConfig
-from weft.serve.runner import Runner
-from weft.serve.sampler import highest
-from weft.serve.scheduler import Work
-from weft.serve.sequence import Sequence as Completion
+from weft.serve.requests.sequence import Sequence as Completion
+from weft.serve.schedule.scheduler import Work
+from weft.serve.steps.batch import Batch
+from weft.serve.steps.runner import Runner
+from weft.serve.steps.sampler import highest
 
 GRAM = 3
 """Tokens that must have stood together before, for what followed them to be guessed again."""

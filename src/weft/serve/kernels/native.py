@@ -1,4 +1,4 @@
-"""The engine's own kernels for a CPU, in `kernels/`: compiled when they are first wanted, in some five seconds, and kept.
+"""The engine's own kernels for a CPU, in C++: compiled when they are first wanted, in some five seconds, and kept.
 
 They lie in `weft/` of the user's cache (`$XDG_CACHE_HOME`, or `~/.cache`), by what they were made of: source, compiler, and
 the CPU's instructions. Without a C++ compiler there are none, which is said, and torch's own do.
@@ -22,7 +22,7 @@ from torch import Tensor
 
 log = logging.getLogger("weft.serve")
 
-SOURCES = Path(__file__).with_name("kernels")
+SOURCES = Path(__file__).parent
 FLAGS = ("-O3", "-std=c++17", "-march=native", "-fopenmp", "-shared", "-fPIC")
 COMPILERS = ("g++", "clang++", "c++")
 POINTER, WHOLE = ctypes.c_void_p, ctypes.c_int64

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
-    from weft.serve.forms import Form
-    from weft.serve.grammar import Grammar
+    from weft.serve.requests.forms import Form
+    from weft.serve.requests.grammar import Grammar
 
     Compiled: TypeAlias = Grammar | Form
 

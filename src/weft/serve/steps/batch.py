@@ -9,7 +9,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from weft.serve.scheduler import Work
+from weft.serve.schedule.scheduler import Work
 
 
 @dataclass(frozen=True)

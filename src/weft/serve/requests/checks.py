@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from weft.serve.request import MAX_LOGPROBS, Request, TooLongError
+from weft.serve.requests.request import MAX_LOGPROBS, Request, TooLongError
 
 
 def check_request(

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weft.serve.request import COLD, Sampling, TokenLogprob
-from weft.serve.sequence import Sequence as Completion
+from weft.serve.requests.request import COLD, Sampling, TokenLogprob
+from weft.serve.requests.sequence import Sequence as Completion
 
 PARTS = 32
 """Of a row of logits, see `highest`."""

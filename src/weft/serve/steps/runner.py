@@ -11,16 +11,16 @@ from torch import Tensor
 from weft.models.attention import LayerCache
 from weft.models.decoder import Decoder
 from weft.models.latent import LatentCache
-from weft.serve.adapters import Adapters
-from weft.serve.batch import Batch
-from weft.serve.cache import LatentLayer, PagedCache, token_bytes
 from weft.serve.config import EngineConfig
-from weft.serve.decoding import Decoding
-from weft.serve.joined import join
-from weft.serve.pages import into_huge_pages
-from weft.serve.products import quicken
-from weft.serve.ranks import Order, Ranks
-from weft.serve.stack import Stack, stackable
+from weft.serve.cut.ranks import Order, Ranks
+from weft.serve.kernels.joined import join
+from weft.serve.kernels.pages import into_huge_pages
+from weft.serve.kernels.products import quicken
+from weft.serve.steps.adapters import Adapters
+from weft.serve.steps.batch import Batch
+from weft.serve.steps.cache import LatentLayer, PagedCache, token_bytes
+from weft.serve.steps.decoding import Decoding
+from weft.serve.steps.stack import Stack, stackable
 
 PIECE = 64
 """Rows of logits that are there at once: with a vocabulary of 150,000, 38 MB."""
@@ -47,7 +47,7 @@ class Runner:
         folders = {name: Path(folder) for name, folder in config.adapters.items()}
         self.adapters = Adapters(model, folders, ranks.tp_group if ranks else None)
         tp = ranks.tp if ranks else 1
-        # where compiled, one block more, which no sequence gets: see serve/decoding.py
+        # where compiled, one block more, which no sequence gets: see serve/steps/decoding.py
         self.scratch = num_blocks
         room = num_blocks + bool(config.compile)
         self.cache = PagedCache(model.shape, len(model.blocks), tp, room, config, first.detach())
@@ -59,7 +59,7 @@ class Runner:
         self.layers: Sequence[LayerCache | LatentCache] = self.cache.layers
         self.decoding: Decoding | None = None
         if config.compile:
-            from weft.serve.compiled import compile_step
+            from weft.serve.steps.compiled import compile_step
 
             self.layers = compile_step(model, self.cache.layers)
             if self.device.type == "cuda" and model.shape.experts is None:  # which are counted on the CPU

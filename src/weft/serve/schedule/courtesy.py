@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from weft.serve.steptimes import StepTimes
+from weft.serve.schedule.steptimes import StepTimes
 
 LONGER = 4 / 3
 """How many times as long one tenant's prompts make such steps, on the average: a quarter of their time is its."""

@@ -2,7 +2,7 @@
 
 torch's compiler makes one kernel of what stands between two products. What it does not look into is one operation each:
 attention over the paged cache, which is another with every batch, as is what adapters add, and on a CPU the products, which
-choose their own way (`products.py`). Experts are left as they are, between two functions. A step of one token has a
+choose their own way (`kernels/products.py`). Experts are left as they are, between two functions. A step of one token has a
 function of its own; all others share one, for any number of tokens. What was compiled is kept where torch keeps it: in
 `$TORCHINDUCTOR_CACHE_DIR`, or in `torchinductor_USER` in the folder for temporary files.
 """
@@ -21,8 +21,8 @@ from weft.models.decoder import Block, Decoder
 from weft.models.latent import LatentAttention, LatentCache, Look
 from weft.models.moe import MoE
 from weft.parallel.numbered import found, number_of
-from weft.serve.cache import LatentLayer, PagedLayer
-from weft.serve.native import find_compiler
+from weft.serve.kernels.native import find_compiler
+from weft.serve.steps.cache import LatentLayer, PagedLayer
 
 Forward = Callable[..., Tensor]
 

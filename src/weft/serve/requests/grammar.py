@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weft.serve.forms import KEPT, Helpers, Kind, make_matcher, text_of
-from weft.serve.tokens import Tokenizer
+from weft.serve.requests.forms import KEPT, Helpers, Kind, make_matcher, text_of
+from weft.serve.requests.tokens import Tokenizer
 
 MAX_SOURCE = 256 * 1024
 """Characters of a form."""

@@ -18,9 +18,9 @@ from torch import Tensor
 from weft.models.attention import LayerCache
 from weft.models.decoder import Decoder
 from weft.models.latent import LatentCache
-from weft.serve.batch import Batch
-from weft.serve.cache import Group, PagedCache
-from weft.serve.gpu_attention import Tiles
+from weft.serve.kernels.gpu_attention import Tiles
+from weft.serve.steps.batch import Batch
+from weft.serve.steps.cache import Group, PagedCache
 
 FEWEST_BLOCKS = 8
 """Of a table, in the smallest size."""

@@ -14,12 +14,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from weft.serve.batch import Batch
-from weft.serve.reading import Found
-from weft.serve.runner import Runner
-from weft.serve.sampler import pick
-from weft.serve.scheduler import Scheduler, Work
-from weft.serve.sequence import Sequence as Completion
+from weft.serve.requests.sequence import Sequence as Completion
+from weft.serve.schedule.scheduler import Scheduler, Work
+from weft.serve.steps.batch import Batch
+from weft.serve.steps.reading import Found
+from weft.serve.steps.runner import Runner
+from weft.serve.steps.sampler import pick
 
 TOKENS = 4
 """Of each sequence; a request that comes meanwhile waits for them."""

@@ -19,7 +19,7 @@ from weft.models.cuts import cut_dim, even_split
 from weft.models.decoder import Decoder
 from weft.parallel.numbered import found, number_of
 from weft.parallel.tensor import RowLinear
-from weft.serve.batch import Batch
+from weft.serve.steps.batch import Batch
 
 
 class Adapted:

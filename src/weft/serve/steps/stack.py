@@ -19,11 +19,11 @@ from weft.models.decoder import Block, Decoder
 from weft.models.mlp import GeluMLP, SwigluMLP
 from weft.models.moe import Experts, MoE
 from weft.models.rope import frequencies
-from weft.serve.batch import Batch
-from weft.serve.cache import PagedCache, PagedLayer
-from weft.serve.native import DTYPES, kernel, library
-from weft.serve.products import ServedLinear, most_ours
-from weft.serve.store import Store
+from weft.serve.kernels.native import DTYPES, kernel, library
+from weft.serve.kernels.products import ServedLinear, most_ours
+from weft.serve.steps.batch import Batch
+from weft.serve.steps.cache import PagedCache, PagedLayer
+from weft.serve.steps.store import Store
 
 BOTH = (
     "attention_norm", "attention.q", "attention.k", "attention.v", "attention.out", "attention.q_norm",

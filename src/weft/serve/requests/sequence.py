@@ -8,11 +8,11 @@ import struct
 from collections.abc import Sequence as Row
 from typing import TYPE_CHECKING, cast
 
-from weft.serve.request import Finish, Request, TokenLogprob
-from weft.serve.text import TextStream
+from weft.serve.requests.request import Finish, Request, TokenLogprob
+from weft.serve.requests.text import TextStream
 
 if TYPE_CHECKING:
-    from weft.serve.grammar import Grammar, Matcher
+    from weft.serve.requests.grammar import Grammar, Matcher
 
 
 class Sequence:

@@ -18,12 +18,12 @@ from torch import Tensor
 from weft.models.attention import attend
 from weft.models.latent import Look
 from weft.models.shape import Shape
-from weft.serve import gpu_attention
-from weft.serve.batch import Batch
 from weft.serve.config import EngineConfig
-from weft.serve.gpu_attention import Tiles
-from weft.serve.native import attends, paged_attention
-from weft.serve.store import STORES, Int8Store, Store
+from weft.serve.kernels import gpu_attention
+from weft.serve.kernels.gpu_attention import Tiles
+from weft.serve.kernels.native import attends, paged_attention
+from weft.serve.steps.batch import Batch
+from weft.serve.steps.store import STORES, Int8Store, Store
 
 PADDING = 1.5
 """Sequences of one token each are attended to together if the longest has at most so many times the shortest's keys."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from weft.serve.request import Sampling
-from weft.serve.tokens import Detokenizer, StopTexts, Tokenizer
+from weft.serve.requests.request import Sampling
+from weft.serve.requests.tokens import Detokenizer, StopTexts, Tokenizer
 
 CONTEXT = 32
 """Tokens of the prompt that the first new one is decoded behind."""

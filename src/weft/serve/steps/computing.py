@@ -7,12 +7,12 @@ from itertools import islice
 
 from torch import Tensor
 
-from weft.serve.ahead import Ahead
-from weft.serve.batch import Batch
-from weft.serve.reading import Found, read
-from weft.serve.runner import Runner
-from weft.serve.scheduler import Scheduler, Work
-from weft.serve.speculate import Drafter
+from weft.serve.schedule.scheduler import Scheduler, Work
+from weft.serve.steps.ahead import Ahead
+from weft.serve.steps.batch import Batch
+from weft.serve.steps.reading import Found, read
+from weft.serve.steps.runner import Runner
+from weft.serve.steps.speculate import Drafter
 
 
 class Computing:

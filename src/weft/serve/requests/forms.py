@@ -175,7 +175,7 @@ class Helpers:
             self._changed.notify_all()
 
     def _begin(self) -> subprocess.Popen[bytes]:
-        code = "from weft.serve.forms import main; main()"
+        code = "from weft.serve.requests.forms import main; main()"
         pipe, silent = subprocess.PIPE, subprocess.DEVNULL  # a form that fails does not fill the server's log
         helper = subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, stderr=silent, bufsize=0)
         self._processes.add(helper)

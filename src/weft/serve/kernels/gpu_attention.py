@@ -79,7 +79,7 @@ def make_tiles(counts: Sequence[int], ends: Sequence[int], group: int) -> tuple[
 
 def keep(k: Tensor, v: Tensor, slots: Tensor, keys: Tensor, values: Tensor) -> None:
     """Keep k [1, K, N, E] and v [1, K, N, V] at slots [N], in what `attend` reads."""
-    from weft.serve import gpu_kernels
+    from weft.serve.kernels import gpu_kernels
 
     _, heads, count, dim = k.shape
     k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (k, v))
@@ -124,7 +124,7 @@ def _look(
     scale: float,
 ) -> None:
     """Fills y [N, H, V] for the tokens of some tiles, which have at most so many; each by `splits` programs."""
-    from weft.serve.gpu_kernels import add_up, look
+    from weft.serve.kernels.gpu_kernels import add_up, look
 
     (_, block, kv_heads, dim), (_, heads, width) = keys.shape, y.shape
     group = heads // kv_heads
