@@ -10,6 +10,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import typer
+from typer.testing import CliRunner
+
+from weft.cli.app import JOURNEY, Verbs, app
 
 SOURCE = Path(__file__).parents[2] / "src" / "weft"
 FORBIDDEN = {
@@ -72,6 +76,14 @@ def imports(file: Path) -> list[str]:
 def test_loads_without_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_help_lists_the_verbs_in_the_journeys_order() -> None:
+    group = typer.main.get_command(app)
+    assert isinstance(group, Verbs)
+    assert sorted(JOURNEY) == sorted(group.commands)
+    shown = re.findall(r"^. ([a-z][a-z-]*) ", CliRunner().invoke(app, ["--help"]).output, re.MULTILINE)
+    assert shown == list(JOURNEY)
 
 
 def test_help_imports_nothing_heavy() -> None:

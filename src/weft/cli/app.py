@@ -6,6 +6,7 @@ import errno
 import sys
 
 import typer
+from typer.core import TyperGroup
 
 from weft import __version__
 from weft.cli import data, eval, export, generate, models, plan, profile, prompt, serve, train, triton, tune, verify
@@ -13,7 +14,22 @@ from weft.cli import data, eval, export, generate, models, plan, profile, prompt
 NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 """Why a disk takes nothing: it is full, or not this user's to write on."""
 
+JOURNEY = (
+    "data", "models", "plan", "tune", "train", "verify", "profile", "export", "generate", "serve", "serve-triton",
+    "prompt", "eval",
+)  # fmt: skip
+"""The verbs, in the order in which they are wanted."""
+
+
+class Verbs(TyperGroup):
+    """Typer would list those without verbs of their own first."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        return list(JOURNEY)
+
+
 app = typer.Typer(
+    cls=Verbs,
     help="Train a neural network too large for one GPU or one server, prove the run right, and put it into production.",
     epilog="The journey: weft data → weft train → weft verify → weft export → weft serve. Start with `make demo`.",
     no_args_is_help=True,
