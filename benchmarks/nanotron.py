@@ -10,7 +10,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from weft.plan.footprint import footprint
+from weft.plan.memory.footprint import footprint
 from weft.plan.work import Software, Work
 
 NANOTRON = Software(

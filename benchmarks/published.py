@@ -19,10 +19,10 @@ from typing import Any
 import nanotron
 from weft.config.layout import Layout
 from weft.models.shape import Experts, Latent, Shape
-from weft.plan.constants import CONSTANTS
-from weft.plan.footprint import footprint
 from weft.plan.machine import Cluster, read_cluster
+from weft.plan.memory.footprint import footprint
 from weft.plan.numbers import Job, numbers
+from weft.plan.time.constants import CONSTANTS
 from weft.plan.work import Software, Work
 
 GIB = 2**30

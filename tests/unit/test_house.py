@@ -72,7 +72,7 @@ def imports(file: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("module", ["weft.cli.app", "weft.config.load", "weft.plan.report", "weft.data.loader"])
+@pytest.mark.parametrize("module", ["weft.cli.app", "weft.config.load", "weft.plan.show.report", "weft.data.loader"])
 def test_loads_without_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -87,7 +87,7 @@ def chosen_rank(config: Config, stage: int | None, device: Literal["cpu", "cuda"
     Raises:
         ValueError: there is no such stage.
     """
-    from weft.plan.memory import layout_memory
+    from weft.plan.memory.moments import layout_memory
 
     layout = config.layout
     if stage is None:

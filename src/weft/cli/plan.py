@@ -95,13 +95,13 @@ def layouts(
     from weft.config.precision import FP8
     from weft.plan.advice import Question
     from weft.plan.emit.systems import check, fastest, run_of, write
-    from weft.plan.findings import show_answers, show_closest, show_plan, show_search
     from weft.plan.machine import read_cluster
     from weft.plan.numbers import WEFT, Job
-    from weft.plan.page import draw_page, draw_plan
     from weft.plan.plan import Plan
     from weft.plan.search import search
-    from weft.plan.waterfall import slower
+    from weft.plan.show.findings import show_answers, show_closest, show_plan, show_search
+    from weft.plan.show.page import draw_page, draw_plan
+    from weft.plan.show.waterfall import slower
 
     if fp8 and layout is not None:
         raise ValueError(

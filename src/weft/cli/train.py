@@ -73,7 +73,7 @@ def train(
     given = [(key, value) for key, value in short.items() if value is not None]
     config = load_config(settings or [], [*given, *(overrides or [])])
     if dry_run:
-        from weft.plan.report import print_plan
+        from weft.plan.show.report import print_plan
 
         print_plan(config)
         if exact:

@@ -9,8 +9,8 @@ from xml.etree import ElementTree
 from weft.exact.curve import Curve
 from weft.exact.rank import Exact
 from weft.exact.report import memory_rows, message_rows, module_rows, title, work_rows
-from weft.plan.markup import Element, page, tag
-from weft.plan.memory import TENSORS
+from weft.plan.memory.moments import TENSORS
+from weft.plan.show.markup import Element, page, tag
 from weft.units import gibibytes
 
 STYLE = Path(__file__).parents[1] / "plan" / "page_assets" / "page.css"

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from weft.config.layout import Layout
-from weft.plan.constants import CONSTANTS as C
-from weft.plan.markup import Element, tag
 from weft.plan.search import Search
+from weft.plan.show.markup import Element, tag
+from weft.plan.time.constants import CONSTANTS as C
 from weft.plan.work import Num
 from weft.units import duration, gibibytes
 

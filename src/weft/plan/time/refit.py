@@ -12,10 +12,10 @@ import numpy as np
 
 from weft.config.load import load_config
 from weft.config.tree import Config
-from weft.plan.counted import counted_time
-from weft.plan.curves import Curves
 from weft.plan.machine import Cluster
 from weft.plan.numbers import Job
+from weft.plan.time.counted import counted_time
+from weft.plan.time.curves import Curves
 
 WARM_UP = 2
 """Steps at the start of a run that allocate and connect, and so say nothing of others."""

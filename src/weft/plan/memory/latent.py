@@ -12,7 +12,7 @@ FLOAT = 4
 
 @dataclass(frozen=True)
 class LatentPass:
-    """One micro-batch in the latent attention of one block on one process, in bytes, as plan/activations.py has the rest.
+    """One micro-batch in the latent attention of one block on one process, in bytes, as activations.py has the rest.
 
     Values narrower than keys are filled up for it, and its result is copied without that.
 

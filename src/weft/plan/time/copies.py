@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from weft.plan.block import parameters
+from weft.plan.time.block import parameters
 from weft.plan.work import Num, Work
 
 

@@ -19,8 +19,8 @@ from rich.text import Text
 
 from weft.config.toml import config_toml
 from weft.config.tree import Config
-from weft.plan.memory import Device, Memory, StageMemory, largest, layout_memory
-from weft.plan.words import describe
+from weft.plan.memory.moments import Device, Memory, StageMemory, largest, layout_memory
+from weft.plan.show.words import describe
 from weft.schedules.timeline import timeline
 from weft.units import gibibytes, percent, short
 

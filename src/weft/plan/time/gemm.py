@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from weft.plan.constants import CONSTANTS as C
+from weft.plan.time.constants import CONSTANTS as C
 from weft.plan.work import Num
 
 TILES = ((256, 128, 1.0), (128, 128, 0.94), (128, 64, 0.78), (64, 64, 0.55))

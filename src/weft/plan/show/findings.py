@@ -11,12 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from weft.plan.advice import Answer, tightly
-from weft.plan.constants import CONSTANTS
 from weft.plan.grid import row_of
 from weft.plan.numbers import Job
 from weft.plan.plan import Plan
 from weft.plan.search import Search
-from weft.plan.waterfall import Part, memory_parts, slower, time_parts, why_slower
+from weft.plan.show.waterfall import Part, memory_parts, slower, time_parts, why_slower
+from weft.plan.time.constants import CONSTANTS
 from weft.tables import bar_room, bar_table, print_table
 from weft.units import duration, gibibytes, percent, short
 

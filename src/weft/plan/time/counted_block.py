@@ -1,6 +1,6 @@
 """One block of weft's model with one micro-batch, operation by operation, timed by measured curves. Torch-free.
 
-plan/time.py has the same in closed form, for any system and for a search; here are the very calls of models/ and
+plan/time/step.py has the same in closed form, for any system and for a search; here are the very calls of models/ and
 parallel/, so that what they take can be looked up.
 """
 
@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from weft.config.layout import Layout
 from weft.config.recompute import Recompute
 from weft.models.shape import Experts, Shape
-from weft.plan.curves import Curves
-from weft.plan.imbalance import fullest_share
+from weft.plan.time.curves import Curves
+from weft.plan.time.imbalance import fullest_share
 
 KINDS = ("matmul", "attention", "elementwise", "tp", "cp", "ep")
 ITEM = {"fp32": 4, "bf16": 2}

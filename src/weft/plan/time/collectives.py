@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from weft.plan.constants import CONSTANTS as C
+from weft.plan.time.constants import CONSTANTS as C
 from weft.plan.work import Machine, Num
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from weft.plan.footprint import Footprint
+from weft.plan.memory.footprint import Footprint
 from weft.plan.plan import Plan
-from weft.plan.time import Time
+from weft.plan.time.step import Time
 
 TIME_WORDS = {
     "matmul": "matrix products of the blocks",

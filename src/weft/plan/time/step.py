@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from weft.plan import collectives
-from weft.plan.block import Passes, parameters
-from weft.plan.constants import CONSTANTS as C
-from weft.plan.copies import Copies, copies
-from weft.plan.kept import block_activations
+from weft.plan.memory.kept import block_activations
+from weft.plan.time import collectives
+from weft.plan.time.block import Passes, parameters
+from weft.plan.time.constants import CONSTANTS as C
+from weft.plan.time.copies import Copies, copies
 from weft.plan.work import Num, Work
 
 ADAM = 28

@@ -7,10 +7,10 @@ from typing import Literal
 
 from weft.config.recompute import Recompute
 from weft.config.tree import Config
-from weft.plan.activations import FLOAT, ITEM, LONG, Pass, When, in_flight, kept_bytes, stage_bytes
-from weft.plan.gradients import Gradients
-from weft.plan.logits import loss_workspace, rounded_head
-from weft.plan.stage import Stage, stages
+from weft.plan.memory.activations import FLOAT, ITEM, LONG, Pass, When, in_flight, kept_bytes, stage_bytes
+from weft.plan.memory.gradients import Gradients
+from weft.plan.memory.logits import loss_workspace, rounded_head
+from weft.plan.memory.stage import Stage, stages
 from weft.schedules.table import Held, Schedule
 from weft.units import gibibytes
 

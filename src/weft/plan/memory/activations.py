@@ -16,8 +16,8 @@ from weft.config.precision import FP8
 from weft.config.recompute import Recompute
 from weft.models.cuts import even_split
 from weft.models.shape import Experts, Shape
-from weft.plan.latent import LatentPass
-from weft.plan.stage import Stage
+from weft.plan.memory.latent import LatentPass
+from weft.plan.memory.stage import Stage
 from weft.schedules.table import Held, Schedule, held
 
 ITEM = {"fp32": 4, "bf16": 2, "fp16": 2}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from weft.plan.activations import FLOAT, ITEM, Pass
+from weft.plan.memory.activations import FLOAT, ITEM, Pass
 
 LOSS_ROWS, LOSS_CPU_LOGITS = 1024, 2**19
 """Positions, or on a CPU logits, whose loss is worked out at once: parallel/loss.py."""

@@ -7,8 +7,8 @@ from functools import reduce
 
 import numpy as np
 
-from weft.plan.block import widths
-from weft.plan.imbalance import fullest
+from weft.plan.time.block import widths
+from weft.plan.time.imbalance import fullest
 from weft.plan.work import Num, Work
 
 EAGER_NORM = 3

@@ -9,10 +9,10 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from weft.plan import collectives
-from weft.plan.constants import CONSTANTS as C
-from weft.plan.gemm import gemm_time
-from weft.plan.imbalance import fullest
+from weft.plan.time import collectives
+from weft.plan.time.constants import CONSTANTS as C
+from weft.plan.time.gemm import gemm_time
+from weft.plan.time.imbalance import fullest
 from weft.plan.work import Num, Work
 
 EAGER_NORM = 60

@@ -1,6 +1,6 @@
 """A step of weft's own on a measured machine: operation by operation, through the pipeline's real table. Torch-free.
 
-plan/memory.py counts the memory of a step in the same way. What curves do not have is refused or left out: docs/tune.md.
+memory/moments.py counts the bytes of a step in the same way. What curves do not have is refused or left out: docs/tune.md.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from weft.config.layout import Layout
 from weft.config.recompute import Recompute
 from weft.models.parameters import block_sizes
 from weft.models.shape import Shape
-from weft.plan.activations import HEAD_ALIGNED
-from weft.plan.counted_block import BACKWARD, FLOAT, FORWARD, KINDS, WEIGHTS, BlockCount, Parts, again
-from weft.plan.curves import Curves
-from weft.plan.logits import HEAD_ROWS, LOSS_ROWS
+from weft.plan.memory.activations import HEAD_ALIGNED
+from weft.plan.memory.logits import HEAD_ROWS, LOSS_ROWS
+from weft.plan.memory.stage import Stage, stages
 from weft.plan.numbers import Job
-from weft.plan.stage import Stage, stages
-from weft.plan.time import Time
+from weft.plan.time.counted_block import BACKWARD, FLOAT, FORWARD, KINDS, WEIGHTS, BlockCount, Parts, again
+from weft.plan.time.curves import Curves
+from weft.plan.time.step import Time
 from weft.schedules.timeline import Costs, timeline
 
 BUCKET_BYTES = 32 * 2**20

@@ -9,17 +9,17 @@ from xml.etree import ElementTree
 
 from weft.config.load import make_config
 from weft.plan.advice import Answer, tightly
-from weft.plan.findings import asked, counted, left, memory_of, refusal
 from weft.plan.machine import Cluster
-from weft.plan.markup import Child, Element, page, section, table, tag
 from weft.plan.numbers import Job
-from weft.plan.pareto import Pareto
-from weft.plan.places import draw_places
 from weft.plan.plan import Plan
-from weft.plan.schedule_view import headline, summary
 from weft.plan.schedules import ScheduleReport, modelled_costs
 from weft.plan.search import Search
-from weft.plan.waterfall import Part, memory_parts, slower, time_parts, why_slower
+from weft.plan.show.findings import asked, counted, left, memory_of, refusal
+from weft.plan.show.markup import Child, Element, page, section, table, tag
+from weft.plan.show.pareto import Pareto
+from weft.plan.show.places import draw_places
+from weft.plan.show.schedule_view import headline, summary
+from weft.plan.show.waterfall import Part, memory_parts, slower, time_parts, why_slower
 from weft.schedules.picture import draw_svg
 from weft.units import duration, gibibytes, percent, short
 

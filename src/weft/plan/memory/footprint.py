@@ -1,6 +1,6 @@
 """The memory of the fullest process, in closed form, for a search over many layouts. Torch-free.
 
-plan/memory.py counts weft's own steps moment by moment; this is the same in a few terms, and for other systems too.
+plan/memory/moments.py counts weft's own steps moment by moment; this is the same in a few terms, and for other systems too.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from weft.plan.block import parameters, widths
-from weft.plan.constants import CONSTANTS as C
-from weft.plan.imbalance import fullest
-from weft.plan.kept import Kept
+from weft.plan.memory.kept import Kept
+from weft.plan.time.block import parameters, widths
+from weft.plan.time.constants import CONSTANTS as C
+from weft.plan.time.imbalance import fullest
 from weft.plan.work import Machine, Num, Work
 
 
@@ -265,7 +265,7 @@ def working(work: Work, held: Held, flight: Flight, kept: Kept, logits: Num) -> 
 
 def meeting(work: Work) -> Num:
     """Bytes that attention under cp has in a backward pass beside what was kept: keys and values of others as they arrive
-    and in order, and the fp32 sums of gradients, which travel too (plan/activations.py counts the same)."""
+    and in order, and the fp32 sums of gradients, which travel too (plan/memory/activations.py counts the same)."""
     c = work.cut
     query, kv = widths(work)
     arriving = np.where(c.gathers > 0, 2 * kv * (2 * c.cp + 1), 6 * kv)

@@ -9,7 +9,7 @@ import numpy as np
 
 from weft.config.layout import Layout
 from weft.plan.machine import Cluster
-from weft.plan.markup import Element, tag
+from weft.plan.show.markup import Element, tag
 from weft.plan.work import Num
 
 MOST = 16384

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from weft.config.layout import Layout
 from weft.models.shape import Shape
-from weft.plan.activations import FLOAT, ITEM
-from weft.plan.stage import Stage
+from weft.plan.memory.activations import FLOAT, ITEM
+from weft.plan.memory.stage import Stage
 
 
 class Gradients:

@@ -79,7 +79,7 @@ class Curves(BaseModel):
         beside: share of the shorter of a message and a computation that is hidden when both go on at once.
         unit: seconds that FSDP2 takes to gather the weights of a block, or to reduce its gradients, beside the bytes.
         compute_scale, message_scale: what a run has taken, over what the curves say: `weft plan calibrate --from-run`.
-        grids: by name: see weft.tune.measure, which makes them, and weft.plan.counted, which reads them.
+        grids: by name: see weft.tune.measure, which makes them, and weft.plan.time.counted, which reads them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
