@@ -14,7 +14,7 @@ from prompt_models import Parity, save_tiny
 from typer.testing import CliRunner, Result
 
 from weft.cli.app import app
-from weft.cli.verify import progress_bar
+from weft.cli.bar import progress_bar
 from weft.prompt.chat import Chat
 from weft.prompt.examples import Examples
 from weft.prompt.file import OutputCheck, Prompt, PromptSampling, Shots, read_prompt, write_prompt

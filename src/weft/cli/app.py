@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from weft import __version__
 from weft.cli import data, eval, export, generate, models, plan, profile, prompt, serve, train, triton, tune, verify
+from weft.cli.export_triton import triton as export_triton
 
 NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 """Why a disk takes nothing: it is full, or not this user's to write on."""
@@ -45,6 +46,7 @@ app.command("train")(train.train)
 app.add_typer(profile.app, name="profile")
 app.add_typer(verify.app, name="verify")
 app.add_typer(export.app, name="export")
+export.app.command("triton")(export_triton)
 app.command("generate")(generate.generate)
 app.command("serve")(serve.serve)
 app.command("eval")(eval.evaluate)

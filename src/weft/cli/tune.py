@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from weft.cli.options import Data, LayoutText, Model, Set, Settings
 from weft.cli.output import writable
-from weft.cli.train import Data, LayoutText, Model, Set, Settings, check
+from weft.cli.train import check
 
 
 def tune(
