@@ -8,11 +8,11 @@ from typing import TypeVar
 from weft.config.layout import Layout
 from weft.config.recompute import Recompute
 from weft.models.shape import Shape
-from weft.plan.counted import counted_time
-from weft.plan.footprint import Footprint, footprint
 from weft.plan.machine import Cluster
+from weft.plan.memory.footprint import Footprint, footprint
 from weft.plan.numbers import WEFT, Job, in_8_bits, numbers
-from weft.plan.time import Time, step_time
+from weft.plan.time.counted import counted_time
+from weft.plan.time.step import Time, step_time
 from weft.plan.work import Software
 
 
@@ -106,7 +106,7 @@ class Plan:
 
 def fitted(shape: Shape, layout: Layout, job: Job, cluster: Cluster, software: Software) -> Layout:
     """With a budget of memory made the fewest blocks of each stage whose recomputation keeps within it, or all of them
-    where these are not enough. In closed form; plan/memory.py counts it for each stage by itself."""
+    where these are not enough. In closed form; plan/memory/moments.py counts it for each stage by itself."""
     budget = Recompute.parse(layout.recompute).budget
     if budget is None:
         return layout
