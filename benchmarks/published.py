@@ -115,6 +115,7 @@ class Run:
         fullest: the memory is that of the GPU that has most.
         reserved: it is what the allocator took, holes and all.
         all: it is what the driver sees: what CUDA and NCCL took too.
+        away: the share of blocks whose activations go to the CPU, where any do.
     """
 
     name: str
@@ -134,12 +135,13 @@ class Run:
     fullest: bool = False
     reserved: bool = False
     all: bool = False
+    away: float = 0.5
 
     @property
     def work(self) -> Work:
         work = numbers(self.shape, self.layout, self.job, self.cluster, self.software)
         if self.layout.offload:
-            work = replace(work, cut=replace(work.cut, offload=0.5))  # those recipes: of 20 to 40 blocks of 80
+            work = replace(work, cut=replace(work.cut, offload=self.away))
         if self.zero and self.layout.fsdp == 1 and self.layout.cp > 1:  # Megatron shards over cp where there is no dp
             work = replace(work, cut=replace(work.cut, zero=self.zero))
         return work
@@ -178,8 +180,14 @@ def read_run(row: dict[str, Any]) -> Run:
         memory=memory * GIB if memory else None, status=str(measured.get("status") or ""),
         duplicate="duplicate_of" in row, zero=_zero(row), fullest=measured.get("peak_mem_gpu") == "fullest",
         reserved=measured.get("peak_mem_kind") in ("reserved", "nvidia-smi"),
-        all=measured.get("peak_mem_kind") == "nvidia-smi",
+        all=measured.get("peak_mem_kind") == "nvidia-smi", away=_away(row, shape),
     )  # fmt: skip
+
+
+def _away(row: dict[str, Any], shape: Shape) -> float:
+    """As its recipe says; else half, as those recipes mostly have it: of 20 to 40 blocks of 80."""
+    blocks = row.get("recipe", {}).get("cpu_offloading_num_layers")
+    return blocks / shape.num_layers if blocks else 0.5
 
 
 def _counts_recompute(row: dict[str, Any], shape: Shape, job: Job) -> bool:

@@ -156,7 +156,9 @@ class Flight:
         later = (flying - waiting) * per_block + waiting * delayed
         here = np.minimum(2, flying * held.blocks) * per_block + held.blocks * waiting * delayed
         early = (held.blocks + odd) * flying * per_block
-        first = np.where(c.offload > 0, here, np.maximum(early, held.blocks * later))
+        # a share that goes is that of the first blocks (Transformer Engine's), which are gone when the last are there
+        stay = (1 - c.offload) * np.maximum(early, held.blocks * later)
+        first = np.where(c.offload > 0, np.maximum(here, stay), stay)
         # the first stage of a pipeline has most in flight, the last has the logits; there and back, one process has both
         fewer = np.where(soft.balanced > 0, np.clip(s.layers - (c.pp - 1) * held.blocks, 1, held.blocks), held.blocks)
         behind = np.minimum(flying, 1.0) * per_block + np.maximum(0.0, waiting - 1) * delayed
