@@ -19,7 +19,8 @@ from weft.models.places import places
 from weft.models.shape import Shape
 from weft.serve.config import EngineConfig
 from weft.serve.cut import ranks
-from weft.serve.cut.ranks import follow, join, start_ranks
+from weft.serve.cut.follow import follow
+from weft.serve.cut.ranks import join, start_ranks
 from weft.serve.cut.share import check_cut, load_share
 from weft.serve.cut.workers import RankDiedError, Workers
 from weft.serve.embed import embed

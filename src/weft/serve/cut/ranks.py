@@ -12,7 +12,6 @@ import time
 from datetime import timedelta
 from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -23,11 +22,7 @@ from weft.models.cuts import even_split
 from weft.serve.config import EngineConfig
 from weft.serve.cut.group import Meeting, meet, part
 from weft.serve.cut.workers import SILENT_SECONDS, Workers
-from weft.serve.steps.batch import Batch
-from weft.serve.steps.device import pick_device, pick_dtype
-
-if TYPE_CHECKING:
-    from weft.serve.steps.runner import Runner
+from weft.serve.steps.device import pick_device
 
 START_SECONDS = 600
 
@@ -168,7 +163,7 @@ def start_ranks(folder: Path, config: EngineConfig) -> Ranks:
     meeting = Meeting()
     codes = [
         "from weft.serve.cut.workers import start_beating; start_beating(beat); "
-        "from weft.serve.config import EngineConfig; from weft.serve.cut.ranks import main; "
+        "from weft.serve.config import EngineConfig; from weft.serve.cut.follow import main; "
         f"main({str(folder)!r}, {str(meeting.store)!r}, {index}, {config!r})"
         for index in range(1, config.world)
     ]
@@ -223,30 +218,3 @@ def rank_device(config: EngineConfig, index: int) -> torch.device:
     if device.type == "cuda" and index >= (count := torch.cuda.device_count()):
         raise ValueError(f"tp · pp is {config.world}, a GPU for each process, and there are {count}: choose less")
     return torch.device("cuda", index) if device.type == "cuda" else device
-
-
-def main(folder: str, store: str, index: int, config: EngineConfig) -> None:
-    """A process that is not the first: compute what that says, until it says that it is over, or is gone."""
-    from weft.serve.cut.share import load_share
-    from weft.serve.steps.runner import Runner, num_blocks
-
-    ranks = join(Path(store), index, config)
-    device = rank_device(config, index)
-    model = load_share(Path(folder), ranks, device, pick_dtype(config.dtype, device))
-    max_context = min(config.max_context or model.shape.max_seq, model.shape.max_seq)
-    blocks = ranks.least(num_blocks(model, config, max_context))
-    follow(Runner(model, blocks, config, ranks), ranks)
-    ranks.leave()
-
-
-def follow(runner: Runner, ranks: Ranks) -> None:
-    """Compute what the first process says, until it says that it is over."""
-    while True:
-        order, row = ranks.receive()
-        if order == Order.END:
-            return
-        if order == Order.EMBED:
-            runner.embed(row[1:].tolist(), int(row[0]))
-        else:
-            for _ in runner.run(Batch.unpack(row)):
-                pass
