@@ -459,6 +459,9 @@ def _cluster(row: dict[str, Any]) -> Cluster:
         change |= {"nvlink_gb_per_s": cluster.host_gb_per_s, "halves_gb_per_s": 16}
     if "H800" in row["gpu"] or "A800" in row["gpu"]:
         change["nvlink_gb_per_s"] = 200
+    if row["gpu"] == "B200" and "SimuMax" in row.get("source", ""):
+        # that machine's products, large ones, have 0.45 to 0.51 of the peak (SimuMax, configs/system/b200_bf16_ceperm.json)
+        change["gemm_efficiency"] = 0.496
     if "Omni-Path" in str(row.get("interconnect")):
         # PSM2 opens one adapter for a process, and NCCL sees one: a group leaves a node by one process
         change["adapter_gb_per_s"] = 12.5

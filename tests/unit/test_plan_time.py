@@ -505,3 +505,12 @@ def test_an_rmsnorm_of_small_kernels_keeps_what_it_takes_and_gives_in_fp32() -> 
         block_activations(work(shape, "mb1.bf16", 1, Software(fused=0, fused_norm=norm))) for norm in (0, 1)
     )
     assert eager - fused == 2 * (4 + 4 - 2) * 2048 * shape.hidden  # of two norms: fp32 twice, for its input in bf16
+
+
+@pytest.mark.parametrize(
+    ("card", "best"), [("b200x8", 1745), ("b300x8", 0.79 * 2250), ("gb200x8", 1822)], ids=["B200", "B300", "GB200"]
+)
+def test_cards_of_one_architecture_keep_as_much_of_their_best_products(card: str, best: float) -> None:
+    """In 16 bits, TFLOP/s: the best that stas00/ml-engineering found. A B200's had been one machine's, which keeps 0.64."""
+    cluster = read_cluster(card)
+    assert cluster.gemm_efficiency * cluster.peak_tflops / best == pytest.approx(0.73, abs=0.02)
