@@ -529,6 +529,8 @@ def _software(row: dict[str, Any]) -> Software:
     found = replace(found, remakes=REMAKES.get(_policy(row), 0))
     if "fused rmsnorm" in extras:
         found = replace(found, fused_norm=1)
+    if "moments in 16 bits" in extras:
+        found = replace(found, moments=4)
     if "gradients reduced once" in extras:
         found = replace(found, once=1)
     if "eager rmsnorm" in extras:
