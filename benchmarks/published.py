@@ -547,6 +547,10 @@ def _software(row: dict[str, Any]) -> Software:
             found = replace(found, logits=4)
     if "fp8 parameters" in extras:
         found = replace(found, gathers8=1)
+    elif "fp8" in str(row.get("precision")) and re.search("megatron-(core|lm)", told) and "primus" not in told:
+        # each weight twice in 8 bits, as it is and transposed, from one micro-batch to the next (NVIDIA's Transformer
+        # Engine, module/base.py, is_first_microbatch), where weights themselves are not
+        found = replace(found, copies8=2 * found.keeps8)
     if row["gpu"].startswith("GB200") and re.search(r"nemo 25\.0[2-7]", told):
         found = replace(found, products8=CUDA_12)
     if str(row.get("precision")).lower() == "mxfp8":  # not torchao's, of experts alone

@@ -46,3 +46,11 @@ def test_a_row_of_a_machine_whose_products_were_measured_has_these(monkeypatch: 
         published.read_run(ROW | {"source": source}) for source in ("github MooreThreads/SimuMax", "a page")
     )
     assert theirs.cluster.gemm_efficiency < 0.9 * others.cluster.gemm_efficiency
+
+
+def test_a_row_in_8_bits_says_whether_its_weights_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FILES[0].parent))
+    published = importlib.import_module("published")
+    core = ROW | {"framework": "Megatron-Core 2025", "precision": "fp8", "fsdp": None, "zero_stage": 1}
+    beside, themselves = (published.read_run(core | {"extras": extras}) for extras in ([], ["fp8 parameters"]))
+    assert (beside.software.copies8, themselves.software.copies8) == (2, 0)

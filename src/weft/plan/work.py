@@ -185,6 +185,7 @@ class Software:
         products8: of the rate of products in 8 bits, what its libraries have.
         gathers8: weights of products in 8 bits are gathered in 8 bits, too.
         keeps8: what products in 8 bits take is kept in 8 bits, too.
+        copies8: bytes of each parameter in 8 bits that stay beside the weights.
         weighs: experts' inner states are weighed, not their results, which need not be kept then.
         raises_again: latent attention makes queries, keys and values again of their short vectors.
         copies: hidden states of each token, cut over tp, that a block keeps beside what its backward pass needs.
@@ -227,6 +228,7 @@ class Software:
     products8: Num = 1
     gathers8: Num = 0
     keeps8: Num = 0
+    copies8: Num = 0
     weighs: Num = 0
     raises_again: Num = 0
     copies: Num = 0

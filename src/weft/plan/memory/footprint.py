@@ -226,6 +226,7 @@ def gathered(work: Work, held: Held) -> Num:
     """Bytes of whole weights, and of copies of them."""
     c, soft = work.cut, work.software
     copies = np.where(soft.weights > c.item, c.item, 0.0) * held.whole
+    copies = copies + c.fp8 * soft.copies8 * held.blocks * held.block
     two = 2 * held.block * np.minimum(c.item, soft.weights) + held.tables * c.item
     head = (c.zero == 3) * held.table * c.item  # its gradient waits whole until all others are reduced
     come = c.away * soft.weights * held.block / held.shards  # a share that has come up to be gathered
