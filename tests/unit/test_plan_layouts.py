@@ -22,7 +22,7 @@ from weft.plan.advice import Question
 from weft.plan.findings import show_plan, show_search
 from weft.plan.grid import AXES, row_of
 from weft.plan.machine import read_cluster
-from weft.plan.memory import largest, layout_memory
+from weft.plan.memory import largest, layout_memory, settled
 from weft.plan.numbers import WEFT, Job
 from weft.plan.plan import Plan
 from weft.plan.search import Search, search
@@ -127,6 +127,21 @@ def test_what_computes_products_again_takes_their_time() -> None:
     }
     assert seconds["keep-attention"] == seconds["keep-network"] == seconds["full"] > 1.1 * seconds["selective"]
     assert seconds["full"] >= seconds["fit30g"] > seconds["fit40g"] > seconds["fit70g"]
+
+
+def test_a_budget_is_what_training_makes_of_it() -> None:
+    """As many blocks are computed again, and what is not enough is refused in the same words."""
+    shape, job, cluster = preset_shape("llama3-8b"), Job(seq=8192, global_batch=64), read_cluster("h100x8")
+    settings = {"model": "llama3-8b", "layout": "fsdp8.mb1.fit40g.bf16", "train": {"global_batch": 64, "seq": 8192}}
+    blocks = settled(make_config(settings), "cuda").recompute
+    budget, said = (Plan.of(shape, Layout.parse(f"fsdp8.mb1.{form}.bf16"), job, cluster) for form in ("fit40g", blocks))
+    assert budget.time == said.time
+    assert budget.memory == said.memory
+    with pytest.raises(ValueError, match="fit9g: with every block") as counted:
+        layout_memory(make_config({**settings, "layout": "fsdp8.mb1.fit9g.bf16"}), "cuda")
+    few = ["--layout", "fsdp8.mb1.fit9g.bf16", "--cluster", "h100x8", "--batch", "64", "--seq", "8192"]
+    with pytest.raises(ValueError, match=re.escape(str(counted.value))):
+        run("llama3-8b", *few)
 
 
 def test_parts_add_up(found: Search) -> None:

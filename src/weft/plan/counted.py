@@ -74,8 +74,7 @@ class StepCount:
         self.precision = self.block.precision
         self.places = stages(shape, layout)
         self.kinds = {kind: self.block.block(kind) for kind in {*map(shape.has_experts, range(shape.num_layers))}}
-        recompute = Recompute.parse(layout.recompute)
-        self.recompute = recompute if recompute.budget is None else Recompute(first=0)
+        self.recompute = Recompute.parse(layout.recompute)
 
     def time(self) -> Time:
         chunks = {stage: self.chunk(place, stage) for place in self.places for stage in place.stages}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
+from weft.config.layout import Layout
 from weft.config.recompute import Recompute
 from weft.config.tree import Config
 from weft.plan.activations import FLOAT, ITEM, LONG, Pass, When, in_flight, kept_bytes, stage_bytes
@@ -123,6 +124,16 @@ def fitted(config: Config, stage: Stage, device: Device) -> Config:
         f"layout.recompute = {config.layout.recompute}: with every block of stage {stage.index} recomputed a process still "
         f"takes {gibibytes(needed)}. Raise it, or cut the model or its batch in more ways"
     )
+
+
+def settled(config: Config, device: Device) -> Layout:
+    """The layout of a run, with a budget of memory made as many full blocks of every stage as its fullest stage needs.
+
+    Raises:
+        ValueError: not all of them are enough.
+    """
+    needed = (fitted(config, stage, device).layout for stage in stages(config.model, config.layout))
+    return max(needed, key=lambda layout: Recompute.parse(layout.recompute).first or 0)
 
 
 def largest(memories: list[StageMemory]) -> StageMemory:
