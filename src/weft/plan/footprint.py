@@ -11,6 +11,7 @@ import numpy as np
 
 from weft.plan.block import parameters, widths
 from weft.plan.constants import CONSTANTS as C
+from weft.plan.head import Head
 from weft.plan.imbalance import fullest
 from weft.plan.kept import Kept
 from weft.plan.work import Machine, Num, Work
@@ -140,7 +141,7 @@ class Flight:
     released: Num
 
     @classmethod
-    def of(cls, work: Work, held: Held, kept: Kept, logits: Num, inside: bool) -> Flight:
+    def of(cls, work: Work, held: Held, kept: Kept, head: Head, inside: bool) -> Flight:
         s, c, soft = work.sizes, work.cut, work.software
         delayed = kept.delayed
         one = work.tokens * s.hidden * c.item / np.where(c.sp, c.tp, 1)
@@ -159,10 +160,10 @@ class Flight:
         first = np.where(c.offload > 0, here, np.maximum(early, held.blocks * later))
         # the first stage of a pipeline has most in flight, the last has the logits; there and back, one process has both
         fewer = np.where(soft.balanced > 0, np.clip(s.layers - (c.pp - 1) * held.blocks, 1, held.blocks), held.blocks)
-        behind = np.minimum(flying, 1.0) * per_block + np.maximum(0.0, waiting - 1) * delayed
+        behind = np.minimum(flying, head.flying) * per_block + np.maximum(0.0, waiting - 1) * delayed
         last = np.where(c.pp > 1, np.where(c.vee, early, fewer * behind), first)
         # one block is on its way while the logits are there, and two when they are gone
-        last = np.where(c.offload > 0, first - np.minimum(first / 2, logits), last)
+        last = np.where(c.offload > 0, first - np.minimum(first / 2, head.logits), last)
         # there and back, late processes have nothing else in flight any more when gradients that were put off are made
         there = np.where(c.vee, np.maximum(early, held.blocks * waiting * delayed), held.blocks * later)
         return cls(per_block, flying, first, last, delayed, first - there)
@@ -184,13 +185,12 @@ def process(work: Work, kept: Kept, *, first: bool, inside: bool) -> Footprint:
     """Of one process: see `Held.of`."""
     s, c, soft = work.sizes, work.cut, work.software
     held = Held.of(work, first, inside)
-    logits = np.maximum(soft.logits, c.item) * work.tokens * s.vocab / np.where(soft.whole_head, 1, c.tp)
-    logits = np.where(c.chunked, logits / 16, logits)
-    logits = np.where(c.vee, 0.0, logits) if inside else logits
-    flight = Flight.of(work, held, kept, logits, inside)
-    leads = (np.where(c.pp > 1, flight.first, 0.0) >= flight.last + logits) | first
+    head = Head.of(work, held.table, held.tables)
+    head = replace(head, logits=np.where(c.vee, 0.0, head.logits)) if inside else head
+    flight = Flight.of(work, held, kept, head, inside)
+    leads = (np.where(c.pp > 1, flight.first, 0.0) >= flight.last + head.logits) | first
     activations = np.where(leads | (c.pp == 1), flight.first, flight.last)
-    there = np.where(leads & (c.pp > 1), flight.first, flight.last + logits) - activations  # of the logits
+    there = np.where(leads & (c.pp > 1), flight.first, flight.last + head.logits) - activations  # of the logits
     weights, gradients, optimizer = states(work, held)
     buckets = (c.zero == 0) & (c.replicas * c.cp > 1)  # are there from the start
     come = (soft.freed > 0) & (work.micro_batches <= 1) & np.logical_not(buckets)
@@ -198,7 +198,7 @@ def process(work: Work, kept: Kept, *, first: bool, inside: bool) -> Footprint:
     axes = 1.0 * (c.tp > 1) + (c.pp > 1) + (c.cp > 1) + (c.replicas > 1)
     return Footprint(
         weights=weights, gradients=gradients, optimizer=optimizer, gathered=gathered(work, held), activations=activations,
-        working=working(work, held, flight, kept, there), logits=there, outside=C.outside + C.communicator * axes,
+        working=working(work, held, flight, kept, there, head), logits=there, outside=C.outside + C.communicator * axes,
         host=on_host(work, held, flight),
     )  # fmt: skip
 
@@ -241,7 +241,7 @@ def on_host(work: Work, held: Held, flight: Flight) -> Num:
     )
 
 
-def working(work: Work, held: Held, flight: Flight, kept: Kept, logits: Num) -> Num:
+def working(work: Work, held: Held, flight: Flight, kept: Kept, logits: Num, head: Head) -> Num:
     """Bytes that a backward pass takes beside what was kept: those of logits, which are gone by then, are there again."""
     s, c, soft, share = work.sizes, work.cut, work.software, work.mixed
     # gradients inside of a block's MLP, while all else is still kept
@@ -256,10 +256,11 @@ def working(work: Work, held: Held, flight: Flight, kept: Kept, logits: Num) -> 
     reduced = np.maximum(reduced, (c.zero != 1) * (work.micro_batches > 1) * soft.reduced * held.tables)
     fsdp2 = np.maximum(0.0, kept.redone + kept.remade + inner + reduced - logits)
     most = np.where((soft.weights > c.item) & (soft.alternate == 0), fsdp2, plain)
+    most = np.maximum(most, (logits > 0) * head.beside)
     # what was put off is made for all blocks of a stage, and then reduced, when what it was made of is gone
     made, done = held.blocks * held.block, flight.delayed * held.blocks / c.vp
     made = np.maximum(c.item * made, np.where(c.zero == 1, 0.0, soft.gradients * made - done))
-    made = (c.put_off > 0) * (soft.weights > c.item) * made - flight.released * (c.offload == 0)
+    made = (c.put_off > 0) * ((c.zero > 0) | (c.away > 0)) * (soft.weights > c.item) * made - flight.released * (c.offload == 0)
     return np.maximum(most + 2 * work.tokens * s.hidden * c.item, made)
 
 

@@ -97,6 +97,8 @@ def parts_activations(work: Work) -> tuple[Num, Num, Num]:
     latent = 2 * s.latents + s.heads * raised / tp
     inner = np.where(s.kv_rank > 0, latent, 2 * query + 2 * kv) + eager * (soft.fused_norm < 2) * (query + kv)
     scores = np.where(soft.flash, 0.0, c.micro_batch * s.heads / tp * s.seq**2 / c.cp * (2 * c.item + soft.dropout))
+    windowed = soft.masks * (s.window < s.seq) * ((c.cp == 1) | (c.ulysses > 0))  # else it is made tile by tile
+    scores = scores + windowed * c.item * s.seq**2
     attention = c.item * tokens * inner + tokens * s.heads / tp * 4 + np.where(c.selective > 0, 0.0, scores)
     # the MLP's two or three inner states
     states = s.matrices - cheap
