@@ -18,13 +18,11 @@ class Head:
     """Bytes of the process with the head.
 
     Attributes:
-        flying: micro-batches of which it waits for their backward pass.
-        logits: of them all; where logits are never whole, in their place gradients of the head.
+        logits: of all micro-batches whose backward pass is still to come; where logits are never whole, in their place gradients of the head.
         beside: its gradient, if nothing else has it, and what FSDP2 keeps of the pass before: what gradients outside of
             the blocks were reduced from.
     """
 
-    flying: Num
     logits: Num
     beside: Num
 
@@ -37,7 +35,7 @@ class Head:
         """
         s, c, soft = work.sizes, work.cut, work.software
         columns = s.vocab / np.where(soft.whole_head, 1, c.tp)
-        fsdp2 = (soft.weights > c.item) & (soft.alternate == 0)
+        fsdp2 = (soft.padded > 0) & (soft.weights > c.item)
         # of every micro-batch, where all go forward before the first goes back
         flying = np.where((c.pp > 1) & np.isinf(c.flying), work.micro_batches, 1.0)
         one = np.maximum(soft.logits, c.item) * work.tokens * columns
@@ -46,4 +44,5 @@ class Head:
         chunk = 4 * table + c.item * (HEAD_ROWS * columns + np.minimum(HEAD_COLUMNS, columns) * s.hidden)
         gradient = np.where(c.chunked, chunk, np.where(c.zero == 3, 0.0, c.item * table))  # ZeRO-3's is gathered for it
         odd = soft.padded * (np.ceil(columns) % VECTOR > 0) * c.item * table  # then products have a copy of it
-        return cls(flying, flying * one, fsdp2 * (kept + gradient + odd))
+        inputs = fsdp2 * c.item * work.tokens * s.hidden * (1 + 1 / np.where(c.sp, c.tp, 1))  # of the head, and its norm
+        return cls(flying * one + (flying - 1) * inputs, fsdp2 * (kept + gradient + odd))

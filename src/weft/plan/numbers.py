@@ -63,6 +63,7 @@ WEFT = Software(
     results=1,
     adds=1,
     freed=1,
+    weighs=2,
     masks=1,
     padded=1,
     weights=4,

@@ -184,7 +184,8 @@ class Software:
         products8: of the rate of products in 8 bits, what its libraries have.
         gathers8: weights of products in 8 bits are gathered in 8 bits, too.
         keeps8: what products in 8 bits take is kept in 8 bits, too.
-        weighs: experts' inner states are weighed, not their results, which need not be kept then.
+        weighs: experts' inner states are weighed, not their results, which need not be kept then; 2: what they were is
+            kept, too.
         raises_again: latent attention makes queries, keys and values again of their short vectors.
         copies: hidden states of each token, cut over tp, that a block keeps beside what its backward pass needs.
         whole_dp: under ZeRO 1 and 2 all processes get all gradients, not their own shares alone.
