@@ -570,6 +570,36 @@ def test_a_plan_has_the_memory_that_dry_run_counts(model: str, text: str) -> Non
     assert plan.memory.allocated == pytest.approx(counted, rel=0.1)
 
 
+@pytest.mark.parametrize(
+    ("model", "text", "batch", "seq"),
+    [
+        # tables that are a third of a model: gradients of the pass before, the head's, and a copy of an odd head
+        ("gpt2-124m", "fsdp8.zero2.mb1.bf16", 64, 1024), ("gpt2-124m", "fsdp8.mb1.bf16", 64, 1024),
+        ("qwen2.5-0.5b", "fsdp8.zero2.mb1.bf16", 64, 1024), ("llama3-8b", "fsdp8.mb1.chunked.bf16", 64, 8192),
+        # logits of every micro-batch, and inputs of the head, where all go forward first
+        ("qwen2.5-0.5b", "fsdp2.zero2.tp2.pp6.vp2.bfs.mb2.full.bf16", 1024, 2048),
+        ("mistral-7b", "dp2.tp4.pp3.vp2.bfs.mb2.offload.bf16", 1024, 1024),
+        # masks of a window
+        ("mistral-7b", "fsdp2.zero1.cp2.ulysses.tp2.pp3.mb1.bf16", 8, 32768), ("mistral-7b", "fsdp2.mb1.bf16", 8, 16384),
+        # the first process is the fullest, though the last has logits
+        ("qwen3-30b-a3b", "dp2.cp2.ring.ep4.etp1.tp2.sp.pp9.mb16.full.bf16", 4096, 32768),
+        # gradients of weights that are put off: who has a block more, and how many are in flight there
+        ("qwen3-32b", "fsdp2.zero1.tp2.sp.pp16.zbv.mb8.selective.bf16", 256, 512),
+        ("deepseek-v2-lite", "cp2.ring.etp1.tp4.sp.pp2.zbv.mb2.offloadoptimizer.bf16", 96, 4096),
+        ("gpt3-350m", "pp16.zbh1.mb8.full.bf16", 1000, 1024),
+        ("qwen3-8b", "fsdp4.zero2.tp2.sp.pp16.zbh1.mb1.bf16", 64, 1024),
+        # inner states of experts that are cut
+        ("mixtral-8x7b", "fsdp128.zero1.cp2.ulysses.ep8.etp2.tp2.sp.pp2.vp3.interleaved.mb4.bf16", 4096, 8192),
+    ],
+)  # fmt: skip
+def test_the_same_of_what_is_told_by_its_ends(model: str, text: str, batch: int, seq: int) -> None:
+    settings = {"model": model, "layout": text, "train": {"global_batch": batch, "seq": seq}}
+    counted = largest(layout_memory(make_config(settings), "cuda")).peak.tensors
+    layout = Layout.parse(text)
+    plan = Plan.of(preset_shape(model), layout, Job(seq=seq, global_batch=batch), read_cluster("h100", layout.world))
+    assert plan.memory.allocated == pytest.approx(counted, rel=0.1)
+
+
 def test_weights_on_the_cpu_are_found_where_nothing_else_fits() -> None:
     """Llama 3 70B on one server of H100s: 16 bytes a parameter are more than it has."""
     found = search(preset_shape("llama3-70b"), Job(seq=4096, global_batch=64), read_cluster("h100x8"))

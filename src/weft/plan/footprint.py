@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from weft.plan.block import parameters, widths
+from weft.plan.block import widths
 from weft.plan.constants import CONSTANTS as C
 from weft.plan.head import Head
 from weft.plan.held import Held, low_blocks
@@ -124,10 +124,12 @@ def moment(work: Work, blocks: Num, place: Num, per_block: Num, delayed: Num) ->
     most = np.minimum(count, c.flying)
     # the first of a pipeline has most in flight, the last least; there and back it is the other way round, until the first
     # micro-batch has come back
-    along = np.minimum(count, np.where((place > 0) & (c.vp > 1), 1, np.maximum(1, c.flying - place)))
+    fewest = (place > 0) & (c.vp > 1) & np.isfinite(c.flying)
+    along = np.minimum(count, np.where(fewest, 1, np.maximum(1, c.flying - place)))
     flying = np.where(c.vee, np.minimum(most, (count + 1 + place) / 2), along)
     # and gives up what it has for gradients that wait
-    waiting = np.where(c.vee, np.minimum(most, c.put_off * (place + 0.5) / (c.pp - 0.5)), (c.put_off > 0) * (most - along))
+    behind = np.minimum(most, c.put_off * (place + 0.5) / (c.pp - 0.5))
+    waiting = np.where(c.vee, behind, (c.put_off > 0) * (most - along))
     left = np.where(c.vee, np.maximum(0, most - 0.5 - waiting), along)
     # there they are early and many in flight, back they are late: an odd block is there
     odd = c.vee * (blocks % 2) * np.maximum(0.0, 1 - np.where(place > 0, 3, 1) / flying)
@@ -152,7 +154,7 @@ def process(work: Work, kept: Kept, *, head: bool, first: bool = False) -> Footp
     """Of one process: see `Held.of`."""
     c, soft = work.cut, work.software
     held = Held.of(work, head=head, first=first)
-    top = Head.of(work, held.table, held.tables) if head else None
+    top = Head.of(work, held) if head else None
     flight = Flight.of(work, held, kept, top)
     logits = flight.with_logits + top.logits - flight.kept if top else 0.0
     weights, gradients, optimizer = states(work, held)

@@ -37,16 +37,24 @@ class Held:
         s, c, soft = work.sizes, work.cut, work.software
         common, experts, table = parameters(work)
         with_head, others = dealt_blocks(work)
-        blocks = with_head if head else np.where(others > 0, others, with_head)
+        most = np.maximum(with_head, others) - first * (soft.balanced == 0) * work.tables_as_blocks
+        own = with_head if head else np.where(others > 0, others, with_head)
+        blocks = np.where(soft.own_head > 0, own, most)
         if head:
-            fewer = (soft.balanced > 0) & (others == 0) & (c.pp > 1)
-            blocks = np.where(fewer, np.clip(s.layers - (c.pp - 1) * blocks, 1, blocks), blocks)
-        if first:
-            blocks = blocks - np.where((soft.balanced == 0) & work.tables_as_blocks, 1, 0)
+            fewer = np.where((soft.balanced > 0) & (c.pp > 1), np.clip(s.layers - (c.pp - 1) * most, 1, most), most)
+            own = np.where((soft.own_head > 0) | c.vee, own, fewer)
         tables = table * np.where(c.pp > 1, 1.0 + c.vee, 2 - s.tied) + s.positions * s.hidden
         tables = tables if head else np.where(c.vee, 0.0, tables)
         share = (blocks * common + tables) / c.shards + blocks * experts / c.expert_shards
-        return cls(blocks, common + experts, table, tables, blocks * (common + experts) + tables, share, c.shards)
+        return cls(
+            own if head else blocks,
+            common + experts,
+            table,
+            tables,
+            blocks * (common + experts) + tables,
+            share,
+            c.shards,
+        )
 
 
 def dealt_blocks(work: Work) -> tuple[Num, Num]:
@@ -72,8 +80,8 @@ def dealt_blocks(work: Work) -> tuple[Num, Num]:
 
 
 def low_blocks(work: Work, held: Held) -> tuple[Num, Num]:
-    """Blocks of the late ones of all processes but that with the head; and the place of the last that has one more, `held`'s,
-    or of the last of all, where none has."""
+    """Of all processes but that with the head: blocks of the late ones; and the place of the last that has one more, as
+    many as `held`, or of the last of all, where none has."""
     c = work.cut
     with_head, others = dealt_blocks(work)
     count = np.maximum(1, c.pp - 1)

@@ -191,7 +191,8 @@ class Software:
         whole_dp: under ZeRO 1 and 2 all processes get all gradients, not their own shares alone.
         freed: gradients are given back after each step; where a step has one micro-batch they come as activations go.
         masks: a window is a mask for every block, a number of the computation for each pair of tokens.
-        padded: a head of an odd vocabulary is copied into one of even rows.
+        own_head: the process with the head has what that leaves it, and takes what the head's backward pass does; else it
+            is told as if it had as many blocks as any other, and took no more than they.
         turns: s for each process, where under ZeRO 1 and 2 they give their weights to all others one after the other.
         weights, gradients, master, moments: bytes of each parameter.
         reduced: bytes in which a gradient travels.
@@ -234,7 +235,7 @@ class Software:
     whole_dp: Num = 0
     freed: Num = 0
     masks: Num = 0
-    padded: Num = 0
+    own_head: Num = 0
     turns: Num = 0
     weights: Num = 2
     gradients: Num = 4
