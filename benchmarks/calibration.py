@@ -42,11 +42,11 @@ from common import shown, write
 from weft.config.load import make_config
 from weft.config.tree import Config
 from weft.launch.process import Process
-from weft.plan.counted import counted_time
 from weft.plan.machine import Cluster, read_cluster
 from weft.plan.numbers import Job
-from weft.plan.text import write_cluster
-from weft.plan.time import Time
+from weft.plan.show.text import write_cluster
+from weft.plan.time.counted import counted_time
+from weft.plan.time.step import Time
 from weft.tune.clock import quiet
 
 LLAMA = {

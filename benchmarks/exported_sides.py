@@ -15,7 +15,7 @@ from weft.checkpoint.weights import load_decoder
 from weft.serve.config import EngineConfig
 from weft.serve.engine import Engine
 from weft.serve.folder import load_tokenizer
-from weft.serve.request import Request, Sampling
+from weft.serve.requests.request import Request, Sampling
 
 Table = dict[str, Any]
 

@@ -65,7 +65,7 @@ from weft.launch.process import start_process, stop_process  # noqa: E402
 from weft.models.shape import Shape  # noqa: E402
 from weft.parallel.woven import Rows  # noqa: E402
 from weft.plan.machine import read_cluster  # noqa: E402
-from weft.plan.memory import layout_memory  # noqa: E402
+from weft.plan.memory.moments import layout_memory  # noqa: E402
 from weft.plan.numbers import Job  # noqa: E402
 from weft.plan.plan import Plan  # noqa: E402
 from weft.train.hardware import peak_flops  # noqa: E402

@@ -19,11 +19,11 @@ from weft.models.attention import attend
 from weft.models.decoder import Decoder
 from weft.models.huggingface import config_from_shape
 from weft.models.shape import Shape
-from weft.serve import gpu_attention
 from weft.serve.config import EngineConfig
 from weft.serve.engine import Engine
-from weft.serve.request import Request, Sampling
-from weft.serve.store import Store
+from weft.serve.kernels import gpu_attention
+from weft.serve.requests.request import Request, Sampling
+from weft.serve.steps.store import Store
 
 TEXTS: dict[str, dict[str, Any]] = {
     "plain": {},

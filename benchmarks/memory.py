@@ -27,7 +27,7 @@ from common import measured, shown, write
 from weft.config.load import load_config, make_config
 from weft.config.toml import config_toml
 from weft.config.tree import Config
-from weft.plan.memory import NAMES, Memory, StageMemory, layout_memory
+from weft.plan.memory.moments import NAMES, Memory, StageMemory, layout_memory
 
 GPT2 = {"preset": "gpt2-124m", "max_seq": 256}
 LLAMA = {

@@ -3,8 +3,8 @@
     python benchmarks/plan_memory.py --draws 40
 
 Models, clusters and jobs are drawn at random; of each the best three layouts are counted moment by moment
-(plan/memory.py, which is held against real runs). Ratios of the plan's bytes to the counted ones: the median, and what
-nine of ten lie between. The worst are named, both ways.
+(plan/memory/moments.py, which is held against real runs). Ratios of the plan's bytes to the counted ones: the median, and
+what nine of ten lie between. The worst are named, both ways.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from common import shown, write
 from weft.config.load import make_config
 from weft.plan.machine import cluster_names, read_cluster
-from weft.plan.memory import largest, layout_memory
+from weft.plan.memory.moments import largest, layout_memory
 from weft.plan.numbers import Job
 from weft.plan.search import search
 from weft.presets import preset_names, preset_shape

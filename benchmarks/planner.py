@@ -4,7 +4,7 @@
     python benchmarks/planner.py benchmarks/rows/torchtitan.jsonl
 
 Every run is predicted from its shape, layout, cluster and job alone, with constants that are frozen in
-plan/constants.py. For each set of runs:
+plan/time/constants.py. For each set of runs:
 
     MAPE, bias     mean of |predicted/measured - 1|, and of predicted/measured - 1, of the step time
     null           MAPE of one median TFLOP/s for each GPU and precision, of the rows that constants were fitted to but
@@ -34,9 +34,9 @@ import numpy as np
 
 from common import RESULTS
 from published import Run, read_rows, read_run
-from weft.plan.constants import CONSTANTS
-from weft.plan.footprint import footprint
-from weft.plan.time import step_time
+from weft.plan.memory.footprint import footprint
+from weft.plan.time.constants import CONSTANTS
+from weft.plan.time.step import step_time
 from weft.plan.work import stack
 
 FITTED = (

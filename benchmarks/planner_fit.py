@@ -1,4 +1,4 @@
-"""Fits plan/constants.py, and the efficiencies of the clusters, to the rows that planner.py says are fitted on.
+"""Fits plan/time/constants.py, and the efficiencies of the clusters, to the rows that planner.py says are fitted on.
 
     python benchmarks/planner_fit.py ../shared/data/published-runs.jsonl.gz
 
@@ -18,8 +18,8 @@ import numpy as np
 
 from planner import fitted_on, read
 from published import Run
-from weft.plan.constants import CONSTANTS
-from weft.plan.time import step_time
+from weft.plan.time.constants import CONSTANTS
+from weft.plan.time.step import step_time
 from weft.plan.work import Work, stack
 
 FIXED = ("outside", "communicator", "usable", "attention_length", "short_head", "ep_hidden", "cpu_adam")

@@ -10,19 +10,19 @@ from __future__ import annotations
 
 import gzip
 import json
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import nanotron
 from weft.config.layout import Layout
 from weft.models.shape import Experts, Latent, Shape
-from weft.plan.constants import CONSTANTS
-from weft.plan.footprint import footprint
 from weft.plan.machine import Cluster, read_cluster
+from weft.plan.memory.footprint import footprint
 from weft.plan.numbers import Job, numbers
+from weft.plan.time.constants import CONSTANTS
 from weft.plan.work import Software, Work
 
 GIB = 2**30
@@ -36,10 +36,6 @@ MEGATRON_DS = replace(MEGATRON_21, reduced=2, adds=1)
 NEMO_24 = replace(MEGATRON_CORE, master=2)  # Apex keeps the 16 bits that bf16 weights lack
 TORCH = Software(fused=0, weights=4, gradients=4, master=0, reduced=4, stops=1)
 TORCH_LOSS = replace(TORCH, logits=12)
-NANOTRON = Software(
-    fused=0, fused_norm=1, logits=10.7, overlap_dp=0, balanced=1, keeps_gathered=1, copies=2, whole_dp=1, adds=1,
-    tp_host=2.2e-3,
-)  # fmt: skip
 # exponents in fp32, gradients in 16 bits (MaxText, max_utils.py)
 XLA = replace(MEGATRON_CORE, overlap_tp=0, logits=6, stops=1)
 COMPILED = replace(TORCH, fused=1)
@@ -56,7 +52,7 @@ INTERN_EVO = Software(  # Apex's RMSNorm
 DEEPSPEED = replace(MEGATRON_21, reduced=2, overlap_dp=0.5)
 FUSED = 0.49  # of the traffic of dealing tokens out, where permutations are fused (--moe-permute-fusion): fitted
 SOFTWARE: tuple[tuple[str, Software], ...] = (
-    ("nanotron", NANOTRON), ("MaxText", XLA), ("AA-Scaling", SCALING),
+    ("nanotron", nanotron.NANOTRON), ("MaxText", XLA), ("AA-Scaling", SCALING),
     ("llm-foundry", replace(TORCH, logits=4, stops=0)),  # PyTorch before 2.1
     ("fms-fsdp", replace(TORCH, fused=1, reduced=2)),
     ("torchtitan", replace(TORCH_LOSS, alternate=1, gathers8=1)),
@@ -162,6 +158,8 @@ def read_run(row: dict[str, Any]) -> Run:
     shape, job = _shape(row), _job(row)
     layout = _layout(row, job)
     software, cluster = _software(row), _cluster(row)
+    if nanotron.is_sweep(row):
+        software = nanotron.that_fits(software, numbers(shape, layout, job, cluster, software))
     if not row.get("recompute") and _counts_recompute(row, shape, job):
         layout = layout.model_copy(update={"recompute": "full"})
     mixture = row["model"].get("experts") and row.get("framework", "").startswith("Megatron-Core")
@@ -420,7 +418,7 @@ def _cluster(row: dict[str, Any]) -> Cluster:
         raise ValueError(f"no cluster file for {row['gpu']}")
     cluster = read_cluster(preset, row["gpus"])
     change: dict[str, Any] = {}
-    if "nanotron" in row.get("set", ""):
+    if nanotron.is_sweep(row):
         # EFA: of 3,200 Gb/s a node two thirds (Ultrascale Playbook, all-reduce over nodes); the wait was fitted
         change |= {"network_gb_per_s": 35, "network_wait_us": 353}
     if "fp4" in str(row.get("precision", "")).lower():
@@ -464,8 +462,8 @@ def _software(row: dict[str, Any]) -> Software:
     found = next((software for word, software in SOFTWARE if word.lower() in told), default)
     if found is MEGATRON_21 and not ampere:
         found = replace(MEGATRON_CORE, gradients=4, reduced=4) if "megatron-lm" in told else MEGATRON_CORE
-    if found is NANOTRON:
-        found = _nanotron(row)
+    if found is nanotron.NANOTRON:
+        found = nanotron.software(row)
     if found.flash == 1 and any(word in row["gpu"] for word in ("B200", "B300")):
         found = replace(found, flash=2)  # FlashAttention-2 is none of Blackwell's
     if found is MEGATRON_DS and row.get("precision") == "fp16":  # added up as they are; its own share of them in fp32
@@ -564,29 +562,6 @@ def _experts(row: dict[str, Any], told: str, found: Software) -> Software:
         blocks = graphs != "none" and not (routes and "attn" not in scope)
         found = replace(found, graphs=2 if whole else int(blocks), graphs_route=routes)
     return found
-
-
-def _nanotron(row: dict[str, Any]) -> Software:
-    """As its source has it (huggingface/nanotron at 9055c664): without ZeRO, PyTorch's DDP reduces gradients in buckets
-    beside the backward pass, and has them in 16 bits too; with ZeRO 1 all of them are reduced afterwards, in fp32 and to
-    everyone.
-
-    Its sweep was run by two versions, which no row tells apart but by memory and time. As the fitted half shows it: the
-    later one, which gathers inputs again and whose stages wait for each other, ran what took more than 256 GPUs, or tp of
-    32, but not that of 32 without a pipeline. Its blocks, and those of any pipeline over nodes, take a CPU as much longer
-    as tp is wide; and in such a pipeline the last micro-batches in flight keep no gathered inputs, more of them the wider
-    tp is.
-    """
-    gpus, tp, pp = row["gpus"], row.get("tp") or 1, row.get("pp") or 1
-    if later := pp > 1 if tp >= 32 else gpus >= 512:
-        kept = 0.0
-    else:
-        kept = max(0.0, 1 - (pp > 1) * math.log2(max(2, tp)) / 2 / pp)
-    wide = later or (pp > 1 and gpus > 8)
-    return replace(
-        NANOTRON, overlap_dp=int(not row.get("zero_stage")), gradients=4 if row.get("dp") == 1 else 6,
-        keeps_gathered=kept, tp_host=2.7e-3 * tp if wide else NANOTRON.tp_host, stall=0.65 * later,
-    )  # fmt: skip
 
 
 def _seconds(row: dict[str, Any], shape: Shape, job: Job) -> float | None:

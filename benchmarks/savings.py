@@ -27,7 +27,7 @@ from common import measured, shown, write
 from memory import GIVE_BACK, LLAMA, fullest, peak_resident
 from weft.config.load import load_config, make_config
 from weft.config.toml import config_toml
-from weft.plan.memory import layout_memory
+from weft.plan.memory.moments import layout_memory
 
 CASES: dict[str, tuple[str, dict]] = {  # layout, optimizer
     "none": ("single", {}),

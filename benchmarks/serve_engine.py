@@ -38,8 +38,8 @@ from weft.models.shape import Experts, Shape
 from weft.serve.config import EngineConfig
 from weft.serve.engine import Engine
 from weft.serve.generate import complete
-from weft.serve.products import multiplies_bf16
-from weft.serve.request import Request, Sampling
+from weft.serve.kernels.products import multiplies_bf16
+from weft.serve.requests.request import Request, Sampling
 
 SIZES = {
     "124M": Shape(family="gpt2", num_layers=12, hidden=768, num_heads=12, ffn=3072, vocab=50257, max_seq=1024),

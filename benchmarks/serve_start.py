@@ -38,7 +38,7 @@ def start(folder: str, compile: bool, small_pages: bool, began: float) -> None:
 
     from weft.serve.config import EngineConfig
     from weft.serve.engine import Engine
-    from weft.serve.request import Request, Sampling
+    from weft.serve.requests.request import Request, Sampling
 
     torch.set_num_threads(1)
     engine = Engine.load(Path(folder), EngineConfig(device="cpu", dtype="float32", compile=compile))

@@ -22,7 +22,7 @@ import torch
 from common import ROOT, spread, write
 from weft.serve.config import EngineConfig
 from weft.serve.engine import Engine
-from weft.serve.request import Request, Sampling
+from weft.serve.requests.request import Request, Sampling
 
 sys.path.insert(0, str(ROOT / "tests" / "system"))
 from served import SHAPE, make_folder

@@ -42,7 +42,7 @@ from weft.models.shape import Shape
 from weft.serve.config import EngineConfig
 from weft.serve.engine import Engine
 from weft.serve.loop import EngineLoop
-from weft.serve.request import Output, Request, Sampling
+from weft.serve.requests.request import Output, Request, Sampling
 
 Firsts = list[float]
 

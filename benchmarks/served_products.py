@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from common import alternate, shown, spread, write
-from weft.serve.native import library, rows_product
+from weft.serve.kernels.native import library, rows_product
 
 MATRICES = {
     "2304 x 768": (2304, 768),

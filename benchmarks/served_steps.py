@@ -2,8 +2,8 @@
 
     python benchmarks/served_steps.py
 
-One engine, whose steps take turns: as one call (`serve/stack.py`), and by the model's own code, with the same kernels for
-products and attention. What a step takes is the median of a run's, in the thread's own time.
+One engine, whose steps take turns: as one call (`serve/steps/stack.py`), and by the model's own code, with the same kernels
+for products and attention. What a step takes is the median of a run's, in the thread's own time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from weft.models.decoder import Decoder
 from weft.models.shape import Shape
 from weft.serve.config import EngineConfig
 from weft.serve.engine import Engine
-from weft.serve.request import Request, Sampling
+from weft.serve.requests.request import Request, Sampling
 
 TINY = Shape(family="gpt2", num_layers=4, hidden=256, num_heads=4, ffn=1024, vocab=512, max_seq=1024)
 MODELS = {"124M": SIZES["124M"], "mixture": SIZES["mixture"], "tiny": TINY}

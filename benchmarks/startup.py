@@ -24,7 +24,7 @@ ROWS = {
     "weft train --help": ["-m", "weft", "train", "--help"],
     "weft train --dry-run": ["-m", "weft", "train", "--model", "gpt2-124m", "--layout", "fsdp8.tp2", "--dry-run"],
     "import weft.config": ["-c", "import weft.config.load"],
-    "import weft.plan": ["-c", "import weft.plan.report"],
+    "import weft.plan": ["-c", "import weft.plan.show.report"],
     "import torch": ["-c", "import torch"],
 }
 LIMIT = 0.3

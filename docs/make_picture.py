@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from weft.config.layout import Layout
-from weft.plan.words import ranks
+from weft.plan.show.words import ranks
 
 PICTURE = Path(__file__).with_name("layouts.svg")
 LAYOUT, BLOCKS, BATCH = Layout.parse("dp2.tp2.pp2"), 4, 8

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from weft.plan.schedule_view import headline, summary
 from weft.plan.schedules import ScheduleReport, named
+from weft.plan.show.schedule_view import headline, summary
 from weft.schedules.orders import ORDERS
 from weft.schedules.picture import draw_svg
 from weft.schedules.timeline import Costs

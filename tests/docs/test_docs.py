@@ -82,7 +82,7 @@ def test_proofs_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=ids)
 def test_files_named_in_passing_exist(page: Path) -> None:
-    """`serve/group.py`: of the repository, or of the package, where its first folder is one of theirs."""
+    """`serve/cut/group.py`: of the repository, or of the package, where its first folder is one of theirs."""
     roots = (ROOT, ROOT / "src" / "weft")
     ours = {folder.name for root in roots for folder in root.iterdir() if folder.is_dir()}
     for name in re.findall(r"`(\w+/[\w/.-]+\.(?:py|json|md|toml))`", page.read_text(encoding="utf-8")):

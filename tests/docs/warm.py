@@ -25,9 +25,9 @@ from types import SimpleNamespace
 from typing import IO
 
 IMPORTED = (
-    "torch._dynamo", "weft.cli.app", "weft.exact.rank", "weft.exact.report", "weft.plan.findings", "weft.plan.page",
-    "weft.prompt.local", "weft.serve.engine", "weft.serve.server.run", "weft.train.trainer", "weft.verify.trace",
-    "weft.verify.serve", "weft.tune.calibrate", "weft.export.huggingface", "weft.profile.page",
+    "torch._dynamo", "weft.cli.app", "weft.exact.rank", "weft.exact.report", "weft.plan.show.findings",
+    "weft.plan.show.page", "weft.prompt.local", "weft.serve.engine", "weft.serve.server.run", "weft.train.trainer",
+    "weft.verify.trace", "weft.verify.serve", "weft.tune.calibrate", "weft.export.huggingface", "weft.profile.page",
 )  # fmt: skip
 
 CLIENT = """\

@@ -11,7 +11,7 @@ from weft.launch.process import Process
 from weft.plan.machine import read_cluster
 from weft.plan.numbers import Job
 from weft.plan.plan import Plan
-from weft.plan.text import write_cluster
+from weft.plan.show.text import write_cluster
 from weft.tune import calibrate
 from weft.tune.measure import Sizes
 

@@ -20,7 +20,7 @@ from weft.models.rope import rope_table
 from weft.models.shape import Shape
 from weft.parallel import context, flash, woven
 from weft.parallel.headtail import by_process, chunks_of, in_sequence, own_tokens
-from weft.plan.activations import Pass
+from weft.plan.memory.activations import Pass
 from weft.train.step import eval_step
 from weft.train.training import build
 from weft.verify.trace import step_rows

@@ -17,7 +17,7 @@ from weft.checkpoint.weights import WeightsFolder, create_weights_folder
 from weft.models import cuts
 from weft.models.parameters import buffer_sizes, stored_sizes
 from weft.parallel import context
-from weft.plan.stage import stages
+from weft.plan.memory.stage import stages
 from weft.train.training import build, fill_from, initial_region
 
 KINDS = ["allgather", "ring", "ulysses"]

@@ -13,8 +13,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from weft.parallel import loss, offload
 from weft.parallel.shard import _groups
-from weft.plan import memory
-from weft.plan.stage import stages
+from weft.plan.memory import moments as memory
+from weft.plan.memory.stage import stages
 from weft.train import eightbit, optimizer
 from weft.train.training import build
 

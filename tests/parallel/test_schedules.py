@@ -15,8 +15,8 @@ from weft.config.layout import Layout
 from weft.parallel import deferral
 from weft.parallel.deferral import Deferral
 from weft.parallel.woven import Passes, Woven
-from weft.plan.activations import Pass, kept_bytes
-from weft.plan.stage import stages
+from weft.plan.memory.activations import Pass, kept_bytes
+from weft.plan.memory.stage import stages
 from weft.schedules.table import held
 from weft.train.training import build
 from weft.verify.trace import step_rows

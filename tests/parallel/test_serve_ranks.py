@@ -10,6 +10,7 @@ import pytest
 import torch
 from harness import MODELS, run_forked, warm_compiler
 from safetensors.torch import save_file
+from weft.serve.cut.follow import follow
 
 from weft.checkpoint.region import Region
 from weft.checkpoint.weights import create_weights_folder, load_decoder
@@ -17,17 +18,18 @@ from weft.models.decoder import Decoder
 from weft.models.parameters import stored_sizes
 from weft.models.places import places
 from weft.models.shape import Shape
-from weft.serve import compiled, ranks
 from weft.serve.config import EngineConfig
+from weft.serve.cut import ranks
+from weft.serve.cut.ranks import join, start_ranks
+from weft.serve.cut.share import check_cut, load_share
+from weft.serve.cut.workers import RankDiedError, Workers
 from weft.serve.embed import embed
 from weft.serve.engine import Engine
 from weft.serve.generate import complete
-from weft.serve.native import find_compiler
-from weft.serve.ranks import follow, join, start_ranks
-from weft.serve.request import Request, Sampling
-from weft.serve.runner import Runner, num_blocks
-from weft.serve.share import check_cut, load_share
-from weft.serve.workers import RankDiedError, Workers
+from weft.serve.kernels.native import find_compiler
+from weft.serve.requests.request import Request, Sampling
+from weft.serve.steps import compiled
+from weft.serve.steps.runner import Runner, num_blocks
 
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6], [5], [3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4, 6]]
 CONFIG = EngineConfig(max_sequences=4, step_tokens=9, block_tokens=4, cache_tokens=48, device="cpu").on("cpu")

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import weft.serve.cut.ranks as ranks
+import weft.serve.cut.workers as workers
 import weft.serve.engine as engines
-import weft.serve.ranks as ranks
-import weft.serve.workers as workers
 from weft.checkpoint.region import Region
 from weft.checkpoint.weights import create_weights_folder, load_decoder
 from weft.models.parameters import stored_sizes
@@ -26,7 +26,7 @@ from weft.serve.desk import DeadError
 from weft.serve.engine import Engine
 from weft.serve.generate import complete
 from weft.serve.loop import EngineLoop
-from weft.serve.request import Output, Request, Sampling
+from weft.serve.requests.request import Output, Request, Sampling
 
 SHAPE = Shape(family="llama", num_layers=2, hidden=32, num_heads=4, num_kv_heads=2, ffn=48, vocab=67, max_seq=2048)
 

@@ -38,7 +38,7 @@ from weft.models.parameters import stored_sizes
 from weft.models.shape import Shape
 from weft.serve.config import EngineConfig
 from weft.serve.generate import complete
-from weft.serve.request import Sampling
+from weft.serve.requests.request import Sampling
 from weft.serve.server.catalogue import Catalogue
 from weft.serve.server.config import ModelConfig, ServerConfig
 from weft.serve.server.kserve.rpc import start_grpc

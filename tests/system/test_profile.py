@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from weft.cli.app import app
 from weft.config.tree import Config
-from weft.plan.memory import layout_memory
+from weft.plan.memory.moments import layout_memory
 from weft.profile.load import Profile, load
 from weft.profile.memory import memory_of
 from weft.profile.merge import clock_words

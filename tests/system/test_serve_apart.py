@@ -19,13 +19,13 @@ import httpx
 import pytest
 from served import engine_of, make_folder, model, served
 
-import weft.serve.workers as workers
+import weft.serve.cut.workers as workers
 from weft.serve.apart import EngineProcess
 from weft.serve.config import EngineConfig
 from weft.serve.desk import DeadError, Desk
 from weft.serve.engine import Engine
 from weft.serve.loop import EngineLoop
-from weft.serve.request import Output, RefusedError, Request, Sampling
+from weft.serve.requests.request import Output, RefusedError, Request, Sampling
 from weft.serve.server.errors import FAILED
 
 CONFIG = EngineConfig(device="cpu", dtype="float32", max_sequences=4, max_waiting=8)

@@ -18,9 +18,9 @@ import httpx
 import pytest
 from served import Served, engine_of, make_folder, model, served
 
-from weft.serve import forms as trying
-from weft.serve.forms import HELPERS, Helpers
-from weft.serve.grammar import GrammarCompiler
+from weft.serve.requests import forms as trying
+from weft.serve.requests.forms import HELPERS, Helpers
+from weft.serve.requests.grammar import GrammarCompiler
 from weft.serve.server.forms import TURNS
 
 ASK = {"model": "tiny", "prompt": "a", "max_tokens": 9}

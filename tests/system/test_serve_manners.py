@@ -32,7 +32,7 @@ from checkpoints import save_step
 from weft.cli.serve import describe
 from weft.serve.desk import DeadError
 from weft.serve.engine import Engine
-from weft.serve.request import Output, RefusedError, Request, Sampling
+from weft.serve.requests.request import Output, RefusedError, Request, Sampling
 from weft.serve.server.config import ServerConfig
 from weft.serve.server.hosted import Hosted
 from weft.serve.server.kserve.schema import MESSAGES

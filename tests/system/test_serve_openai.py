@@ -19,7 +19,7 @@ from served import Served, make_folder, model, served
 
 from weft.checkpoint.weights import load_decoder
 from weft.serve.generate import complete
-from weft.serve.request import Sampling
+from weft.serve.requests.request import Sampling
 
 TOOL: Any = {
     "type": "function",

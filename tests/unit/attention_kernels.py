@@ -1,4 +1,4 @@
-"""The kernels of serve/gpu_kernels.py in Triton's interpreter, against torch's: for test_gpu_attention.py.
+"""The kernels of serve/kernels/gpu_kernels.py in Triton's interpreter, against torch's: for test_gpu_attention.py.
 
 TRITON_INTERPRET=1 python attention_kernels.py
 """
@@ -12,8 +12,8 @@ from torch import Tensor
 from triton.runtime import interpreter
 
 from weft.models.attention import attend
-from weft.serve import gpu_attention
-from weft.serve.gpu_attention import Tiles, make_tiles, num_splits
+from weft.serve.kernels import gpu_attention
+from weft.serve.kernels.gpu_attention import Tiles, make_tiles, num_splits
 
 BOUNDS = {torch.float32: 2e-5, torch.float16: 5e-3}
 """The interpreter's bf16 is not a GPU's."""

@@ -16,13 +16,13 @@ from weft.checkpoint.adapter import load_adapter
 from weft.checkpoint.weights import load_decoder
 from weft.models.huggingface import config_from_shape
 from weft.models.shape import Family
-from weft.serve import compiled
-from weft.serve.adapters import Adapters
 from weft.serve.config import EngineConfig
 from weft.serve.engine import Engine
-from weft.serve.native import find_compiler
-from weft.serve.request import Request, Sampling
-from weft.serve.runner import Runner
+from weft.serve.kernels.native import find_compiler
+from weft.serve.requests.request import Request, Sampling
+from weft.serve.steps import compiled
+from weft.serve.steps.adapters import Adapters
+from weft.serve.steps.runner import Runner
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks transformers
 TARGETS = {

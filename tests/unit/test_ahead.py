@@ -10,10 +10,10 @@ from test_decoding import SIZES, in_fixed_sizes  # noqa: F401  (a fixture)
 from test_engine import families, models, outputs_of, random_prompts
 
 from weft.models.shape import Family
-from weft.serve.ahead import TOKENS
 from weft.serve.config import EngineConfig
 from weft.serve.engine import Engine
-from weft.serve.request import Request, Sampling
+from weft.serve.requests.request import Request, Sampling
+from weft.serve.steps.ahead import TOKENS
 
 Make = Callable[..., Engine]
 PROMPTS = random_prompts(5, 30, 2, 9, 1, 17)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from weft.serve.blocks import Blocks
+from weft.serve.schedule.blocks import Blocks
 
 
 def filled(blocks: Blocks, tokens: list[int], salt: str = "") -> list[int]:

@@ -19,15 +19,15 @@ from weft.config.load import make_config
 from weft.config.toml import config_toml
 from weft.config.tree import Config
 from weft.launch.process import start_process, stop_process
-from weft.plan.counted import counted_time
-from weft.plan.curves import Curves, Grid
 from weft.plan.machine import Cluster, read_cluster
-from weft.plan.memory import settled
+from weft.plan.memory.moments import settled
 from weft.plan.numbers import Job
 from weft.plan.plan import Plan
-from weft.plan.refit import predicted, read_runs, refit
 from weft.plan.search import search
-from weft.plan.text import write_cluster
+from weft.plan.show.text import write_cluster
+from weft.plan.time.counted import counted_time
+from weft.plan.time.curves import Curves, Grid
+from weft.plan.time.refit import predicted, read_runs, refit
 from weft.presets import preset_shape
 from weft.tune import calibrate, measure
 from weft.tune.clock import Clock, quiet

@@ -11,13 +11,13 @@ from torch._dynamo.utils import counters
 
 from weft.models.shape import Family
 from weft.parallel import numbered
-from weft.serve import compiled
 from weft.serve.config import EngineConfig
 from weft.serve.engine import Engine
 from weft.serve.generate import complete
-from weft.serve.native import find_compiler
-from weft.serve.request import Sampling
-from weft.serve.runner import Runner
+from weft.serve.kernels.native import find_compiler
+from weft.serve.requests.request import Sampling
+from weft.serve.steps import compiled
+from weft.serve.steps.runner import Runner
 
 needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="there is no C++ compiler")
 pytestmark = pytest.mark.filterwarnings(

@@ -10,12 +10,12 @@ import torch
 from test_engine import SHAPES, families, models, outputs_of, random_prompts
 
 from weft.models.shape import Family
-from weft.serve import compiled
-from weft.serve.batch import Batch
 from weft.serve.config import EngineConfig
-from weft.serve.decoding import size_above
 from weft.serve.engine import Engine
-from weft.serve.request import Request, Sampling
+from weft.serve.requests.request import Request, Sampling
+from weft.serve.steps import compiled
+from weft.serve.steps.batch import Batch
+from weft.serve.steps.decoding import size_above
 
 SIZES = {"max_sequences": 6, "step_tokens": 32, "block_tokens": 4}
 

@@ -19,7 +19,7 @@ from weft.models.shape import Experts, Family, Latent, RopeScaling, Shape, Yarn
 from weft.serve.config import EngineConfig
 from weft.serve.engine import Engine
 from weft.serve.generate import complete, generate
-from weft.serve.request import Output, RefusedError, Request, Sampling
+from weft.serve.requests.request import Output, RefusedError, Request, Sampling
 
 # texts grow longer than the windows and than the context that the rotary scaling stretches
 SMALL = {"num_layers": 2, "hidden": 48, "num_heads": 4, "ffn": 96, "vocab": 97, "max_seq": 64}
@@ -363,7 +363,7 @@ def test_impossible_settings_are_refused(settings: dict, sentence: str) -> None:
 )
 def test_a_cache_without_a_block_is_refused(settings: dict, raised: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the setting that left it without, and the option of `weft serve` that sets it, if there is one."""
-    monkeypatch.setattr("weft.serve.runner.free_bytes", lambda device, gpu_share: 5)
+    monkeypatch.setattr("weft.serve.steps.runner.free_bytes", lambda device, gpu_share: 5)
     _, model = models("gpt2", 0)
     with pytest.raises(ValueError, match=rf"the cache has no room for one block of 16 tokens .*: raise {raised}"):
         Engine(model, None, EngineConfig(**settings))

@@ -18,7 +18,7 @@ from weft.serve.desk import DeadError
 from weft.serve.engine import Engine
 from weft.serve.generate import complete
 from weft.serve.loop import EngineLoop, Job
-from weft.serve.request import Output, RefusedError, Request, Sampling
+from weft.serve.requests.request import Output, RefusedError, Request, Sampling
 
 SHAPE = Shape(num_layers=1, hidden=32, num_heads=2, num_kv_heads=2, head_dim=16, ffn=64, vocab=97, max_seq=512)
 

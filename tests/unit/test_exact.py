@@ -16,7 +16,7 @@ from weft.exact.curve import Curve
 from weft.exact.imagine import imagined
 from weft.exact.rank import Exact, imagine_rank, unnumbered
 from weft.models.shape import Shape
-from weft.plan.stage import stages
+from weft.plan.memory.stage import stages
 
 MODEL = {
     "family": "llama", "num_layers": 4, "hidden": 256, "num_heads": 8, "num_kv_heads": 4, "ffn": 704, "vocab": 8000,

@@ -7,14 +7,14 @@ from random import Random
 
 import pytest
 
-from weft.serve.blocks import Blocks
 from weft.serve.config import EngineConfig
-from weft.serve.courtesy import KEPT_STEPS, LONGER
-from weft.serve.request import Request, Sampling
-from weft.serve.scheduler import Scheduler
-from weft.serve.sequence import Sequence
-from weft.serve.steptimes import StepTimes
-from weft.serve.turns import Turns
+from weft.serve.requests.request import Request, Sampling
+from weft.serve.requests.sequence import Sequence
+from weft.serve.schedule.blocks import Blocks
+from weft.serve.schedule.courtesy import KEPT_STEPS, LONGER
+from weft.serve.schedule.scheduler import Scheduler
+from weft.serve.schedule.steptimes import StepTimes
+from weft.serve.schedule.turns import Turns
 
 Cost = Callable[[int], float]
 

@@ -21,10 +21,10 @@ from weft.checkpoint.weights import load_decoder
 from weft.cli.generate import generate
 from weft.models.huggingface import config_from_shape
 from weft.models.shape import Shape
-from weft.serve.device import pick_device, pick_dtype
 from weft.serve.folder import end_tokens, find_model
 from weft.serve.generate import complete
-from weft.serve.request import Sampling
+from weft.serve.requests.request import Sampling
+from weft.serve.steps.device import pick_device, pick_dtype
 
 SHAPE = Shape(family="qwen2", num_layers=2, hidden=32, num_heads=2, ffn=64, vocab=256, max_seq=96, tied=True)
 APP = typer.Typer()

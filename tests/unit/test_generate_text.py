@@ -15,8 +15,8 @@ from weft.models.shape import Shape
 from weft.serve.config import EngineConfig
 from weft.serve.engine import Engine
 from weft.serve.generate import generate
-from weft.serve.request import Output, Sampling
-from weft.serve.tokens import Detokenizer, StopTexts
+from weft.serve.requests.request import Output, Sampling
+from weft.serve.requests.tokens import Detokenizer, StopTexts
 
 HARD = [
     "naïve café",

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from weft.models.triton import has_triton
-from weft.serve.gpu_attention import available, make_tiles, num_splits
+from weft.serve.kernels.gpu_attention import available, make_tiles, num_splits
 
 
 @pytest.mark.skipif(not has_triton(), reason="there is no Triton")

@@ -19,12 +19,12 @@ from test_generate_text import byte_tokenizer
 
 from weft.models.decoder import Decoder
 from weft.models.shape import Shape
-from weft.serve import forms
 from weft.serve.config import EngineConfig
 from weft.serve.engine import Engine
-from weft.serve.forms import HELPERS, Helpers, Kind
-from weft.serve.grammar import Grammar, GrammarCompiler
-from weft.serve.request import Output, Request, Sampling
+from weft.serve.requests import forms
+from weft.serve.requests.forms import HELPERS, Helpers, Kind
+from weft.serve.requests.grammar import Grammar, GrammarCompiler
+from weft.serve.requests.request import Output, Request, Sampling
 
 EOS = 255
 SCHEMA = {

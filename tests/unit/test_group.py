@@ -1,6 +1,6 @@
 """Where processes of a cut model meet."""
 
-from weft.serve.group import Meeting
+from weft.serve.cut.group import Meeting
 
 
 def test_meetings_have_the_lowest_free_name_in_folders_of_their_own() -> None:

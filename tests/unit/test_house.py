@@ -10,6 +10,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import typer
+from typer.testing import CliRunner
+
+from weft.cli.app import JOURNEY, Verbs, app
 
 SOURCE = Path(__file__).parents[2] / "src" / "weft"
 FORBIDDEN = {
@@ -43,6 +47,20 @@ def test_arrows_point_down(room: str) -> None:
     assert not wrong
 
 
+@pytest.mark.parametrize(
+    ("room", "above"),
+    {"kernels": "requests schedule steps cut", "requests": "schedule steps cut", "schedule": "steps cut"}.items(),
+)
+def test_arrows_point_down_in_the_engine(room: str, above: str) -> None:
+    wrong = [
+        f"{file.relative_to(SOURCE)} imports {name}"
+        for file in (SOURCE / "serve" / room).glob("*.py")
+        for name in imports(file)
+        if name.startswith(tuple(f"weft.serve.{other}" for other in (*above.split(), "engine", "server")))
+    ]
+    assert not wrong
+
+
 def imports(file: Path) -> list[str]:
     found = []
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -54,10 +72,18 @@ def imports(file: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("module", ["weft.cli.app", "weft.config.load", "weft.plan.report", "weft.data.loader"])
+@pytest.mark.parametrize("module", ["weft.cli.app", "weft.config.load", "weft.plan.show.report", "weft.data.loader"])
 def test_loads_without_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_help_lists_the_verbs_in_the_journeys_order() -> None:
+    group = typer.main.get_command(app)
+    assert isinstance(group, Verbs)
+    assert sorted(JOURNEY) == sorted(group.commands)
+    shown = re.findall(r"^. ([a-z][a-z-]*) ", CliRunner().invoke(app, ["--help"]).output, re.MULTILINE)
+    assert shown == list(JOURNEY)
 
 
 def test_help_imports_nothing_heavy() -> None:

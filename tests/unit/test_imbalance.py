@@ -15,15 +15,15 @@ from weft.cli.app import app
 from weft.config.layout import Layout
 from weft.models.shape import Shape
 from weft.plan.advice import Question
-from weft.plan.block import expert_time
-from weft.plan.counted import counted_time
-from weft.plan.footprint import footprint
-from weft.plan.imbalance import fullest, fullest_share
 from weft.plan.machine import read_cluster
+from weft.plan.memory.footprint import footprint
 from weft.plan.numbers import MEGATRON, WEFT, Job, numbers
 from weft.plan.plan import Plan
-from weft.plan.refit import read_runs
 from weft.plan.search import search
+from weft.plan.time.block import expert_time
+from weft.plan.time.counted import counted_time
+from weft.plan.time.imbalance import fullest, fullest_share
+from weft.plan.time.refit import read_runs
 from weft.plan.work import Work
 from weft.presets import preset_shape
 

@@ -9,7 +9,7 @@ from weft.models.decoder import Decoder
 from weft.models.shape import Experts, Shape
 from weft.serve.config import EngineConfig
 from weft.serve.engine import Engine
-from weft.serve.request import Request, Sampling
+from weft.serve.requests.request import Request, Sampling
 
 SIZES = {"num_layers": 2, "hidden": 64, "num_heads": 4, "ffn": 96, "vocab": 97, "max_seq": 128, "init_std": 0.3}
 SHAPES = {

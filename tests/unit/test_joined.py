@@ -13,8 +13,8 @@ from weft.models.mlp import SwigluMLP
 from weft.models.shape import Family
 from weft.serve.config import EngineConfig
 from weft.serve.engine import Engine
-from weft.serve.joined import JoinedAttention, JoinedSwigluMLP, join
-from weft.serve.request import Request, Sampling
+from weft.serve.kernels.joined import JoinedAttention, JoinedSwigluMLP, join
+from weft.serve.requests.request import Request, Sampling
 
 
 def fresh(family: Family) -> Decoder:

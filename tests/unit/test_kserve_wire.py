@@ -18,7 +18,7 @@ from google.protobuf.descriptor import Descriptor
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weft.serve.request import Output, RefusedError, TokenLogprob
+from weft.serve.requests.request import Output, RefusedError, TokenLogprob
 from weft.serve.server.errors import HttpError
 from weft.serve.server.keys import Keys
 from weft.serve.server.kserve import signature

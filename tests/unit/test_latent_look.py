@@ -12,7 +12,7 @@ from weft.models.shape import Latent, Shape
 from weft.presets import preset_shape
 from weft.serve.config import EngineConfig
 from weft.serve.engine import Engine
-from weft.serve.request import Request, Sampling
+from weft.serve.requests.request import Request, Sampling
 
 SIZES = {"q_rank": 12, "kv_rank": 20, "nope_dim": 6, "rope_dim": 4, "value_dim": 8}
 

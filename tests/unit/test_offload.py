@@ -13,7 +13,7 @@ from weft.models.decoder import Decoder
 from weft.models.shape import Shape
 from weft.parallel import offload
 from weft.parallel.offload import Load, offload_blocks
-from weft.plan.activations import Pass
+from weft.plan.memory.activations import Pass
 
 SHAPE = Shape(num_layers=2, hidden=64, num_heads=4, num_kv_heads=2, ffn=160, vocab=301, max_seq=64)
 

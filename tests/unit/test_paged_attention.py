@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from weft.models.attention import attend
-from weft.serve import native
-from weft.serve.native import attends, paged_attention
+from weft.serve.kernels import native
+from weft.serve.kernels.native import attends, paged_attention
 
 pytestmark = pytest.mark.skipif(native.find_compiler() is None, reason="there is no C++ compiler")
 

@@ -19,8 +19,8 @@ from weft.models.shape import Experts, Latent, Shape
 from weft.parallel.loss import cross_entropy_sum, linear_cross_entropy_sum
 from weft.parallel.recompute import recompute_blocks
 from weft.parallel.weave import compile_blocks
-from weft.plan.activations import Pass
-from weft.plan.logits import loss_workspace
+from weft.plan.memory.activations import Pass
+from weft.plan.memory.logits import loss_workspace
 
 SHAPES = {
     "gpt2": Shape(family="gpt2", num_layers=2, hidden=64, num_heads=4, vocab=301, max_seq=64),

@@ -19,14 +19,14 @@ from weft.config.load import make_config
 from weft.models.huggingface import config_from_shape
 from weft.models.shape import Shape
 from weft.plan.advice import Question
-from weft.plan.findings import show_plan, show_search
 from weft.plan.grid import AXES, row_of
 from weft.plan.machine import read_cluster
-from weft.plan.memory import largest, layout_memory, settled
+from weft.plan.memory.moments import largest, layout_memory, settled
 from weft.plan.numbers import WEFT, Job
 from weft.plan.plan import Plan
 from weft.plan.search import Search, search
-from weft.plan.waterfall import memory_parts, slower, time_parts, why_slower
+from weft.plan.show.findings import show_plan, show_search
+from weft.plan.show.waterfall import memory_parts, slower, time_parts, why_slower
 from weft.presets import preset_shape
 from weft.units import count, gibibytes
 
@@ -562,7 +562,7 @@ def test_smaller_moments_make_room() -> None:
     ],
 )  # fmt: skip
 def test_a_plan_has_the_memory_that_dry_run_counts(model: str, text: str) -> None:
-    """A few terms in place of every moment of a step (plan/memory.py, which is held against real runs)."""
+    """A few terms in place of every moment of a step (plan/memory/moments.py, which is held against real runs)."""
     job, layout = Job(seq=8192, global_batch=64), Layout.parse(text)
     settings = {"model": model, "layout": text, "train": {"global_batch": 64, "seq": 8192}}
     counted = largest(layout_memory(make_config(settings), "cuda")).peak.tensors

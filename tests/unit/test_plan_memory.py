@@ -14,13 +14,15 @@ from weft.models.cuts import cut_dim
 from weft.models.parameters import parameter_sizes
 from weft.models.shape import Experts, Latent, Shape
 from weft.parallel import loss, mesh, shard
-from weft.plan import activations, logits, memory, words
-from weft.plan.activations import Pass, in_flight
-from weft.plan.footprint import footprint
 from weft.plan.machine import read_cluster
-from weft.plan.memory import BASE, NAMES, TENSORS, fitted, layout_memory
+from weft.plan.memory import activations, logits
+from weft.plan.memory import moments as memory
+from weft.plan.memory.activations import Pass, in_flight
+from weft.plan.memory.footprint import footprint
+from weft.plan.memory.moments import BASE, NAMES, TENSORS, fitted, layout_memory
+from weft.plan.memory.stage import held, stages
 from weft.plan.numbers import Job, numbers
-from weft.plan.stage import held, stages
+from weft.plan.show import words
 from weft.train import muon
 
 GPT2 = Shape(family="gpt2", num_layers=12, hidden=768, num_heads=12, vocab=50257, max_seq=1024)

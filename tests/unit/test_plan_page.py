@@ -17,14 +17,14 @@ from weft.cli.scores import make_room
 from weft.config.layout import Layout
 from weft.plan.advice import Answer
 from weft.plan.machine import read_cluster
-from weft.plan.markup import tag
 from weft.plan.numbers import Job
-from weft.plan.page import draw_page, draw_plan
-from weft.plan.pareto import Pareto
-from weft.plan.places import coordinates, draw_places, group
 from weft.plan.plan import Plan
 from weft.plan.search import Search, search
-from weft.plan.waterfall import memory_parts, time_parts
+from weft.plan.show.markup import tag
+from weft.plan.show.page import draw_page, draw_plan
+from weft.plan.show.pareto import Pareto
+from weft.plan.show.places import coordinates, draw_places, group
+from weft.plan.show.waterfall import memory_parts, time_parts
 from weft.presets import preset_shape
 from weft.units import duration, gibibytes
 

@@ -7,13 +7,13 @@ import pytest
 from weft.config.layout import Layout
 from weft.config.load import make_config
 from weft.models.shape import Shape
-from weft.plan.activations import Pass
-from weft.plan.block import parameters as counted
-from weft.plan.footprint import footprint
 from weft.plan.machine import read_cluster
-from weft.plan.memory import layout_memory
+from weft.plan.memory.activations import Pass
+from weft.plan.memory.footprint import footprint
+from weft.plan.memory.moments import layout_memory
+from weft.plan.memory.stage import stages
 from weft.plan.numbers import MEGATRON, Job, numbers
-from weft.plan.stage import stages
+from weft.plan.time.block import parameters as counted
 from weft.plan.work import Software
 
 # Korthikanti et al. 2022, table 3: heads, hidden, layers, sequences of a micro-batch; s = 2,048, tp = 8

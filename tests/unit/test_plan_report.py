@@ -11,8 +11,8 @@ import pytest
 
 from weft.config.load import load_config, make_config
 from weft.config.tree import Config
-from weft.plan.report import large, print_plan
-from weft.plan.words import describe, ranks
+from weft.plan.show.report import large, print_plan
+from weft.plan.show.words import describe, ranks
 
 LARGE = {
     "model": "llama3-405b",

@@ -9,15 +9,15 @@ import pytest
 
 from weft.config.layout import Layout
 from weft.models.shape import Shape
-from weft.plan import collectives
-from weft.plan.block import Passes, attention_time
-from weft.plan.constants import CONSTANTS as C
-from weft.plan.footprint import footprint
-from weft.plan.held import Held
-from weft.plan.kept import block_activations
 from weft.plan.machine import read_cluster
+from weft.plan.memory.footprint import footprint
+from weft.plan.memory.held import Held
+from weft.plan.memory.kept import block_activations
 from weft.plan.numbers import MEGATRON, Job, numbers
-from weft.plan.time import Beat, step_time
+from weft.plan.time import collectives
+from weft.plan.time.block import Passes, attention_time
+from weft.plan.time.constants import CONSTANTS as C
+from weft.plan.time.step import Beat, step_time
 from weft.plan.work import Software, Work
 from weft.presets import preset_shape
 

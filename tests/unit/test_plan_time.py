@@ -9,14 +9,14 @@ import pytest
 
 from weft.config.layout import Layout
 from weft.models.shape import Shape
-from weft.plan import collectives
-from weft.plan.block import Passes
-from weft.plan.footprint import footprint
-from weft.plan.gemm import gemm_time
-from weft.plan.kept import block_activations
 from weft.plan.machine import cluster_names, read_cluster
+from weft.plan.memory.footprint import footprint
+from weft.plan.memory.kept import block_activations
 from weft.plan.numbers import MEGATRON, WEFT, Job, flying, numbers
-from weft.plan.time import evened, step_time
+from weft.plan.time import collectives
+from weft.plan.time.block import Passes
+from weft.plan.time.gemm import gemm_time
+from weft.plan.time.step import evened, step_time
 from weft.plan.work import Software, Work, stack
 from weft.presets import preset_shape
 from weft.schedules.orders import make_schedule

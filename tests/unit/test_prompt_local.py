@@ -14,7 +14,7 @@ from prompt_models import Parity, save_tiny
 from typer.testing import CliRunner, Result
 
 from weft.cli.app import app
-from weft.cli.verify import progress_bar
+from weft.cli.bar import progress_bar
 from weft.prompt.chat import Chat
 from weft.prompt.examples import Examples
 from weft.prompt.file import OutputCheck, Prompt, PromptSampling, Shots, read_prompt, write_prompt
@@ -24,7 +24,7 @@ from weft.prompt.open import open_model
 from weft.prompt.perplexity import perplexity
 from weft.prompt.score import ask
 from weft.serve.generate import complete
-from weft.serve.request import Sampling
+from weft.serve.requests.request import Sampling
 from weft.serve.server.chat import find_template
 
 

@@ -14,8 +14,8 @@ from weft.models.shape import Shape
 from weft.serve.config import EngineConfig
 from weft.serve.engine import Engine
 from weft.serve.generate import complete
-from weft.serve.request import Request, Sampling
-from weft.serve.room import Room
+from weft.serve.requests.request import Request, Sampling
+from weft.serve.schedule.room import Room
 
 WINDOW = 9
 SAMPLED = Sampling(1.0, seed=5, max_tokens=140)

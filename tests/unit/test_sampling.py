@@ -17,9 +17,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from weft.serve.request import COLD, Request, Sampling
-from weft.serve.sampler import adjust, choose, draw, logprobs_of, warp
-from weft.serve.sequence import Sequence, random_stream
+from weft.serve.requests.request import COLD, Request, Sampling
+from weft.serve.requests.sequence import Sequence, random_stream
+from weft.serve.steps.sampler import adjust, choose, draw, logprobs_of, warp
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])

@@ -20,7 +20,7 @@ from weft.cli.serve import address, read_keys, routes, split_adapters, split_nam
 from weft.serve import engine
 from weft.serve.desk import DeadError
 from weft.serve.folder import load_tokenizer
-from weft.serve.request import Output, RefusedError, TokenLogprob, TooLongError
+from weft.serve.requests.request import Output, RefusedError, TokenLogprob, TooLongError
 from weft.serve.server import loading
 from weft.serve.server.chat import ChatTemplate, find_template, hide, split_forged
 from weft.serve.server.config import ModelConfig, ServerConfig, is_loopback

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import weft.serve.native as native
-import weft.serve.products as products
+import weft.serve.kernels.native as native
+import weft.serve.kernels.products as products
 from weft.models.head import Head
-from weft.serve.native import rows_product
-from weft.serve.pages import into_huge_pages
-from weft.serve.products import linear, quicken
+from weft.serve.kernels.native import rows_product
+from weft.serve.kernels.pages import into_huge_pages
+from weft.serve.kernels.products import linear, quicken
 
 needs_compiler = pytest.mark.skipif(native.find_compiler() is None, reason="there is no C++ compiler")
 

@@ -9,9 +9,9 @@ from weft.models.decoder import Decoder
 from weft.models.shape import Shape
 from weft.serve.config import EngineConfig
 from weft.serve.engine import Engine
-from weft.serve.request import Request, Sampling
-from weft.serve.sequence import Sequence
-from weft.serve.speculate import LookupDrafter
+from weft.serve.requests.request import Request, Sampling
+from weft.serve.requests.sequence import Sequence
+from weft.serve.steps.speculate import LookupDrafter
 
 SIZES = {"hidden": 32, "num_heads": 2, "ffn": 64, "vocab": 31, "max_seq": 160, "init_std": 0.3}
 TIGHT = {"max_sequences": 3, "step_tokens": 18, "block_tokens": 4, "cache_tokens": 160}

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from weft.models.decoder import Decoder
 from weft.models.shape import Experts, Family, Shape, Yarn
-from weft.serve import native, stack
-from weft.serve.batch import Batch
 from weft.serve.config import EngineConfig
 from weft.serve.engine import Engine
-from weft.serve.request import Finish, Request, Sampling
-from weft.serve.runner import Runner
+from weft.serve.kernels import native
+from weft.serve.requests.request import Finish, Request, Sampling
+from weft.serve.steps import stack
+from weft.serve.steps.batch import Batch
+from weft.serve.steps.runner import Runner
 
 pytestmark = pytest.mark.skipif(native.find_compiler() is None, reason="there is no C++ compiler")
 

@@ -8,12 +8,12 @@ from test_engine import families, models, outputs_of, random_prompts
 
 from weft.models.shape import Family
 from weft.presets import preset_shape
-from weft.serve.cache import token_bytes
 from weft.serve.config import EngineConfig
 from weft.serve.engine import Engine
-from weft.serve.request import Request, Sampling
-from weft.serve.runner import num_blocks
-from weft.serve.store import Int8Store
+from weft.serve.requests.request import Request, Sampling
+from weft.serve.steps.cache import token_bytes
+from weft.serve.steps.runner import num_blocks
+from weft.serve.steps.store import Int8Store
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 
 from weft.cli.app import app
 from weft.plan.advice import Answer
-from weft.plan.findings import show_answers, show_plan, show_search
 from weft.plan.machine import read_cluster
 from weft.plan.numbers import Job
 from weft.plan.search import search
+from weft.plan.show.findings import show_answers, show_plan, show_search
 from weft.presets import preset_names, preset_shape
 from weft.tables import print_table
 from weft.units import gibibytes

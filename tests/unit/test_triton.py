@@ -35,8 +35,8 @@ from weft.models.parameters import stored_sizes
 from weft.models.shape import Experts, Shape
 from weft.serve.config import EngineConfig
 from weft.serve.engine import Engine
-from weft.serve.forms import form_of
-from weft.serve.request import Output, RefusedError, Request, Sampling, TokenLogprob
+from weft.serve.requests.forms import form_of
+from weft.serve.requests.request import Output, RefusedError, Request, Sampling, TokenLogprob
 from weft.serve.stats import Stats
 from weft.serve.triton import home, keeper, metrics, process, replies, serve
 from weft.serve.triton.keeper import EngineKeeper

@@ -21,8 +21,8 @@ from weft.config.layout import Layout
 from weft.config.load import load_config, make_config
 from weft.config.toml import config_toml
 from weft.config.tree import Config
-from weft.plan.text import write_cluster
-from weft.plan.time import Time
+from weft.plan.show.text import write_cluster
+from weft.plan.time.step import Time
 from weft.tune import slurm, trial, tune, variants
 from weft.tune.candidates import Candidate, Candidates
 from weft.tune.lesson import Lesson

@@ -6,14 +6,31 @@ import errno
 import sys
 
 import typer
+from typer.core import TyperGroup
 
 from weft import __version__
 from weft.cli import data, eval, export, generate, models, plan, profile, prompt, serve, train, triton, tune, verify
+from weft.cli.export_triton import triton as export_triton
 
 NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 """Why a disk takes nothing: it is full, or not this user's to write on."""
 
+JOURNEY = (
+    "data", "models", "plan", "tune", "train", "verify", "profile", "export", "generate", "serve", "serve-triton",
+    "prompt", "eval",
+)  # fmt: skip
+"""The verbs, in the order in which they are wanted."""
+
+
+class Verbs(TyperGroup):
+    """Typer would list those without verbs of their own first."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        return list(JOURNEY)
+
+
 app = typer.Typer(
+    cls=Verbs,
     help="Train a neural network too large for one GPU or one server, prove the run right, and put it into production.",
     epilog="The journey: weft data → weft train → weft verify → weft export → weft serve. Start with `make demo`.",
     no_args_is_help=True,
@@ -29,6 +46,7 @@ app.command("train")(train.train)
 app.add_typer(profile.app, name="profile")
 app.add_typer(verify.app, name="verify")
 app.add_typer(export.app, name="export")
+export.app.command("triton")(export_triton)
 app.command("generate")(generate.generate)
 app.command("serve")(serve.serve)
 app.command("eval")(eval.evaluate)

@@ -53,8 +53,8 @@ def calibrate(
 
 def _refit(out: Path, runs: list[Path]) -> None:
     from weft.plan.machine import read_cluster
-    from weft.plan.refit import read_runs, refit
-    from weft.plan.text import write_cluster
+    from weft.plan.show.text import write_cluster
+    from weft.plan.time.refit import read_runs, refit
 
     fit = refit(read_cluster(str(out)), read_runs(runs))
     write_cluster(fit.cluster, out)

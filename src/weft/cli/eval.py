@@ -49,8 +49,8 @@ def evaluate(
     """Score a model, in this process or behind a server. Every score comes with its standard error."""
     from rich.console import Console
 
+    from weft.cli.bar import progress_bar
     from weft.cli.scores import make_room, wide, write_json
-    from weft.cli.verify import progress_bar
     from weft.prompt.harness import ask_server, run_lm_eval
     from weft.prompt.open import open_model
     from weft.prompt.perplexity import perplexity, read_tokens

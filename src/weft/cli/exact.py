@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from weft.cli.output import Html, writable
+from weft.cli.shape import read_shape
 
 if TYPE_CHECKING:
     from weft.config.tree import Config
@@ -51,9 +52,7 @@ def exact(
     if model.endswith(".toml"):
         config: Config = load_config([model], [*given, *(overrides or [])])
     else:
-        from weft.cli.plan import _shape
-
-        config = load_config([], [("model", _shape(model).model_dump()), *given, *(overrides or [])])
+        config = load_config([], [("model", read_shape(model).model_dump()), *given, *(overrides or [])])
     found = imagined(config, rank, stage)
     if svg is not None or html is not None:
         from weft.exact.picture import draw_page, draw_svg
@@ -68,7 +67,7 @@ def imagined(config: Config, rank: int | None = None, stage: int | None = None, 
     """Run a process and show it. `apart`: on stderr, where stdout is something else's."""
     from rich.console import Console
 
-    from weft.cli.verify import progress_bar
+    from weft.cli.bar import progress_bar
     from weft.exact.rank import imagine_rank
     from weft.exact.report import show
 
@@ -87,7 +86,7 @@ def chosen_rank(config: Config, stage: int | None, device: Literal["cpu", "cuda"
     Raises:
         ValueError: there is no such stage.
     """
-    from weft.plan.memory import layout_memory
+    from weft.plan.memory.moments import layout_memory
 
     layout = config.layout
     if stage is None:

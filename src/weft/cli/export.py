@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 from typer.core import TyperGroup
 
-from weft.cli.export_triton import triton
+from weft.cli.bar import progress_bar
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +32,6 @@ app = typer.Typer(
     help="Write a model for other programs: a Hugging Face directory (the default), or a repository for Triton.",
     no_args_is_help=True,
 )
-app.command("triton")(triton)
 
 
 @app.command("huggingface")
@@ -81,29 +78,6 @@ def sound_source(source: Path, verify: bool) -> Path:
     if verify:
         check_source(folder)
     return folder
-
-
-@contextmanager
-def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for each thing that is done."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:.0f}%"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        tasks: dict[str, TaskID] = {}
-
-        def show(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done)
-
-        yield show
 
 
 def parse_size(text: str) -> int:

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import typer
 
+from weft.cli.bar import progress_bar
+from weft.cli.export import choose_dtype, sound_source
+
 
 def triton(
     source: Path = typer.Argument(help="A checkpoint (step-…), a run (its newest), or a Hugging Face directory."),
@@ -31,7 +34,6 @@ def triton(
 
     Then: weft serve-triton OUT
     """
-    from weft.cli.export import choose_dtype, progress_bar, sound_source
     from weft.cli.serve import split_adapters
     from weft.export.triton.backends import GRAPHS
     from weft.export.triton.repository import export_triton

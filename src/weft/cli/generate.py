@@ -12,7 +12,7 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from weft.serve.request import Output
+    from weft.serve.requests.request import Output
 
 
 def generate(
@@ -36,7 +36,7 @@ def generate(
     """
     from weft.serve.config import EngineConfig
     from weft.serve.folder import end_tokens, find_model, load_tokenizer
-    from weft.serve.request import Sampling
+    from weft.serve.requests.request import Sampling
 
     texts = read_prompts(prompts or [], prompts_file)
     if num_samples < 1:
@@ -52,9 +52,9 @@ def generate(
     tokenizer = load_tokenizer(folder)
 
     from weft.checkpoint.weights import load_decoder
-    from weft.serve.device import pick_device, pick_dtype
     from weft.serve.engine import Engine
     from weft.serve.generate import generate as run
+    from weft.serve.steps.device import pick_device, pick_dtype
 
     where = pick_device(device)
     _, model = load_decoder(folder, where, pick_dtype(dtype, where))

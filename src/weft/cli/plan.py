@@ -15,10 +15,10 @@ from weft.cli.calibrate import calibrate
 from weft.cli.exact import exact
 from weft.cli.output import Html, writable
 from weft.cli.schedule import schedule
+from weft.cli.shape import read_shape
 from weft.units import count as number_of
 
 if TYPE_CHECKING:
-    from weft.models.shape import Shape
     from weft.plan.emit.settings import Written
 
 
@@ -95,13 +95,13 @@ def layouts(
     from weft.config.precision import FP8
     from weft.plan.advice import Question
     from weft.plan.emit.systems import check, fastest, run_of, write
-    from weft.plan.findings import show_answers, show_closest, show_plan, show_search
     from weft.plan.machine import read_cluster
     from weft.plan.numbers import WEFT, Job
-    from weft.plan.page import draw_page, draw_plan
     from weft.plan.plan import Plan
     from weft.plan.search import search
-    from weft.plan.waterfall import slower
+    from weft.plan.show.findings import show_answers, show_closest, show_plan, show_search
+    from weft.plan.show.page import draw_page, draw_plan
+    from weft.plan.show.waterfall import slower
 
     if fp8 and layout is not None:
         raise ValueError(
@@ -118,7 +118,7 @@ def layouts(
     apart = emit is not None and out is None  # stdout is the settings' alone
     console = Console(stderr=apart)
     console = console if console.is_terminal else Console(stderr=apart, width=160)  # a pipe has no width: cut no column
-    shape, machines = _shape(model, instead=emit is None and not exact), read_cluster(cluster)
+    shape, machines = read_shape(model, instead=emit is None and not exact), read_cluster(cluster)
     named = Layout.parse(layout) if layout is not None else None
     low = fp8 or (named is not None and named.precision in FP8)
     if low and machines.peak_8bit_tflops <= machines.peak_tflops:
@@ -186,7 +186,7 @@ def read(
     from weft.config.toml import config_toml
     from weft.plan.emit.systems import read as read_settings
 
-    config, unknown = read_settings(file, _shape(model) if model else None, gpus, given or ())
+    config, unknown = read_settings(file, read_shape(model) if model else None, gpus, given or ())
     for argument in unknown:
         print(f"not understood, and left out: {argument}", file=sys.stderr)
     if not config.train.seq:
@@ -202,45 +202,3 @@ app.command(epilog="Example: weft plan exact llama3-70b --layout fsdp128.tp8.sp.
     exact
 )
 app.command(epilog="Example: weft plan calibrate --out here.toml")(calibrate)
-
-
-def _shape(model: str, *, instead: bool = False) -> Shape:
-    """
-    Args:
-        instead: of a model that weft does not know, blocks of the same sizes will do.
-
-    Raises:
-        ValueError: there is no such preset or file, or it is no model that weft knows.
-    """
-    import json
-
-    from weft.config.load import read_text
-    from weft.models.huggingface import shape_from_config
-    from weft.plan.stand_in import stand_in
-    from weft.presets import preset_shape
-
-    path = Path(model)
-    if path.suffix != ".json":
-        return preset_shape(model)
-    try:
-        config = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} is no config.json: that is an object, of a model's settings")
-    if config.pop("quantization_config", None):  # DeepSeek-V3's
-        print(
-            "quantization_config is of weights that are served; the plan is of those that are trained", file=sys.stderr
-        )
-    try:
-        return shape_from_config(config)
-    except ValueError as error:
-        if not instead:
-            raise
-        why = error
-    try:
-        shape, remarks = stand_in(config)
-    except ValueError as error:
-        raise ValueError(f"{why}. Nor can a plan take it for another: {error}") from None
-    print(f"{why}. So {'; '.join(remarks)}", file=sys.stderr)
-    return shape

@@ -56,8 +56,8 @@ def run(
     dtype: Dtype = "auto",
 ) -> None:
     """Put a prompt to a model, and read the answers out of what comes back."""
+    from weft.cli.bar import progress_bar
     from weft.cli.scores import make_room, write_answers
-    from weft.cli.verify import progress_bar
     from weft.prompt.file import read_prompt, read_rows
     from weft.prompt.open import open_model
     from weft.prompt.score import ask
@@ -110,8 +110,8 @@ def compare(
     """
     from rich.console import Console
 
+    from weft.cli.bar import progress_bar
     from weft.cli.scores import make_room, wide, write_json
-    from weft.cli.verify import progress_bar
     from weft.prompt.compare import Price, compare, record
     from weft.prompt.file import read_prompt, read_rows
     from weft.prompt.open import open_model
@@ -158,8 +158,8 @@ def search(
     """
     from rich.console import Console
 
+    from weft.cli.bar import progress_bar
     from weft.cli.scores import make_room, wide
-    from weft.cli.verify import progress_bar
     from weft.prompt.compare import Price
     from weft.prompt.file import read_prompt, read_rows, write_prompt
     from weft.prompt.open import open_model

@@ -40,8 +40,8 @@ def schedule(
     from rich.console import Console
 
     from weft.config.layout import Layout
-    from weft.plan.schedule_view import headline, show_comparison, show_schedule, summary
     from weft.plan.schedules import ScheduleReport, named, of_model
+    from weft.plan.show.schedule_view import headline, show_comparison, show_schedule, summary
     from weft.schedules.orders import ORDERS
     from weft.schedules.picture import draw_svg
     from weft.schedules.sheet import write_sheet

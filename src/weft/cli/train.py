@@ -8,22 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from weft.cli.options import Data, LayoutText, Model, Set, Settings
+
 if TYPE_CHECKING:
     from weft.config.tree import Config
     from weft.profile.request import Request
-
-Settings = Annotated[
-    list[Path] | None,
-    typer.Argument(help="TOML files with settings; a later one goes over an earlier one.", metavar="[CONFIG.toml]..."),
-]
-Set = Annotated[
-    list[str] | None, typer.Option("--set", help="Any setting, as key=value: optimizer.lr=3e-4 (repeatable).")
-]
-Model = Annotated[str | None, typer.Option(help="A preset (see `weft models`): model.preset.")]
-LayoutText = Annotated[
-    str | None, typer.Option(help="How the work is cut: single, fsdp4.tp2.pp2, dp2.bf16.compile, … (layout).")
-]
-Data = Annotated[list[str] | None, typer.Option(help="Token files of `weft data prepare` (data.paths; repeatable).")]
 
 
 def train(
@@ -73,7 +62,7 @@ def train(
     given = [(key, value) for key, value in short.items() if value is not None]
     config = load_config(settings or [], [*given, *(overrides or [])])
     if dry_run:
-        from weft.plan.report import print_plan
+        from weft.plan.show.report import print_plan
 
         print_plan(config)
         if exact:

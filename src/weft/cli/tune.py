@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from weft.cli.options import Data, LayoutText, Model, Set, Settings
 from weft.cli.output import writable
-from weft.cli.train import Data, LayoutText, Model, Set, Settings, check
+from weft.cli.train import check
 
 
 def tune(
@@ -52,7 +53,7 @@ def tune(
 
     from weft.config.load import load_config
     from weft.plan.machine import read_cluster
-    from weft.plan.report import chosen_device
+    from weft.plan.show.report import chosen_device
     from weft.tune.candidates import Candidates
     from weft.tune.table import Row, TuneTable, digest, show_table
     from weft.tune.tune import Session, picture_file, planned_anew, table_file, write_winner

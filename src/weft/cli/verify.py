@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from weft.cli.train import Data, LayoutText, Model, Set, Settings
+from weft.cli.bar import progress_bar
+from weft.cli.options import Data, LayoutText, Model, Set, Settings
 
 if TYPE_CHECKING:
     from weft.config.tree import Config
@@ -163,24 +162,3 @@ def settled(
     short = {"model.preset": model, "data.paths": data or None, "train.global_batch": batch, "train.seq": seq}
     given = [(key, value) for key, value in short.items() if value is not None]
     return load_config(settings or [], [*base, *given, *overrides])
-
-
-@contextmanager
-def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on stderr for each thing that is under way; on no terminal, a line at its end."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
-
-    console = Console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        tasks: dict[str, TaskID] = {}
-
-        def show(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-                if not console.is_terminal:
-                    console.print(f"{what} …", markup=False)
-            bar.update(tasks[what], completed=done)
-
-        yield show

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from weft.exact.ledger import Ledger
-from weft.plan.memory import TENSORS
+from weft.plan.memory.moments import TENSORS
 
 
 @dataclass(frozen=True)

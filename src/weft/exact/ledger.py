@@ -18,7 +18,7 @@ class Holding:
         module: where it was made; in backward, of whose backward pass.
         phase: the number of the phase in which it was made; `until`: in which it was freed, None if it never was.
         born, died: the ledger's count of changes at these moments.
-        kind: one of plan/memory.py's TENSORS, where somebody has said so.
+        kind: one of plan/memory/moments.py's TENSORS, where somebody has said so.
     """
 
     size: int

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from xml.etree import ElementTree
 
 from weft.exact.curve import Curve
 from weft.exact.rank import Exact
 from weft.exact.report import memory_rows, message_rows, module_rows, title, work_rows
-from weft.plan.markup import Element, page, tag
-from weft.plan.memory import TENSORS
+from weft.plan.memory.moments import TENSORS
+from weft.plan.show.markup import Element, page, tag
+from weft.plan.show.page import STYLE
 from weft.units import gibibytes
 
-STYLE = Path(__file__).parents[1] / "plan" / "page_assets" / "page.css"
 COLOURS = {
     "weights": "#2f6db5", "optimizer": "#7fa8d6", "gradients": "#c4553b", "copies": "#b98a1d", "activations": "#3f8f6b",
     "logits": "#86bfa3", "temporary": "#9aa3b2",

@@ -22,8 +22,8 @@ from weft.exact.watch import Watch, watching
 from weft.models import head
 from weft.parallel import loss, offload
 from weft.parallel.woven import Rows
-from weft.plan.memory import Device, Memory, StageMemory, stage_memory
-from weft.plan.stage import stages
+from weft.plan.memory.moments import Device, Memory, StageMemory, stage_memory
+from weft.plan.memory.stage import stages
 from weft.train.step import find_gradients, update
 from weft.train.training import Training, build
 
@@ -38,7 +38,7 @@ class Exact:
     Attributes:
         parameters, buffers: numbers that it holds.
         flops: see exact/products.py.
-        planned: the same process by the formulas of plan/memory.py, or a larger one of its stage.
+        planned: the same process by the formulas of plan/memory/moments.py, or a larger one of its stage.
     """
 
     config: Config

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from weft.exact.rank import Exact
-from weft.plan.memory import TENSORS
-from weft.plan.report import large
+from weft.plan.memory.moments import TENSORS
+from weft.plan.show.report import large
 from weft.units import gibibytes, percent
 
 WORK = {

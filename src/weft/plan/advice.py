@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 from weft.config.layout import Layout
 from weft.models.shape import Shape
-from weft.plan.curves import Curves
 from weft.plan.grid import grid
 from weft.plan.machine import Cluster
 from weft.plan.numbers import Job
 from weft.plan.plan import Plan
 from weft.plan.search import search
-from weft.plan.waterfall import slower
+from weft.plan.show.waterfall import slower
+from weft.plan.time.curves import Curves
 from weft.plan.work import Software
 from weft.units import duration, gibibytes
 

@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from weft.config.load import explain, read_toml
-from weft.plan.curves import Curves
+from weft.plan.time.curves import Curves
 from weft.plan.work import Machine
 
 FOLDER = Path(__file__).parents[1] / "presets" / "clusters"

@@ -17,7 +17,7 @@ from weft.plan.work import Cut, Num, Sizes, Software, Work
 
 BUBBLE = {"zbv": 0.1, "dualpipev": 0.5}
 """Of the waiting of 1f1b or its interleaved form: Qi et al. 2023, table 2; DeepSeek-V3 2024, table 2; zbh1's is worked out:
-plan/time.py. A search takes these; the timeline of a chosen plan comes from its table."""
+plan/time/step.py. A search takes these; the timeline of a chosen plan comes from its table."""
 
 
 def flying(schedule: str, pp: Num, vp: Num) -> Num:

@@ -9,12 +9,12 @@ from weft.config.layout import Layout
 from weft.config.load import make_config
 from weft.config.recompute import Recompute
 from weft.models.shape import Shape
-from weft.plan.counted import counted_time
-from weft.plan.footprint import Footprint, footprint
 from weft.plan.machine import Cluster
-from weft.plan.memory import settled
+from weft.plan.memory.footprint import Footprint, footprint
+from weft.plan.memory.moments import settled
 from weft.plan.numbers import WEFT, Job, in_8_bits, numbers
-from weft.plan.time import Time, step_time
+from weft.plan.time.counted import counted_time
+from weft.plan.time.step import Time, step_time
 from weft.plan.work import Software
 
 

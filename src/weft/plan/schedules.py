@@ -10,8 +10,8 @@ from weft.config.load import make_config
 from weft.config.recompute import Recompute
 from weft.config.tree import Config
 from weft.models.shape import Shape
-from weft.plan.activations import Pass, in_flight, kept_bytes
-from weft.plan.stage import stages
+from weft.plan.memory.activations import Pass, in_flight, kept_bytes
+from weft.plan.memory.stage import stages
 from weft.schedules.formula import published_bubble
 from weft.schedules.orders import ORDERS, make_schedule
 from weft.schedules.sheet import read_sheet

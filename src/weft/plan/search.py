@@ -13,9 +13,6 @@ import numpy as np
 
 from weft.config.layout import Layout
 from weft.models.shape import Shape
-from weft.plan.block import Passes
-from weft.plan.constants import CONSTANTS
-from weft.plan.footprint import Footprint, footprint
 from weft.plan.grid import (
     AXES,
     CP_KINDS,
@@ -32,12 +29,15 @@ from weft.plan.grid import (
     with_savings,
 )
 from weft.plan.machine import Cluster
+from weft.plan.memory.footprint import Footprint, footprint
 from weft.plan.numbers import WEFT, Job, sizes
 from weft.plan.plan import Plan
-from weft.plan.time import step_time
+from weft.plan.time.block import Passes
+from weft.plan.time.constants import CONSTANTS
+from weft.plan.time.step import step_time
 from weft.plan.work import Cut, Num, Software, Work
 
-COUNTED = 200  # layouts whose steps are, where a cluster has been measured: plan/counted.py
+COUNTED = 200  # layouts whose steps are, where a cluster has been measured: plan/time/counted.py
 
 
 @dataclass(frozen=True)

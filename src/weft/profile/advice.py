@@ -1,7 +1,7 @@
 """What to change, largest gain first, each with its evidence. Torch-free.
 
-What a change saves of memory comes from the planner's own model (plan/memory.py), which counts weft's steps; what it saves
-of time is what was measured, at most.
+What a change saves of memory comes from the planner's own model (plan/memory/moments.py), which counts weft's steps; what
+it saves of time is what was measured, at most.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from weft.config.load import make_config, merge
-from weft.plan.memory import Device, layout_memory
+from weft.plan.memory.moments import Device, layout_memory
 from weft.profile.load import Profile, Rank
 from weft.profile.memory import Memory
 from weft.units import percent

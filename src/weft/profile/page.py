@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from weft.plan.markup import Child, Element, page, section, table, tag
-from weft.plan.page import STYLE
-from weft.plan.report import large
+from weft.plan.show.markup import Child, Element, page, section, table, tag
+from weft.plan.show.page import STYLE
+from weft.plan.show.report import large
 from weft.profile.advice import advise
 from weft.profile.load import Profile
 from weft.profile.memory import memory_of

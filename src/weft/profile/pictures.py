@@ -6,8 +6,8 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
-from weft.plan.markup import Element, tag
-from weft.plan.report import large
+from weft.plan.show.markup import Element, tag
+from weft.plan.show.report import large
 from weft.profile.breakdown import Step
 from weft.profile.load import Profile, Rank
 from weft.profile.memory import Memory

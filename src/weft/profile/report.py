@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from weft.plan.report import large
+from weft.plan.show.report import large
 from weft.profile.advice import advise
 from weft.profile.breakdown import Traffic
 from weft.profile.case import Advice

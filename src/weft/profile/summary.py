@@ -37,7 +37,7 @@ def ordered(kinds: Counter[str]) -> list[tuple[str, float]]:
 
 
 def family(kind: str) -> str:
-    """work, more, moved or idle: the colours of plan/page_assets."""
+    """work, more, moved or idle: the colours of plan/show/page_assets."""
     if kind in ("gemm", "attention"):
         return "work"
     if kind in WORK:

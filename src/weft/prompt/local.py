@@ -15,13 +15,13 @@ from weft.checkpoint.weights import load_decoder
 from weft.prompt.model import Ask, Likelihood, Reply
 from weft.prompt.render import Message
 from weft.serve.config import EngineConfig
-from weft.serve.device import pick_device, pick_dtype
 from weft.serve.embed import embed
 from weft.serve.engine import Engine
 from weft.serve.folder import advised_sampling, end_tokens, find_model, load_tokenizer
-from weft.serve.request import Output, Request, Sampling, TokenLogprob
+from weft.serve.requests.request import Output, Request, Sampling, TokenLogprob
 from weft.serve.server.chat import ChatTemplate, find_template
 from weft.serve.server.reader import AnswerReader, find_thoughts
+from weft.serve.steps.device import pick_device, pick_dtype
 
 SAID = ("temperature", "top_p")
 """What a prompt says of sampling; the rest is as the model's makers advise, as a server has it."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from weft.models.shape import Shape
-from weft.serve.checks import check_request
 from weft.serve.config import EngineConfig
-from weft.serve.request import Request
+from weft.serve.requests.checks import check_request
+from weft.serve.requests.request import Request
 
 
 @dataclass(frozen=True)

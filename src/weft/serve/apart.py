@@ -21,11 +21,11 @@ from queue import SimpleQueue
 from typing import Any
 
 from weft.serve.config import EngineConfig
+from weft.serve.cut.workers import Workers
 from weft.serve.desk import DeadError, Desk
-from weft.serve.forms import KEPT, Form, Kind, text_of
-from weft.serve.request import RefusedError, Request
+from weft.serve.requests.forms import KEPT, Form, Kind, text_of
+from weft.serve.requests.request import RefusedError, Request
 from weft.serve.stats import Stats
-from weft.serve.workers import Workers
 
 
 class EngineError(RuntimeError):
@@ -51,7 +51,7 @@ class EngineProcess(Desk):
         self._pipe, theirs = Pipe()
         what = f"{theirs.fileno()}, {str(folder)!r}, {config!r}, {draft and str(draft)!r}"
         code = (
-            "from weft.serve.workers import start_beating; start_beating(beat); "
+            "from weft.serve.cut.workers import start_beating; start_beating(beat); "
             f"from weft.serve.config import EngineConfig; from weft.serve.inside import main; main({what})"
         )
         self.workers = Workers([code], names=["the engine's process"], files=[theirs.fileno()])

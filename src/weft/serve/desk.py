@@ -20,8 +20,8 @@ from concurrent.futures import Future
 from typing import Any, Protocol
 
 from weft.serve.about import About
-from weft.serve.forms import Kind
-from weft.serve.request import Output, RefusedError, Request
+from weft.serve.requests.forms import Kind
+from weft.serve.requests.request import Output, RefusedError, Request
 from weft.serve.stats import Stats
 
 Deliver = Callable[[Output], None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from weft.serve.engine import Engine
-from weft.serve.request import NumbersError
+from weft.serve.requests.request import NumbersError
 
 
 @torch.inference_mode()

@@ -23,23 +23,23 @@ from weft.checkpoint.weights import load_decoder
 from weft.models.decoder import Decoder
 from weft.models.huggingface import shape_from_config
 from weft.serve.about import About
-from weft.serve.blocks import Blocks
-from weft.serve.computing import Computing
 from weft.serve.config import EngineConfig
-from weft.serve.device import pick_device, pick_dtype
+from weft.serve.cut.ranks import Ranks, rank_device, start_ranks
+from weft.serve.cut.share import check_cut, load_share
 from weft.serve.folder import end_tokens, find_model, load_tokenizer
-from weft.serve.grammar import GrammarCompiler
-from weft.serve.ranks import Ranks, rank_device, start_ranks
-from weft.serve.reading import Found
-from weft.serve.request import Finish, Output, RefusedError, Request
-from weft.serve.runner import Runner, num_blocks
-from weft.serve.scheduler import Scheduler, Work
-from weft.serve.sequence import Sequence as Completion
-from weft.serve.share import check_cut, load_share
-from weft.serve.speculate import make_drafter, window
+from weft.serve.requests.grammar import GrammarCompiler
+from weft.serve.requests.request import Finish, Output, RefusedError, Request
+from weft.serve.requests.sequence import Sequence as Completion
+from weft.serve.requests.text import TextStream
+from weft.serve.requests.tokens import Tokenizer
+from weft.serve.schedule.blocks import Blocks
+from weft.serve.schedule.scheduler import Scheduler, Work
 from weft.serve.stats import Stats
-from weft.serve.text import TextStream
-from weft.serve.tokens import Tokenizer
+from weft.serve.steps.computing import Computing
+from weft.serve.steps.device import pick_device, pick_dtype
+from weft.serve.steps.reading import Found
+from weft.serve.steps.runner import Runner, num_blocks
+from weft.serve.steps.speculate import make_drafter, window
 
 
 class Engine:

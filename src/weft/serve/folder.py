@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from weft.checkpoint.folder import MANIFEST, MODEL, checkpoints, step_of
 from weft.checkpoint.inspection import glance
-from weft.serve.request import Sampling
+from weft.serve.requests.request import Sampling
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from weft.models.decoder import Decoder
 from weft.serve.config import EngineConfig
 from weft.serve.engine import Engine
-from weft.serve.request import Output, Request, Sampling
+from weft.serve.requests.request import Output, Request, Sampling
 
 
 def complete(

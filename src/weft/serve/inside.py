@@ -15,9 +15,9 @@ from typing import Any
 from weft.serve.config import EngineConfig
 from weft.serve.desk import DeadError
 from weft.serve.engine import Engine
-from weft.serve.forms import HELPERS, Form, Kind
 from weft.serve.loop import EngineLoop
-from weft.serve.request import Output, RefusedError, Request
+from weft.serve.requests.forms import HELPERS, Form, Kind
+from weft.serve.requests.request import Output, RefusedError, Request
 
 PATIENCE_SECONDS = 0.5
 """How often it says how long its step may take."""

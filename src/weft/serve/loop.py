@@ -22,9 +22,9 @@ from typing import Any
 from weft.serve.desk import DeadError, Desk
 from weft.serve.embed import embed
 from weft.serve.engine import Engine
-from weft.serve.grammar import GrammarCompiler
 from weft.serve.pace import Pace
-from weft.serve.request import RefusedError, Request
+from weft.serve.requests.grammar import GrammarCompiler
+from weft.serve.requests.request import RefusedError, Request
 from weft.serve.stats import Stats
 
 

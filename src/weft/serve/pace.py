@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 SURE_SECONDS = 8.0
-"""That every step may take, on a machine that is busy with others: as late as a beat may be, see `workers.py`."""
+"""That every step may take, on a machine that is busy with others: as late as a beat may be, see `cut/workers.py`."""
 
 TIMES = 20
 """What took so many times as long as the slowest of its kind so far does not end by itself."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from weft.serve.request import Finish
+from weft.serve.requests.request import Finish
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from weft.parallel.balance import balance_experts
 from weft.parallel.mesh import Mesh, make_mesh
 from weft.parallel.weave import weave
 from weft.parallel.woven import Rows, Woven
-from weft.plan.memory import Device, fitted
-from weft.plan.stage import stages
+from weft.plan.memory.moments import Device, fitted
+from weft.plan.memory.stage import stages
 from weft.train.kernels import be_deterministic, choose_attention
 from weft.train.optimizer import Optimizer
 from weft.train.scaler import LossScaler

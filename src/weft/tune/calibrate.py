@@ -16,9 +16,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from weft.launch.cores import num_cores
 from weft.launch.process import Process, start_process, stop_process
-from weft.plan.curves import Curves, Grid
 from weft.plan.machine import Cluster
-from weft.plan.text import write_cluster
+from weft.plan.show.text import write_cluster
+from weft.plan.time.curves import Curves, Grid
 from weft.train.hardware import peak_flops
 from weft.tune.clock import Clock, quiet
 from weft.tune.measure import FULL, QUICK, Point, Sizes, points

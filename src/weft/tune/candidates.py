@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from weft.config.layout import Layout
 from weft.config.tree import Config
 from weft.plan.machine import Cluster
-from weft.plan.memory import Device, largest, layout_memory
+from weft.plan.memory.moments import Device, largest, layout_memory
 from weft.plan.numbers import Job
 from weft.plan.plan import Plan
 from weft.plan.search import search
-from weft.plan.time import Time
+from weft.plan.time.step import Time
 from weft.tune.lesson import Lesson
 
 LOOKED_AT = 400

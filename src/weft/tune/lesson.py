@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from weft.plan.time import Time
+from weft.plan.time.step import Time
 
 PARTS = tuple(field.name for field in fields(Time))
 NOISE = 0.03

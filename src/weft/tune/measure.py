@@ -1,6 +1,6 @@
 """The operations of a training step, one by one, at the sizes that curves are made of.
 
-Every operation is weft's own module, or the very call that it makes. Names are those that plan/counted.py reads.
+Every operation is weft's own module, or the very call that it makes. Names are those that plan/time/counted.py reads.
 """
 
 from __future__ import annotations

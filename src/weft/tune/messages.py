@@ -60,7 +60,7 @@ class Messages:
         numbers + numbers
 
     def call(self, kind: str, numbers: int, dtype: torch.dtype, group: Any) -> Callable[[], object]:
-        """One message, of so many numbers as plan/curves.py says."""
+        """One message, of so many numbers as plan/time/curves.py says."""
         ways = dist.get_world_size(group)
         whole = torch.ones(numbers, dtype=dtype, device=self.device)
         share = torch.ones(numbers // ways, dtype=dtype, device=self.device)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from xml.etree import ElementTree
 
-from weft.plan.markup import Element, tag
+from weft.plan.show.markup import Element, tag
 from weft.tune.table import Row, TuneTable, mean_error
 from weft.units import duration
 

@@ -11,7 +11,7 @@ from weft.config.layout import Layout
 from weft.config.load import make_config, merge
 from weft.config.toml import config_toml
 from weft.config.tree import Config
-from weft.plan.time import Time
+from weft.plan.time.step import Time
 from weft.tune.candidates import Candidate, Candidates
 from weft.tune.lesson import Lesson
 from weft.tune.picture import draw_trials

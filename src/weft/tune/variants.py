@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from weft.config.tree import Config
-from weft.plan.memory import Device
+from weft.plan.memory.moments import Device
 
 Knob = Callable[[Config, Device], Iterator[dict[str, Any]]]
 """From a run to changes of its settings that may be tried; not all of them may be possible."""

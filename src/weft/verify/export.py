@@ -14,7 +14,7 @@ from weft.checkpoint.weights import load_decoder
 from weft.models.decoder import Decoder
 from weft.serve.folder import find_model
 from weft.serve.generate import complete
-from weft.serve.request import Sampling
+from weft.serve.requests.request import Sampling
 
 BOUND = 1e-5
 """Largest difference in fp32, norm over norm."""

@@ -17,10 +17,10 @@ from weft import __version__
 from weft.checkpoint.folder import CERTIFICATE, MANIFEST
 from weft.checkpoint.weights import load_decoder
 from weft.serve.config import EngineConfig
-from weft.serve.device import pick_device, pick_dtype
 from weft.serve.engine import Engine
 from weft.serve.folder import find_model
-from weft.serve.request import Request, Sampling, TokenLogprob
+from weft.serve.requests.request import Request, Sampling, TokenLogprob
+from weft.serve.steps.device import pick_device, pick_dtype
 from weft.whole import write_whole
 
 BOUNDS = {"float32": (1e-3, 1e-4), "float16": (0.2, 0.02), "bfloat16": (1.0, 0.1)}

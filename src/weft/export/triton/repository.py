@@ -20,7 +20,7 @@ from weft.export.triton.backends import ADAPTING, BACKENDS, GRAPHS, PLAIN, Wante
 from weft.export.triton.pbtxt import pbtxt
 from weft.export.triton.readme import readme
 from weft.models.huggingface import shape_from_config
-from weft.serve.share import check_cut
+from weft.serve.cut.share import check_cut
 from weft.serve.triton.repository import CONFIG
 from weft.serve.triton.settings import ADAPTERS, WEIGHTS, read_settings
 

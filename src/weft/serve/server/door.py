@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from weft.serve.desk import DeadError
-from weft.serve.request import RefusedError
+from weft.serve.requests.request import RefusedError
 from weft.serve.server.catalogue import Catalogue
 from weft.serve.server.errors import HttpError, problem
 from weft.serve.server.keys import Keys

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from weft.serve.desk import DeadError
-from weft.serve.request import Output, RefusedError, TooLongError
+from weft.serve.requests.request import Output, RefusedError, TooLongError
 
 FAILED = "the engine failed while it worked on this request; it is coming back"
 

@@ -10,14 +10,14 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from weft.serve.desk import Grammars
-from weft.serve.forms import HELPERS, Kind, text_of
-from weft.serve.request import RefusedError
+from weft.serve.requests.forms import HELPERS, Kind, text_of
+from weft.serve.requests.request import RefusedError
 from weft.serve.server.errors import HttpError
 from weft.serve.server.metrics import Meter
 from weft.serve.server.shares import Shares
 
 if TYPE_CHECKING:
-    from weft.serve.request import Compiled
+    from weft.serve.requests.request import Compiled
 
 TURNS = HELPERS + 1
 """Forms of one key that are compiled at once, the others wait: as many as there are helpers, and the one for which a slow

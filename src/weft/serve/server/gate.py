@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
-from weft.serve.request import Request, Sampling
+from weft.serve.requests.request import Request, Sampling
 
 if TYPE_CHECKING:
     from weft.serve.server.version import Version

@@ -9,7 +9,7 @@ import time
 from fastapi import APIRouter
 from starlette.responses import JSONResponse, Response
 
-from weft.serve.request import RefusedError, Request, Sampling
+from weft.serve.requests.request import RefusedError, Request, Sampling
 from weft.serve.server.catalogue import Catalogue
 from weft.serve.server.hosted import Hosted
 

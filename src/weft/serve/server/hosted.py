@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 from weft.serve.desk import DeadError
 from weft.serve.folder import find_model
-from weft.serve.request import Request
+from weft.serve.requests.request import Request
 from weft.serve.server.config import ModelConfig, ServerConfig
 from weft.serve.server.errors import UnloadedError
 from weft.serve.server.forms import Forms

@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 from starlette.responses import Response
 
-from weft.serve.request import Output, RefusedError, Request
+from weft.serve.requests.request import Output, RefusedError, Request
 from weft.serve.server.tracing import engine_span
 from weft.serve.stats import Stats
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Self
 
 from weft.serve.desk import Desk
-from weft.serve.request import Output, Request
+from weft.serve.requests.request import Output, Request
 from weft.serve.server.errors import FAILED
 from weft.serve.server.metrics import Meter, Timing
 

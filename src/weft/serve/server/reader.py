@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
+from weft.serve.requests.tokens import begun
 from weft.serve.server.ways import Objects, Way, Written, skip
 from weft.serve.server.words import any_of
-from weft.serve.tokens import begun
 
 THINK, THOUGHT = "<think>", "</think>"
 """Around what a model thinks before it answers (DeepSeek-R1, Qwen3)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from weft.serve.request import RefusedError
+from weft.serve.requests.request import RefusedError
 
 
 class Shares:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from weft.serve.desk import DeadError
-from weft.serve.request import RefusedError
+from weft.serve.requests.request import RefusedError
 from weft.serve.server.errors import HttpError
 
 PARTS = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")

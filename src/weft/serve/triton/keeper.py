@@ -10,7 +10,7 @@ from collections.abc import Callable
 from weft.serve.desk import DeadError, Deliver
 from weft.serve.engine import Engine
 from weft.serve.loop import EngineLoop
-from weft.serve.request import RefusedError, Request
+from weft.serve.requests.request import RefusedError, Request
 from weft.serve.stats import Stats
 
 LOOK_SECONDS = 0.1

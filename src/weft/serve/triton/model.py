@@ -23,8 +23,8 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from weft.serve.engine import Engine
-from weft.serve.forms import HELPERS, Kind, form_of
-from weft.serve.request import Output, RefusedError, Request
+from weft.serve.requests.forms import HELPERS, Kind, form_of
+from weft.serve.requests.request import Output, RefusedError, Request
 from weft.serve.triton.keeper import EngineKeeper
 from weft.serve.triton.metrics import Metrics
 from weft.serve.triton.replies import Replies, Reply, values_of

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from weft.serve.request import Output
+from weft.serve.requests.request import Output
 
 ASK_SECONDS = 0.1
 """How often Triton is asked whether a request was cancelled."""

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from weft.serve.request import Sampling
+from weft.serve.requests.request import Sampling
 
 AGAIN = "try again in"
 """Words of every refusal that passes: Triton gives its HTTP clients 400 for any error, so that they are the difference."""

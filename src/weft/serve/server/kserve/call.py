@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weft.serve.request import Output, TokenLogprob
+from weft.serve.requests.request import Output, TokenLogprob
 from weft.serve.server.kserve.signature import OUTPUTS, read
 from weft.serve.server.kserve.tensors import Tensor, shown
 

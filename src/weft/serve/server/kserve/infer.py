@@ -8,8 +8,8 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from weft.serve.forms import form_of
-from weft.serve.request import Output, Request, Sampling
+from weft.serve.requests.forms import form_of
+from weft.serve.requests.request import Output, Request, Sampling
 from weft.serve.server.config import ServerConfig
 from weft.serve.server.errors import UnknownModelError, cut_off
 from weft.serve.server.hosted import Hosted
@@ -18,7 +18,7 @@ from weft.serve.server.kserve.call import Call, Response, answer
 from weft.serve.server.version import Version
 
 if TYPE_CHECKING:
-    from weft.serve.request import Compiled
+    from weft.serve.requests.request import Compiled
 
 __all__ = ["infer", "version_of", "whole"]
 

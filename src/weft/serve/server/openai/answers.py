@@ -10,7 +10,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from weft.serve.request import Output
+from weft.serve.requests.request import Output
 from weft.serve.server.errors import problem
 from weft.serve.server.openai.bodies import StreamOptions
 from weft.serve.server.outputs import Outputs

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import Request as HttpRequest
 
-from weft.serve.forms import Kind
-from weft.serve.request import Request, Sampling
+from weft.serve.requests.forms import Kind
+from weft.serve.requests.request import Request, Sampling
 from weft.serve.server.config import ServerConfig
 from weft.serve.server.errors import FieldError
 from weft.serve.server.hosted import Hosted
@@ -19,7 +19,7 @@ from weft.serve.server.openai.bodies import Generation
 from weft.serve.server.version import Version
 
 if TYPE_CHECKING:
-    from weft.serve.request import Compiled
+    from weft.serve.requests.request import Compiled
 
 TIMEOUT_HEADER = "x-request-timeout"
 

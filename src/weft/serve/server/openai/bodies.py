@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from fastapi import Request as HttpRequest
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, field_validator, model_validator
 
-from weft.serve.request import MAX_LOGPROBS
+from weft.serve.requests.request import MAX_LOGPROBS
 from weft.serve.server.errors import FieldError, HttpError
 from weft.serve.server.openai.messages import Message, read_messages
 from weft.serve.server.openai.tools import Choice, Tool, read_choice, read_tools

@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from starlette.responses import Response
 
-from weft.serve.request import Output, Request
+from weft.serve.requests.request import Output, Request
 from weft.serve.server.catalogue import Catalogue
 from weft.serve.server.chat import ChatTemplate
 from weft.serve.server.config import ServerConfig

@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from starlette.responses import Response
 
-from weft.serve.request import Output, Request, TokenLogprob
+from weft.serve.requests.request import Output, Request, TokenLogprob
 from weft.serve.server.catalogue import Catalogue
 from weft.serve.server.config import ServerConfig
 from weft.serve.server.errors import FieldError, cut_off

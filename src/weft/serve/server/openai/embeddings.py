@@ -13,7 +13,7 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from starlette.responses import Response
 
-from weft.serve.request import NumbersError
+from weft.serve.requests.request import NumbersError
 from weft.serve.server.catalogue import Catalogue
 from weft.serve.server.config import ServerConfig
 from weft.serve.server.errors import FieldError, HttpError

@@ -10,7 +10,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from weft.serve.request import Output, Request
+from weft.serve.requests.request import Output, Request
 from weft.serve.server.hosted import Hosted
 from weft.serve.server.openai.answers import EventAnswer, Events, JsonAnswer, Usage
 from weft.serve.server.openai.bodies import Generation

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from weft.serve.request import TokenLogprob
+from weft.serve.requests.request import TokenLogprob
 from weft.serve.server.words import Words
 
 

@@ -1,0 +1,1 @@
+"""Seconds: from datasheets (`step.py`), and from curves that were measured here (`counted.py`)."""

@@ -1,0 +1,293 @@
+"""How long a step of training takes, by what takes it. Torch-free.
+
+One micro-batch is timed on the process that has most to do: kernel by kernel, then what the messages add, then the
+pipeline and the update around it. Every function takes one Work or columns of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from weft.plan.memory.kept import block_activations
+from weft.plan.time import collectives
+from weft.plan.time.block import Passes, parameters
+from weft.plan.time.constants import CONSTANTS as C
+from weft.plan.time.copies import Copies, copies
+from weft.plan.work import Num, Work
+
+ADAM = 28
+"""Bytes that an update moves for each parameter: gradient, weight and moments read, all but the gradient written."""
+
+SIMPLE = ("matmul", "attention", "elementwise", "tp", "cp", "ep")
+"""Of `Time`: what each pass through each block takes, added up."""
+
+
+@dataclass(frozen=True)
+class Time:
+    """Seconds of a step, by what takes them; they add up.
+
+    Attributes:
+        matmul, attention, elementwise: of all micro-batches, on the process with most blocks.
+        head: the logits and the loss, where they are on the slowest process.
+        recompute: what is computed again.
+        launch: the GPU waits for the CPU to launch kernels.
+        tp, cp, ep, dp, pp: messages that nothing hides.
+        bubble: the pipeline fills and drains.
+        optimizer: the update, and where gradients are added up apart, that.
+        rest: data, logging, stragglers.
+        offload: activations, or weights and gradients, on their way to the CPU and back.
+    """
+
+    matmul: Num
+    attention: Num
+    elementwise: Num
+    head: Num
+    recompute: Num
+    launch: Num
+    tp: Num
+    cp: Num
+    ep: Num
+    dp: Num
+    pp: Num
+    bubble: Num
+    optimizer: Num
+    rest: Num
+    offload: Num = 0.0
+
+    @property
+    def total(self) -> Num:
+        return sum(getattr(self, field.name) for field in fields(self))
+
+    @property
+    def spread(self) -> Num:
+        """How near this is: four of five published runs that no constant was fitted to are within this share of the total
+        (docs/accuracy.md). Waiting is known worse than work."""
+        waiting = sum(
+            getattr(self, name) for name in ("launch", "tp", "cp", "ep", "dp", "pp", "bubble", "offload", "rest")
+        )
+        return 0.12 + 0.45 * np.maximum(0.0, waiting / self.total - 0.25)
+
+
+def step_time(work: Work, passes: Passes | None = None) -> Time:
+    """`passes`: where they are known already."""
+    passes = passes or Passes.of(work)
+    beat = Beat.of(work, passes)
+    stages = stage_times(work, beat, passes.head, late_products(work, passes))
+    optimizer, copied = update_time(work)
+    every = work.micro_batches * work.blocks  # blocks' passes in a step
+    both = {name: every * (passes.mean(name, 0, work) + passes.mean(name, 1, work)) for name in SIMPLE}
+    parts = Time(
+        **both, head=stages.head, recompute=every * beat.redo, launch=stages.launch,
+        dp=replica_messages(work, beat) + every * beat.fsdp, pp=stages.pp, bubble=stages.bubble, optimizer=optimizer,
+        rest=0.0, offload=carried_time(work, beat) + copied,
+    )  # fmt: skip
+    slow = C.straggle * np.log2(np.maximum(1.0, work.cut.gpus / 8))
+    return replace(parts, rest=C.step + slow * parts.total)
+
+
+@dataclass(frozen=True)
+class Beat:
+    """Seconds of one micro-batch in a block, the mean of those with experts and those without.
+
+    Attributes:
+        busy: of the GPU, forward, and backward with what is computed again.
+        redo: what is computed again.
+        fsdp: ZeRO-3's messages, as far as nothing hides them.
+        launched: that the CPU takes to launch all that.
+        waits: whether each launch waits for the kernel before.
+    """
+
+    busy: tuple[Num, Num]
+    redo: Num
+    fsdp: Num
+    launched: Num
+    waits: Num
+
+    @classmethod
+    def of(cls, work: Work, passes: Passes) -> Beat:
+        c, soft = work.cut, work.software
+
+        def mean(name: str, way: int) -> Num:
+            return passes.mean(name, way, work)
+
+        forward, backward = (sum(mean(name, way) for name in SIMPLE) for way in (0, 1))
+        cheap = mean("elementwise", 0) - mean("routing", 0)  # nobody deals tokens out again
+        selective = c.selective * np.where(soft.flash > 0, cheap, mean("attention", 0))
+        selective = selective + c.selective * (soft.alternate / 2 + remade_share(work)) * mean("matmul", 0)
+        selective = selective + c.selective * (soft.remakes > 1) * mean("attention", 0)
+        redo = c.full * (forward - soft.stops * mean("results", 1)) + selective
+        for part, share in enumerate((c.redo_attention, c.redo_mlp, c.redo_experts)):
+            redo = redo + share * (mean("parts", part) - soft.stops * mean("results", part))
+        busy = (forward, backward + redo)
+        again = c.full + (c.redo_attention + c.redo_mlp + c.redo_experts) / 2
+        launched = C.host * (mean("kernels", 0) * (1 + again) + mean("kernels", 1)) + soft.tp_host * (c.tp > 1)
+        return cls(busy, redo, shard_messages(work, busy), launched, soft.waits)
+
+    @property
+    def gpu(self) -> Num:
+        return self.busy[0] + self.busy[1] + self.fsdp
+
+    @property
+    def late(self) -> Num:
+        """The GPU waits for the CPU."""
+        return np.where(self.waits, C.blocked * self.launched, np.maximum(0.0, self.launched - self.gpu))
+
+
+def remade_share(work: Work) -> Num:
+    """Of a block's products, forward: those that `remakes` says are done again."""
+    s, soft = work.sizes, work.software
+    inner = (soft.remakes > 0) * (s.matrices - 1) * s.ffn + (soft.remakes > 2) * s.heads * s.values
+    return inner * s.hidden / work.cut.tp / parameters(work)[0]
+
+
+def weight_bytes(work: Work) -> Num:
+    """In which a parameter travels where it is gathered."""
+    return 2 - work.software.gathers8 * work.cut.fp8
+
+
+def shard_messages(work: Work, busy: tuple[Num, Num]) -> Num:
+    """ZeRO-3 gathers a block's weights forward and backward and scatters its gradients, beside its neighbour's
+    computation."""
+    c, soft = work.cut, work.software
+    chip = replace(work.machine, network=work.machine.network * soft.sharded)
+    parts = list(zip(copies(work), parameters(work)[:2], strict=True))
+    gather, scatter = (
+        sum(collectives.gather(one.shards, one.stride, chip, part * item) * (part > 0) for one, part in parts)
+        for item in (weight_bytes(work), soft.reduced)
+    )
+    volume = sum(part * (one.shards > 1) for one, part in parts)
+    shown = [
+        np.maximum((1 - soft.overlap_dp) * need, need - C.fsdp_hidden * time)
+        + C.contention * np.minimum(size / chip.nvlink, time)
+        for need, size, time in zip(
+            (gather, gather + scatter), (2 * volume, (2 + soft.reduced) * volume), busy, strict=True
+        )
+    ]
+    return np.where((c.zero == 3) & (c.shards > 1), shown[0] + shown[1], 0.0)
+
+
+class Stages(NamedTuple):
+    """Seconds of a step that the pipeline adds, and those that depend on which process is slowest: as `Time` has them."""
+
+    head: Num
+    pp: Num
+    bubble: Num
+    launch: Num
+
+
+def late_products(work: Work, passes: Passes) -> Num:
+    """Seconds of one micro-batch in a block that gradients of weights take where they can be put off: not experts'."""
+    s, common = work.sizes, parameters(work)[0]
+    routed = work.mixed * 3 * s.hidden * s.expert_ffn * s.per_token / work.cut.tp
+    return passes.mean("matmul", 0, work) * common / (common + routed)
+
+
+def stage_times(work: Work, beat: Beat, head: Num, late: Num) -> Stages:
+    """`head`: seconds of the logits and their loss, of one micro-batch; `late`: of gradients of weights, in a block."""
+    s, c, chip, soft = work.sizes, work.cut, work.machine, work.software
+    blocks, count, piped = work.blocks, work.micro_batches, c.pp > 1
+    # interleaved, a process has another chunk's work while a message is on its way; else each waits for its neighbour
+    hidden = soft.overlap_pp * (c.vp > 1)
+    blocking = np.maximum(np.where(soft.overlap_pp > hidden, 1.0, soft.blocking), soft.waits)
+    per_block = beat.gpu + blocking * beat.late
+    # the last process has the head too; where stages cannot be cut finer, it is the slowest
+    spare = np.where(piped, np.where(work.tables_as_blocks, C.spare, blocks - s.layers / c.pp), 0.0) * per_block
+    slowest = np.where(piped, np.maximum(0.0, head - spare), head)
+    even = evened(work, head / per_block) * per_block
+    slowest = np.where((soft.balanced > 0) & piped, np.maximum(head, even) - blocks * per_block, slowest)
+    sent = work.tokens * s.hidden * c.item / np.where(soft.whole_pp, 1, c.tp)
+    flow = collectives.send(c.tp * c.cp * c.dp * c.fsdp, chip, sent)
+    shown = np.where(hidden, C.pp_exposed * 0.4, C.pp_exposed)
+    pp = np.where(piped, 2 * flow * (count * c.vp * shown + (c.pp - 1)), 0.0)
+    mean = (s.layers * per_block + head) / c.pp
+    # zbh1: a stage waits for the others' F + B - W, for its own weights have their backward pass then (Qi et al. 2023, 2)
+    filled = np.where((c.put_off > 0) & (c.vp == 1), 2 * late * s.layers / c.pp, 0.0)
+    bubble = np.where(piped, (c.pp - 1) * (mean - filled) / c.vp * c.bubble, 0.0)
+    # a CPU that does not wait for messages of stages goes on launching: it is late where all of its work takes longer
+    most = np.where((soft.balanced > 0) & piped, np.minimum(s.layers, even / per_block), blocks)
+    ahead = np.maximum(0.0, count * (most * beat.launched - blocks * beat.gpu) - pp - bubble)
+    launch = np.where(blocking, count * blocks * beat.late, ahead)
+    return Stages(count * slowest, pp + count * soft.stall * np.minimum(2, c.pp - 1), bubble, launch)
+
+
+def evened(work: Work, head: Num) -> Num:
+    """Blocks that the slowest stage's work comes to, where the head's, of so many blocks, is dealt out with them."""
+    s, c = work.sizes, work.cut
+    share = (s.layers + head) / c.pp
+
+    def slowest(others: Num) -> Num:
+        return np.maximum(others, np.maximum(0, s.layers - others * (c.pp - 1)) + head)
+
+    best = np.minimum(slowest(np.floor(share)), slowest(np.ceil(share)))
+    return np.where(work.software.balanced > 1, best, np.ceil(share))
+
+
+def replica_messages(work: Work, beat: Beat) -> Num:
+    """Gradients are reduced once a step, beside the last backward pass; weights gathered beside the first forward pass."""
+    c, chip, soft = work.cut, work.machine, work.software
+    zero1, both = (c.zero == 1) | (c.zero == 2), copies(work)
+    parts = [replica_part(work, one) for one in both]
+    reduction, spread = (
+        sum(np.where(one.weights > 0, part[way], 0.0) for one, part in zip(both, parts, strict=True)) for way in (0, 1)
+    )
+    # interleaved, a chunk's gradients are whole while the other chunks still have a round to do
+    rounds = np.where(c.vp > 1, np.maximum(1.0, np.minimum(work.micro_batches, c.pp) * (c.vp - 1) / c.vp), 1.0)
+    first, last = (rounds * work.blocks * time * C.dp_hidden for time in beat.busy)
+    beside = np.where(zero1, first, np.maximum(0, last - reduction))
+    shown = np.maximum(0.0, reduction - last)
+    shown = shown + np.maximum(0.0, spread - np.where(soft.overlap_dp == 1, beside, 0.0))
+    tail = (reduction + spread) / np.maximum(1, work.blocks)
+    moved = sum(one.here(c.zero == 3) * (one.ways(c.zero) > 1) for one in both)
+    slowed = C.contention * moved * 2 * soft.reduced / chip.nvlink
+    seconds = np.where(soft.overlap_dp > 0, shown + tail + slowed, reduction + spread)
+    return seconds + zero1 * (c.shards > 1) * soft.turns * c.shards
+
+
+def replica_part(work: Work, one: Copies) -> tuple[Num, Num]:
+    """Seconds in which gradients of these weights are reduced, and in which all get them, or the weights made of them."""
+    c, chip, soft = work.cut, work.machine, work.software
+    ways, mine = one.ways(c.zero), one.here(c.zero == 3)
+    stride = one.stride * np.where(c.zero == 3, one.shards, 1)
+    zero1 = (c.zero == 1) | (c.zero == 2)
+    scattered = collectives.gather(ways, stride, chip, mine * soft.reduced) * (1 + soft.whole_dp)
+    reduction = np.where(zero1, scattered, collectives.reduce(ways, stride, chip, mine * soft.reduced) / 2)
+    # where a part of the replicas shares the states, these gather among themselves, and gradients go round the rest
+    among = np.where(zero1 & (one.replicas > 1), one.shards, ways)
+    gathered = collectives.gather(among, stride, chip, weight_bytes(work) * one.weights)
+    around = collectives.gather(one.replicas, stride * one.shards, chip, one.weights / one.shards * soft.reduced)
+    return reduction, np.where(zero1, gathered + around, reduction)
+
+
+def reductions(work: Work) -> Num:
+    """Passes of a step in which gradients go to the CPU, where weights lie there."""
+    return np.where(work.cut.zero == 1, 1, work.micro_batches)
+
+
+def update_time(work: Work) -> tuple[Num, Num]:
+    """The optimizer, with sums of gradients where they are apart; and what it has to wait for from the CPU."""
+    c, chip, soft = work.cut, work.machine, work.software
+    both = copies(work)
+    held, state, mine = (sum(one.here(shared) for one in both) for shared in (0, c.zero > 0, c.zero == 3))
+    here = (C.adam * state + 12 * mine) / (chip.hbm * C.hbm)
+    on_cpu = state / (chip.host_hbm * C.cpu_adam)
+    added = soft.adds * (c.zero < 3) * work.micro_batches * held * (c.item + 2 * soft.gradients) / (chip.hbm * C.hbm)
+    copied = c.moments_away * 12 * state / chip.host  # weights and gradients down, weights back, and nothing beside it
+    copied = copied + c.away * (reductions(work) - 1) * 12 * on_cpu  # what later passes bring down is added there
+    return np.where(c.away + c.moments_away, ADAM * on_cpu, here) + added, copied
+
+
+def carried_time(work: Work, beat: Beat) -> Num:
+    """What goes to the CPU and comes back, as far as no computation hides it."""
+    c, chip, busy, count = work.cut, work.machine, beat.busy, work.micro_batches
+    # what a block keeps goes there while it computes forward, and comes back while it computes backward
+    moved = c.offload * block_activations(work) * (1 - c.full) / chip.host
+    away = np.maximum(0.0, moved - busy[0]) + np.maximum(0.0, moved - busy[1])
+    # each share travels up to be gathered, and down once its gradients are reduced: in every micro-batch, as ZeRO has it
+    common, experts, _ = parameters(work)
+    trip = c.away * 4 * (common / c.shards + experts / c.expert_shards) / chip.host
+    carried = np.where(c.zero == 3, count, 1) * np.maximum(0.0, trip - busy[0])
+    carried = carried + reductions(work) * np.maximum(0.0, trip * np.where(c.zero == 3, 2, 1) - busy[1])
+    return count * work.blocks * away + work.blocks * carried

@@ -1,0 +1,1 @@
+"""One model, served by several processes."""

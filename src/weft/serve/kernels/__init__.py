@@ -1,0 +1,1 @@
+"""Products and attention of our own, for CPUs and GPUs; torch's own stand in wherever they cannot be."""
