@@ -26,6 +26,7 @@ from weft.plan.numbers import WEFT, Job
 from weft.plan.plan import Plan
 from weft.plan.search import Search, search
 from weft.plan.show.findings import show_plan, show_search
+from weft.plan.show.pareto import Pareto
 from weft.plan.show.waterfall import memory_parts, slower, time_parts, why_slower
 from weft.presets import preset_shape
 from weft.units import count, gibibytes
@@ -263,6 +264,32 @@ def test_equal_times_have_no_minus(found: Search) -> None:
     assert slower(best, replace(best, time=replace(best.time, rest=best.time.rest * (1 + 1e-6)))) == "+0.0 %"
 
 
+def test_nobody_need_say_how_long_the_sequences_of_a_short_model_are() -> None:
+    assert "8 sequences of 1,024 tokens" in run("gpt2-124m", "--cluster", "h100x8", "--batch", "8")
+    assert "8 sequences of 4,096 tokens" in run("llama3-8b", "--cluster", "h100x8", "--batch", "8")
+    done = CliRunner().invoke(app, ["plan", "schedule", "1f1b", "--model", "gpt2-124m"])
+    assert done.exit_code == 0, done.output
+
+
+def test_on_a_measured_cluster_all_that_is_told_is_counted() -> None:
+    """Table, rivals, picture: the same seconds of the same layout, and no rival has what the winner has."""
+    found = search(SMALL, Job(seq=64, global_batch=8), cluster(round_machine(), memory_gib=4))
+    plans = found.best(10)
+    seconds = {plan.layout: plan.seconds for plan in plans}
+    assert list(seconds.values()) == sorted(seconds.values())
+    rivals = found.rivals()
+    assert rivals
+    assert all(plan.seconds >= plans[0].seconds and plan.layout != plans[0].layout for _, plan in rivals)
+    for axis, plan in rivals:
+        if axis == "kind zero1":
+            assert plan.seconds == min(other.seconds for other in plans if other.layout.zero == 1)
+    drawn = {point.layout: point.seconds for point in Pareto(found).points()}
+    assert drawn.keys() & seconds.keys()
+    assert all(drawn[layout] == seconds[layout] for layout in drawn.keys() & seconds.keys())
+    near = found.nearest()
+    assert near is None or near[0].seconds < plans[0].seconds
+
+
 def test_on_a_measured_cluster_messages_are_slowed_by_their_curves() -> None:
     measured = cluster(round_machine())
     question = Question(SMALL, Job(seq=64, global_batch=8), measured, WEFT)
@@ -396,6 +423,7 @@ def test_on_the_command_line(tmp_path: Path) -> None:
             ("llama3-8b", "--cluster", "none.toml", "--batch", "8"),
             "no cluster file none.toml: `weft plan calibrate --out none.toml` measures this machine",
         ),
+        (("llama3-8b", "--cluster", "my.tomlx8", "--batch", "8"), "write gpus into my.toml"),
         (("llama3-8b", "--cluster", "tpu", "--batch", "8"), "no cluster 'tpu': There are a100-40gb, .*as in h100x64"),
         (("llama3-8b", "--cluster", "h100x8", "--batch", "8", "--days", "0"), "--days 0: .*above 0"),
         (("llama3-8b", "--cluster", "h100x8", "--batch", "8", "--days", "nan"), "--days nan: .*above 0"),
@@ -413,7 +441,7 @@ def test_on_the_command_line(tmp_path: Path) -> None:
         ),
         (("none.json", "--cluster", "h100x8", "--batch", "8"), "none.json cannot be read: No such file"),
         (
-            ("gpt2-124m", "--cluster", "h100x8", "--batch", "8"),
+            ("gpt2-124m", "--cluster", "h100x8", "--batch", "8", "--seq", "4096"),
             "4,096 tokens are longer than the 1,024 learned positions",
         ),
         (("llama3-8b", "--cluster", "a100-80gbx8", "--batch", "8", "--fp8"), "8 bits no faster than 16: leave it out"),
@@ -451,6 +479,10 @@ def test_a_cluster_of_ones_own(tmp_path: Path) -> None:
     [
         ('base = "h100"\ngpu = 16', "unknown setting 'gpu': did you mean 'gpus'"),
         ("base = 5", 'base = 5 is no name .* as in base = "h100"'),
+        (
+            "gpus = 8\nmemory_gb = 80",
+            r"memory_gib, .*\(it says memory_gb, which weft does not know\): add what is missing",
+        ),
         ("gpus = 8\npeak_tflops = 100", 'does not say peak_8bit_tflops, .*network_gb_per_s: .*base = "h100"'),
         ('base = "h100"\nmemory_gib = 80 GiB', "mine.toml is not TOML: .*line 2"),
         ('base = "h100"\nmemory_gib = 0', "memory_gib = 0: input should be greater than 0"),

@@ -200,10 +200,10 @@ def _moments(config: Config, stage: Stage, one: Pass, num_micro_batches: int, de
         kept = tokens + kept_bytes(flying, schedule, stage, one, logits) + 3 * one.hidden
         done = len(stage.stages[max(flying.put_off, key=lambda number: flying.put_off[number])]) * one.put_off
         late = replace(fixed, gradients=gradients.before, copies=gradients.copies_outside)
-        found += [
-            replace(late, moment="gradients that were put off", activations=kept, temporary=gradients.made),
-            replace(late, moment="their reduction", activations=kept - done, temporary=gradients.reduced),
-        ]
+        late = replace(late, moment="gradients that were put off", activations=kept, temporary=gradients.made)
+        found.append(late)
+        moment = f"reduction of {late.moment}"
+        found.append(replace(late, moment=moment, activations=kept - done, temporary=gradients.reduced))
     update = FLOAT * muon_numbers(stage, layout.world // layout.pp) if config.optimizer.kind == "muon" else 0
     if config.optimizer.states == "8bit":
         update = max(update, 6 * FLOAT * min(EIGHT_BIT_AT_ONCE, stage.shard))

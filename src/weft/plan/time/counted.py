@@ -49,16 +49,21 @@ class Chunk:
         return Costs(forward, backward, self.blocks.total(WEIGHTS))
 
 
+def check_curves(shape: Shape) -> None:
+    """Raises: ValueError: a part of the model that curves know nothing of."""
+    if shape.latent is not None:
+        raise ValueError(
+            "the curves of a measured cluster know nothing of latent attention: plan such a model on a preset's cluster"
+        )
+
+
 def counted_time(shape: Shape, layout: Layout, job: Job, curves: Curves) -> Time:
     """Seconds of a step, on the process that has most to do.
 
     Raises:
         ValueError: a part of the model or of the layout that curves know nothing of.
     """
-    if shape.latent is not None:
-        raise ValueError(
-            "the curves of a measured cluster know nothing of latent attention: plan such a model on a preset's cluster"
-        )
+    check_curves(shape)
     if layout.precision in ("fp8", "fp8row") or job.matmul == "fp8":
         raise ValueError(f"layout {layout}: the curves of a measured cluster know fp32 and bf16 alone; leave fp8 out")
     return StepCount(shape, layout, job, curves).time()
