@@ -273,16 +273,16 @@ def test_nobody_need_say_how_long_the_sequences_of_a_short_model_are() -> None:
 
 def test_on_a_measured_cluster_all_that_is_told_is_counted() -> None:
     """Table, rivals, picture: the same seconds of the same layout, and no rival has what the winner has."""
-    found = search(SMALL, Job(seq=64, global_batch=8), cluster(round_machine(), memory_gib=4))
-    plans = found.best(10)
+    slow = cluster(round_machine(message_scale=30), memory_gib=4)  # slower messages than the rest of the file says
+    found = search(SMALL, Job(seq=64, global_batch=8), slow)
+    plans = found.best(100)
     seconds = {plan.layout: plan.seconds for plan in plans}
     assert list(seconds.values()) == sorted(seconds.values())
-    rivals = found.rivals()
-    assert rivals
-    assert all(plan.seconds >= plans[0].seconds and plan.layout != plans[0].layout for _, plan in rivals)
-    for axis, plan in rivals:
-        if axis == "kind zero1":
-            assert plan.seconds == min(other.seconds for other in plans if other.layout.zero == 1)
+    rivals = dict(found.rivals())
+    assert plans[0].layout not in {plan.layout for plan in rivals.values()}
+    other = min(plan.seconds for plan in plans if plan.layout.tp != plans[0].layout.tp)
+    [tp] = [plan for axis, plan in rivals.items() if re.fullmatch(r"tp \d", axis)]
+    assert tp.seconds == other
     drawn = {point.layout: point.seconds for point in Pareto(found).points()}
     assert drawn.keys() & seconds.keys()
     assert all(drawn[layout] == seconds[layout] for layout in drawn.keys() & seconds.keys())
