@@ -184,11 +184,15 @@ class Software:
         products8: of the rate of products in 8 bits, what its libraries have.
         gathers8: weights of products in 8 bits are gathered in 8 bits, too.
         keeps8: what products in 8 bits take is kept in 8 bits, too.
-        weighs: experts' inner states are weighed, not their results, which need not be kept then.
+        weighs: experts' inner states are weighed, not their results, which need not be kept then; 2: what they were is
+            kept, too.
         raises_again: latent attention makes queries, keys and values again of their short vectors.
         copies: hidden states of each token, cut over tp, that a block keeps beside what its backward pass needs.
         whole_dp: under ZeRO 1 and 2 all processes get all gradients, not their own shares alone.
         freed: gradients are given back after each step; where a step has one micro-batch they come as activations go.
+        masks: a window is a mask for every block, a number of the computation for each pair of tokens.
+        own_head: the process with the head has what that leaves it, and takes what the head's backward pass does; else it
+            is told as if it had as many blocks as any other, and took no more than they.
         turns: s for each process, where under ZeRO 1 and 2 they give their weights to all others one after the other.
         weights, gradients, master, moments: bytes of each parameter.
         reduced: bytes in which a gradient travels.
@@ -230,6 +234,8 @@ class Software:
     copies: Num = 0
     whole_dp: Num = 0
     freed: Num = 0
+    masks: Num = 0
+    own_head: Num = 0
     turns: Num = 0
     weights: Num = 2
     gradients: Num = 4
