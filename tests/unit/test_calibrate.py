@@ -20,13 +20,14 @@ from weft.config.toml import config_toml
 from weft.config.tree import Config
 from weft.launch.process import start_process, stop_process
 from weft.plan.machine import Cluster, read_cluster
+from weft.plan.memory.moments import settled
 from weft.plan.numbers import Job
 from weft.plan.plan import Plan
 from weft.plan.search import search
 from weft.plan.show.text import write_cluster
 from weft.plan.time.counted import counted_time
 from weft.plan.time.curves import Curves, Grid
-from weft.plan.time.refit import read_runs, refit
+from weft.plan.time.refit import predicted, read_runs, refit
 from weft.presets import preset_shape
 from weft.tune import calibrate, measure
 from weft.tune.clock import Clock, quiet
@@ -310,6 +311,13 @@ def test_refit_finds_the_scales_that_made_the_runs(tmp_path: Path) -> None:
     assert curves is not None
     assert (curves.compute_scale, curves.message_scale) == pytest.approx((1.3, 0.8), rel=0.05)
     assert all(abs(after / ran.seconds - 1) < 0.02 < abs(before / ran.seconds - 1) for ran, before, after in fit.runs)
+
+
+def test_a_run_within_a_budget_is_timed_with_the_blocks_that_it_computed_again(tmp_path: Path) -> None:
+    [run] = read_runs([write_run(tmp_path / "run", "dp2.fit306m", 1.0)])  # with no block again it is 307 MiB
+    again = settled(run.config, "cpu").recompute
+    assert again == "full:2"
+    assert predicted(run, round_machine()) == times(f"dp2.{again}")["total"] > times("dp2")["total"]
 
 
 def test_one_run_moves_both_scales_together(tmp_path: Path) -> None:

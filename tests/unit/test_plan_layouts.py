@@ -21,11 +21,12 @@ from weft.models.shape import Shape
 from weft.plan.advice import Question
 from weft.plan.grid import AXES, row_of
 from weft.plan.machine import read_cluster
-from weft.plan.memory.moments import largest, layout_memory
+from weft.plan.memory.moments import largest, layout_memory, settled
 from weft.plan.numbers import WEFT, Job
 from weft.plan.plan import Plan
 from weft.plan.search import Search, search
 from weft.plan.show.findings import show_plan, show_search
+from weft.plan.show.pareto import Pareto
 from weft.plan.show.waterfall import memory_parts, slower, time_parts, why_slower
 from weft.presets import preset_shape
 from weft.units import count, gibibytes
@@ -127,6 +128,21 @@ def test_what_computes_products_again_takes_their_time() -> None:
     }
     assert seconds["keep-attention"] == seconds["keep-network"] == seconds["full"] > 1.1 * seconds["selective"]
     assert seconds["full"] >= seconds["fit30g"] > seconds["fit40g"] > seconds["fit70g"]
+
+
+def test_a_budget_is_what_training_makes_of_it() -> None:
+    """As many blocks are computed again, and what is not enough is refused in the same words."""
+    shape, job, cluster = preset_shape("llama3-8b"), Job(seq=8192, global_batch=64), read_cluster("h100x8")
+    settings = {"model": "llama3-8b", "layout": "fsdp8.mb1.fit40g.bf16", "train": {"global_batch": 64, "seq": 8192}}
+    blocks = settled(make_config(settings), "cuda").recompute
+    budget, said = (Plan.of(shape, Layout.parse(f"fsdp8.mb1.{form}.bf16"), job, cluster) for form in ("fit40g", blocks))
+    assert budget.time == said.time
+    assert budget.memory == said.memory
+    with pytest.raises(ValueError, match="fit9g: with every block") as counted:
+        layout_memory(make_config({**settings, "layout": "fsdp8.mb1.fit9g.bf16"}), "cuda")
+    few = ["--layout", "fsdp8.mb1.fit9g.bf16", "--cluster", "h100x8", "--batch", "64", "--seq", "8192"]
+    with pytest.raises(ValueError, match=re.escape(str(counted.value))):
+        run("llama3-8b", *few)
 
 
 def test_parts_add_up(found: Search) -> None:
@@ -246,6 +262,32 @@ def test_small_moments_are_not_offered_where_the_cpu_has_them() -> None:
 def test_equal_times_have_no_minus(found: Search) -> None:
     best = found.best(1)[0]
     assert slower(best, replace(best, time=replace(best.time, rest=best.time.rest * (1 + 1e-6)))) == "+0.0 %"
+
+
+def test_nobody_need_say_how_long_the_sequences_of_a_short_model_are() -> None:
+    assert "8 sequences of 1,024 tokens" in run("gpt2-124m", "--cluster", "h100x8", "--batch", "8")
+    assert "8 sequences of 4,096 tokens" in run("llama3-8b", "--cluster", "h100x8", "--batch", "8")
+    done = CliRunner().invoke(app, ["plan", "schedule", "1f1b", "--model", "gpt2-124m"])
+    assert done.exit_code == 0, done.output
+
+
+def test_on_a_measured_cluster_all_that_is_told_is_counted() -> None:
+    """Table, rivals, picture: the same seconds of the same layout, and no rival has what the winner has."""
+    slow = cluster(round_machine(message_scale=30), memory_gib=4)  # slower messages than the rest of the file says
+    found = search(SMALL, Job(seq=64, global_batch=8), slow)
+    plans = found.best(100)
+    seconds = {plan.layout: plan.seconds for plan in plans}
+    assert list(seconds.values()) == sorted(seconds.values())
+    rivals = dict(found.rivals())
+    assert plans[0].layout not in {plan.layout for plan in rivals.values()}
+    other = min(plan.seconds for plan in plans if plan.layout.tp != plans[0].layout.tp)
+    [tp] = [plan for axis, plan in rivals.items() if re.fullmatch(r"tp \d", axis)]
+    assert tp.seconds == other
+    drawn = {point.layout: point.seconds for point in Pareto(found).points()}
+    assert drawn.keys() & seconds.keys()
+    assert all(drawn[layout] == seconds[layout] for layout in drawn.keys() & seconds.keys())
+    near = found.nearest()
+    assert near is None or near[0].seconds < plans[0].seconds
 
 
 def test_on_a_measured_cluster_messages_are_slowed_by_their_curves() -> None:
@@ -381,6 +423,7 @@ def test_on_the_command_line(tmp_path: Path) -> None:
             ("llama3-8b", "--cluster", "none.toml", "--batch", "8"),
             "no cluster file none.toml: `weft plan calibrate --out none.toml` measures this machine",
         ),
+        (("llama3-8b", "--cluster", "my.tomlx8", "--batch", "8"), "write gpus into my.toml"),
         (("llama3-8b", "--cluster", "tpu", "--batch", "8"), "no cluster 'tpu': There are a100-40gb, .*as in h100x64"),
         (("llama3-8b", "--cluster", "h100x8", "--batch", "8", "--days", "0"), "--days 0: .*above 0"),
         (("llama3-8b", "--cluster", "h100x8", "--batch", "8", "--days", "nan"), "--days nan: .*above 0"),
@@ -398,7 +441,7 @@ def test_on_the_command_line(tmp_path: Path) -> None:
         ),
         (("none.json", "--cluster", "h100x8", "--batch", "8"), "none.json cannot be read: No such file"),
         (
-            ("gpt2-124m", "--cluster", "h100x8", "--batch", "8"),
+            ("gpt2-124m", "--cluster", "h100x8", "--batch", "8", "--seq", "4096"),
             "4,096 tokens are longer than the 1,024 learned positions",
         ),
         (("llama3-8b", "--cluster", "a100-80gbx8", "--batch", "8", "--fp8"), "8 bits no faster than 16: leave it out"),
@@ -436,6 +479,10 @@ def test_a_cluster_of_ones_own(tmp_path: Path) -> None:
     [
         ('base = "h100"\ngpu = 16', "unknown setting 'gpu': did you mean 'gpus'"),
         ("base = 5", 'base = 5 is no name .* as in base = "h100"'),
+        (
+            "gpus = 8\nmemory_gb = 80",
+            r"memory_gib, .*\(it says memory_gb, which weft does not know\): add what is missing",
+        ),
         ("gpus = 8\npeak_tflops = 100", 'does not say peak_8bit_tflops, .*network_gb_per_s: .*base = "h100"'),
         ('base = "h100"\nmemory_gib = 80 GiB', "mine.toml is not TOML: .*line 2"),
         ('base = "h100"\nmemory_gib = 0', "memory_gib = 0: input should be greater than 0"),
@@ -552,6 +599,36 @@ def test_a_plan_has_the_memory_that_dry_run_counts(model: str, text: str) -> Non
     settings = {"model": model, "layout": text, "train": {"global_batch": 64, "seq": 8192}}
     counted = largest(layout_memory(make_config(settings), "cuda")).peak.tensors
     plan = Plan.of(preset_shape(model), layout, job, read_cluster("h100", layout.world))
+    assert plan.memory.allocated == pytest.approx(counted, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("model", "text", "batch", "seq"),
+    [
+        # tables that are a third of a model: gradients of the pass before, the head's, and a copy of an odd head
+        ("gpt2-124m", "fsdp8.zero2.mb1.bf16", 64, 1024), ("gpt2-124m", "fsdp8.mb1.bf16", 64, 1024),
+        ("qwen2.5-0.5b", "fsdp8.zero2.mb1.bf16", 64, 1024), ("llama3-8b", "fsdp8.mb1.chunked.bf16", 64, 8192),
+        # logits of every micro-batch, and inputs of the head, where all go forward first
+        ("qwen2.5-0.5b", "fsdp2.zero2.tp2.pp6.vp2.bfs.mb2.full.bf16", 1024, 2048),
+        ("mistral-7b", "dp2.tp4.pp3.vp2.bfs.mb2.offload.bf16", 1024, 1024),
+        # masks of a window
+        ("mistral-7b", "fsdp2.zero1.cp2.ulysses.tp2.pp3.mb1.bf16", 8, 32768), ("mistral-7b", "fsdp2.mb1.bf16", 8, 16384),
+        # the first process is the fullest, though the last has logits
+        ("qwen3-30b-a3b", "dp2.cp2.ring.ep4.etp1.tp2.sp.pp9.mb16.full.bf16", 4096, 32768),
+        # gradients of weights that are put off: who has a block more, and how many are in flight there
+        ("qwen3-32b", "fsdp2.zero1.tp2.sp.pp16.zbv.mb8.selective.bf16", 256, 512),
+        ("deepseek-v2-lite", "cp2.ring.etp1.tp4.sp.pp2.zbv.mb2.offloadoptimizer.bf16", 96, 4096),
+        ("gpt3-350m", "pp16.zbh1.mb8.full.bf16", 1000, 1024),
+        ("qwen3-8b", "fsdp4.zero2.tp2.sp.pp16.zbh1.mb1.bf16", 64, 1024),
+        # inner states of experts that are cut
+        ("mixtral-8x7b", "fsdp128.zero1.cp2.ulysses.ep8.etp2.tp2.sp.pp2.vp3.interleaved.mb4.bf16", 4096, 8192),
+    ],
+)  # fmt: skip
+def test_the_same_of_what_is_told_by_its_ends(model: str, text: str, batch: int, seq: int) -> None:
+    settings = {"model": model, "layout": text, "train": {"global_batch": batch, "seq": seq}}
+    counted = largest(layout_memory(make_config(settings), "cuda")).peak.tensors
+    layout = Layout.parse(text)
+    plan = Plan.of(preset_shape(model), layout, Job(seq=seq, global_batch=batch), read_cluster("h100", layout.world))
     assert plan.memory.allocated == pytest.approx(counted, rel=0.1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -274,3 +275,9 @@ def test_offloaded_activations_do_not_add_up_on_a_gpu() -> None:
     assert away[first].temporary - plain[first].temporary == 2 * block.block
     assert inputs[first].activations == away[first].activations
     assert inputs[first].temporary - plain[first].temporary == 2 * block.hidden + block.block - block.hidden
+
+
+def test_moments_are_named_so_that_a_sentence_can_end_with_them() -> None:
+    """Fullest at the …"""
+    moments = [moment.moment for stage in layout_memory(config(layout="pp2.zbv.mb1")) for moment in stage.moments]
+    assert not [name for name in moments if re.match("(the|their|its|a) ", name)]

@@ -72,7 +72,7 @@ def rows(section: ElementTree.Element) -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def found() -> Search:
-    return search(preset_shape("llama3-70b"), JOB, read_cluster("a100-80gbx128"))
+    return search(preset_shape("llama3-70b"), JOB, read_cluster("a100-80gbx256"))
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +226,7 @@ def test_on_the_command_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "layout", ["fsdp8.tp8.sp.full", "fsdp4.tp8.pp2.mb1", "fsdp8.tp8.offload.mb1", "fsdp16.pp4.zbv.mb1.fit40g"]
+    "layout", ["fsdp8.tp8.sp.full", "fsdp4.tp8.pp2.mb1", "fsdp8.tp8.offload.mb1", "fsdp16.pp4.zbv.mb1.fit240g"]
 )
 @pytest.mark.parametrize("model", ["llama3-70b", "llama3-8b"])
 def test_one_layout_has_a_page_of_its_own(model: str, layout: str) -> None:

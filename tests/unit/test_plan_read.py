@@ -143,6 +143,45 @@ def test_layouts_in_other_words(arguments: str, layout: str) -> None:
     assert str(megatron_read.read(f"{text} {arguments}", gpus=8)[0].layout) == layout
 
 
+MIXTURE = "--num-experts 8 --moe-layer-freq"
+LATENT = (
+    "--untie-embeddings-and-output-weights --multi-latent-attention --kv-lora-rank 8 --qk-layernorm --rope-type rope"
+)
+
+
+@pytest.mark.parametrize(
+    ("model", "modules", "recompute", "said"),
+    [
+        ("", "core_attn layernorm", "selective", ""),
+        ("", "mlp", "redo-mlp", ""),
+        ("", "moe", "none", ""),
+        (f"{MIXTURE} 1", "mlp", "none", ""),
+        (f"{MIXTURE} 1", "moe", "redo-mlp", ""),
+        (f"{MIXTURE} [0]*1+[1]*3", "mlp", "none", "none keeps dense MLPs"),
+        (f"{MIXTURE} [0]*1+[1]*3", "moe", "redo-mlp", "redo-mlp also computes again dense MLPs"),
+        (f"{MIXTURE} [0]*1+[1]*3", "mlp moe", "redo-mlp", ""),
+        (f"{MIXTURE} 1", "moe_act", "selective", "selective also computes again norms"),
+        (LATENT, "mla_up_proj", "redo-attention", "redo-attention also computes again all else of attention"),
+        (LATENT, "mla_up_proj mlp layernorm", "redo-attention+mlp", "again all else of attention"),
+        (
+            f"{LATENT} {MIXTURE} 1", "mla_up_proj moe_act", "redo-attention+experts",
+            "again all else of attention, experts' products",
+        ),
+        (f"{MIXTURE} 1", "shared_experts router", "none", "none keeps router"),
+    ],
+)  # fmt: skip
+def test_recomputed_modules_are_read_as_what_is_nearest_and_the_difference_is_said(
+    model: str, modules: str, recompute: str, said: str
+) -> None:
+    family = "--position-embedding-type rope --swiglu --normalization RMSNorm --disable-bias-linear"
+    arguments = f"{PLAIN} {family} {model} --bf16 --recompute-granularity selective --recompute-modules {modules}"
+    config, unknown = megatron_read.read(arguments, gpus=8)
+    assert config.layout.recompute == recompute
+    told = [line for line in unknown if "recompute" in line]
+    assert len(told) == bool(said)
+    assert all(line.startswith(f"--recompute-modules {modules}: ") and line.endswith(said) for line in told)
+
+
 def test_what_a_script_leaves_out_is_megatrons_and_is_said() -> None:
     text = PLAIN.replace("--train-iters 100 --hidden-dropout 0", "") + "--lr-warmup-iters 2000 --bf16"
     config, unknown = megatron_read.read(text, gpus=8)

@@ -15,7 +15,7 @@ from weft.cli.calibrate import calibrate
 from weft.cli.exact import exact
 from weft.cli.output import Html, writable
 from weft.cli.schedule import schedule
-from weft.cli.shape import read_shape
+from weft.cli.shape import SEQ, length, read_shape
 from weft.units import count as number_of
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def layouts(
         typer.Option(help="h100x64: a preset and how many GPUs; or a .toml of your own. An unknown name lists them."),
     ],
     batch: Annotated[int, typer.Option(help="Sequences in a step.", min=1)],
-    seq: Annotated[int, typer.Option(help="Tokens of a sequence.", min=1)] = 4096,
+    seq: Annotated[int | None, typer.Option(help="Tokens of a sequence.", min=1, show_default=str(SEQ))] = None,
     tokens: Annotated[
         float,
         typer.Option(
@@ -127,6 +127,7 @@ def layouts(
     if named is not None and named.compute == "bf16" and machines.precision == "fp16":
         raise ValueError(f"--layout {layout}: {machines.title} multiplies fp16 and no bf16: say fp16 in its place")
     matmul: Literal["16 bit", "fp8"] = "fp8" if low else "16 bit"
+    seq = length(seq, shape)
     job = Job(seq=seq, global_batch=batch, tokens=tokens, matmul=matmul, busiest_expert=busiest_expert)
     if named is not None:
         shown: Plan | None = Plan.of(shape, named, job, machines)

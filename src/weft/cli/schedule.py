@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from weft.cli.output import writable
+from weft.cli.shape import SEQ, length
 
 if TYPE_CHECKING:
     from weft.schedules.timeline import Costs
@@ -25,7 +26,9 @@ def schedule(
     costs: Annotated[str, typer.Option(help="Time of a stage's forward, backward of input, of weights.")] = "1:1:1",
     model: Annotated[str | None, typer.Option(help="A preset: its stages' own times, and bytes.")] = None,
     layout: Annotated[str | None, typer.Option(help="With a model: the rest of its layout, tp2.bf16.mb2.")] = None,
-    seq: Annotated[int, typer.Option(help="With a model: tokens of a sequence.", min=1)] = 4096,
+    seq: Annotated[
+        int | None, typer.Option(help="With a model: tokens of a sequence.", min=1, show_default=str(SEQ))
+    ] = None,
     svg: Annotated[Path | None, typer.Option(help="Draw it into this file.", callback=writable)] = None,
     csv: Annotated[
         Path | None,
@@ -42,6 +45,7 @@ def schedule(
     from weft.config.layout import Layout
     from weft.plan.schedules import ScheduleReport, named, of_model
     from weft.plan.show.schedule_view import headline, show_comparison, show_schedule, summary
+    from weft.presets import preset_shape
     from weft.schedules.orders import ORDERS
     from weft.schedules.picture import draw_svg
     from weft.schedules.sheet import write_sheet
@@ -56,7 +60,11 @@ def schedule(
     for name in names or ORDERS:
         try:
             table = named(name, pp, vp, micro_batches or 2 * pp)
-            reports.append(of_model(table, model, rest, seq) if model else ScheduleReport(table, given))
+            reports.append(
+                of_model(table, model, rest, length(seq, preset_shape(model)))
+                if model
+                else ScheduleReport(table, given)
+            )
         except ValueError as error:
             if names:
                 raise

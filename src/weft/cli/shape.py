@@ -10,6 +10,15 @@ if TYPE_CHECKING:
     from weft.models.shape import Shape
 
 
+SEQ = 4096
+"""Tokens of a sequence, where nobody says how many."""
+
+
+def length(seq: int | None, shape: Shape) -> int:
+    """Of a sequence: what is asked for, or SEQ; or all positions of a model that has learned fewer."""
+    return seq or (min(SEQ, shape.max_seq) if shape.positions == "learned" else SEQ)
+
+
 def read_shape(model: str, *, instead: bool = False) -> Shape:
     """
     Args:

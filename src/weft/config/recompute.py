@@ -58,7 +58,7 @@ class Recompute:
 
     def blocks(self, count: int) -> range:
         """Of the `count` blocks of a stage, those that it is done in."""
-        assert self.budget is None, "a budget has to be made a number of blocks first: plan/memory/moments.py, fitted"
+        assert self.budget is None, "a budget has to be made a number of blocks first: plan/memory/moments.py, settled"
         return range(0, count if self.first is None else min(self.first, count), self.every)
 
 

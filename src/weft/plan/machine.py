@@ -117,10 +117,12 @@ def read_cluster(name: str, gpus: int | None = None) -> Cluster:
         missing = [
             str(found["loc"][0]) for found in error.errors() if found["type"] == "missing" and not found["loc"][1:]
         ]
+        unknown = [str(found["loc"][-1]) for found in error.errors() if found["type"] == "extra_forbidden"]
         if missing:
+            misspelt = f" (it says {', '.join(unknown)}, which weft does not know)" if unknown else ""
             raise ValueError(
-                f"cluster {name} does not say {', '.join(missing)}: add them, or name a preset that does, as in "
-                'base = "h100"'
+                f"cluster {name} does not say {', '.join(missing)}{misspelt}: add what is missing, or name a "
+                'preset that has it, as in base = "h100"'
             ) from None
         raise ValueError(f"cluster {name}: {explain(error, Cluster)}") from None
 
@@ -133,6 +135,8 @@ def _preset(name: object) -> Path:
         begun = [known for known in cluster_names() if known.startswith(kind)]
         near = begun or difflib.get_close_matches(kind, cluster_names(), n=1, cutoff=0.6)
         hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+        if kind.endswith(".toml"):
+            raise ValueError(f"--cluster {name}: a file says itself how many GPUs there are: write gpus into {kind}")
         raise ValueError(
             f"there is no cluster {name!r}: {hint}There are {', '.join(cluster_names())}, each with a number of GPUs as "
             "in h100x64; a file of your own ends with .toml"

@@ -63,6 +63,9 @@ WEFT = Software(
     results=1,
     adds=1,
     freed=1,
+    weighs=2,
+    masks=1,
+    own_head=1,
     weights=4,
     gradients=4,
     master=0,
@@ -137,7 +140,7 @@ def in_8_bits(layout: Layout, job: Job) -> bool:
 def cut(shape: Shape, layout: Layout, job: Job) -> Cut:
     recompute = Recompute.parse(layout.recompute)
     stage = -(-shape.num_layers // layout.num_stages)  # blocks of the largest
-    again = len(recompute.blocks(stage)) / stage if recompute.budget is None else 0.0
+    again = len(recompute.blocks(stage)) / stage
     products = "matmul" in recompute.keeps  # else all but a little is made again, as of a whole block
     return Cut(
         dp=layout.dp,

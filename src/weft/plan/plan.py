@@ -6,10 +6,12 @@ from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
 from weft.config.layout import Layout
+from weft.config.load import make_config
 from weft.config.recompute import Recompute
 from weft.models.shape import Shape
 from weft.plan.machine import Cluster
 from weft.plan.memory.footprint import Footprint, footprint
+from weft.plan.memory.moments import settled
 from weft.plan.numbers import WEFT, Job, in_8_bits, numbers
 from weft.plan.time.counted import counted_time
 from weft.plan.time.step import Time, step_time
@@ -35,16 +37,17 @@ class Plan:
 
     @classmethod
     def of(cls, shape: Shape, layout: Layout, job: Job, cluster: Cluster, software: Software = WEFT) -> Plan:
-        """Raises: ValueError: the layout does not go with the model, the batch or the number of GPUs."""
+        """Raises: ValueError: the layout does not go with the model, the batch or the number of GPUs, nor a budget of
+        memory with them, by what `weft train` counts."""
         if layout.world != cluster.gpus:
             raise ValueError(f"layout {layout} takes {layout.world:,} GPUs and the cluster has {cluster.gpus:,}")
         layout.check(shape, job.global_batch, job.seq)
-        settled = fitted(shape, layout, job, cluster, software)
-        work = numbers(shape, settled, job, cluster, software)
+        cut = counted_budget(shape, layout, job, cluster)
+        work = numbers(shape, cut, job, cluster, software)
         time = plain(step_time(work))
         if cluster.curves and software is WEFT:  # which have no bus and no update on the CPU
             away = layout.offload_weights or layout.offload_optimizer
-            counted = counted_time(shape, settled, job, cluster.curves)
+            counted = counted_time(shape, cut, job, cluster.curves)
             optimizer = time.optimizer if away else counted.optimizer
             time = replace(counted, optimizer=optimizer, offload=time.offload)
         return cls(shape, layout, job, cluster, software, time, plain(footprint(work)))
@@ -104,17 +107,17 @@ class Plan:
         return "HBM" if parts["elementwise"] + parts["optimizer"] > parts["matmul"] else "compute"
 
 
-def fitted(shape: Shape, layout: Layout, job: Job, cluster: Cluster, software: Software) -> Layout:
-    """With a budget of memory made the fewest blocks of each stage whose recomputation keeps within it, or all of them
-    where these are not enough. In closed form; plan/memory/moments.py counts it for each stage by itself."""
-    budget = Recompute.parse(layout.recompute).budget
-    if budget is None:
+def counted_budget(shape: Shape, layout: Layout, job: Job, cluster: Cluster) -> Layout:
+    """With a budget of memory made as many blocks as `weft train` recomputes for it.
+
+    Raises:
+        ValueError: all of them are not enough.
+    """
+    if Recompute.parse(layout.recompute).budget is None:
         return layout
-    for count in range(-(-shape.num_layers // layout.num_stages) + 1):
-        layout = layout.model_copy(update={"recompute": f"full:{count}" if count else "none"})
-        if footprint(numbers(shape, layout, job, cluster, software)).total <= budget:
-            break
-    return layout
+    train = {"global_batch": job.global_batch, "seq": job.seq}
+    run = make_config({"model": shape.model_dump(), "layout": layout, "train": train})
+    return settled(run, cluster.curves.device if cluster.curves else "cuda")
 
 
 WASTE = {

@@ -34,6 +34,7 @@ from weft.plan.numbers import WEFT, Job, sizes
 from weft.plan.plan import Plan
 from weft.plan.time.block import Passes
 from weft.plan.time.constants import CONSTANTS
+from weft.plan.time.counted import check_curves
 from weft.plan.time.step import step_time
 from weft.plan.work import Cut, Num, Software, Work
 
@@ -103,12 +104,30 @@ class Search:
         """The first of these that weft runs."""
         return [(index, self.plan(layout)) for index, layout in islice(self.layouts(indices), count)]
 
-    def best(self, count: int = 10) -> list[Plan]:
-        """The fastest. On a measured cluster the first COUNTED of the order are counted one by one, and ordered by that."""
+    @cached_property
+    def counted(self) -> list[tuple[int, Plan]]:
+        """On a measured cluster the first COUNTED of the order, counted one by one, and in the order of that."""
         if self.cluster.curves is None:
-            return [plan for _, plan in self.first(self.order, count)]
-        counted = (plan for _, plan in self.first(self.order, COUNTED))
-        return sorted(counted, key=lambda plan: (not plan.sure, plan.seconds))[:count]
+            return []
+        return sorted(self.first(self.order, COUNTED), key=lambda found: (not found[1].sure, found[1].seconds))
+
+    @cached_property
+    def told(self) -> Num:
+        """Seconds, where all are told at once: what was counted, and of all others as much more or less than in closed
+        form as it is of these."""
+        if not self.counted:
+            return self.seconds
+        rows, seconds = [row for row, _ in self.counted], np.array([plan.seconds for _, plan in self.counted])
+        told = self.seconds * np.median(seconds / self.seconds[rows])
+        told[rows] = seconds
+        return told
+
+    def ranked(self, count: int) -> list[tuple[int, Plan]]:
+        return self.counted[:count] or self.first(self.order, count)
+
+    def best(self, count: int = 10) -> list[Plan]:
+        """The fastest."""
+        return [plan for _, plan in self.ranked(count)]
 
     def tight(self, winner: Plan) -> Plan | None:
         """What is faster than a winner that surely fits, and may run out of memory."""
@@ -118,15 +137,16 @@ class Search:
 
     def rivals(self) -> list[tuple[str, Plan]]:
         """For each axis, the best layout with another value than the winner's: what would have been chosen instead."""
-        winners = self.first(self.order, 1)
+        winners = self.ranked(1)
         if not winners:
             return []
         winner, _ = winners[0]
         found = []
         for axis in AXES:
             column = self.columns[axis]
+            counted = [(index, plan) for index, plan in self.counted if column[index] != column[winner]]
             others = self.order[column[self.order] != column[winner]]
-            for index, plan in self.first(others[:50], 1):
+            for index, plan in counted[:1] or self.first(others[:50], 1):
                 found.append((f"{axis.replace('_', ' ')} {_word(axis, int(column[index]))}", plan))
         return found
 
@@ -137,8 +157,8 @@ class Search:
         bounds = self.seconds[self.order[0]] if len(self.order) else np.inf
         failing = failing[self.seconds[failing] < bounds] if len(self.order) else failing
         short = failing[np.argsort((self.seconds if len(self.order) else self.bytes)[failing])]
-        found = self.first(short[:200], 1)
-        if not found:
+        found, best = self.first(short[:200], 1), self.best(1)
+        if not found or (best and found[0][1].seconds >= best[0].seconds):
             return None
         index, plan = found[0]
         near = self.closest({axis: int(column[index]) for axis, column in self.columns.items()})
@@ -174,7 +194,12 @@ def search(shape: Shape, job: Job, cluster: Cluster, software: Software = WEFT, 
 
     Args:
         fixed: axes that are settled, by name: tp=8.
+
+    Raises:
+        ValueError: the cluster's curves know nothing of such a model.
     """
+    if cluster.curves is not None:
+        check_curves(shape)
     columns = grid(shape, job, cluster, fixed)
     machine, model = cluster.machine(), sizes(shape, job)
     held = footprint(Work(model, cut_of(shape, columns, job, cluster), machine, software))

@@ -186,12 +186,16 @@ class Software:
         gathers8: weights of products in 8 bits are gathered in 8 bits, too.
         keeps8: what products in 8 bits take is kept in 8 bits, too.
         copies8: bytes of each parameter in 8 bits that stay beside the weights.
-        weighs: experts' inner states are weighed, not their results, which need not be kept then.
+        weighs: experts' inner states are weighed, not their results, which need not be kept then; 2: what they were is
+            kept, too.
         raises_again: latent attention makes queries, keys and values again of their short vectors.
         copies: hidden states of each token, cut over tp, that a block keeps beside what its backward pass needs.
         whole_dp: under ZeRO 1 and 2 all processes get all gradients, not their own shares alone.
         once: under ZeRO 2 gradients are reduced once a step, not in every pass.
         freed: gradients are given back after each step; where a step has one micro-batch they come as activations go.
+        masks: a window is a mask for every block, a number of the computation for each pair of tokens.
+        own_head: the process with the head has what that leaves it, and takes what the head's backward pass does; else it
+            is told as if it had as many blocks as any other, and took no more than they.
         turns: s for each process, where under ZeRO 1 and 2 they give their weights to all others one after the other.
         weights, gradients, master, moments: bytes of each parameter.
         reduced: bytes in which a gradient travels.
@@ -235,6 +239,8 @@ class Software:
     whole_dp: Num = 0
     once: Num = 0
     freed: Num = 0
+    masks: Num = 0
+    own_head: Num = 0
     turns: Num = 0
     weights: Num = 2
     gradients: Num = 4

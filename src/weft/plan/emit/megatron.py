@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 from weft.config.recompute import Recompute
 from weft.config.tree import Config
-from weft.models.shape import RopeScaling, Shape
-from weft.plan.emit import megatron_experts
+from weft.models.shape import RopeScaling
+from weft.plan.emit import megatron_experts, megatron_recompute
 from weft.plan.emit.settings import Written, commented, nodes_of, setting
 
 NUMBERS: dict[str, tuple[str, type]] = {
@@ -215,7 +215,7 @@ def _arguments(config: Config) -> Iterator[str]:
     yield from _pipeline(config)
     yield from _sharding(config)
     yield from _precision(config)
-    yield from _recompute(layout.recompute, redone_mlp(shape))
+    yield from megatron_recompute.arguments(layout.recompute, shape)
 
 
 def _pipeline(config: Config) -> Iterator[str]:
@@ -250,19 +250,3 @@ def _precision(config: Config) -> Iterator[str]:
         yield from ("--num-layers-at-start-in-bf16 1", "--num-layers-at-end-in-bf16 1")
     if config.layout.gradients == "fp32" and precision != "fp32":
         yield "--accumulate-allreduce-grads-in-fp32"
-
-
-def redone_mlp(shape: Shape) -> list[str]:
-    """Megatron's names of the modules that redo-mlp computes again: `mlp` is that of dense blocks alone."""
-    return ["mlp", "moe"] if shape.experts else ["mlp"]
-
-
-def _recompute(text: str, mlp: list[str]) -> Iterator[str]:
-    if text == "full":
-        yield from ("--recompute-granularity full", "--recompute-method uniform", "--recompute-num-layers 1")
-    elif text.startswith("full:"):
-        yield from ("--recompute-granularity full", "--recompute-method block", f"--recompute-num-layers {text[5:]}")
-    elif text == "selective":
-        yield from ("--recompute-granularity selective", "--recompute-modules core_attn layernorm")
-    elif text == "redo-mlp":
-        yield from ("--recompute-granularity selective", f"--recompute-modules {' '.join(mlp)}")

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from weft.config.load import explain, make_config
 from weft.config.tree import Config, TrainConfig
 from weft.models.shape import Shape
-from weft.plan.emit import megatron_experts, megatron_stages
+from weft.plan.emit import megatron_experts, megatron_recompute, megatron_stages
 from weft.plan.emit.megatron import CHOICES, GRANTED, NUMBERS, OFFLOADED, SHARDING, SWITCHES, llama3_scaling
 from weft.plan.emit.megatron_old import today
 from weft.plan.emit.settings import put
@@ -72,7 +72,6 @@ def read(
     _sharding(there, layout, gpus)
     remarks += _left_out(there, tree)
     _precision(there, layout)
-    _recompute(there, layout)
     megatron_experts.take(there, tree["model"])
     tree["model"] = _family(tree["model"])
     layout["sp"] = layout.get("sp", False) and layout.get("tp", 1) > 1  # Megatron's own rule
@@ -81,6 +80,7 @@ def read(
     except ValidationError as error:
         raise ValueError(explain(error, Shape)) from None
     megatron_stages.take(there, layout, shape)
+    remarks += megatron_recompute.take(there, layout, shape)
     left = [f"{name} {' '.join(values)}".strip() for name, values in there.items() if not ELSEWHERE.match(name)]
     elsewhere = [name for name in there if ELSEWHERE.match(name)]
     told_twice = " ".join(left)
@@ -257,23 +257,6 @@ def _precision(there: Options, layout: dict[str, Any]) -> None:
         for name in ("--num-layers-at-start-in-bf16", "--num-layers-at-end-in-bf16"):
             if there.get(name) == ["1"]:
                 del there[name]
-
-
-def _recompute(there: Options, layout: dict[str, Any]) -> None:
-    """What is not among these stays in `there`, and is told."""
-    kind = there.get("--recompute-granularity")
-    method, count = there.get("--recompute-method"), there.get("--recompute-num-layers")
-    if kind == ["full"] and method == ["uniform"] and count in (["1"], None):
-        layout["recompute"] = "full"
-    elif kind == ["full"] and method == ["block"] and count:
-        layout["recompute"] = f"full:{count[0]}" if count != ["0"] else "none"
-    elif kind == ["selective"]:
-        modules = set(there.pop("--recompute-modules", ()))
-        layout["recompute"] = "redo-mlp" if modules and modules <= {"mlp", "moe"} else "selective"
-    else:
-        return
-    for name in ("--recompute-granularity", "--recompute-method", "--recompute-num-layers"):
-        there.pop(name, None)
 
 
 def _family(model: dict[str, Any]) -> dict[str, Any]:

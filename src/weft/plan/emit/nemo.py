@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from weft.config.tree import Config
-from weft.models.shape import Experts
+from weft.models.shape import Experts, Shape
 from weft.plan.emit import megatron
+from weft.plan.emit.megatron_recompute import SELECTIVE, redone_mlp
 from weft.plan.emit.settings import Written, commented, nodes_of
 
 MODEL = {
@@ -62,7 +63,7 @@ def write(config: Config, per_node: int = 8) -> Written:
         model |= {"old_context_len": shape.rope_scaling.original_max_seq}
     if layout.cp > 1:
         model["cp_comm_type"] = {"ring": "p2p", "allgather": "all_gather", "ulysses": "a2a"}[layout.cp_kind]
-    model |= _recompute(layout.recompute, megatron.redone_mlp(shape))
+    model |= _recompute(layout.recompute, shape)
     strategy: dict[str, Any] = {
         "tensor_model_parallel_size": layout.tp,
         "sequence_parallel": layout.sp,
@@ -103,11 +104,11 @@ def write(config: Config, per_node: int = 8) -> Written:
     return Written(text, remarks)
 
 
-def _recompute(text: str, mlp: list[str]) -> dict[str, Any]:
+def _recompute(text: str, shape: Shape) -> dict[str, Any]:
     if text.startswith("full"):
         method, count = ("block", int(text[5:])) if ":" in text else ("uniform", 1)
         return {"recompute_granularity": "full", "recompute_method": method, "recompute_num_layers": count}
-    modules = {"selective": ["core_attn", "layernorm"], "redo-mlp": mlp}
+    modules = {"selective": list(SELECTIVE), "redo-mlp": redone_mlp(shape)}
     return {"recompute_granularity": "selective", "recompute_modules": modules[text]} if text in modules else {}
 
 

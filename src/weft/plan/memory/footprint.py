@@ -5,12 +5,14 @@ plan/memory/moments.py counts weft's own steps moment by moment; this is the sam
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import numpy as np
 
+from weft.plan.memory.head import Head
+from weft.plan.memory.held import Held, low_blocks
 from weft.plan.memory.kept import Kept
-from weft.plan.time.block import parameters, widths
+from weft.plan.time.block import widths
 from weft.plan.time.constants import CONSTANTS as C
 from weft.plan.time.imbalance import fullest
 from weft.plan.work import Machine, Num, Work
@@ -64,144 +66,107 @@ class Footprint:
 
 
 @dataclass(frozen=True)
-class Held:
-    """Parameters of the fullest process.
-
-    Attributes:
-        blocks: how many it has.
-        block: of one of them; `table`: of one of the vocabulary's.
-        tables: of all that are no block's.
-        whole, share: of all; and of those, where they are shared among the replicas.
-        shards: processes that share a block.
-    """
-
-    blocks: Num
-    block: Num
-    table: Num
-    tables: Num
-    whole: Num
-    share: Num
-    shards: Num
-
-    @classmethod
-    def of(cls, work: Work, first: bool = False, inside: bool = False) -> Held:
-        """`inside`: where a pipeline goes there and back, of the process that has neither end, not of that with both."""
-        s, c = work.sizes, work.cut
-        common, experts, table = parameters(work)
-        with_head, others = dealt_blocks(work)
-        blocks: Num = np.where(c.vee, others if inside else with_head, np.maximum(with_head, others))
-        if first:
-            blocks = blocks - np.where((work.software.balanced == 0) & work.tables_as_blocks, 1, 0)
-        tables = table * np.where(c.pp > 1, 1.0 + c.vee, 2 - s.tied) + s.positions * s.hidden
-        tables = np.where(c.vee, 0.0, tables) if inside else tables
-        share = (blocks * common + tables) / c.shards + blocks * experts / c.expert_shards
-        return cls(blocks, common + experts, table, tables, blocks * (common + experts) + tables, share, c.shards)
-
-
-def dealt_blocks(work: Work) -> tuple[Num, Num]:
-    """Blocks of the process with the head, and the most of any other."""
-    s, c, soft = work.sizes, work.cut, work.software
-    common, experts, _ = parameters(replace(work, cut=replace(c, tp=1, ep=1, etp=1)))
-    block = common + experts * s.per_token / np.maximum(1, s.experts)  # what a token is multiplied with
-    head = np.where(soft.balanced, s.vocab * s.hidden / block, 0.0)  # is worth so many blocks
-    most, late, count = (s.layers + head) / c.pp, soft.balanced > 2, np.maximum(1, c.pp - 1)
-    fewest = np.where(late, 0, c.vp)
-    beside_head = np.clip(np.floor(most - head + np.where(late, 0.5, 0.0)), fewest, s.layers)
-    # one more while the others have no less to do
-    more = np.logical_not(late) & (beside_head + head <= np.floor((s.layers - beside_head - 1) / count))
-    beside_head = np.clip(beside_head + more, fewest, s.layers)
-    rest = s.layers - beside_head  # of the other processes
-    others = np.ceil(rest / count)
-    # the first of those that have one more keeps as many micro-batches as there are of them, and one
-    first = np.ceil(rest / count) * (rest % count + 1) / c.pp
-    others = np.where(late & (rest % count > 0), np.maximum(np.floor(rest / count), first), others)
-    uneven = (soft.balanced > 1) & (c.pp > 1)
-    ends, others = (np.where(uneven, blocks, np.ceil(most)) for blocks in (beside_head, others))
-    return np.clip(ends, 1, s.layers), np.minimum(others, s.layers)
-
-
-@dataclass(frozen=True)
 class Flight:
     """Activations of the micro-batches in flight, in bytes.
 
     Attributes:
         per_block: of one micro-batch, by the mean block, where some keep their input alone.
         flying: micro-batches in flight.
-        first, last: of the process that has most of them, and of that with the logits.
+        kept: of all of them, at the fullest moment; `with_logits`: while the logits are there.
         delayed: by one block of one micro-batch whose gradients of weights are put off.
         released: what all blocks have let go of when gradients that were put off are made.
     """
 
     per_block: Num
     flying: Num
-    first: Num
-    last: Num
+    kept: Num
+    with_logits: Num
     delayed: Num
     released: Num
 
     @classmethod
-    def of(cls, work: Work, held: Held, kept: Kept, logits: Num, inside: bool) -> Flight:
-        s, c, soft = work.sizes, work.cut, work.software
-        delayed = kept.delayed
-        one = work.tokens * s.hidden * c.item / np.where(c.sp, c.tp, 1)
-        per_block = c.full * one + (1 - c.full) * kept.block
-        # weft keeps what each stage gave, too: the root of its backward pass
-        per_block = per_block + soft.results * (c.pp > 1) * c.vp * one / held.blocks
-        # the process with both ends has half of its blocks at either, and no backward pass before the first has come back
-        come = np.where(c.vee & (not inside), (work.micro_batches + 1) / 2, work.micro_batches)
-        flying = np.minimum(come, c.flying)
-        # there they are early and many in flight, back they are late: an odd block is there
-        odd = c.vee * (held.blocks % 2) * np.maximum(0.0, 1 - (3 if inside else 1) / flying)
+    def of(cls, work: Work, held: Held, kept: Kept, head: Head | None) -> Flight:
+        c, soft = work.cut, work.software
+        one = work.tokens * work.sizes.hidden * c.item / np.where(c.sp, c.tp, 1)
+        sent = soft.results * (c.pp > 1) * c.vp * one  # weft keeps what each stage gave, the root of its backward pass
+        per_block = c.full * one + (1 - c.full) * kept.block + sent / held.blocks
+        flying, most, late = fullest_moment(work, held, per_block, kept.delayed, head)
         waiting = np.minimum(flying, c.put_off)
-        later = (flying - waiting) * per_block + waiting * delayed
-        here = np.minimum(2, flying * held.blocks) * per_block + held.blocks * waiting * delayed
-        early = (held.blocks + odd) * flying * per_block
+        here = np.minimum(2, flying * held.blocks) * per_block + held.blocks * waiting * kept.delayed
         # a share that goes is that of the first blocks (Transformer Engine's), which are gone when the last are there
-        stay = (1 - c.offload) * np.maximum(early, held.blocks * later)
-        first = np.where(c.offload > 0, np.maximum(here, stay), stay)
-        # the first stage of a pipeline has most in flight, the last has the logits; there and back, one process has both
-        fewer = np.where(soft.balanced > 0, np.clip(s.layers - (c.pp - 1) * held.blocks, 1, held.blocks), held.blocks)
-        behind = np.minimum(flying, 1.0) * per_block + np.maximum(0.0, waiting - 1) * delayed
-        last = np.where(c.pp > 1, np.where(c.vee, early, fewer * behind), first)
+        most = np.where(c.offload > 0, np.maximum(here + flying * sent, (1 - c.offload) * most), most)
         # one block is on its way while the logits are there, and two when they are gone
-        last = np.where(c.offload > 0, first - np.minimum(first / 2, logits), last)
+        logits = head.logits if head else 0.0
+        with_logits = np.where(c.offload > 0, most - np.minimum(here / 2, logits), most)
         # there and back, late processes have nothing else in flight any more when gradients that were put off are made
-        there = np.where(c.vee, np.maximum(early, held.blocks * waiting * delayed), held.blocks * later)
-        return cls(per_block, flying, first, last, delayed, first - there)
+        return cls(per_block, flying, most, with_logits, kept.delayed, np.where(c.vee, 0.0, most - late))
+
+
+def fullest_moment(work: Work, held: Held, per_block: Num, delayed: Num, head: Head | None) -> tuple[Num, Num, Num]:
+    """Micro-batches in flight, the most that these and those keep whose gradients of weights wait, and what they keep when
+    most of the latter do: of the process with the head; or of the fullest of all others, which have one block more each up
+    to some place in the pipeline."""
+    c = work.cut
+    if head is not None:
+        return moment(work, held.blocks, np.where(c.vee, 0, c.pp - 1), per_block, delayed)
+    found = moment(work, held.blocks, 1.0 * c.vee, per_block, delayed)
+    if not np.any(c.put_off > 0):
+        return found
+    low, last_high = low_blocks(work, held)
+    for blocks, place in ((held.blocks, last_high), (low, c.pp - 1 - (c.vee == 0))):
+        other = moment(work, blocks, place, per_block, delayed)
+        found = tuple(np.where(other[1] > found[1], new, old) for new, old in zip(other, found, strict=True))
+    return found
+
+
+def moment(work: Work, blocks: Num, place: Num, per_block: Num, delayed: Num) -> tuple[Num, Num, Num]:
+    """The same of a process with so many blocks, at this place of the pipeline."""
+    c, count = work.cut, work.micro_batches
+    most = np.minimum(count, c.flying)
+    # the first of a pipeline has most in flight, the last least; there and back it is the other way round, until the first
+    # micro-batch has come back
+    fewest = (place > 0) & (c.vp > 1) & np.isfinite(c.flying)
+    along = np.minimum(count, np.where(fewest, 1, np.maximum(1, c.flying - place)))
+    flying = np.where(c.vee, np.minimum(most, (count + 1 + place) / 2), along)
+    # and gives up what it has for gradients that wait
+    behind = np.minimum(most, c.put_off * (place + 0.5) / (c.pp - 0.5))
+    waiting = np.where(c.vee, behind, (c.put_off > 0) * (most - along))
+    left = np.where(c.vee, np.maximum(0, most - 0.5 - waiting), along)
+    # there they are early and many in flight, back they are late: an odd block is there
+    odd = c.vee * (blocks % 2) * np.maximum(0.0, 1 - np.where(place > 0, 3, 1) / flying)
+    ends = ((c.put_off > 0) & (c.vp == 1)) * np.maximum(0, delayed - per_block)  # of the pass that comes to its end
+    late = blocks * (left * per_block + waiting * delayed + ends)
+    return flying, np.maximum((blocks + odd) * flying * per_block, late), late
 
 
 def footprint(work: Work, *, first: bool = False) -> Footprint:
     """Of the fullest process, or of the first stage's, which is the one that most systems report."""
-    kept = Kept.of(work)
-    ends = process(work, kept, first=first, inside=False)
-    if first or not np.any(work.cut.vee):
-        return ends
-    inside = process(work, kept, first=False, inside=True)
-    fuller = work.cut.vee & (inside.total > ends.total)
-    pairs = ((getattr(inside, field.name), getattr(ends, field.name)) for field in fields(Footprint))
-    return Footprint(*(np.where(fuller, one, other) for one, other in pairs))
+    kept, c = Kept.of(work), work.cut
+    last = process(work, kept, head=True)
+    if not np.any(c.pp > 1):
+        return last
+    other = process(work, kept, head=False, first=first)
+    chosen = np.logical_not(c.vee) if first else other.total > last.total
+    pairs = ((getattr(other, field.name), getattr(last, field.name)) for field in fields(Footprint))
+    return Footprint(*(np.where(chosen & (c.pp > 1), one, another) for one, another in pairs))
 
 
-def process(work: Work, kept: Kept, *, first: bool, inside: bool) -> Footprint:
+def process(work: Work, kept: Kept, *, head: bool, first: bool = False) -> Footprint:
     """Of one process: see `Held.of`."""
-    s, c, soft = work.sizes, work.cut, work.software
-    held = Held.of(work, first, inside)
-    logits = np.maximum(soft.logits, c.item) * work.tokens * s.vocab / np.where(soft.whole_head, 1, c.tp)
-    logits = np.where(c.chunked, logits / 16, logits)
-    logits = np.where(c.vee, 0.0, logits) if inside else logits
-    flight = Flight.of(work, held, kept, logits, inside)
-    leads = (np.where(c.pp > 1, flight.first, 0.0) >= flight.last + logits) | first
-    activations = np.where(leads | (c.pp == 1), flight.first, flight.last)
-    there = np.where(leads & (c.pp > 1), flight.first, flight.last + logits) - activations  # of the logits
+    c, soft = work.cut, work.software
+    held = Held.of(work, head=head, first=first)
+    top = Head.of(work, held) if head else None
+    flight = Flight.of(work, held, kept, top)
+    logits = flight.with_logits + top.logits - flight.kept if top else 0.0
     weights, gradients, optimizer = states(work, held)
     buckets = (c.zero == 0) & (c.replicas * c.cp > 1)  # are there from the start
     come = (soft.freed > 0) & (work.micro_batches <= 1) & np.logical_not(buckets)
-    gradients = np.where(come, np.maximum(0.0, gradients - activations - there), gradients)
+    gradients = np.where(come, np.maximum(0.0, gradients - flight.kept - logits), gradients)
     axes = 1.0 * (c.tp > 1) + (c.pp > 1) + (c.cp > 1) + (c.replicas > 1)
+    backward = working(work, held, flight, kept, logits, top.beside if top else 0.0)
     return Footprint(
-        weights=weights, gradients=gradients, optimizer=optimizer, gathered=gathered(work, held), activations=activations,
-        working=working(work, held, flight, kept, there), logits=there, outside=C.outside + C.communicator * axes,
-        host=on_host(work, held, flight),
+        weights=weights, gradients=gradients, optimizer=optimizer, gathered=gathered(work, held), activations=flight.kept,
+        working=backward, logits=logits, outside=C.outside + C.communicator * axes, host=on_host(work, held, flight),
     )  # fmt: skip
 
 
@@ -244,8 +209,9 @@ def on_host(work: Work, held: Held, flight: Flight) -> Num:
     )
 
 
-def working(work: Work, held: Held, flight: Flight, kept: Kept, logits: Num) -> Num:
-    """Bytes that a backward pass takes beside what was kept: those of logits, which are gone by then, are there again."""
+def working(work: Work, held: Held, flight: Flight, kept: Kept, logits: Num, head: Num) -> Num:
+    """Bytes that a backward pass takes beside what was kept: those of logits, which are gone by then, are there again; or
+    those that the head's takes, `head`."""
     s, c, soft, share = work.sizes, work.cut, work.software, work.mixed
     # gradients inside of a block's MLP, while all else is still kept
     routed = s.expert_ffn * s.per_token * fullest(work) / c.etp / c.tp
@@ -259,10 +225,15 @@ def working(work: Work, held: Held, flight: Flight, kept: Kept, logits: Num) -> 
     reduced = np.maximum(reduced, (c.zero != 1) * (work.micro_batches > 1) * soft.reduced * held.tables)
     fsdp2 = np.maximum(0.0, kept.redone + kept.remade + inner + reduced - logits)
     most = np.where((soft.weights > c.item) & (soft.alternate == 0), fsdp2, plain)
+    most = np.maximum(most, head)
     # what was put off is made for all blocks of a stage, and then reduced, when what it was made of is gone
     made, done = held.blocks * held.block, flight.delayed * held.blocks / c.vp
-    made = np.maximum(c.item * made, np.where(c.zero == 1, 0.0, soft.gradients * made - done))
-    made = (c.put_off > 0) * (soft.weights > c.item) * made - flight.released * (c.offload == 0)
+    ends = held.tables / (1 + c.vee)
+    at_once = soft.reduced * np.maximum(held.block, ends) * (1 + 1 / held.shards)
+    unreduced = (c.zero == 1) & (work.micro_batches > 1)
+    reduced = at_once + np.where(unreduced, 0.0, soft.reduced * (made + ends)) - done
+    made = (c.put_off > 0) * ((c.zero > 0) | (c.away > 0)) * np.maximum(c.item * made, reduced)
+    made = (soft.weights > c.item) * made - flight.released * (c.offload == 0)
     return np.maximum(most + 2 * work.tokens * s.hidden * c.item, made)
 
 

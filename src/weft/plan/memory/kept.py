@@ -97,15 +97,19 @@ def parts_activations(work: Work) -> tuple[Num, Num, Num]:
     latent = 2 * s.latents + s.heads * raised / tp
     inner = np.where(s.kv_rank > 0, latent, 2 * query + 2 * kv) + eager * (soft.fused_norm < 2) * (query + kv)
     scores = np.where(soft.flash, 0.0, c.micro_batch * s.heads / tp * s.seq**2 / c.cp * (2 * c.item + soft.dropout))
+    windowed = soft.masks * (s.window < s.seq) * ((c.cp == 1) | (c.ulysses > 0))  # else it is made tile by tile
+    scores = scores + windowed * c.item * s.seq**2
     attention = c.item * tokens * inner + tokens * s.heads / tp * 4 + np.where(c.selective > 0, 0.0, scores)
     # the MLP's two or three inner states
     states = s.matrices - cheap
     mine = tokens / tp * s.per_token * fullest(work)  # as if one process had most in every block
-    routed = mine * ((2 - soft.weighs) * s.hidden + states * s.expert_ffn) + tokens * states * s.shared_ffn / tp
+    inner, gathered = states + (soft.weighs > 1), np.where(soft.weighs > 1, c.etp, 1)
+    routed = mine * ((1 + gathered - np.minimum(1, soft.weighs)) * s.hidden + inner * s.expert_ffn)
+    routed = routed + tokens * states * s.shared_ffn / tp
     mlp = c.item * ((1 - share) * tokens * states * s.ffn / tp + share * routed + eager * activated(work))
     mlp = mlp - in_8_bits * ((1 - cheap) * activated(work) + share * mine * s.hidden)
     # what is dealt out to experts is kept as it came, where they are computed again
-    inside = s.expert_ffn * (c.item * (states + eager) - in_8_bits * (1 - cheap))
+    inside = s.expert_ffn * (c.item * (states + (soft.weighs > 1) + eager) - in_8_bits * (1 - cheap))
     experts = share * mine * (inside - in_8_bits * s.hidden)
     return normed + attention, normed + mlp, experts
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
+from weft.config.layout import Layout
 from weft.config.recompute import Recompute
 from weft.config.tree import Config
 from weft.plan.memory.activations import FLOAT, ITEM, LONG, Pass, When, in_flight, kept_bytes, stage_bytes
@@ -125,6 +126,16 @@ def fitted(config: Config, stage: Stage, device: Device) -> Config:
     )
 
 
+def settled(config: Config, device: Device) -> Layout:
+    """The layout of a run, with a budget of memory made as many full blocks of every stage as its fullest stage needs.
+
+    Raises:
+        ValueError: not all of them are enough.
+    """
+    needed = (fitted(config, stage, device).layout for stage in stages(config.model, config.layout))
+    return max(needed, key=lambda layout: Recompute.parse(layout.recompute).first or 0)
+
+
 def largest(memories: list[StageMemory]) -> StageMemory:
     return max(memories, key=lambda memory: memory.peak.total)
 
@@ -189,10 +200,10 @@ def _moments(config: Config, stage: Stage, one: Pass, num_micro_batches: int, de
         kept = tokens + kept_bytes(flying, schedule, stage, one, logits) + 3 * one.hidden
         done = len(stage.stages[max(flying.put_off, key=lambda number: flying.put_off[number])]) * one.put_off
         late = replace(fixed, gradients=gradients.before, copies=gradients.copies_outside)
-        found += [
-            replace(late, moment="gradients that were put off", activations=kept, temporary=gradients.made),
-            replace(late, moment="their reduction", activations=kept - done, temporary=gradients.reduced),
-        ]
+        late = replace(late, moment="gradients that were put off", activations=kept, temporary=gradients.made)
+        found.append(late)
+        moment = f"reduction of {late.moment}"
+        found.append(replace(late, moment=moment, activations=kept - done, temporary=gradients.reduced))
     update = FLOAT * muon_numbers(stage, layout.world // layout.pp) if config.optimizer.kind == "muon" else 0
     if config.optimizer.states == "8bit":
         update = max(update, 6 * FLOAT * min(EIGHT_BIT_AT_ONCE, stage.shard))

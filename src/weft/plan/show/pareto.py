@@ -37,9 +37,9 @@ class Pareto:
     """The picture and what it shows."""
 
     def __init__(self, found: Search) -> None:
-        seconds, memory = np.asarray(found.seconds), found.cluster.memory
+        seconds, memory = np.asarray(found.told), found.cluster.memory
         self.found = found
-        self.best = float(seconds[found.fastest[0]] if len(found.fastest) else seconds.min(initial=np.inf))
+        self.best = float((seconds[found.fastest] if len(found.fastest) else seconds).min(initial=np.inf))
         shown = np.flatnonzero(
             np.isfinite(seconds) & (seconds <= SLOWEST * self.best) & (found.bytes <= FULLEST * memory)
         )
@@ -66,7 +66,7 @@ class Pareto:
 
     def cells(self) -> list[tuple[int, str]]:
         """Of the layouts on each dot, the fastest; and whether it fits: fitting, tight, failing."""
-        x, y = self.x(self.found.bytes[self.rows]) // CELL, self.y(self.found.seconds[self.rows]) // CELL
+        x, y = self.x(self.found.bytes[self.rows]) // CELL, self.y(self.found.told[self.rows]) // CELL
         _, first = np.unique(x * HEIGHT + y, return_index=True)
         rows = self.rows[np.sort(first)]
         how = np.select([self.found.sure[rows], self.found.fits[rows]], ["fitting", "tight"], "failing")
@@ -81,13 +81,13 @@ class Pareto:
             layout = self.found.layout(index)
         except ValueError:  # weft does not run it
             return None
-        seconds, size = float(self.found.seconds[index]), float(self.found.bytes[index])
+        seconds, size = float(self.found.told[index]), float(self.found.bytes[index])
         return Point(float(self.x(size)), float(self.y(seconds)), layout, seconds, size)
 
     def draw(self) -> Element:
         dots = dict.fromkeys(("failing", "tight", "fitting"), "")
         for index, how in self.cells():
-            x, y = self.x(self.found.bytes[index]) // CELL * CELL, self.y(self.found.seconds[index]) // CELL * CELL
+            x, y = self.x(self.found.bytes[index]) // CELL * CELL, self.y(self.found.told[index]) // CELL * CELL
             dots[how] += f"M{x:.0f} {y:.0f}h3v3h-3z"
         frontier = self.frontier()
         line = " ".join(f"{point.x:.1f},{point.y:.1f}" for point in frontier)

@@ -49,16 +49,21 @@ class Chunk:
         return Costs(forward, backward, self.blocks.total(WEIGHTS))
 
 
+def check_curves(shape: Shape) -> None:
+    """Raises: ValueError: a part of the model that curves know nothing of."""
+    if shape.latent is not None:
+        raise ValueError(
+            "the curves of a measured cluster know nothing of latent attention: plan such a model on a preset's cluster"
+        )
+
+
 def counted_time(shape: Shape, layout: Layout, job: Job, curves: Curves) -> Time:
     """Seconds of a step, on the process that has most to do.
 
     Raises:
         ValueError: a part of the model or of the layout that curves know nothing of.
     """
-    if shape.latent is not None:
-        raise ValueError(
-            "the curves of a measured cluster know nothing of latent attention: plan such a model on a preset's cluster"
-        )
+    check_curves(shape)
     if layout.precision in ("fp8", "fp8row") or job.matmul == "fp8":
         raise ValueError(f"layout {layout}: the curves of a measured cluster know fp32 and bf16 alone; leave fp8 out")
     return StepCount(shape, layout, job, curves).time()
@@ -74,8 +79,7 @@ class StepCount:
         self.precision = self.block.precision
         self.places = stages(shape, layout)
         self.kinds = {kind: self.block.block(kind) for kind in {*map(shape.has_experts, range(shape.num_layers))}}
-        recompute = Recompute.parse(layout.recompute)
-        self.recompute = recompute if recompute.budget is None else Recompute(first=0)
+        self.recompute = Recompute.parse(layout.recompute)
 
     def time(self) -> Time:
         chunks = {stage: self.chunk(place, stage) for place in self.places for stage in place.stages}

@@ -6,6 +6,7 @@ import math
 from bisect import bisect_right
 from itertools import pairwise, product
 from math import prod
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -86,7 +87,7 @@ class Curves(BaseModel):
 
     processes: int = Field(ge=1)
     threads: int = Field(ge=1)
-    device: str
+    device: Literal["cpu", "cuda"]
     beside: float = Field(ge=0, le=1)
     unit: float = Field(ge=0)
     compute_scale: float = Field(1.0, gt=0)

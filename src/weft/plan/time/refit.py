@@ -13,6 +13,7 @@ import numpy as np
 from weft.config.load import load_config
 from weft.config.tree import Config
 from weft.plan.machine import Cluster
+from weft.plan.memory.moments import settled
 from weft.plan.numbers import Job
 from weft.plan.time.counted import counted_time
 from weft.plan.time.curves import Curves
@@ -124,4 +125,4 @@ def predicted(ran: Ran, curves: Curves) -> float:
     """Seconds of a step."""
     config = ran.config
     job = Job(seq=config.seq, global_batch=config.train.global_batch, busiest_expert=ran.busiest_expert)
-    return float(counted_time(config.model, config.layout, job, curves).total)
+    return float(counted_time(config.model, settled(config, curves.device), job, curves).total)
