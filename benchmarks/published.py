@@ -71,7 +71,9 @@ SOFTWARE: tuple[tuple[str, Software], ...] = (
     ("NeMo Megatron 22", NEMO_22), ("NeMo 24.12", replace(NEMO_24, flash=3)), ("NeMo 25", MEGATRON_25),
     ("NeMo 24.", NEMO_24), ("nemo-24", NEMO_24),
     ("DeepSeek-V3 README", replace(MEGATRON_CORE, overlap_ep=1, dedup=1)),
-    ("Bridge", replace(MEGATRON_25, overlap_ep=1, dedup=1, routing=FUSED)),
+    # its recipes' cross entropy is Transformer Engine's (scripts/performance/utils/overrides.py), which writes gradients
+    # where the logits were
+    ("Bridge", replace(MEGATRON_25, overlap_ep=1, dedup=1, routing=FUSED, logits=2)),
     ("dgxc", MEGATRON_CORE), ("NeMo", MEGATRON_CORE),
     ("ModelZoo", MEGATRON_25), ("mcore", MEGATRON_24),
     ("Primus", replace(MEGATRON_25, gradients=4, reduced=4, overlap_tp=0, adds=1)),  # its configurations for MI300X
@@ -517,7 +519,7 @@ def _software(row: dict[str, Any]) -> Software:
     if "flash attention 2" in extras:
         found = replace(found, flash=1)
     if "cross entropy of te" in extras:  # one kernel (transformer_engine/common/triton/cross_entropy.py)
-        found = replace(found, lean_loss=1)
+        found = replace(found, lean_loss=1, logits=2)
     if "plain attention" in extras:
         found = replace(found, flash=0)
     # NVIDIA reduces gradients in 16 bits in its own tables
