@@ -32,7 +32,9 @@ NEMO_22 = replace(MEGATRON_21, overlap_dp=1, gradients=2)
 MEGATRON_CORE = Software(flash=2, overlap_tp=1, overlap_pp=1, gradients=2, reduced=2)
 MEGATRON_24 = replace(MEGATRON_CORE, flash=1)  # before Transformer Engine preferred cuDNN's attention, mid-2024
 MEGATRON_25 = replace(MEGATRON_CORE, flash=3, keeps8=1, weighs=1)  # with the cuDNN of December 2024 and later
-MEGATRON_DS = replace(MEGATRON_21, reduced=2, adds=1)
+# all get all gradients: its ZeRO 1 and 2 reduce them whole, and so does its optimizer for bf16 (stage_1_and_2.py,
+# bf16_optimizer.py)
+MEGATRON_DS = replace(MEGATRON_21, reduced=2, adds=1, whole_dp=1)
 NEMO_24 = replace(MEGATRON_CORE, master=2)  # Apex keeps the 16 bits that bf16 weights lack
 TORCH = Software(fused=0, weights=4, gradients=4, master=0, reduced=4, stops=1)
 TORCH_LOSS = replace(TORCH, logits=12)
@@ -50,6 +52,7 @@ INTERN_EVO = Software(  # Apex's RMSNorm
     blocking=1, fused=0, fused_norm=1, overlap_dp=0.5, reduced=2, gradients=2, adds=1, turns=2.5e-3,
 )  # fmt: skip
 DEEPSPEED = replace(MEGATRON_21, reduced=2, overlap_dp=0.5)
+DEEPSPEED_HF = replace(DEEPSPEED, fused=0, dropout=0)  # norms and activations of transformers' LLaMA are eager
 FUSED = 0.49  # of the traffic of dealing tokens out, where permutations are fused (--moe-permute-fusion): fitted
 SOFTWARE: tuple[tuple[str, Software], ...] = (
     ("nanotron", nanotron.NANOTRON), ("MaxText", XLA), ("AA-Scaling", SCALING),
@@ -59,7 +62,7 @@ SOFTWARE: tuple[tuple[str, Software], ...] = (
     ("InternEvo", INTERN_EVO),
     ("vTrain", replace(MEGATRON_21, fused=0, adds=1, gradients=2)),
     ("Megatron-DeepSpeed", MEGATRON_DS),
-    ("ATorch, DeepSpeed", replace(DEEPSPEED, fused=0)),  # Hugging Face's LLaMA, with flash attention (its ds_3d_llama2.py)
+    ("ATorch, DeepSpeed", DEEPSPEED_HF), ("Hugging Face's LLaMA", DEEPSPEED_HF),  # the former: its ds_3d_llama2.py
     ("DeepSpeed", DEEPSPEED),
     ("PaddleNLP", replace(MEGATRON_21, fused=0, fused_norm=2, dropout=0)),  # as the configs that its page names
     ("2021-01", replace(MEGATRON_21, whole_pp=1)), ("Smith et al. 2022", replace(MEGATRON_21, whole_pp=1, adds=1)),
@@ -112,6 +115,7 @@ class Run:
         fullest: the memory is that of the GPU that has most.
         reserved: it is what the allocator took, holes and all.
         all: it is what the driver sees: what CUDA and NCCL took too.
+        away: the share of blocks whose activations go to the CPU, where any do.
     """
 
     name: str
@@ -131,12 +135,13 @@ class Run:
     fullest: bool = False
     reserved: bool = False
     all: bool = False
+    away: float = 0.5
 
     @property
     def work(self) -> Work:
         work = numbers(self.shape, self.layout, self.job, self.cluster, self.software)
         if self.layout.offload:
-            work = replace(work, cut=replace(work.cut, offload=0.5))  # those recipes: of 20 to 40 blocks of 80
+            work = replace(work, cut=replace(work.cut, offload=self.away))
         if self.zero and self.layout.fsdp == 1 and self.layout.cp > 1:  # Megatron shards over cp where there is no dp
             work = replace(work, cut=replace(work.cut, zero=self.zero))
         return work
@@ -175,8 +180,14 @@ def read_run(row: dict[str, Any]) -> Run:
         memory=memory * GIB if memory else None, status=str(measured.get("status") or ""),
         duplicate="duplicate_of" in row, zero=_zero(row), fullest=measured.get("peak_mem_gpu") == "fullest",
         reserved=measured.get("peak_mem_kind") in ("reserved", "nvidia-smi"),
-        all=measured.get("peak_mem_kind") == "nvidia-smi",
+        all=measured.get("peak_mem_kind") == "nvidia-smi", away=_away(row, shape),
     )  # fmt: skip
+
+
+def _away(row: dict[str, Any], shape: Shape) -> float:
+    """As its recipe says; else half, as those recipes mostly have it: of 20 to 40 blocks of 80."""
+    blocks = row.get("recipe", {}).get("cpu_offloading_num_layers")
+    return blocks / shape.num_layers if blocks else 0.5
 
 
 def _counts_recompute(row: dict[str, Any], shape: Shape, job: Job) -> bool:
@@ -327,6 +338,7 @@ def _layout(row: dict[str, Any], job: Job) -> Layout:
         cp_kind="ring" if cp > 1 else "allgather", pp=pp, vp=vp if pp > 1 else 1,
         schedule=_schedule(row, vp) if pp > 1 else "1f1b", ep=ep, etp=etp if row["model"].get("experts") else None,
         micro_batch=max(1, int(micro_batch)), precision="bf16",
+        loss="chunked" if "loss in chunks" in row.get("extras", []) else "whole",
         recompute=recompute if recompute.startswith(("full", "selective", "redo")) else "none",
         offload="activation offloading" in str(row.get("extras")) or bool(offloaded),
         offload_optimizer="optimizer offloaded to the CPU" in row.get("extras", []),
@@ -384,6 +396,12 @@ def _is_titan(row: dict[str, Any]) -> bool:
     return "torchtitan" in f"{row.get('framework')} {row.get('set')} {row.get('source')}".lower()
 
 
+def _has_bf16_optimizer(row: dict[str, Any]) -> bool:
+    """DeepSpeed's for bf16 without ZeRO, and of pipelines in it: states are shared among replicas (bf16_optimizer.py)."""
+    named = row.get("framework") == "Megatron-DeepSpeed" and row.get("precision") == "bf16"
+    return named and (not row.get("zero_stage") or (row.get("pp") or 1) > 1)
+
+
 def _is_bloom(row: dict[str, Any]) -> bool:
     return any(word in f"{row.get('set')} {row.get('source')}".lower() for word in ("bloom", "tr11"))
 
@@ -397,6 +415,8 @@ def _zero(row: dict[str, Any]) -> int:
     zero = row.get("zero_stage")
     if zero is None:
         return 3 if row.get("fsdp") else int(_since_hopper(row))
+    if zero == 0 and _has_bf16_optimizer(row):
+        return 1
     return 1 if zero == 3 and _is_titan(row) and (row.get("pp") or 1) > 1 else zero
 
 
@@ -439,8 +459,14 @@ def _cluster(row: dict[str, Any]) -> Cluster:
         change |= {"nvlink_gb_per_s": cluster.host_gb_per_s, "halves_gb_per_s": 16}
     if "H800" in row["gpu"] or "A800" in row["gpu"]:
         change["nvlink_gb_per_s"] = 200
-    if _is_bloom(row):
-        change["nvlink_gb_per_s"] = 100  # "NVLink 4 inter-gpu connects" (its model card), where a DGX has 12
+    if row["gpu"] == "B200" and "SimuMax" in row.get("source", ""):
+        # that machine's products, large ones, have 0.45 to 0.51 of the peak (SimuMax, configs/system/b200_bf16_ceperm.json)
+        change["gemm_efficiency"] = 0.496
+    if "Omni-Path" in str(row.get("interconnect")):
+        # PSM2 opens one adapter for a process, and NCCL sees one: a group leaves a node by one process
+        change["adapter_gb_per_s"] = 12.5
+        if "A100" in row["gpu"]:  # Jean Zay's: "NVLink 4 inter-gpu connects" (BLOOM's model card), where a DGX has 12
+            change["nvlink_gb_per_s"] = 100
     return cluster.model_copy(update=change)
 
 
@@ -471,12 +497,16 @@ def _software(row: dict[str, Any]) -> Software:
     elif found is DEEPSPEED and _zero(row) == 3:
         # nothing hides its messages: Azure's runs with micro-batches of 1 to 32
         found = replace(found, overlap_dp=0, sharded=ZERO_3_2021 if "2021" in told else 1)
-    elif found is MEGATRON_DS and row.get("precision") == "bf16":  # and beside them in fp32
-        found = replace(found, gradients=6)
+    elif found is MEGATRON_DS and row.get("precision") == "bf16":  # and, by its own optimizer, beside them in fp32
+        found = replace(found, gradients=6 if _has_bf16_optimizer(row) else 2)
     elif found.master == 4 and row.get("precision") == "fp16":  # Megatron adds up in fp32 for bf16 alone (arguments.py)
         found = replace(found, gradients=2, reduced=2)
-    if _is_bloom(row):  # CUDA_LAUNCH_BLOCKING=1 stands in its scripts, against hangs
+    if _is_bloom(row) or "CUDA_LAUNCH_BLOCKING" in row.get("extras", []):  # it stands in BLOOM's scripts, against hangs
         found = replace(found, waits=1)
+    if "llama" in str(row["model"].get("family")) and found.dropout:  # LLaMA has none
+        found = replace(found, dropout=0)
+        if "Megatron-DeepSpeed" in str(row.get("framework")):  # its SwiGLU and rotary positions are eager
+            found = replace(found, fused=0, fused_norm=1)
     if found is XLA and "pax" in told and "(TE)" not in str(row.get("precision")):  # XLA alone had no fused attention
         found = replace(XLA, flash=0)
     if found is NEMO_24 and "nemo-framework-launcher" in told:  # NVTE_FUSED_ATTN: 0, till 24.07 (its conf/config.yaml)
@@ -499,14 +529,28 @@ def _software(row: dict[str, Any]) -> Software:
     found = replace(found, remakes=REMAKES.get(_policy(row), 0))
     if "fused rmsnorm" in extras:
         found = replace(found, fused_norm=1)
+    if "moments in 16 bits" in extras:
+        found = replace(found, moments=4)
+    if "gradients reduced once" in extras:
+        found = replace(found, once=1)
+    if "eager rmsnorm" in extras:
+        found = replace(found, fused_norm=0)
     if "layers redistributed" in extras:
         found = replace(found, balanced=3)
+    if _is_titan(row) and re.search(
+        r"pytorch (2\.9|2\.1\d)", told
+    ):  # RMSNorm is one kernel; cuDNN's attention is preferred
+        found = replace(found, fused_norm=1, flash=3)
     if "compile" in extras:
         found = replace(found, fused=1)
         if _is_titan(row) and "2024" not in row.get("source", ""):  # the loss too, but in 2024 (its train.py)
             found = replace(found, logits=4)
     if "fp8 parameters" in extras:
         found = replace(found, gathers8=1)
+    elif "fp8" in str(row.get("precision")) and re.search("megatron-(core|lm)", told) and "primus" not in told:
+        # each weight twice in 8 bits, as it is and transposed, from one micro-batch to the next (NVIDIA's Transformer
+        # Engine, module/base.py, is_first_microbatch), where weights themselves are not
+        found = replace(found, copies8=2 * found.keeps8)
     if row["gpu"].startswith("GB200") and re.search(r"nemo 25\.0[2-7]", told):
         found = replace(found, products8=CUDA_12)
     if str(row.get("precision")).lower() == "mxfp8":  # not torchao's, of experts alone

@@ -10,7 +10,6 @@ import pytest
 import torch
 from harness import MODELS, run_forked, warm_compiler
 from safetensors.torch import save_file
-from weft.serve.cut.follow import follow
 
 from weft.checkpoint.region import Region
 from weft.checkpoint.weights import create_weights_folder, load_decoder
@@ -20,6 +19,7 @@ from weft.models.places import places
 from weft.models.shape import Shape
 from weft.serve.config import EngineConfig
 from weft.serve.cut import ranks
+from weft.serve.cut.follow import follow
 from weft.serve.cut.ranks import join, start_ranks
 from weft.serve.cut.share import check_cut, load_share
 from weft.serve.cut.workers import RankDiedError, Workers

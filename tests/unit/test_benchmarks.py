@@ -20,3 +20,37 @@ def test_all_that_a_benchmark_imports_is_there(file: Path, monkeypatch: pytest.M
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look themselves up there
     spec.loader.exec_module(module)
+
+
+ROW = {
+    "id": "a", "set": "a", "source": "a page", "framework": "Megatron-Bridge 25.11", "gpu": "B200", "gpus": 64,
+    "gpus_per_node": 8, "model": {"layers": 80, "hidden": 8192, "heads": 64, "kv_heads": 8, "ffn": 28672, "vocab": 128256},
+    "tp": 1, "pp": 1, "cp": 1, "fsdp": "Megatron-FSDP", "micro_batch": 1, "global_batch_sequences": 128,
+    "precision": "bf16", "measured": {"step_s": 5.0},
+}  # fmt: skip
+
+
+def test_a_row_says_how_many_blocks_go_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FILES[0].parent))
+    published = importlib.import_module("published")
+    some = published.read_run(ROW | {"recipe": {"cpu_offloading_num_layers": 5}})
+    assert some.work.cut.offload == 5 / 80
+    untold = published.read_run(ROW | {"extras": ["activation offloading"]})
+    assert untold.work.cut.offload == 0.5
+
+
+def test_a_row_of_a_machine_whose_products_were_measured_has_these(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FILES[0].parent))
+    published = importlib.import_module("published")
+    theirs, others = (
+        published.read_run(ROW | {"source": source}) for source in ("github MooreThreads/SimuMax", "a page")
+    )
+    assert theirs.cluster.gemm_efficiency < 0.9 * others.cluster.gemm_efficiency
+
+
+def test_a_row_in_8_bits_says_whether_its_weights_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FILES[0].parent))
+    published = importlib.import_module("published")
+    core = ROW | {"framework": "Megatron-Core 2025", "precision": "fp8", "fsdp": None, "zero_stage": 1}
+    beside, themselves = (published.read_run(core | {"extras": extras}) for extras in ([], ["fp8 parameters"]))
+    assert (beside.software.copies8, themselves.software.copies8) == (2, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -127,6 +128,19 @@ def test_recompute_by_degrees() -> None:
     assert peak("full:4") < peak("full:3")
     assert peak("full") <= peak("keep-attention") < peak("selective") < peak("single")
     assert peak("redo-attention+mlp") < peak("redo-mlp") < peak("redo-attention") < peak("single")
+
+
+def test_a_share_of_blocks_may_go_to_the_cpu() -> None:
+    """The first of them, which are gone when the last are there (Transformer Engine's `cpu_offloading_num_layers`)."""
+    made = make_config({"model": {"preset": "llama3-8b"}, "layout": "fsdp8.mb1.offload.bf16"})
+    work = numbers(made.model, made.layout, Job(seq=8192, global_batch=8), read_cluster("h100x8"))
+
+    def kept(share: float) -> float:
+        return float(footprint(replace(work, cut=replace(work.cut, offload=share))).activations)
+
+    assert kept(1) < kept(0.5) == pytest.approx(kept(0) / 2)
+    assert kept(5 / 32) == pytest.approx(kept(0) * 27 / 32)
+    assert kept(0.97) == kept(1)  # one block and less: those on their way count
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def rows(section: ElementTree.Element) -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def found() -> Search:
-    return search(preset_shape("llama3-70b"), JOB, read_cluster("a100-80gbx128"))
+    return search(preset_shape("llama3-70b"), JOB, read_cluster("a100-80gbx256"))
 
 
 @pytest.fixture(scope="module")

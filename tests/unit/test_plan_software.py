@@ -240,3 +240,15 @@ def test_cdna_has_exponents_for_narrow_heads() -> None:
     wide = narrow.model_copy(update={"num_heads": 32, "num_kv_heads": 32, "head_dim": 128})
     one, other = (attention_time(work(shape, "mb4.bf16", cluster="mi300xx8"))[0] for shape in (narrow, wide))
     assert one == pytest.approx(float(other), rel=0.01)
+
+
+def test_weights_in_8_bits_may_lie_beside_those_in_16() -> None:
+    """As Transformer Engine has them: as they are, and transposed. Tables are no products."""
+    kept, lean = (
+        footprint(work("llama2-7b", "fsdp16.zero1.tp4.mb1.bf16", replace(MEGATRON, copies8=each), matmul="fp8"))
+        for each in (2, 0)
+    )
+    blocks = 32 * (4 * 4096**2 + 3 * 4096 * 11008) / 4
+    assert float(kept.gathered - lean.gathered) == pytest.approx(2 * blocks, rel=1e-3)
+    plain = work("llama2-7b", "fsdp16.zero1.tp4.mb1.bf16", replace(MEGATRON, copies8=2))
+    assert footprint(plain).gathered == lean.gathered

@@ -348,6 +348,44 @@ def test_gradients_that_all_processes_get_travel_once_more() -> None:
         assert plan[text, 1] == plan[text, 0]
 
 
+def test_zero_2_reduces_gradients_in_every_pass() -> None:
+    """It has room for its share alone (parallel/shard.py, prepare_backward); a step of one pass is one of ZeRO 1."""
+    alone = Software(overlap_dp=0)
+
+    def messages(layout: str, batch: int, software: Software = alone) -> float:
+        return step_time(work(GPT3, layout, batch, software)).dp
+
+    zero1, zero2 = ("fsdp64.zero1.tp8.mb1.full.bf16", "fsdp64.zero2.tp8.mb1.full.bf16")
+    assert (
+        messages(zero2, 64)
+        == messages(zero1, 64)
+        == messages(zero1, 256)
+        == messages(zero2, 256, Software(overlap_dp=0, once=1))
+    )
+    each = (messages(zero2, 256) - messages(zero1, 256)) / 3
+    assert each == pytest.approx(GPT3.num_params / 8 * 4 * 63 / 64 / (25e9 * 0.647 * 64**-0.0321), rel=0.05)
+    hidden = messages(zero2, 256, Software()) - messages(zero1, 256, Software())
+    assert 0 < hidden < 3 * each
+
+
+def test_a_group_that_uses_one_adapter_of_a_node() -> None:
+    """With one of 12.5 GB/s eight of a node's processes have no more together than two that bring 6.25 each."""
+    omni = A100.model_copy(update={"network_gb_per_s": 6.25})
+    plain, one = (cluster.machine() for cluster in (omni, omni.model_copy(update={"adapter_gb_per_s": 12.5})))
+    for stride, ratio in ((1, 4), (2, 2), (4, 1), (8, 1)):
+        size = 128 // stride
+        times = [collectives.rate(size, stride, machine) for machine in (plain, one)]
+        assert times[0] / times[1] == pytest.approx(ratio)
+        sums = [collectives.reduce(16 // stride, stride, machine, 1e10) for machine in (one, plain)]  # over a tree
+        assert sums[0] / sums[1] == pytest.approx(ratio if stride < 8 else 1, rel=0.05)
+    assert collectives.rate(8, 1, plain) == collectives.rate(8, 1, one)
+
+
+def test_a_pipeline_there_and_back_has_blocks_inside_whatever_the_software_balances() -> None:
+    held = footprint(work(GPT3, "fsdp8.pp4.vp2.zbv.mb1.bf16", 64, Software(balanced=0)))
+    assert np.isfinite(held.total)
+
+
 def test_copies_that_a_block_keeps_are_counted() -> None:
     """Of as many hidden states in 16 bits, cut over tp."""
     plain, copies = (block_activations(work(GPT3, "tp8.sp.mb1.bf16", 8, Software(copies=count))) for count in (0, 2))
@@ -467,3 +505,12 @@ def test_an_rmsnorm_of_small_kernels_keeps_what_it_takes_and_gives_in_fp32() -> 
         block_activations(work(shape, "mb1.bf16", 1, Software(fused=0, fused_norm=norm))) for norm in (0, 1)
     )
     assert eager - fused == 2 * (4 + 4 - 2) * 2048 * shape.hidden  # of two norms: fp32 twice, for its input in bf16
+
+
+@pytest.mark.parametrize(
+    ("card", "best"), [("b200x8", 1745), ("b300x8", 0.79 * 2250), ("gb200x8", 1822)], ids=["B200", "B300", "GB200"]
+)
+def test_cards_of_one_architecture_keep_as_much_of_their_best_products(card: str, best: float) -> None:
+    """In 16 bits, TFLOP/s: the best that stas00/ml-engineering found. A B200's had been one machine's, which keeps 0.64."""
+    cluster = read_cluster(card)
+    assert cluster.gemm_efficiency * cluster.peak_tflops / best == pytest.approx(0.73, abs=0.02)

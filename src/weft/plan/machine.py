@@ -38,6 +38,9 @@ class Cluster(BaseModel):
     halves_gb_per_s: float = Field(0, ge=0, description="between a node's two CPUs, where messages of GPUs pass there")
     network_gb_per_s: float = Field(gt=0)
     network_wait_us: float = Field(0, ge=0, description="of a collective that is waited for, a node; EFA: 350")
+    adapter_gb_per_s: float = Field(
+        0, ge=0, description="where a group uses one adapter of a node and no more, of that"
+    )
     per_node: int = Field(8, ge=1)
     host_gb_per_s: float = Field(25, gt=0, description="between a GPU and its CPU's memory")
     host_memory_gib: float = Field(256, ge=0, description="of the CPU, for each GPU; 0: there is no other memory")
@@ -74,6 +77,7 @@ class Cluster(BaseModel):
             halves=self.halves_gb_per_s * 1e9,
             network=self.network_gb_per_s * 1e9,
             wait=self.network_wait_us * 1e-6,
+            adapter=self.adapter_gb_per_s * 1e9,
             generation=self.generation,
             host=self.host_gb_per_s * 1e9,
             host_memory=self.host_memory_gib * 2**30,

@@ -137,6 +137,7 @@ class Machine:
     mesh: Num = 0.0  # 1: a GPU's links go to one other each, without a switch
     halves: Num = 0.0  # bytes/s between a node's two CPUs, where its GPUs' messages pass there
     wait: Num = 0.0  # s a node, of a collective over nodes that the computation waits for
+    adapter: Num = 0.0  # bytes/s of the one that a group uses, where it does not use all of its members'
     host: Num = 25e9  # bytes/s between a GPU and its CPU's memory
     host_memory: Num = 256e9  # of the CPU, for each GPU
     host_hbm: Num = 50e9  # bytes/s of that memory, for each GPU
@@ -184,11 +185,13 @@ class Software:
         products8: of the rate of products in 8 bits, what its libraries have.
         gathers8: weights of products in 8 bits are gathered in 8 bits, too.
         keeps8: what products in 8 bits take is kept in 8 bits, too.
+        copies8: bytes of each parameter in 8 bits that stay beside the weights.
         weighs: experts' inner states are weighed, not their results, which need not be kept then; 2: what they were is
             kept, too.
         raises_again: latent attention makes queries, keys and values again of their short vectors.
         copies: hidden states of each token, cut over tp, that a block keeps beside what its backward pass needs.
         whole_dp: under ZeRO 1 and 2 all processes get all gradients, not their own shares alone.
+        once: under ZeRO 2 gradients are reduced once a step, not in every pass.
         freed: gradients are given back after each step; where a step has one micro-batch they come as activations go.
         masks: a window is a mask for every block, a number of the computation for each pair of tokens.
         own_head: the process with the head has what that leaves it, and takes what the head's backward pass does; else it
@@ -229,10 +232,12 @@ class Software:
     products8: Num = 1
     gathers8: Num = 0
     keeps8: Num = 0
+    copies8: Num = 0
     weighs: Num = 0
     raises_again: Num = 0
     copies: Num = 0
     whole_dp: Num = 0
+    once: Num = 0
     freed: Num = 0
     masks: Num = 0
     own_head: Num = 0

@@ -93,7 +93,8 @@ class Flight:
         flying, most, late = fullest_moment(work, held, per_block, kept.delayed, head)
         waiting = np.minimum(flying, c.put_off)
         here = np.minimum(2, flying * held.blocks) * per_block + held.blocks * waiting * kept.delayed
-        most = np.where(c.offload > 0, here + flying * sent, most)
+        # a share that goes is that of the first blocks (Transformer Engine's), which are gone when the last are there
+        most = np.where(c.offload > 0, np.maximum(here + flying * sent, (1 - c.offload) * most), most)
         # one block is on its way while the logits are there, and two when they are gone
         logits = head.logits if head else 0.0
         with_logits = np.where(c.offload > 0, most - np.minimum(here / 2, logits), most)
@@ -190,6 +191,7 @@ def gathered(work: Work, held: Held) -> Num:
     """Bytes of whole weights, and of copies of them."""
     c, soft = work.cut, work.software
     copies = np.where(soft.weights > c.item, c.item, 0.0) * held.whole
+    copies = copies + c.fp8 * soft.copies8 * held.blocks * held.block
     two = 2 * held.block * np.minimum(c.item, soft.weights) + held.tables * c.item
     head = (c.zero == 3) * held.table * c.item  # its gradient waits whole until all others are reduced
     come = c.away * soft.weights * held.block / held.shards  # a share that has come up to be gathered

@@ -33,11 +33,17 @@ def joined(size: Num, stride: Num, machine: Machine) -> Num:
     return np.where(crosses(size, stride, machine), np.minimum(inside, across), inside)
 
 
+def network(members: Num, machine: Machine) -> Num:
+    """Bytes/s that so many members of a group in one node have of the network: each brings its own part of the adapters."""
+    own = members * machine.network
+    return np.where(machine.adapter > 0, np.minimum(own, machine.adapter), own)
+
+
 def rate(size: Num, stride: Num, machine: Machine) -> Num:
-    """Bytes/s of the bus. Members in one node share its adapters, and each brings its own."""
+    """Bytes/s of the bus. Members in one node share its adapters."""
     inside = near(size, stride, machine)
     nodes = np.ceil(size / inside)
-    outside = inside * machine.network * C.network * nodes**-C.falloff
+    outside = network(inside, machine) * C.network * nodes**-C.falloff
     within = joined(inside, stride, machine)
     return np.where(inside >= size, within, np.minimum(outside, within))
 
@@ -72,7 +78,7 @@ def reduce(size: Num, stride: Num, machine: Machine, volume: Num) -> Num:
     nodes = np.ceil(size / inside)
     ring = 2 * gather(size, stride, machine, volume)
     whole = volume + np.minimum(C.half, volume)
-    across = whole / (inside * machine.network * C.network * nodes**-C.falloff)
+    across = whole / (network(inside, machine) * C.network * nodes**-C.falloff)
     within = 2 * (inside - 1) / inside * whole / joined(inside, stride, machine)
     tree = 2 * latency(size, stride, machine) + np.maximum(across, within)
     return np.where((size > 1) & (nodes == 2), np.minimum(ring, tree), ring)

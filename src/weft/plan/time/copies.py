@@ -43,3 +43,8 @@ def copies(work: Work) -> tuple[Copies, Copies]:
         Copies(work.blocks * common + tables, c.shards, c.dp, c.tp),
         Copies(work.blocks * experts, c.expert_shards, replicas, c.ep * c.etp),
     )
+
+
+def weight_bytes(work: Work) -> Num:
+    """In which a parameter travels where it is gathered."""
+    return 2 - work.software.gathers8 * work.cut.fp8

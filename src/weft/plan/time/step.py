@@ -15,7 +15,8 @@ from weft.plan.memory.kept import block_activations
 from weft.plan.time import collectives
 from weft.plan.time.block import Passes, parameters
 from weft.plan.time.constants import CONSTANTS as C
-from weft.plan.time.copies import Copies, copies
+from weft.plan.time.copies import copies, weight_bytes
+from weft.plan.time.replicas import replica_messages
 from weft.plan.work import Num, Work
 
 ADAM = 28
@@ -81,7 +82,7 @@ def step_time(work: Work, passes: Passes | None = None) -> Time:
     both = {name: every * (passes.mean(name, 0, work) + passes.mean(name, 1, work)) for name in SIMPLE}
     parts = Time(
         **both, head=stages.head, recompute=every * beat.redo, launch=stages.launch,
-        dp=replica_messages(work, beat) + every * beat.fsdp, pp=stages.pp, bubble=stages.bubble, optimizer=optimizer,
+        dp=replica_messages(work, beat.busy) + every * beat.fsdp, pp=stages.pp, bubble=stages.bubble, optimizer=optimizer,
         rest=0.0, offload=carried_time(work, beat) + copied,
     )  # fmt: skip
     slow = C.straggle * np.log2(np.maximum(1.0, work.cut.gpus / 8))
@@ -141,11 +142,6 @@ def remade_share(work: Work) -> Num:
     s, soft = work.sizes, work.software
     inner = (soft.remakes > 0) * (s.matrices - 1) * s.ffn + (soft.remakes > 2) * s.heads * s.values
     return inner * s.hidden / work.cut.tp / parameters(work)[0]
-
-
-def weight_bytes(work: Work) -> Num:
-    """In which a parameter travels where it is gathered."""
-    return 2 - work.software.gathers8 * work.cut.fp8
 
 
 def shard_messages(work: Work, busy: tuple[Num, Num]) -> Num:
@@ -223,42 +219,6 @@ def evened(work: Work, head: Num) -> Num:
 
     best = np.minimum(slowest(np.floor(share)), slowest(np.ceil(share)))
     return np.where(work.software.balanced > 1, best, np.ceil(share))
-
-
-def replica_messages(work: Work, beat: Beat) -> Num:
-    """Gradients are reduced once a step, beside the last backward pass; weights gathered beside the first forward pass."""
-    c, chip, soft = work.cut, work.machine, work.software
-    zero1, both = (c.zero == 1) | (c.zero == 2), copies(work)
-    parts = [replica_part(work, one) for one in both]
-    reduction, spread = (
-        sum(np.where(one.weights > 0, part[way], 0.0) for one, part in zip(both, parts, strict=True)) for way in (0, 1)
-    )
-    # interleaved, a chunk's gradients are whole while the other chunks still have a round to do
-    rounds = np.where(c.vp > 1, np.maximum(1.0, np.minimum(work.micro_batches, c.pp) * (c.vp - 1) / c.vp), 1.0)
-    first, last = (rounds * work.blocks * time * C.dp_hidden for time in beat.busy)
-    beside = np.where(zero1, first, np.maximum(0, last - reduction))
-    shown = np.maximum(0.0, reduction - last)
-    shown = shown + np.maximum(0.0, spread - np.where(soft.overlap_dp == 1, beside, 0.0))
-    tail = (reduction + spread) / np.maximum(1, work.blocks)
-    moved = sum(one.here(c.zero == 3) * (one.ways(c.zero) > 1) for one in both)
-    slowed = C.contention * moved * 2 * soft.reduced / chip.nvlink
-    seconds = np.where(soft.overlap_dp > 0, shown + tail + slowed, reduction + spread)
-    return seconds + zero1 * (c.shards > 1) * soft.turns * c.shards
-
-
-def replica_part(work: Work, one: Copies) -> tuple[Num, Num]:
-    """Seconds in which gradients of these weights are reduced, and in which all get them, or the weights made of them."""
-    c, chip, soft = work.cut, work.machine, work.software
-    ways, mine = one.ways(c.zero), one.here(c.zero == 3)
-    stride = one.stride * np.where(c.zero == 3, one.shards, 1)
-    zero1 = (c.zero == 1) | (c.zero == 2)
-    scattered = collectives.gather(ways, stride, chip, mine * soft.reduced) * (1 + soft.whole_dp)
-    reduction = np.where(zero1, scattered, collectives.reduce(ways, stride, chip, mine * soft.reduced) / 2)
-    # where a part of the replicas shares the states, these gather among themselves, and gradients go round the rest
-    among = np.where(zero1 & (one.replicas > 1), one.shards, ways)
-    gathered = collectives.gather(among, stride, chip, weight_bytes(work) * one.weights)
-    around = collectives.gather(one.replicas, stride * one.shards, chip, one.weights / one.shards * soft.reduced)
-    return reduction, np.where(zero1, gathered + around, reduction)
 
 
 def reductions(work: Work) -> Num:

@@ -13,7 +13,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 from starlette.responses import Response
 
-from weft.serve.requests.request import Output, RefusedError, Request
+from weft.serve.requests.request import Output, RefusedError
+from weft.serve.server.timing import Timing
 from weft.serve.server.tracing import engine_span
 from weft.serve.stats import Stats
 
@@ -217,15 +218,3 @@ class Meter:
         metrics.longest.labels(**one).observe(longest)
         if longest > 1:
             metrics.pace.labels(**one).observe(decode / (longest - 1))
-
-
-class Timing:
-    """When what happened to one request; on `time.monotonic`'s clock."""
-
-    def __init__(self, request: Request) -> None:
-        self.request, self.arrived = request, time.monotonic()
-        self.first: float | None = None
-        self.started, self.cached = self.arrived, 0
-        self.last: dict[int, float] = {}  # by which of n
-        self.tokens: Tally[int] = Tally()
-        self.ended: set[int] = set()

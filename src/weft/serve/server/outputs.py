@@ -11,7 +11,8 @@ from typing import Self
 from weft.serve.desk import Desk
 from weft.serve.requests.request import Output, Request
 from weft.serve.server.errors import FAILED
-from weft.serve.server.metrics import Meter, Timing
+from weft.serve.server.metrics import Meter
+from weft.serve.server.timing import Timing
 
 
 class Mailbox:

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import time
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from weft.serve.server.metrics import Timing
+from weft.serve.server.timing import Timing
 
 # other packages may have put something below its name
 INSTALLED = find_spec("opentelemetry") is not None and find_spec("opentelemetry.trace") is not None

@@ -1,0 +1,65 @@
+"""What replicas of weights send each other in a step: gradients, and the weights that are made of them. Torch-free."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from weft.plan.time import collectives
+from weft.plan.time.constants import CONSTANTS as C
+from weft.plan.time.copies import Copies, copies, weight_bytes
+from weft.plan.work import Num, Work
+
+
+def replica_messages(work: Work, busy: tuple[Num, Num]) -> Num:
+    """Seconds of a step that nothing hides. Gradients are reduced beside the last backward pass, and weights gathered
+    beside the first forward pass.
+
+    Args:
+        busy: of a block with one micro-batch, forward and backward.
+    """
+    c, chip, soft = work.cut, work.machine, work.software
+    zero1, both = (c.zero == 1) | (c.zero == 2), copies(work)
+    parts = [replica_part(work, one) for one in both]
+    reduction, spread = (
+        sum(np.where(one.weights > 0, part[way], 0.0) for one, part in zip(both, parts, strict=True)) for way in (0, 1)
+    )
+    # interleaved, a chunk's gradients are whole while the other chunks still have a round to do
+    rounds = np.where(c.vp > 1, np.maximum(1.0, np.minimum(work.micro_batches, c.pp) * (c.vp - 1) / c.vp), 1.0)
+    first, last = (rounds * work.blocks * seconds * C.dp_hidden for seconds in busy)
+    beside = np.where(zero1, first, np.maximum(0, last - reduction))
+    shown = np.maximum(0.0, reduction - last)
+    shown = shown + np.maximum(0.0, spread - np.where(soft.overlap_dp == 1, beside, 0.0))
+    tail = (reduction + spread) / np.maximum(1, work.blocks)
+    moved = sum(one.here(c.zero == 3) * (one.ways(c.zero) > 1) for one in both)
+    slowed = C.contention * moved * 2 * soft.reduced / chip.nvlink
+    seconds = np.where(soft.overlap_dp > 0, shown + tail + slowed, reduction + spread)
+    return seconds + early_reductions(work, busy[1]) + zero1 * (c.shards > 1) * soft.turns * c.shards
+
+
+def replica_part(work: Work, one: Copies) -> tuple[Num, Num]:
+    """Seconds in which gradients of these weights are reduced, and in which all get them, or the weights made of them."""
+    c, chip, soft = work.cut, work.machine, work.software
+    ways, mine = one.ways(c.zero), one.here(c.zero == 3)
+    stride = one.stride * np.where(c.zero == 3, one.shards, 1)
+    zero1 = (c.zero == 1) | (c.zero == 2)
+    scattered = collectives.gather(ways, stride, chip, mine * soft.reduced) * (1 + soft.whole_dp)
+    reduction = np.where(zero1, scattered, collectives.reduce(ways, stride, chip, mine * soft.reduced) / 2)
+    # where a part of the replicas shares the states, these gather among themselves, and gradients go round the rest
+    among = np.where(zero1 & (one.replicas > 1), one.shards, ways)
+    gathered = collectives.gather(among, stride, chip, weight_bytes(work) * one.weights)
+    around = collectives.gather(one.replicas, stride * one.shards, chip, one.weights / one.shards * soft.reduced)
+    return reduction, np.where(zero1, gathered + around, reduction)
+
+
+def early_reductions(work: Work, backward: Num) -> Num:
+    """Seconds of the passes before the last: under ZeRO 2 a process has room for its own share of the gradients alone, and
+    those that share a weight reduce them in every pass."""
+    c, chip, soft, both = work.cut, work.machine, work.software, copies(work)
+    volume = sum(one.weights * soft.reduced * (one.shards > 1) for one in both)
+    scattered = (1 + soft.whole_dp) * sum(
+        collectives.gather(one.shards, one.stride, chip, one.weights * soft.reduced) * (one.weights > 0) for one in both
+    )
+    shown = np.maximum(0.0, scattered - work.blocks * backward * C.dp_hidden)
+    shown = shown + scattered / np.maximum(1, work.blocks) + C.contention * volume / chip.nvlink
+    passes = (c.zero == 2) * (1 - soft.once) * (work.micro_batches - 1)
+    return passes * np.where(soft.overlap_dp > 0, shown, scattered)
