@@ -320,6 +320,25 @@ def test_a_run_within_a_budget_is_timed_with_the_blocks_that_it_computed_again(t
     assert predicted(run, round_machine()) == times(f"dp2.{again}")["total"] > times("dp2")["total"]
 
 
+def test_beside_a_scale_at_its_bound_the_other_is_the_best_there_is(tmp_path: Path) -> None:
+    """Messages ten times as slow as measured are believed three times, and computation is scaled as goes best with that."""
+    true = round_machine(message_scale=10.0)
+    runs = read_runs(
+        [write_run(tmp_path / name, name, times(name, true)["total"]) for name in ("dp2", "tp2", "fsdp2.mb1")]
+    )
+    fit = refit(cluster(round_machine()), runs)
+    curves = fit.cluster.curves
+    assert curves is not None
+    assert curves.message_scale == 3
+    assert "message_scale is at its bound" in "\n".join(fit.lines())
+
+    def error(compute: float) -> float:
+        scaled = round_machine(compute_scale=compute, message_scale=3.0)
+        return sum((predicted(run, scaled) / run.seconds - 1) ** 2 for run in runs)
+
+    assert error(curves.compute_scale) <= min(error(0.97 * curves.compute_scale), error(1.03 * curves.compute_scale))
+
+
 def test_one_run_moves_both_scales_together(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", "dp2", 2 * times("dp2")["total"])
     curves = refit(cluster(round_machine()), read_runs([run])).cluster.curves

@@ -264,6 +264,16 @@ def test_equal_times_have_no_minus(found: Search) -> None:
     assert slower(best, replace(best, time=replace(best.time, rest=best.time.rest * (1 + 1e-6)))) == "+0.0 %"
 
 
+def test_a_laptop_is_one() -> None:
+    assert read_cluster("laptop-cpu").gpus == 1
+    assert read_cluster("h100").gpus == 8
+
+
+def test_of_a_layout_that_does_not_fit_no_micro_batch_does() -> None:
+    short = ["--cluster", "h100x8", "--batch", "64", "--layout", "fsdp8.mb1.bf16", "--what-if"]
+    assert re.search("largest micro-batch of this layout +none fits", run("llama3-70b", *short))
+
+
 def test_nobody_need_say_how_long_the_sequences_of_a_short_model_are() -> None:
     assert "8 sequences of 1,024 tokens" in run("gpt2-124m", "--cluster", "h100x8", "--batch", "8")
     assert "8 sequences of 4,096 tokens" in run("llama3-8b", "--cluster", "h100x8", "--batch", "8")

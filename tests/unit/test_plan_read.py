@@ -143,6 +143,13 @@ def test_layouts_in_other_words(arguments: str, layout: str) -> None:
     assert str(megatron_read.read(f"{text} {arguments}", gpus=8)[0].layout) == layout
 
 
+def test_a_file_that_is_no_text_is_said_to_be_none(tmp_path: Path) -> None:
+    file = tmp_path / "zero.json"
+    file.write_bytes(b"\xab\x00")
+    done = CliRunner().invoke(app, ["plan", "read", str(file)])
+    assert str(done.exception).startswith(f"{file} is not text in UTF-8")
+
+
 MIXTURE = "--num-experts 8 --moe-layer-freq"
 LATENT = (
     "--untie-embeddings-and-output-weights --multi-latent-attention --kv-lora-rank 8 --qk-layernorm --rope-type rope"
@@ -157,17 +164,17 @@ LATENT = (
         ("", "moe", "none", ""),
         (f"{MIXTURE} 1", "mlp", "none", ""),
         (f"{MIXTURE} 1", "moe", "redo-mlp", ""),
-        (f"{MIXTURE} [0]*1+[1]*3", "mlp", "none", "none keeps dense MLPs"),
-        (f"{MIXTURE} [0]*1+[1]*3", "moe", "redo-mlp", "redo-mlp also computes again dense MLPs"),
+        (f"{MIXTURE} [0]*1+[1]*3", "mlp", "none", "none, which keeps dense MLPs"),
+        (f"{MIXTURE} [0]*1+[1]*3", "moe", "redo-mlp", "redo-mlp, which also computes again dense MLPs"),
         (f"{MIXTURE} [0]*1+[1]*3", "mlp moe", "redo-mlp", ""),
-        (f"{MIXTURE} 1", "moe_act", "selective", "selective also computes again norms"),
-        (LATENT, "mla_up_proj", "redo-attention", "redo-attention also computes again all else of attention"),
+        (f"{MIXTURE} 1", "moe_act", "selective", "selective, which also computes again norms"),
+        (LATENT, "mla_up_proj", "redo-attention", "redo-attention, which also computes again all else of attention"),
         (LATENT, "mla_up_proj mlp layernorm", "redo-attention+mlp", "again all else of attention"),
         (
             f"{LATENT} {MIXTURE} 1", "mla_up_proj moe_act", "redo-attention+experts",
             "again all else of attention, experts' products",
         ),
-        (f"{MIXTURE} 1", "shared_experts router", "none", "none keeps router"),
+        (f"{MIXTURE} 1", "shared_experts router", "none", "none, which keeps router"),
     ],
 )  # fmt: skip
 def test_recomputed_modules_are_read_as_what_is_nearest_and_the_difference_is_said(
@@ -179,7 +186,7 @@ def test_recomputed_modules_are_read_as_what_is_nearest_and_the_difference_is_sa
     assert config.layout.recompute == recompute
     told = [line for line in unknown if "recompute" in line]
     assert len(told) == bool(said)
-    assert all(line.startswith(f"--recompute-modules {modules}: ") and line.endswith(said) for line in told)
+    assert all(line.startswith(f"of --recompute-modules {modules} ") and line.endswith(said) for line in told)
 
 
 def test_what_a_script_leaves_out_is_megatrons_and_is_said() -> None:

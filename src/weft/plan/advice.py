@@ -182,7 +182,7 @@ class Question:
             yield from self.more_gpus()
         if what_if and plan is not None:
             size, largest = self.largest_micro_batch(plan)
-            yield Answer("largest micro-batch of this layout", f"{size}{tightly(largest)}")
+            yield Answer("largest micro-batch of this layout", f"{size or 'none fits'}{tightly(largest)}")
         if what_if and (longest := self.longest_sequence()):
             of = "longest sequence of this layout" if self.layout else "longest sequence, as many tokens a step"
             yield Answer(of, f"{longest[0]:,}{tightly(longest[1])}", longest[1].layout)

@@ -66,7 +66,9 @@ def take(there: Options, layout: dict[str, Any], shape: Shape) -> list[str]:
         return []
     for name in KINDS if kind == ["selective"] else KINDS[:3]:
         there.pop(name, None)
-    return [f"--recompute-modules {' '.join(modules)}: {layout['recompute']} {differing}"] if differing else []
+    if not differing:
+        return []
+    return [f"of --recompute-modules {' '.join(modules)} the difference to {layout['recompute']}, which {differing}"]
 
 
 def nearest(modules: set[str], shape: Shape) -> tuple[str, str]:

@@ -8,6 +8,7 @@ from math import ceil
 from pathlib import Path
 
 from weft.config.layout import Layout
+from weft.config.load import read_text
 from weft.config.toml import config_toml
 from weft.config.tree import Config, TrainConfig
 from weft.models.shape import Shape
@@ -77,15 +78,13 @@ def read(
     Raises:
         ValueError: there is no such file, or something that weft must know is not in it; names it.
     """
+    text = read_text(path)
     try:
-        text = path.read_text(encoding="utf-8")
         if not text.lstrip().startswith("{"):
             return megatron_read.read(text, model, gpus, given)
         if given:
             raise ValueError(f"a DeepSpeed JSON is not started with anything: leave {' '.join(given)} out")
         return deepspeed.read(text, model, gpus)
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
     except RecursionError:
         raise ValueError(f"{path}: what it says lies too deep inside of itself") from None
     except ValueError as error:

@@ -53,7 +53,14 @@ class Fit:
             )
         curves = self.cluster.curves
         assert curves is not None
-        yield f"compute_scale {curves.compute_scale:.4g}, message_scale {curves.message_scale:.4g}"
+        scales = {"compute_scale": curves.compute_scale, "message_scale": curves.message_scale}
+        yield ", ".join(f"{name} {scale:.4g}" for name, scale in scales.items())
+        for name, scale in scales.items():
+            if scale in (NEAR, 1 / NEAR):
+                yield (
+                    f"{name} is at its bound: these runs and the curves are of two machines, or one had other work beside "
+                    "them; measure again, with nothing else at work"
+                )
 
 
 def read_runs(folders: Sequence[Path]) -> list[Ran]:
@@ -113,8 +120,16 @@ def _scales(curves: Curves, runs: Sequence[Ran]) -> tuple[float, float]:
         scales = [both, both]
     else:
         scales = list(map(float, np.linalg.lstsq(matrix, np.ones(len(runs)), rcond=None)[0]))
-    compute, message = (float(np.clip(scale, 1 / NEAR, NEAR)) for scale in scales)
+        for held, other in ((1, 0), (0, 1)):
+            if scales[held] != _near(scales[held]):  # the other is then the best beside its bound
+                rest, of = 1 - _near(scales[held]) * matrix[:, held], matrix[:, other]
+                scales[other] = float(rest @ of / (of @ of))
+    compute, message = map(_near, scales)
     return compute, message
+
+
+def _near(scale: float) -> float:
+    return float(np.clip(scale, 1 / NEAR, NEAR))
 
 
 def _scaled(curves: Curves, compute: float, message: float) -> Curves:
