@@ -37,6 +37,22 @@ def test_a_new_folder_is_made_and_holds_the_settings(resume: bool, tmp_path: Pat
     assert [file.name for file in run.path.iterdir()] == [CONFIG]
 
 
+def test_a_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with (
+            pytest.raises(ValueError, match=rf"{path} cannot be made a folder \(.+\): name another place"),
+            Run(path).held(),
+        ):
+            pass
+
+
+def test_a_folder_that_may_not_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(ValueError, match="may not be written by you, or at all: name another"), Run(tmp_path).held():
+        pass
+
+
 def test_a_run_that_never_saved_may_begin_again(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.claim(config(), resume=False)
