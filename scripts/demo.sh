@@ -6,8 +6,10 @@ out=demo
 rm -rf $out
 text=$(python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')  # real text that every machine has
 
-say() { printf '\n\033[1m── %s\033[0m\n' "$*"; }
-run() { printf '\033[2m$ %s\033[0m\n' "$*"; "$@"; }
+bold='' dim='' plain=''
+if [ -t 1 ]; then bold=$(printf '\033[1m') dim=$(printf '\033[2m') plain=$(printf '\033[0m'); fi
+say() { printf '\n%s── %s%s\n' "$bold" "$*" "$plain"; }
+run() { printf '%s$ %s%s\n' "$dim" "$*" "$plain"; "$@"; }
 
 say "Data: the Python standard library's own source becomes tokens"
 run weft data tokenizer "$text" --glob '*.py' --vocab 1024 --out $out/tokenizer

@@ -54,3 +54,13 @@ def test_a_row_in_8_bits_says_whether_its_weights_are(monkeypatch: pytest.Monkey
     core = ROW | {"framework": "Megatron-Core 2025", "precision": "fp8", "fsdp": None, "zero_stage": 1}
     beside, themselves = (published.read_run(core | {"extras": extras}) for extras in ([], ["fp8 parameters"]))
     assert (beside.software.copies8, themselves.software.copies8) == (2, 0)
+
+
+def test_transformer_engines_cross_entropy_keeps_logits_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 4,096 tokens and 50,257 words Gipfelsturm's team saw 1.58 GB less with it: 7.7 bytes a logit."""
+    monkeypatch.syspath_prepend(str(FILES[0].parent))
+    published = importlib.import_module("published")
+    core = ROW | {"framework": "Megatron-Core 2025"}
+    plain, lean = (published.read_run(core | {"extras": extras}) for extras in ([], ["cross entropy of TE"]))
+    assert plain.software.logits - lean.software.logits == 6
+    assert published.read_run(ROW).software.logits == lean.software.logits

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -237,6 +238,21 @@ def test_a_killed_worker_is_explained(
     monkeypatch.setattr(parts, "run_part", die)
     with pytest.raises(ValueError, match=r"a worker process was killed.*run the same command again"):
         run(folder, tmp_path / "x", tokenizer, workers=2)
+
+
+def test_files_that_were_skipped_are_named_whole(tmp_path: Path) -> None:
+    """Those that fill the first lines, whatever the terminal's width; of the rest, how many."""
+    deep = tmp_path / ("far" * 20) / ("away" * 15)
+    deep.mkdir(parents=True)
+    for number in range(5):
+        (deep / f"{number}.txt").write_bytes(b"\xff")
+    (deep / "good.txt").write_text("one two three " * 50)
+    words = ["tokenizer", str(tmp_path), "--out", str(tmp_path / "tok"), "--vocab", "260"]
+    told = CliRunner(env={"COLUMNS": "60"}).invoke(app, words, catch_exceptions=False).stdout
+    whole = re.sub(r"\s", "", told)
+    assert all(f"{deep}/{number}.txt:notUTF-8" in whole for number in range(3))
+    assert "5files" in whole
+    assert "and2more" in whole
 
 
 def test_command_line(folder: Path, tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def prepare(
     if report.empty:
         facts["left out"] = f"{report.empty:,} empty documents"
     if report.skipped:
-        facts["skipped"] = f"{len(report.skipped)} files: " + "; ".join(report.skipped[:3])
+        facts["skipped"] = skipped_files(report.skipped)
     facts["written"] = f"{out}.bin, {out}.idx, report in {out}.json"
     Console().print(_table(facts))
 
@@ -105,7 +105,7 @@ def tokenizer(
     if trained.vocab < vocab:
         facts["note"] = f"the text gave only {trained.vocab:,} of {vocab:,} tokens"
     if skipped:
-        facts["skipped"] = f"{len(skipped)} files: " + "; ".join(skipped[:3])
+        facts["skipped"] = skipped_files(skipped)
     Console().print(_table(facts))
 
 
@@ -153,11 +153,19 @@ def inspect(
         console.print(Text(shown + more))
 
 
+def skipped_files(told: list[str]) -> str:
+    """The first few, each on a line."""
+    more = [f"and {len(told) - 3} more"] if len(told) > 3 else []
+    return "\n".join([f"{len(told)} file{'s' if len(told) > 1 else ''}", *told[:3], *more])
+
+
 def _table(facts: dict[str, str]):  # type: ignore[no-untyped-def]
     from rich.table import Table
     from rich.text import Text
 
     table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column()
+    table.add_column(overflow="fold")  # a path is whole
     for name, value in facts.items():
         table.add_row(Text(name, style="dim"), Text(value))
     return table
