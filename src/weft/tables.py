@@ -14,17 +14,19 @@ BESIDE = 30
 """Columns that a bar's name and numbers take."""
 
 
-def print_table(table: Table, console: Console) -> None:
-    """Print a table with a header so that no cell is cut. Where it is wider than the terminal, the first cell of each row
-    stands on a line of its own, above the others; and what is wider even so goes on in the terminal's next line."""
+def print_table(table: Table, console: Console, alone: int = 0) -> None:
+    """Print a table with a header so that no cell is cut. Where it is wider than the terminal, one cell of each row, the
+    first or that of column `alone`, stands on a line of its own, above the others; and what is wider even so goes on in the
+    terminal's next line."""
     if natural_width(table, console) <= console.width:
         console.print(table)
         return
     rest = Table(box=None, pad_edge=False, header_style=table.header_style)
-    for column in table.columns[1:]:
+    columns = [*table.columns]
+    names = list(columns.pop(alone).cells)
+    for column in columns:
         rest.add_column(column.header, justify=column.justify, no_wrap=True)
-    names, *others = (list(column.cells) for column in table.columns)
-    for row, *cells in zip(table.rows, *others, strict=True):
+    for row, *cells in zip(table.rows, *(list(column.cells) for column in columns), strict=True):
         rest.add_row(*(cell.replace("\n", " ") if isinstance(cell, str) else cell for cell in cells), style=row.style)
     width = natural_width(rest, console)
     lines = console.render_lines(rest, console.options.update(width=width), pad=False)

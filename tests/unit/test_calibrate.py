@@ -392,7 +392,11 @@ def test_runs_that_tell_nothing_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["--out", "here.json"], "ends with .toml"), (["--out", "nowhere/here.toml"], "there is no folder nowhere")],
+    [
+        (["--out", "here.json"], "ends with .toml"),
+        (["--out", "nowhere/here.toml"], "there is no folder nowhere"),
+        (["--device", "tpu"], "--device tpu is not known"),
+    ],
 )
 def test_a_file_that_cannot_be_written_is_refused_before_minutes_of_measuring(arguments: list[str], said: str) -> None:
     done = CliRunner().invoke(app, ["plan", "calibrate", *arguments])

@@ -81,6 +81,11 @@ NEAR = {
     ("pp2.zbh1.mb1.bf16", "llama", 0): 0.01,
     ("pp2.zbv.mb1.bf16", "llama", 1): 0.02,
     ("fsdp2.pp2.zbh1.zero2.mb1.bf16", "llama", 0): 0.01,
+    ("pp2.zbh1.mb1.full.bf16", "gpt2", 0): 0.02,
+    ("pp4.zbh1.mb1.full.bf16", "gpt2", 1): 0.02,
+    ("pp4.zbh1.mb1.bf16", "gpt2", 1): 0.02,
+    ("pp2.zbv.mb1.full.bf16", "llama", 1): 0.01,
+    ("fsdp2.zero1.pp2.zbv.mb1.bf16", "llama", 2): 0.03,
 }
 
 

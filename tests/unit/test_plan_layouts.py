@@ -152,6 +152,16 @@ def test_parts_add_up(found: Search) -> None:
     assert {part.name for part in time_parts(plan)} <= {field.name for field in fields(plan.time)}
 
 
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_every_layout_is_whole_on_a_line_of_its_own_or_of_a_table(found: Search, width: int) -> None:
+    """So that it can be copied, whatever the terminal."""
+    plans = found.best(10)
+    with (console := Console(width=width)).capture() as printed:
+        show_search(found, plans, console)
+    words = {word for line in printed.get().splitlines() for word in line.split()}
+    assert {str(plan.layout) for plan in plans} | {str(plan.layout) for _, plan in found.rivals()} <= words
+
+
 def test_rivals_differ_where_they_say_and_are_slower(found: Search) -> None:
     [winner] = found.best(1)
     rivals = found.rivals()

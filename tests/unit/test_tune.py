@@ -501,3 +501,24 @@ def test_data_that_cannot_be_trained_on_are_refused_before_the_first_trial(tmp_p
     (tmp_path / "run.toml").write_text(config_toml(config))
     done = CliRunner().invoke(app, ["tune", str(tmp_path / "run.toml"), "--cluster", str(tmp_path / "here.toml")])
     assert "missing.bin does not exist" in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("breaks", "said"), [(0, "stopped before anything was measured"), (1, "what was measured is in")]
+)
+def test_a_break_says_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, breaks: int, said: str) -> None:
+    def until(config: Config, steps: int) -> Result:
+        if len(stand.tried) > breaks:
+            raise KeyboardInterrupt
+        return Result(1.0, (1.0,) * steps, 2**28)
+
+    stand = Stand(until)
+    monkeypatch.setattr(tune, "run_trial", stand)
+    write_cluster(MEASURED, tmp_path / "here.toml")
+    (tmp_path / "run.toml").write_text(config_toml(settings("dp2")))
+    out = tmp_path / "tuned.toml"
+    command = ["tune", str(tmp_path / "run.toml"), "--cluster", str(tmp_path / "here.toml"), "--out", str(out)]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 130, done.output
+    assert said in done.output
+    assert tune.table_file(out).exists() == (breaks > 0)

@@ -36,6 +36,8 @@ def calibrate(
     """
     if out.suffix != ".toml":
         raise ValueError(f"--out {out}: a cluster file ends with .toml, so that --cluster knows it from a preset")
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"--device {device} is not known: auto, cpu or cuda")
     if from_run:
         _refit(out, from_run)
         return

@@ -87,6 +87,9 @@ def tune(
     try:
         session.run(vary=vary)
     except KeyboardInterrupt:
+        if not table_file(out).exists():
+            say("stopped before anything was measured")
+            raise typer.Exit(130) from None
         show_table(session.table, console)
         say(f"stopped; what was measured is in {table_file(out)}: the same command goes on from there")
         raise typer.Exit(130) from None

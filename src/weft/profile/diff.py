@@ -80,7 +80,7 @@ def show_diff(before: Profile, after: Profile, console: Console) -> None:
         for it in found:
             if abs(it.more) >= NOISE * total:
                 style = "red" if it.more > 0 else "green"
-                sign = "+" if it.more > 0 else "−"
+                sign = "+" if it.more > 0 else "-"
                 more = Text(f"{sign}{show(abs(it.more))}", style=style)
                 table.add_row(it.name, show(it.before), show(it.after), more, f"{100 * it.more / total:+.1f} %")
         console.print()

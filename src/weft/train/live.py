@@ -141,7 +141,7 @@ class LiveView(View):
         waits = percent((metrics.data_wait + metrics.checkpoint_wait) / metrics.seconds)
         speed, memory = short(metrics.tokens_per_second), gibibytes(metrics.memory)
         rows = (
-            ("tokens/s", speed, "mfu", percent(metrics.mfu), "step", duration(metrics.seconds)),
+            ("tokens/s", speed, "mfu", percent(metrics.mfu), "step", duration(metrics.mean_seconds)),
             ("tokens", short(metrics.tokens), "mfu causal", percent(metrics.mfu_causal), "lr", f"{metrics.lr:.2e}"),
             ("memory", memory, "waiting", waits, "grad norm", f"{metrics.grad_norm:.3f}"),
         )

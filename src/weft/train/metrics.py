@@ -45,6 +45,11 @@ class Metrics:
     eta: float = 0.0  # seconds to the end of the run
     time: float = 0.0  # of the end of the step, seconds since 1970
 
+    @property
+    def mean_seconds(self) -> float:
+        """Of a step, over the steps that `tokens_per_second` is of."""
+        return self.tokens / self.step / self.tokens_per_second
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 

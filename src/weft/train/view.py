@@ -82,7 +82,7 @@ class PlainView(View):
             f"grad {metrics.grad_norm:6.3f}",
             f"{short(metrics.tokens_per_second):>5} tok/s",
             f"mfu {100 * metrics.mfu:4.1f} % ({100 * metrics.mfu_causal:4.1f} causal)",
-            f"{duration(metrics.seconds):>6}",
+            f"{duration(metrics.mean_seconds):>6}",
             f"{gibibytes(metrics.memory):>8}",
             f"eta {duration(metrics.eta):>7}",
         ]

@@ -268,16 +268,16 @@ def in_flight(schedule: Schedule, stage: Stage, one: Pass, logits: int, when: Wh
     """Micro-batches whose activations a process holds, at the moment of a step when they take most.
 
     Args:
-        when: the moments that are looked at: before the first backward pass, after it, before the last one, or before
+        when: the moments that are looked at: before the first backward pass, before later ones, before the last, or before
             gradients that were put off are worked out.
     """
     states, order = list(held(schedule, stage.index)), schedule.orders[stage.index]
-    backward = [place for place, op in enumerate(order) if op.kind == "B"]
+    before = [states[place - 1] for place, op in enumerate(order) if op.kind == "B"]
     looked_at = {
         "ever": states,
-        "first": states[: backward[0]],
-        "later": states[backward[0] :],
-        "last": states[backward[-1] - 1 : backward[-1]],
+        "first": before[:1],
+        "later": before[1:],
+        "last": before[-1:],
         "put off": [states[place - 1] for place, op in enumerate(order) if op.kind == "W"],
     }
     return max(looked_at[when], key=lambda now: kept_bytes(now, schedule, stage, one, logits))

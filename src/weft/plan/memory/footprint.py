@@ -12,7 +12,7 @@ import numpy as np
 from weft.plan.memory.head import Head
 from weft.plan.memory.held import Held, low_blocks
 from weft.plan.memory.kept import Kept
-from weft.plan.time.block import widths
+from weft.plan.time.block import parameters, widths
 from weft.plan.time.constants import CONSTANTS as C
 from weft.plan.time.imbalance import fullest
 from weft.plan.work import Machine, Num, Work
@@ -226,14 +226,16 @@ def working(work: Work, held: Held, flight: Flight, kept: Kept, logits: Num, hea
     fsdp2 = np.maximum(0.0, kept.redone + kept.remade + inner + reduced - logits)
     most = np.where((soft.weights > c.item) & (soft.alternate == 0), fsdp2, plain)
     most = np.maximum(most, head)
-    # what was put off is made for all blocks of a stage, and then reduced, when what it was made of is gone
+    # what was put off is made for all blocks of a stage, and then reduced, when what it was made of is gone; where nothing
+    # is reduced, experts' is added up at once
     made, done = held.blocks * held.block, flight.delayed * held.blocks / c.vp
+    once = c.item * held.blocks / c.vp * np.where((c.zero > 0) | (c.away > 0), held.block, parameters(work)[0])
     ends = held.tables / (1 + c.vee)
     at_once = soft.reduced * np.maximum(held.block, ends) * (1 + 1 / held.shards)
     unreduced = (c.zero == 1) & (work.micro_batches > 1)
     reduced = at_once + np.where(unreduced, 0.0, soft.reduced * (made + ends)) - done
-    made = (c.put_off > 0) * ((c.zero > 0) | (c.away > 0)) * np.maximum(c.item * made, reduced)
-    made = (soft.weights > c.item) * made - flight.released * (c.offload == 0)
+    reduced = np.where((c.zero > 0) | (c.away > 0), reduced, 0.0)
+    made = (c.put_off > 0) * (soft.weights > c.item) * np.maximum(once, reduced) - flight.released * (c.offload == 0)
     return np.maximum(most + 2 * work.tokens * s.hidden * c.item, made)
 
 

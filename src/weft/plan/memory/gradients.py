@@ -35,6 +35,7 @@ class Gradients:
         pass. `away`: what is reduced goes to the CPU's memory, and is not counted here."""
         tied = shape.tied and layout.pp == 1
         table = stage.table if stage.last else 0
+        part = max(map(len, stage.stages.values())) / stage.num_blocks  # of the blocks, in the largest chunk
         kept = 0 if away else FLOAT  # of a number of this process's share, once it is reduced
         self.after = kept * stage.shard
         self.held_root, self.head = 0, item * table
@@ -55,7 +56,8 @@ class Gradients:
             self.end_temporary = item * stage.table * tables if stage.first else 0
             self.copies_outside = self.copies_inside = item * stage.params if layout.lowered else 0
             self.gathered_ahead = 0
-            self.made = self.after - self.before
+            # of a chunk all are there, in the precision of the computation, before they are added up; experts' never wait
+            self.made = self.after - self.before + layout.lowered * int(item * part * (sum(stage.blocks) - dealt))
             self.reduced = 0
             return
         divided = layout.fsdp == 1 and layout.weight_ways[0] > 1  # by one: what FSDP2 makes of adding up over dp alone
@@ -76,7 +78,7 @@ class Gradients:
         root_result = result * stage.root_shard if num_micro_batches > 1 else 0
         unreduced_root = max(item * (stage.root + tied * stage.table), wide * stage.root + root_division)
         self.end_temporary = unreduced_root + root_result
-        self.made = item * sum(stage.blocks)
+        self.made = int(item * part * sum(stage.blocks))
         alone = layout.fsdp == 1 and layout.weight_ways[0] == 1
         ends = 1 + (stage.first and stage.last and len(stage.stages) > 1)  # of the model, each in a chunk of its own
         groups = ((stage.block, stage.block_shard), (stage.root // ends, stage.root_shard // ends))

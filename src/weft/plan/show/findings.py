@@ -34,7 +34,8 @@ def show_search(found: Search, plans: Sequence[Plan], console: Console) -> None:
         print_table(_ranking(plans), console)
         rivals = found.rivals()
         if rivals:
-            console.print(_rivals(rivals, plans[0]))
+            console.print("[italic]why not …[/]")
+            print_table(_rivals(rivals, plans[0]), console, alone=3)
     else:
         console.print(Text(refusal(found), "red"))
     if plans and (tight := found.tight(plans[0])):
@@ -125,9 +126,9 @@ def _ranking(plans: Iterable[Plan]) -> Table:
 
 
 def _rivals(rivals: Iterable[tuple[str, Plan]], winner: Plan) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim", title="why not …", title_justify="left")
+    table = Table(box=None, pad_edge=False, header_style="dim")
     for name, side in (("with", "left"), ("slower", "right"), ("mostly", "left"), ("layout", "left")):
-        table.add_column(name, justify=side, overflow="fold" if name == "layout" else "ellipsis")  # type: ignore[arg-type]
+        table.add_column(name, justify=side, no_wrap=True)  # type: ignore[arg-type]
     for word, plan in rivals:
         table.add_row(word, slower(plan, winner), why_slower(plan, winner), str(plan.layout))
     return table
