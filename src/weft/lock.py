@@ -7,15 +7,17 @@ import fcntl
 from collections.abc import Iterator
 from pathlib import Path
 
+from weft.folder import make_folder
+
 
 @contextlib.contextmanager
 def alone(folder: Path, busy: str) -> Iterator[None]:
     """Hold `folder`, which is made where it is missing, until the block ends or the process does.
 
     Raises:
-        ValueError: another process holds it; the message is `busy`.
+        ValueError: another process holds it; the message is `busy`. Or it cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with open(folder / "lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

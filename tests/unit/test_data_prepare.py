@@ -218,6 +218,33 @@ def test_refusals(tmp_path: Path, tokenizer: Tokenizer) -> None:
         prepare([tmp_path / "a.txt"], tmp_path / "x", tmp_path)
 
 
+def test_an_out_that_cannot_be_is_refused_before_the_work(
+    folder: Path, tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts.Worker, "run", None)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match=r"file.* cannot be made a folder \(Not a directory\): name another place"):
+        run(folder, tmp_path / "file" / "deep" / "x", tokenizer)
+    with pytest.raises(ValueError, match=r"--out .* is a folder: name the files in it, as .*/text"):
+        run(folder, tmp_path, tokenizer)
+    with pytest.raises(ValueError, match="--eod 7 and --no-eod"):
+        run(folder, tmp_path / "x", tokenizer, eod="7", append_eod=False)
+
+
+def test_no_text_leaves_nothing(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    (tmp_path / "a.txt").write_bytes(b"")
+    with pytest.raises(ValueError, match="hold no text"):
+        run(tmp_path / "a.txt", tmp_path / "x", tokenizer)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_no_bar_where_no_terminal_is(
+    folder: Path, tmp_path: Path, tokenizer: Tokenizer, capfd: pytest.CaptureFixture
+) -> None:
+    prepare([folder], tmp_path / "x", tokenizer.path, workers=1, progress=True)
+    assert capfd.readouterr().err == ""
+
+
 def test_one_writer_at_a_time(folder: Path, tmp_path: Path, tokenizer: Tokenizer) -> None:
     import fcntl
 
@@ -238,6 +265,34 @@ def test_a_killed_worker_is_explained(
     monkeypatch.setattr(parts, "run_part", die)
     with pytest.raises(ValueError, match=r"a worker process was killed.*run the same command again"):
         run(folder, tmp_path / "x", tokenizer, workers=2)
+
+
+def test_ctrl_c_reaches_no_worker(folder: Path, tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """Not while it is still being started, when its answer would be a traceback; and it says how to go on."""
+    words = ["prepare", str(folder), "--tokenizer", tokenizer.path, "--out", str(tmp_path / "x"), "--workers", "2"]
+    code = f"""
+import weft.data.prepare as p
+whole = p.as_completed
+p.PART_BYTES = 2000, 2000
+def now(futures):
+    print("started", flush=True)
+    return whole(futures)
+p.as_completed = now
+if __name__ == "__main__":  # a worker imports this file too
+    from weft.cli.data import app
+    app({words})
+"""
+    (tmp_path / "script.py").write_text(code)
+    process = subprocess.Popen(
+        [sys.executable, tmp_path / "script.py"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "started\n"
+    os.killpg(process.pid, signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert told == "weft: stopped; the same command goes on from the parts that are done\n"
 
 
 def test_files_that_were_skipped_are_named_whole(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,22 @@ def test_training_refuses(tmp_path: Path) -> None:
         train_bpe(["a"], 100, tmp_path)
     with pytest.raises(ValueError, match="no text to train a tokenizer on"):
         train_bpe(["", ""], 300, tmp_path)
+
+
+def test_training_looks_at_the_place_before_the_work(folder: Path, tmp_path: Path) -> None:
+    """A tokenizer that data were encoded with is not replaced; what cannot be written is no work lost."""
+
+    def texts() -> Iterator[str]:
+        raise AssertionError("read")
+        yield
+
+    before = (folder / "tokenizer.json").read_bytes()
+    with pytest.raises(ValueError, match=r"tokenizer.json exists already: choose another --out, or remove it"):
+        train_bpe(texts(), 300, folder)
+    assert (folder / "tokenizer.json").read_bytes() == before
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match=r"file cannot be made a folder \(File exists\): name another place"):
+        train_bpe(texts(), 300, tmp_path / "file")
 
 
 def test_end_of_document(folder: Path, tmp_path: Path) -> None:

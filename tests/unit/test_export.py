@@ -183,12 +183,14 @@ def test_targets_that_exist_are_never_written_over(tmp_path: Path) -> None:
         export_huggingface(tmp_path / "source", tmp_path / "new")
     with pytest.raises(ValueError, match="exists: name a new folder"):
         export_huggingface(tmp_path / "source", tmp_path / "source")
+    with pytest.raises(ValueError, match=r"config\.json cannot be made a folder"):
+        export_huggingface(tmp_path / "source", tmp_path / "source" / "config.json" / "in")
 
 
 def test_a_disk_too_small_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model_in(tmp_path / "source", "gpt2")
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
-    with pytest.raises(ValueError, match="GB free; the weights need"):
+    with pytest.raises(ValueError, match=r" has 1,000 bytes of room, and the weights need up to [\d,]{5,}$"):
         export_huggingface(tmp_path / "source", tmp_path / "target")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
 

@@ -147,6 +147,7 @@ def test_mistakes_are_answered_with_a_sentence(folder: Path, tmp_path: Path) -> 
     (tmp_path / "config.json").write_text("{}")
     bare = tmp_path / "bare"
     bare.mkdir()
+    (tmp_path / "picture").write_bytes(b"\xff\xd8")
     for arguments, sentence in {
         (tmp_path / "nowhere", "Hi"): f"there is no folder {tmp_path / 'nowhere'}",
         (bare, "Hi"): f"{bare} holds no model",
@@ -156,6 +157,8 @@ def test_mistakes_are_answered_with_a_sentence(folder: Path, tmp_path: Path) -> 
         (folder, "-"): "a prompt is empty",
         (folder, "-", "-"): "the prompt - stands twice",
         (folder, "--prompts-file", tmp_path / "none"): f"--prompts-file: there is no file {tmp_path / 'none'}",
+        (folder, "--prompts-file", tmp_path / "picture"): "picture is not text in UTF-8",
+        (folder, "caf\udce9"): "a prompt is not text in UTF-8",
         (folder, "Hi", "--num-samples", 0): "--num-samples is 0",
         (folder, "Hi", "--num-samples", 2): "every sample is the same at temperature 0",
         (folder, "Hi", "--top-k", 5): "--top-k and --top-p choose by chance",

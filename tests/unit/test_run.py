@@ -6,7 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
+from checkpoints import save_step
+from weft.cli.train import check, check_beginning
 from weft.config.load import make_config, merge
 from weft.config.tree import Config
 from weft.train.run import CONFIG, Run, check_same_run
@@ -35,6 +39,42 @@ def test_a_new_folder_is_made_and_holds_the_settings(resume: bool, tmp_path: Pat
     run.claim(config(), resume)
     assert run.config() == config()
     assert [file.name for file in run.path.iterdir()] == [CONFIG]
+
+
+def test_a_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with (
+            pytest.raises(ValueError, match=rf"{path} cannot be made a folder \(.+\): name another place"),
+            Run(path).held(),
+        ):
+            pass
+
+
+def test_a_folder_that_may_not_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(ValueError, match="may not be written by you, or at all: name another"), Run(tmp_path).held():
+        pass
+
+
+def test_a_beginning_that_cannot_be_is_refused_before_any_process(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "config.json").write_text("{}")
+    step = save_step(tmp_path / "source", tmp_path / "run", 3)
+    check_beginning(step / "model")
+    for path, sentence in (
+        (tmp_path / "none", f"there is no folder {tmp_path}/none"),
+        (tmp_path / "run", f"run is no Hugging Face folder: name the one in it, {step}/model"),
+        (step, f"{step} is no Hugging Face folder: name the one in it, {step}/model"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            check(config(train={"init_from": str(path)}), resume=False)
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path: Path) -> None:
+    Tokenizer(WordLevel({str(number): number for number in range(68)}, "0")).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match=r"data\.tokenizer = .* has 68 tokens, more than model\.vocab = 67: name the"):
+        check(config(data={"tokenizer": str(tmp_path)}), resume=False)
 
 
 def test_a_run_that_never_saved_may_begin_again(tmp_path: Path) -> None:

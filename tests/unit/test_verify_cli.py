@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import weft.verify.layout
 import weft.verify.resume as resume
 from weft.checkpoint.tensors import TensorFile
 from weft.cli import app
@@ -97,14 +98,42 @@ def test_damage_is_named(copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "step-00000004/notes.txt: is not part of the checkpoint" in out
     (newest / "manifest.json").write_text("{}")
     assert call(monkeypatch, "checkpoint", newest) == 1
-    assert "manifest.json does not match its own sha256" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "manifest.json does not match its own sha256" in out
+    assert "Every byte was compared" not in out
 
 
 def test_what_is_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    for path, sentence in ((tmp_path / "no", "is not a folder"), (tmp_path / "run", "is a run without a checkpoint")):
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    for path, sentence in (
+        (tmp_path / "no", "is not a folder"), (tmp_path / "run", "is a run without a checkpoint"),
+        (tmp_path, "holds no checkpoint: name a run, or one of its"),
+    ):  # fmt: skip
         assert call(monkeypatch, "checkpoint", path) == 2
         assert sentence in capsys.readouterr().err
+
+
+# -- layout and resume, as far as no process is started ---------------------------------------------------------------
+
+
+def test_a_run_that_fails_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(weft.verify.layout, "launch", lambda *args, **options: 1)
+    assert call(monkeypatch, "layout", "single", "tp2") == 1
+    assert capsys.readouterr().err == "weft: error: the run under layout single failed, or was ended\n"
+
+
+@pytest.mark.parametrize("words", [("layout", "single", "tp2"), ("resume",)])
+def test_traces_are_kept_in_a_folder_of_their_own(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    for keep, sentence in (
+        (tmp_path, f"--keep {tmp_path} is not empty: name a new folder"),
+        (tmp_path / "file", f"{tmp_path}/file cannot be made a folder (File exists): name another place"),
+    ):
+        assert call(monkeypatch, *words, "--keep", keep) == 2
+        assert capsys.readouterr().err == f"weft: error: {sentence}\n"
 
 
 # -- export -----------------------------------------------------------------------------------------------------------

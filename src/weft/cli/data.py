@@ -50,18 +50,22 @@ def prepare(
 
     from weft.data.prepare import prepare as run
 
-    report = run(
-        inputs,
-        out,
-        tokenizer,
-        key=key,
-        globs=glob,
-        workers=workers,
-        eod=eod,
-        append_eod=not no_eod,
-        overwrite=overwrite,
-        progress=True,
-    )
+    try:
+        report = run(
+            inputs,
+            out,
+            tokenizer,
+            key=key,
+            globs=glob,
+            workers=workers,
+            eod=eod,
+            append_eod=not no_eod,
+            overwrite=overwrite,
+            progress=True,
+        )
+    except KeyboardInterrupt:
+        print("weft: stopped; the same command goes on from the parts that are done", file=sys.stderr)
+        raise
     facts = {
         "documents": f"{report.documents:,}",
         "tokens": f"{report.tokens:,} ({report.dtype})",
@@ -115,7 +119,7 @@ def inspect(
     tokenizer: Annotated[
         Path | None, typer.Option(help="Decode the first documents with it, and check the ids.")
     ] = None,
-    documents: Annotated[int, typer.Option(help="How many documents to show.")] = 3,
+    documents: Annotated[int, typer.Option(help="How many documents to show.", min=0)] = 3,
 ) -> None:
     """Show what a token file holds: sizes, lengths, the first documents."""
     import numpy as np

@@ -77,11 +77,16 @@ def read_prompts(prompts: list[str], file: Path | None) -> list[str]:
     if file is not None:
         if not file.is_file():
             raise ValueError(f"--prompts-file: there is no file {file}")
-        texts += [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        try:
+            texts += [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"--prompts-file {file} is not text in UTF-8: {error}") from None
     if not texts:
         raise ValueError("no prompt: give one behind the checkpoint, - for stdin, or --prompts-file")
     if "" in texts:
         raise ValueError("a prompt is empty; give the model at least one word to continue")
+    if any("\udc80" <= letter <= "\udcff" for text in texts for letter in text):  # how Python reads a byte of no text
+        raise ValueError("a prompt is not text in UTF-8")
     return texts
 
 

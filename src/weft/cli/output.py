@@ -1,4 +1,4 @@
-"""Files that a command is to write: looked at before the work, which they would otherwise cost."""
+"""Files and folders that a command is to write: looked at before the work, which they would otherwise cost."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from weft.folder import make_folder
 
 
 def writable(parameter: typer.CallbackParam, value: Path | None) -> Path | None:
@@ -18,6 +20,16 @@ def writable(parameter: typer.CallbackParam, value: Path | None) -> Path | None:
     if not value.parent.is_dir():
         raise ValueError(f"{parameter.opts[0]} {value}: there is no folder {value.parent}: make it first")
     check_access(parameter.opts[0], value)
+    return value
+
+
+def vacant(parameter: typer.CallbackParam, value: Path | None) -> Path | None:
+    """Callback of an option: the folder, made and empty. Raises: ValueError: it cannot be; names the option."""
+    if value is None:
+        return None
+    make_folder(value)
+    if any(value.iterdir()):
+        raise ValueError(f"{parameter.opts[0]} {value} is not empty: name a new folder")
     return value
 
 

@@ -73,7 +73,7 @@ def train(
     if exact:
         raise ValueError("--exact is a part of --dry-run: add that")
     request = wanted(config, profile, profile_ranks)
-    check(config)
+    check(config, resume)
     raise typer.Exit(start(config, resume, request))
 
 
@@ -91,7 +91,7 @@ def wanted(config: Config, steps: str | None, ranks: str | None) -> Request | No
     return Request(first, count, parse_ranks(ranks, config.layout))
 
 
-def check(config: Config) -> None:
+def check(config: Config, resume: bool) -> None:
     """Look at all that a checkpoint and a step will need before any process is started: what is wrong is said at once."""
     from weft.data import tokenizer
     from weft.models.places import check_expressible
@@ -99,10 +99,29 @@ def check(config: Config) -> None:
 
     check_expressible(config.model)
     if config.data.tokenizer is not None:
-        tokenizer.load(config.data.tokenizer)
+        tokens = tokenizer.load(config.data.tokenizer).vocab
+        if tokens > config.model.vocab:
+            raise ValueError(
+                f"data.tokenizer = {config.data.tokenizer} has {tokens:,} tokens, more than model.vocab = "
+                f"{config.model.vocab:,}: name the tokenizer of the data, or raise model.vocab"
+            )
+    if config.train.init_from is not None and not resume:
+        check_beginning(Path(config.train.init_from))
     open_loader(config, "train", check_tokens=True)
     if config.train.eval_every:
         open_loader(config, "valid", check_tokens=False)
+
+
+def check_beginning(path: Path) -> None:
+    """
+    Raises:
+        ValueError: no weights are there; names those of a run or a checkpoint.
+    """
+    from weft.serve.folder import find_model
+
+    folder, _ = find_model(path)
+    if folder != path:
+        raise ValueError(f"train.init_from = {path} is no Hugging Face folder: name the one in it, {folder}")
 
 
 def start(config: Config, resume: bool, request: Request | None) -> int:

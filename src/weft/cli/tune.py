@@ -78,7 +78,7 @@ def tune(
         return
 
     if config.data.paths:
-        check(config)
+        check(config, resume=False)
 
     def say(line: str) -> None:
         console.print(line, highlight=False, markup=False)

@@ -11,6 +11,7 @@ import typer
 
 from weft.cli.bar import progress_bar
 from weft.cli.options import Data, LayoutText, Model, Set, Settings
+from weft.cli.output import vacant
 
 if TYPE_CHECKING:
     from weft.config.tree import Config
@@ -38,7 +39,7 @@ def layout(
     seq: Annotated[int | None, typer.Option(help="train.seq")] = None,
     steps: Annotated[int, typer.Option(help="Steps to compare.", min=1)] = 3,
     overrides: Set = None,
-    keep: Annotated[Path | None, typer.Option(help="Keep the traces in this folder.")] = None,
+    keep: Annotated[Path | None, typer.Option(help="Keep the traces in this folder.", callback=vacant)] = None,
 ) -> None:
     """Train a few steps under two layouts, from the same weights and data, and compare all they compute.
 
@@ -47,12 +48,16 @@ def layout(
     from rich.console import Console
 
     from weft.config.layout import Layout
-    from weft.verify.layout import verify_layouts
+    from weft.verify.layout import RunFailedError, verify_layouts
     from weft.verify.report import show_layouts
 
     config = settled(settings, model, data, batch, seq, [*(overrides or []), ("layout", "single")])
     with tempfile.TemporaryDirectory(prefix="weft-verify-") as folder:
-        report = verify_layouts(config, Layout.parse(a), Layout.parse(b), steps, keep or Path(folder))
+        try:
+            report = verify_layouts(config, Layout.parse(a), Layout.parse(b), steps, keep or Path(folder))
+        except RunFailedError as error:
+            print(f"weft: error: {error}", file=sys.stderr)
+            raise typer.Exit(1) from None
     show_layouts(report, Console())
     raise typer.Exit(0 if report.right else 1)
 
@@ -68,7 +73,7 @@ def resume(
     seq: Annotated[int | None, typer.Option(help="train.seq")] = None,
     steps: Annotated[int, typer.Option(help="Steps before the checkpoint, and after it.", min=1)] = 5,
     overrides: Set = None,
-    keep: Annotated[Path | None, typer.Option(help="Keep both runs in this folder.")] = None,
+    keep: Annotated[Path | None, typer.Option(help="Keep both runs in this folder.", callback=vacant)] = None,
 ) -> None:
     """Train without a break, and again: killed by SIGKILL after a checkpoint, and resumed. Compare every bit.
 

@@ -6,10 +6,12 @@ start changes a byte.
 
 import os
 import shutil
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -82,7 +84,7 @@ def prepare(
         eod: the token that ends a document, text or id; default: what the tokenizer declares.
         append_eod: end every document with it.
         part_bytes: input per part; default a 64th of all, from 1 to 64 MiB.
-        progress: a progress bar on stderr.
+        progress: a progress bar on stderr, where that is a terminal.
 
     Raises:
         ValueError: an input or option is wrong, the output exists, or nothing was left to write.
@@ -90,6 +92,10 @@ def prepare(
     prefix = Path(strip(out))
     if workers is not None and workers < 1:
         raise ValueError(f"--workers must be 1 or more, not {workers}")
+    if prefix.is_dir():
+        raise ValueError(f"--out {out} is a folder: name the files in it, as {prefix / 'text'}")
+    if eod is not None and not append_eod:
+        raise ValueError(f"--eod {eod} and --no-eod: documents end with a token, or with none; leave one out")
     root, idx, binary = _beside(prefix, ".parts"), _beside(prefix, ".idx"), _beside(prefix, ".bin")
     # a .bin without .idx beside a parts folder is our own, of a run that ended between two renames
     if not overwrite and (idx.exists() or (binary.exists() and not root.exists())):
@@ -101,7 +107,6 @@ def prepare(
         )
     plan = _plan(inputs, globs, part_bytes, loaded, loaded.eod if append_eod else None, key)
     workers = min(workers or len(os.sched_getaffinity(0)), len(plan.parts))
-    prefix.parent.mkdir(parents=True, exist_ok=True)
     with alone(root, f"another `weft data prepare` is writing this output now ({root} is locked)"):
         folder = root / plan.digest
         for stale in root.iterdir():
@@ -110,6 +115,9 @@ def prepare(
         folder.mkdir(exist_ok=True)
         start = time.perf_counter()
         reports, resumed = _encode(plan, folder, loaded, workers, progress)
+        if not any(report.tokens for report in reports):
+            shutil.rmtree(root)
+            raise ValueError(f"the inputs hold no text, nothing was written{_why_none(reports)}")
         report = _finish(prefix, plan, folder, loaded, reports, resumed, time.perf_counter() - start, workers)
         shutil.rmtree(root)
     return report
@@ -169,7 +177,8 @@ def _run(plan: parts.Plan, todo: Sequence[int], job: parts.Job, workers: int) ->
     # spawn, not fork: the caller may have threads (torch, tokenizers), and a forked lock is a dead lock
     pool = ProcessPoolExecutor(workers, get_context("spawn"), parts.start_worker, (job,))
     try:
-        futures = {pool.submit(parts.run_part, number, plan.parts[number]): number for number in todo}
+        with _no_interrupt():  # a worker that is still being imported would answer Ctrl-C with a traceback
+            futures = {pool.submit(parts.run_part, number, plan.parts[number]): number for number in todo}
         for future in as_completed(futures):
             yield futures[future], future.result()
     except BrokenProcessPool:
@@ -181,6 +190,21 @@ def _run(plan: parts.Plan, todo: Sequence[int], job: parts.Job, workers: int) ->
         pool.shutdown(cancel_futures=True)
 
 
+@contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """SIGINT waits until the block ends; processes that are started in it never get one."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _why_none(reports: Sequence[parts.PartReport]) -> str:
+    skipped = [line for report in reports for line in report.skipped]
+    return f"; {len(skipped)} files were skipped, the first: {skipped[0]}" if skipped else ": every document is empty"
+
+
 def _bar(shown: bool) -> Progress:
     columns = (
         TextColumn("{task.description}"),
@@ -189,7 +213,8 @@ def _bar(shown: bool) -> Progress:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=Console(stderr=True), disable=not shown)
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, disable=not shown or not console.is_terminal)
 
 
 def _finish(
@@ -204,12 +229,6 @@ def _finish(
 ) -> Report:
     """Merges the parts and puts data, report and index in place, the index last: where it is, all is."""
     skipped = [line for report in reports for line in report.skipped]
-    tokens = sum(report.tokens for report in reports)
-    if tokens == 0:
-        why = (
-            f"; {len(skipped)} files were skipped, the first: {skipped[0]}" if skipped else ": every document is empty"
-        )
-        raise ValueError(f"the inputs hold no text, nothing was written{why}")
     start = time.perf_counter()
     merge([folder / f"{number:05d}" for number in range(len(reports))], folder / "merged")
     seconds += time.perf_counter() - start
@@ -218,7 +237,7 @@ def _finish(
     report = Report(
         out=str(prefix),
         documents=sum(report.documents for report in reports),
-        tokens=tokens,
+        tokens=sum(report.tokens for report in reports),
         text_bytes=sum(report.text_bytes for report in reports),
         empty=sum(report.empty for report in reports),
         skipped=skipped,

@@ -10,6 +10,9 @@ from typing import Any
 from tokenizers import Tokenizer as HfTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from weft.folder import make_folder
+from weft.whole import write_whole
+
 END = "<|endoftext|>"
 # Names the field gives to the end of a document, the most particular first
 END_NAMES = (END, "<|end_of_text|>", "<|end▁of▁sentence|>", "<eos>", "</s>", "[EOS]", "<|eot|>", "[SEP]")
@@ -103,12 +106,16 @@ def train_bpe(texts: Iterable[str], vocab: int, out: str | Path, progress: bool 
     The same texts in the same order give the same file. `<|endoftext|>` is id 0; the 256 bytes follow.
 
     Raises:
-        ValueError: vocab is too small for the bytes, or there is no text.
+        ValueError: vocab is too small for the bytes, there is no text, or `out` holds a tokenizer already.
     """
     if vocab < 257:
         raise ValueError(
             f"a byte-level vocabulary needs 257 tokens at least (256 bytes and {END}), not {vocab}: raise --vocab"
         )
+    folder = Path(out)
+    make_folder(folder)
+    if (folder / "tokenizer.json").exists():
+        raise ValueError(f"{folder}/tokenizer.json exists already: choose another --out, or remove it")
     hf = HfTokenizer(models.BPE())
     hf.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     hf.decoder = decoders.ByteLevel()
@@ -129,9 +136,6 @@ def train_bpe(texts: Iterable[str], vocab: int, out: str | Path, progress: bool 
     hf.train_from_iterator(counted(), trainer)
     if seen == 0:
         raise ValueError("no text to train a tokenizer on: all inputs are empty or not UTF-8")
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    hf.save(str(folder / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": END,
@@ -140,5 +144,6 @@ def train_bpe(texts: Iterable[str], vocab: int, out: str | Path, progress: bool 
         "clean_up_tokenization_spaces": False,
         "model_max_length": 1_000_000_000,
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_whole(folder / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
+    write_whole(folder / "tokenizer.json", hf.to_str(pretty=True))
     return load(folder)

@@ -16,6 +16,7 @@ from weft.checkpoint.region import Region
 from weft.checkpoint.sidecars import copy_tokenizer, read_json
 from weft.checkpoint.weights import GENERATION_CONFIG, SHARD_BYTES, WeightsFolder, create_weights_folder
 from weft.export.proof import prove, row_regions
+from weft.folder import make_folder
 from weft.models.huggingface import TOKEN_KEYS
 
 Progress = Callable[[str, int, int], None]
@@ -90,10 +91,10 @@ def _write(
     """Everything but the new folder's name; which tokenizer files there are."""
     generation = folder.path / GENERATION_CONFIG
     width = max(kind.itemsize for kind in folder.dtypes().values()) if dtype is None else dtype.itemsize
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     free, needed = shutil.disk_usage(path.parent).free, folder.shape.num_params * width
     if free < needed:
-        raise ValueError(f"{path.parent} has {free / 1e9:.1f} GB free; the weights need up to {needed / 1e9:.1f} GB")
+        raise ValueError(f"{path.parent} has {free:,} bytes of room, and the weights need up to {needed:,}")
     with create_weights_folder(
         path,
         folder.shape,

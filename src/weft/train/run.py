@@ -82,5 +82,5 @@ def check_same_run(before: Config, now: Config, path: Path) -> None:
         if old != new:
             raise ValueError(
                 f"{path} was trained with another {name}: {old}, now {new}. Put it back to resume, or start a new run "
-                "with --run (and --init-from its last checkpoint, to go on from its weights)"
+                "with --run (and --init-from the model/ of its last checkpoint, to go on from its weights)"
             )

@@ -71,7 +71,8 @@ class Trainer:
         for finding in findings:
             self.view.note(f"{'skipped a damaged checkpoint: ' * finding.damaging}{finding}")
         if checkpoint is not None:
-            self.view.note(f"resumed from {checkpoint}: step {self.step}, {self.samples} samples seen")
+            done = "" if self.step < config.train.steps else ", nothing left to do: raise train.steps to go on"
+            self.view.note(f"resumed from {checkpoint}: step {self.step}, {self.samples} samples seen{done}")
 
     def train(self) -> None:
         """Train to the last step, or until asked to stop; what is done is saved."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
-from weft.checkpoint.folder import MANIFEST
+from weft.checkpoint.folder import MANIFEST, STATE, step_of
 from weft.checkpoint.inspection import Finding, inspect
 from weft.checkpoint.manifest import read_manifest
 
@@ -51,11 +51,13 @@ def verify_checkpoint(path: Path, threads: int | None = None) -> CheckpointRepor
         threads: read at a time; by default one a core, 8 at most.
 
     Raises:
-        ValueError: there is no such folder, or it is in a format that this weft does not read.
+        ValueError: there is no such folder, it is no checkpoint at all, or it is in a format that this weft does not read.
     """
     path = Path(path)
     if not path.is_dir():
         raise ValueError(f"{path} is not a folder: name one checkpoint, like runs/run/checkpoints/step-00001000")
+    if step_of(path) is None and not any((path / name).exists() for name in (MANIFEST, STATE)):
+        raise ValueError(f"{path} holds no checkpoint: name a run, or one of its, like checkpoints/step-00001000")
     begin = perf_counter()
     findings = tuple(inspect(path, threads=threads or min(8, os.cpu_count() or 1)))
     seconds = perf_counter() - begin

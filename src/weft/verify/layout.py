@@ -121,6 +121,10 @@ class LayoutReport:
         return [d.name for d in wrong if d.step == first]
 
 
+class RunFailedError(RuntimeError):
+    """A run that was to be compared did not come to its end."""
+
+
 def verify_layouts(config: Config, a: Layout, b: Layout, steps: int, folder: Path) -> LayoutReport:
     """Run `steps` steps of the config's run under each layout, on this machine, and compare all that they compute.
 
@@ -129,7 +133,7 @@ def verify_layouts(config: Config, a: Layout, b: Layout, steps: int, folder: Pat
 
     Raises:
         ValueError: a layout does not fit the model or the batch.
-        RuntimeError: a run failed; its cause is on stderr.
+        RunFailedError: a run failed; its cause is on stderr.
     """
     sides = []
     for side, layout in (("a", a), ("b", b)):
@@ -140,7 +144,7 @@ def verify_layouts(config: Config, a: Layout, b: Layout, steps: int, folder: Pat
         (where / CONFIG).write_text(config_toml(cut))
         arguments = [str(where / CONFIG), str(steps), str(where)]
         if launch(layout.world, "weft.verify.trace:main", arguments, logs=where / "logs"):
-            raise RuntimeError(f"the run under layout {layout} failed")
+            raise RunFailedError(f"the run under layout {layout} failed, or was ended")
         sides.append((cut, where))
     return compare(*sides)
 

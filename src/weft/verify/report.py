@@ -99,7 +99,8 @@ def show_checkpoints(reports: Sequence[CheckpointReport], console: Console) -> N
     for folder in {report.path.parent for report in reports}:
         console.print(Text(str(folder), "bold"), soft_wrap=True)
     console.print(table)
-    console.print(Text("Every byte was compared with the sha256 that was written beside it.", "dim"))
+    if any(report.step is not None for report in reports):
+        console.print(Text("Every byte was compared with the sha256 that was written beside it.", "dim"))
     for finding in (finding for report in reports for finding in report.findings):
         console.print(Text(str(finding), "red" if finding.damaging else "yellow"), soft_wrap=True)
 
