@@ -361,7 +361,7 @@ def metrics_of(served: Served) -> dict[str, float]:
 @pytest.mark.slow
 def test_a_rank_that_dies_ends_the_streams_and_the_engine_comes_back(served: Served) -> None:
     [stub] = served.stubs()
-    rank = next(pid for pid in descendants(stub) if b"weft.serve.cut.ranks" in command(pid))
+    rank = next(pid for pid in descendants(stub) if b"weft.serve.cut.follow" in command(pid))
     lines = streamed(served)
     next(lines)
     os.kill(rank, signal.SIGKILL)
