@@ -106,7 +106,7 @@ def test_a_mistake_that_one_rank_meets_is_told_once(tmp_path: Path) -> None:
 def captured(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     """The settings that `weft train` would have started with."""
     configs: list[Config] = []
-    monkeypatch.setattr(cli_train, "check", lambda config: None)
+    monkeypatch.setattr(cli_train, "check", lambda config, resume: None)
     monkeypatch.setattr(cli_train, "start", lambda config, resume, request: configs.append(config) or 0)
     return configs
 
