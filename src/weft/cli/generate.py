@@ -71,16 +71,15 @@ def generate(
 
 def read_prompts(prompts: list[str], file: Path | None) -> list[str]:
     """The prompts of the command line, `-` replaced by stdin's text, then the file's lines but for blank ones."""
+    from weft.config.load import read_text
+
     if prompts.count("-") > 1:
         raise ValueError("the prompt - stands twice on the command line, but stdin can be read once")
     texts = [sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt for prompt in prompts]
     if file is not None:
         if not file.is_file():
             raise ValueError(f"--prompts-file: there is no file {file}")
-        try:
-            texts += [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-        except UnicodeDecodeError as error:
-            raise ValueError(f"--prompts-file {file} is not text in UTF-8: {error}") from None
+        texts += [line for line in read_text(file).splitlines() if line.strip()]
     if not texts:
         raise ValueError("no prompt: give one behind the checkpoint, - for stdin, or --prompts-file")
     if "" in texts:

@@ -56,15 +56,12 @@ def schedule(
     if layout is not None and model is None:
         raise ValueError(f"--layout {layout} is of a model: name one with --model")
     given, rest = _costs(costs), Layout.parse(layout or "single")
+    tokens = length(seq, preset_shape(model)) if model else SEQ
     reports, refused = [], []
     for name in names or ORDERS:
         try:
             table = named(name, pp, vp, micro_batches or 2 * pp)
-            reports.append(
-                of_model(table, model, rest, length(seq, preset_shape(model)))
-                if model
-                else ScheduleReport(table, given)
-            )
+            reports.append(of_model(table, model, rest, tokens) if model else ScheduleReport(table, given))
         except ValueError as error:
             if names:
                 raise
