@@ -156,6 +156,8 @@ def cut(shape: Shape, layout: Layout, job: Job) -> Cut:
         etp=layout.expert_tp,
         micro_batch=layout.micro_batch_size(job.global_batch),
         full=0.0 if products or recompute.redone else again,
+        every=recompute.every,
+        first=np.inf if recompute.first is None else recompute.first,
         selective=again if products else 0.0,
         redo_attention=again if "attention" in recompute.redone else 0.0,
         redo_mlp=again if "mlp" in recompute.redone else 0.0,

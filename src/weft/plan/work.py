@@ -85,6 +85,8 @@ class Cut:
     fp8: Num  # matrices multiplied in 8 bits
     bubble: Num  # of the schedule, as a part of 1f1b's
     flying: Num  # micro-batches that the first stage's process keeps at a time, where there are so many
+    every: Num = 1  # of which blocks of a stage `full` is: one of so many,
+    first: Num = np.inf  # of the first so many
     redo_attention: Num = 0
     redo_mlp: Num = 0
     redo_experts: Num = 0

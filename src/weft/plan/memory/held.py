@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,54 +16,84 @@ class Held:
     """Parameters of one process.
 
     Attributes:
+        place: in the pipeline, from 0.
+        head: whether it has the head.
         blocks: how many it has.
-        block: of one of them; `table`: of one of the vocabulary's.
-        tables: of all that are no block's.
-        whole, share: of all; and of those, where they are shared among the replicas.
-        shards: processes that share a block.
+        chunks: its stages: how many have how many blocks, the longest first, and the one with the head last.
+        block: parameters of one of them; `block_share`: of that, where blocks are shared among the replicas.
+        table: of one of the vocabulary's; `tables`: of all that are no block's.
+        whole, share: of all; and of those, where they are shared.
     """
 
+    place: Num
+    head: bool
     blocks: Num
+    chunks: tuple[tuple[Num, Num], ...]
     block: Num
+    block_share: Num
     table: Num
     tables: Num
     whole: Num
     share: Num
-    shards: Num
 
     @classmethod
-    def of(cls, work: Work, *, head: bool, first: bool = False) -> Held:
-        """`head`: of the process with the head, or of the fullest other: one with most blocks, and where the pipeline goes
-        there and back, with neither end; `first`: of the first, where that is another."""
-        s, c, soft = work.sizes, work.cut, work.software
+    def of(cls, work: Work, place: Num, blocks: Num, *, head: bool = False) -> Held:
+        s, c = work.sizes, work.cut
         common, experts, table = parameters(work)
-        with_head, others = dealt_blocks(work)
-        most = np.maximum(with_head, others) - first * (soft.balanced == 0) * work.tables_as_blocks
-        own = with_head if head else np.where(others > 0, others, with_head)
-        blocks = np.where(soft.own_head > 0, own, most)
-        if head:
-            fewer = np.where((soft.balanced > 0) & (c.pp > 1), np.clip(s.layers - (c.pp - 1) * most, 1, most), most)
-            own = np.where((soft.own_head > 0) | c.vee, own, fewer)
-        tables = table * np.where(c.pp > 1, 1.0 + c.vee, 2 - s.tied) + s.positions * s.hidden
-        tables = tables if head else np.where(c.vee, 0.0, tables)
-        share = (blocks * common + tables) / c.shards + blocks * experts / c.expert_shards
+        share = common / c.shards + experts / c.expert_shards
+        # a pipeline's first has one table, its last the other; there and back, one process has both
+        ends = np.where(c.pp > 1, 1.0 + c.vee, 2 - s.tied) if head else (place == 0) * 1.0
+        tables = table * ends + (place == 0) * s.positions * s.hidden
         return cls(
-            own if head else blocks,
-            common + experts,
-            table,
-            tables,
-            blocks * (common + experts) + tables,
-            share,
-            c.shards,
-        )
+            place=place, head=head, blocks=blocks, chunks=dealt_chunks(work, blocks, head=head), block=common + experts,
+            block_share=share, table=table, tables=tables, whole=blocks * (common + experts) + tables,
+            share=blocks * share + tables / c.shards,
+        )  # fmt: skip
+
+
+def processes(work: Work, *, first: bool = False) -> Iterator[Held]:
+    """Those of a pipeline that can be the fullest: that with the head; of the others the first, with most micro-batches in
+    flight, which there and back has neither end; and where gradients of weights are put off, which late ones have most of,
+    the last of those with one block more, and the last of all. `first`: the first as it is, not one with most blocks."""
+    s, c, soft = work.sizes, work.cut, work.software
+    with_head, others = dealt_blocks(work)
+    most = np.maximum(with_head, others) - first * (soft.balanced == 0) * work.tables_as_blocks
+    fewer = np.where((soft.balanced > 0) & (c.pp > 1), np.clip(s.layers - (c.pp - 1) * most, 1, most), most)
+    own = (soft.own_head > 0) | c.vee
+    yield Held.of(work, np.where(c.vee, 0.0, c.pp - 1), np.where(own, with_head, fewer), head=True)
+    if not np.any(c.pp > 1):
+        return
+    most = np.where((soft.own_head > 0) & (others > 0), others, most)
+    yield Held.of(work, 1.0 * c.vee, most)
+    if np.any(c.put_off > 0) and not first:
+        count = np.maximum(1, c.pp - 1)
+        more = np.where(others > 0, (s.layers - with_head) % count, 0)
+        yield Held.of(work, np.where(more > 0, more, count) - 1 + c.vee, most)
+        yield Held.of(work, c.pp - 1.0 - (c.vee == 0), most - (more > 0))
+
+
+def dealt_chunks(work: Work, blocks: Num, *, head: bool) -> tuple[tuple[Num, Num], ...]:
+    """The stages of a process with so many blocks, which have equal work, and the head is work too."""
+    vp, worth = work.cut.vp, head_as_blocks(work)
+    last = np.clip(np.floor((blocks + worth) / vp - worth), 1, blocks) if head else 0.0
+    others, count = blocks - last, vp - head
+    longest = np.ceil(others / np.maximum(1, count))
+    longer = others - (longest - 1) * count
+    return (longer, longest), (count - longer, longest - 1), (1.0 * head, last)
+
+
+def head_as_blocks(work: Work) -> Num:
+    """Blocks that the head is worth, where it counts as work."""
+    s, soft = work.sizes, work.software
+    common, experts, _ = parameters(replace(work, cut=replace(work.cut, tp=1, ep=1, etp=1)))
+    block = common + experts * s.per_token / np.maximum(1, s.experts)  # what a token is multiplied with
+    return np.where(soft.balanced, s.vocab * s.hidden / block, 0.0)
 
 
 def dealt_blocks(work: Work) -> tuple[Num, Num]:
     """Blocks of the process with the head, and the most of any other."""
     s, c, soft = work.sizes, work.cut, work.software
-    common, experts, _ = parameters(replace(work, cut=replace(c, tp=1, ep=1, etp=1)))
-    block = common + experts * s.per_token / np.maximum(1, s.experts)  # what a token is multiplied with
-    head = np.where(soft.balanced, s.vocab * s.hidden / block, 0.0)  # is worth so many blocks
+    head = head_as_blocks(work)
     most, late, count = (s.layers + head) / c.pp, soft.balanced > 2, np.maximum(1, c.pp - 1)
     fewest = np.where(late, 0, c.vp)
     beside_head = np.clip(np.floor(most - head + np.where(late, 0.5, 0.0)), fewest, s.layers)
@@ -77,14 +108,3 @@ def dealt_blocks(work: Work) -> tuple[Num, Num]:
     uneven = (soft.balanced > 1) & (c.pp > 1)
     ends, others = np.where(uneven, beside_head, np.ceil(most)), np.where(uneven, others, 0.0)
     return np.clip(ends, 1, s.layers), np.minimum(others, s.layers)
-
-
-def low_blocks(work: Work, held: Held) -> tuple[Num, Num]:
-    """Of all processes but that with the head: blocks of the late ones; and the place of the last that has one more, as
-    many as `held`, or of the last of all, where none has."""
-    c = work.cut
-    with_head, others = dealt_blocks(work)
-    count = np.maximum(1, c.pp - 1)
-    more = (work.sizes.layers - with_head) % count
-    uneven = (others > 0) & (more > 0)
-    return held.blocks - uneven, np.where(uneven, more, count) - 1 + c.vee

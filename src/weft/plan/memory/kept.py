@@ -22,12 +22,14 @@ class Kept:
     """Bytes of one block and one micro-batch.
 
     Attributes:
+        input: what goes into it, of which a block that is computed again keeps nothing else.
         block: from forward to backward.
         delayed: of gradients of weights that are put off.
         redone: what a block or a part of it that is computed again as a whole makes at once; `remade`: what is made again
             of one in which products and attention are not.
     """
 
+    input: Num
     block: Num
     delayed: Num
     redone: Num
@@ -44,7 +46,8 @@ class Kept:
         if np.any(c.selective > 0):
             whole = block_activations(replace(work, cut=replace(c, selective=0 * c.selective)))
             remade = np.where(c.selective > 0, whole - block, 0.0)
-        return cls(block, waiting_gradients(work), redone, remade)
+        one = c.item * work.tokens * work.sizes.hidden / np.where(c.sp, c.tp, 1)
+        return cls(one, block, waiting_gradients(work), redone, remade)
 
 
 def block_activations(work: Work) -> Num:

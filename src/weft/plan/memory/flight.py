@@ -1,0 +1,94 @@
+"""Micro-batches in flight, and what they keep on one process, in closed form. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from weft.plan.memory.held import Held
+from weft.plan.memory.kept import Kept
+from weft.plan.work import Num, Work
+
+
+@dataclass(frozen=True)
+class Flight:
+    """Activations of the micro-batches in flight, in bytes.
+
+    Attributes:
+        flying: micro-batches in flight.
+        one: of one of them, what all blocks of the process keep.
+        kept: of all of them, when most is kept; `late`: when most of it waits for gradients of weights that are put off.
+        moving: of what goes to the CPU, that of the blocks at work.
+        delayed: by one block of one micro-batch that waits.
+    """
+
+    flying: Num
+    one: Num
+    kept: Num
+    late: Num
+    moving: Num
+    delayed: Num
+
+    @classmethod
+    def of(cls, work: Work, held: Held, kept: Kept) -> Flight:
+        c, chunks = work.cut, Chunks.of(work, held, kept)
+        flying, most, late = in_flight(work, held, chunks, kept)
+        waiting = np.minimum(flying, c.put_off)
+        moving = np.minimum(2, flying * held.blocks) * chunks.all / held.blocks
+        here = moving + held.blocks * waiting * kept.delayed + flying * c.vp * chunks.sent
+        # a share that goes is that of the first blocks (Transformer Engine's), which are gone when the last are there
+        away = c.offload > 0
+        most = np.where(away, np.maximum(here, (1 - c.offload) * most), most)
+        return cls(flying, chunks.all, most, np.where(away, most, late), away * moving, kept.delayed)
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """What one micro-batch leaves behind, in bytes: in all chunks of the process, in its longest, in that with the head;
+    and `sent`, which is a part of each, what its stage gave."""
+
+    all: Num
+    longest: Num
+    last: Num
+    sent: Num
+
+    @classmethod
+    def of(cls, work: Work, held: Held, kept: Kept) -> Chunks:
+        c = work.cut
+        sent = work.software.results * (c.pp > 1) * kept.input  # weft keeps it, the root of a stage's backward pass
+
+        def of(blocks: Num) -> Num:
+            again = (c.full > 0) * np.ceil(np.minimum(blocks, c.first) / c.every)
+            return again * kept.input + (blocks - again) * kept.block + sent
+
+        sizes = [of(blocks) for _, blocks in held.chunks]
+        whole = sum(count * size for (count, _), size in zip(held.chunks, sizes, strict=True))
+        return cls(whole, sizes[0], sizes[-1], sent)
+
+
+def in_flight(work: Work, held: Held, chunks: Chunks, kept: Kept) -> tuple[Num, Num, Num]:
+    """Micro-batches in flight; the most that these and those keep whose gradients of weights wait; and what they keep when
+    most of the latter do."""
+    c, count, blocks, place = work.cut, work.micro_batches, held.blocks, held.place
+    mean = chunks.all / blocks
+    # the first of a pipeline has most in flight, the last least; there and back it is the other way round, until the first
+    # micro-batch has come back
+    most = np.minimum(count, c.flying)
+    along = np.minimum(count, np.maximum(1, c.flying - place))
+    flying = np.where(c.vee, np.minimum(most, (count + 1 + place) / 2), along)
+    # and gives up what it has for gradients that wait
+    behind = np.minimum(most, c.put_off * (place + 0.5) / (c.pp - 0.5))
+    waiting = np.where(c.vee, behind, (c.put_off > 0) * (most - along))
+    left = np.where(c.vee, np.maximum(0, most - 0.5 - waiting), along)
+    # there they are early and many in flight, back they are late: an odd block is there
+    odd = c.vee * (blocks % 2) * np.maximum(0.0, 1 - np.where(place > 0, 3, 1) / flying)
+    ends = ((c.put_off > 0) & (c.vp == 1)) * np.maximum(0, kept.delayed - mean)  # of the pass that comes to its end
+    late = blocks * (left * mean + waiting * kept.delayed + ends)
+    early = (blocks + odd) * flying * mean
+    # in loops, a round of micro-batches is in each chunk; another begins in the first, or one ends in the last
+    round_ = np.minimum(count, c.pp)
+    begun = np.minimum(count, 2 * c.pp - 1) - round_
+    loop = round_ * chunks.all + (chunks.last * (1 - round_) if held.head else chunks.longest * begun)
+    looped = (c.vp > 1) & np.logical_not(c.vee) & np.isfinite(c.flying)
+    return np.where(looped, loop / chunks.all, flying), np.maximum(np.where(looped, loop, early), late * (1 - looped)), late
