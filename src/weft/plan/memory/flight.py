@@ -89,6 +89,7 @@ def in_flight(work: Work, held: Held, chunks: Chunks, kept: Kept) -> tuple[Num, 
     # in loops, a round of micro-batches is in each chunk; another begins in the first, or one ends in the last
     round_ = np.minimum(count, c.pp)
     begun = np.minimum(count, 2 * c.pp - 1) - round_
-    loop = round_ * chunks.all + (chunks.last * (1 - round_) if held.head else chunks.longest * begun)
+    ended = np.where(work.software.own_head > 0, (1 - round_) * chunks.last, (1 - round_) * chunks.all)
+    loop = round_ * chunks.all + (ended if held.head else chunks.longest * begun)
     looped = (c.vp > 1) & np.logical_not(c.vee) & np.isfinite(c.flying)
     return np.where(looped, loop / chunks.all, flying), np.maximum(np.where(looped, loop, early), late * (1 - looped)), late

@@ -29,7 +29,7 @@ def fullest(work: Work, held: Held, kept: Kept, flight: Flight, head: Head | Non
     gone = (1 - c.offload) * flight.one / c.vp * (1 - np.minimum(1, c.vp / held.blocks))
     before = np.where(come, 0.0, gradients)
     # until it reduces those of the last block, FSDP2 keeps what it reduced last in the pass before: the tables'
-    root = sharded(work) * (several & (c.zero != 1)) * soft.reduced * held.tables
+    root = known(work) * sharded(work) * (several & (c.zero != 1)) * soft.reduced * held.tables
     waiting = head.waiting if head else 0.0
     there = flight.kept + waiting + (head.gradient if head else 0.0)
     inside, reduced = backward_of_block(work, held, kept, head)
@@ -49,6 +49,12 @@ def sharded(work: Work) -> Num:
     return (work.cut.zero > 0) | (work.cut.away > 0)
 
 
+def known(work: Work) -> Num:
+    """Whether a backward pass is weft's, or one of FSDP2's."""
+    soft = work.software
+    return (soft.own_head > 0) | (soft.weights > work.cut.item) & (soft.alternate == 0)
+
+
 def backward_of_block(work: Work, held: Held, kept: Kept, head: Head | None) -> tuple[Num, Num]:
     """Bytes beside what was kept, in the backward pass of the last block, and when it is done and reduced."""
     s, c, soft, share = work.sizes, work.cut, work.software, work.mixed
@@ -58,7 +64,7 @@ def backward_of_block(work: Work, held: Held, kept: Kept, head: Head | None) -> 
     mlp = (1 - share) * work.tokens * (s.matrices - 1) * s.ffn / c.tp + share * routed
     inside = kept.input + np.maximum(c.item * mlp, meeting(work)) + c.item * held.block / 4
     last = held.chunks[-1 if held.head else 0][1]  # blocks of its stage
-    again = (c.full > 0) & ((last - 1) % c.every == 0) & (last <= c.first)
+    again = (c.full > 0) & ((soft.own_head == 0) | ((last - 1) % c.every == 0) & (last <= c.first))
     redone = np.where(c.full > 0, again * (kept.redone - kept.input), kept.redone + kept.remade)
     messages = (c.pp > 1) * 3 * kept.input
     # its gradients as they came, as they are reduced, and the result; what it kept is gone then
@@ -70,8 +76,7 @@ def backward_of_block(work: Work, held: Held, kept: Kept, head: Head | None) -> 
     inner = np.maximum(inner, 2 * c.item * work.tokens * s.hidden + meeting(work))
     logits = head.logits if head else 0.0
     plain = kept.redone + np.maximum(logits, inner) + 2 * c.item * work.tokens * s.hidden
-    known = (soft.own_head > 0) | (soft.weights > c.item) & (soft.alternate == 0)
-    return np.where(known, inside + redone + messages, plain), np.where(known, reduced + messages, 0.0)
+    return np.where(known(work), inside + redone + messages, plain), np.where(known(work), reduced + messages, 0.0)
 
 
 def put_off(work: Work, held: Held, flight: Flight) -> Num:

@@ -37,17 +37,19 @@ class Held:
     share: Num
 
     @classmethod
-    def of(cls, work: Work, place: Num, blocks: Num, *, head: bool = False) -> Held:
+    def of(cls, work: Work, place: Num, blocks: Num, *, head: bool = False, stored: Num | None = None) -> Held:
+        """`stored`: blocks whose parameters it has, where those are told as more."""
         s, c = work.sizes, work.cut
         common, experts, table = parameters(work)
         share = common / c.shards + experts / c.expert_shards
         # a pipeline's first has one table, its last the other; there and back, one process has both
         ends = np.where(c.pp > 1, 1.0 + c.vee, 2 - s.tied) if head else (place == 0) * 1.0
+        stored = blocks if stored is None else stored
         tables = table * ends + (place == 0) * s.positions * s.hidden
         return cls(
             place=place, head=head, blocks=blocks, chunks=dealt_chunks(work, blocks, head=head), block=common + experts,
-            block_share=share, table=table, tables=tables, whole=blocks * (common + experts) + tables,
-            share=blocks * share + tables / c.shards,
+            block_share=share, table=table, tables=tables, whole=stored * (common + experts) + tables,
+            share=stored * share + tables / c.shards,
         )  # fmt: skip
 
 
@@ -59,8 +61,8 @@ def processes(work: Work, *, first: bool = False) -> Iterator[Held]:
     with_head, others = dealt_blocks(work)
     most = np.maximum(with_head, others) - first * (soft.balanced == 0) * work.tables_as_blocks
     fewer = np.where((soft.balanced > 0) & (c.pp > 1), np.clip(s.layers - (c.pp - 1) * most, 1, most), most)
-    own = (soft.own_head > 0) | c.vee
-    yield Held.of(work, np.where(c.vee, 0.0, c.pp - 1), np.where(own, with_head, fewer), head=True)
+    own, stored = np.where((soft.own_head > 0) | c.vee, with_head, fewer), np.where(soft.own_head > 0, with_head, most)
+    yield Held.of(work, np.where(c.vee, 0.0, c.pp - 1), own, head=True, stored=stored)
     if not np.any(c.pp > 1):
         return
     most = np.where((soft.own_head > 0) & (others > 0), others, most)
