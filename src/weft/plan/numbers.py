@@ -128,6 +128,7 @@ def sizes(shape: Shape, job: Job) -> Sizes:
         kv_rank=latent.kv_rank if latent else 0,
         rope_dim=latent.rope_dim if latent else 0,
         value_dim=latent.value_dim if latent else 0,
+        qk_norm=float(shape.qk_norm),
         busiest=job.busiest_expert,
     )
 

@@ -43,6 +43,7 @@ class Sizes:
     kv_rank: Num = 0  # that keys and values are made of; 0: there is no latent attention
     rope_dim: Num = 0
     value_dim: Num = 0  # of latent attention's heads
+    qk_norm: Num = 0  # queries and keys have norms of their own
     busiest: Num = 1  # what the busiest expert of any block is given, in even shares
 
     @property

@@ -99,6 +99,8 @@ def parts_activations(work: Work) -> tuple[Num, Num, Num]:
     raised = np.where(soft.raises_again, s.value_dim, 2 * s.head_dim + 2 * s.value_dim)  # or the result alone
     latent = 2 * s.latents + s.heads * raised / tp
     inner = np.where(s.kv_rank > 0, latent, 2 * query + 2 * kv) + eager * (soft.fused_norm < 2) * (query + kv)
+    inner = inner + (1 - cheap) * s.qk_norm * (query + kv)  # as they went into norms of their own
+    inner = inner + (c.cp > 1) * c.ulysses * s.heads * s.values / tp  # the result, before it was cut by token again
     scores = np.where(soft.flash, 0.0, c.micro_batch * s.heads / tp * s.seq**2 / c.cp * (2 * c.item + soft.dropout))
     windowed = soft.masks * (s.window < s.seq) * ((c.cp == 1) | (c.ulysses > 0))  # else it is made tile by tile
     scores = scores + windowed * c.item * s.seq**2
