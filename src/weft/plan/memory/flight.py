@@ -33,14 +33,15 @@ class Flight:
     @classmethod
     def of(cls, work: Work, held: Held, kept: Kept) -> Flight:
         c, chunks = work.cut, Chunks.of(work, held, kept)
-        flying, most, late = in_flight(work, held, chunks, kept)
-        waiting = np.minimum(flying, c.put_off)
-        moving = np.minimum(2, flying * held.blocks) * chunks.all / held.blocks
-        here = moving + held.blocks * waiting * kept.delayed + flying * c.vp * chunks.sent
+        flying, most, left, waiting = in_flight(work, held, chunks)
+        mean, waits = chunks.all / held.blocks, held.blocks * waiting * kept.delayed
+        ends = ((c.put_off > 0) & (c.vp == 1)) * np.maximum(0, kept.delayed - mean)  # of the pass that comes to its end
+        late = held.blocks * (left * mean + ends) + waits
         # a share that goes is that of the first blocks (Transformer Engine's), which are gone when the last are there
-        away = c.offload > 0
-        most = np.where(away, np.maximum(here, (1 - c.offload) * most), most)
-        return cls(flying, chunks.all, most, np.where(away, most, late), away * moving, kept.delayed)
+        away, moving = c.offload > 0, np.minimum(2, flying * held.blocks) * mean
+        here = moving + waits + flying * c.vp * chunks.sent
+        most = np.where(away, np.maximum(here, (1 - c.offload) * most), np.maximum(most, late * (c.put_off > 0)))
+        return cls(flying, chunks.all, most, np.where(away, here, late), away * moving, kept.delayed)
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,9 @@ class Chunks:
         return cls(whole, sizes[0], sizes[-1], sent)
 
 
-def in_flight(work: Work, held: Held, chunks: Chunks, kept: Kept) -> tuple[Num, Num, Num]:
-    """Micro-batches in flight; the most that these and those keep whose gradients of weights wait; and what they keep when
-    most of the latter do."""
+def in_flight(work: Work, held: Held, chunks: Chunks) -> tuple[Num, Num, Num, Num]:
+    """Micro-batches in flight, and what they keep; and those that are when most have gradients that wait, and these."""
     c, count, blocks, place = work.cut, work.micro_batches, held.blocks, held.place
-    mean = chunks.all / blocks
     # the first of a pipeline has most in flight, the last least; there and back it is the other way round, until the first
     # micro-batch has come back
     most = np.minimum(count, c.flying)
@@ -83,13 +82,11 @@ def in_flight(work: Work, held: Held, chunks: Chunks, kept: Kept) -> tuple[Num, 
     left = np.where(c.vee, np.maximum(0, most - 0.5 - waiting), along)
     # there they are early and many in flight, back they are late: an odd block is there
     odd = c.vee * (blocks % 2) * np.maximum(0.0, 1 - np.where(place > 0, 3, 1) / flying)
-    ends = ((c.put_off > 0) & (c.vp == 1)) * np.maximum(0, kept.delayed - mean)  # of the pass that comes to its end
-    late = blocks * (left * mean + waiting * kept.delayed + ends)
-    early = (blocks + odd) * flying * mean
+    early = (1 + odd / blocks) * flying * chunks.all
     # in loops, a round of micro-batches is in each chunk; another begins in the first, or one ends in the last
-    round_ = np.minimum(count, c.pp)
-    begun = np.minimum(count, 2 * c.pp - 1) - round_
-    ended = np.where(work.software.own_head > 0, (1 - round_) * chunks.last, (1 - round_) * chunks.all)
-    loop = round_ * chunks.all + (ended if held.head else chunks.longest * begun)
+    full_round = np.minimum(count, c.pp)
+    begun = np.minimum(count, 2 * c.pp - 1) - full_round
+    ending = np.where(work.software.own_head > 0, chunks.last, chunks.all)
+    loop = full_round * chunks.all + ((1 - full_round) * ending if held.head else begun * chunks.longest)
     looped = (c.vp > 1) & np.logical_not(c.vee) & np.isfinite(c.flying)
-    return np.where(looped, loop / chunks.all, flying), np.maximum(np.where(looped, loop, early), late * (1 - looped)), late
+    return np.where(looped, loop / chunks.all, flying), np.where(looped, loop, early), left, waiting

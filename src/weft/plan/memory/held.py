@@ -56,7 +56,7 @@ class Held:
 def processes(work: Work, *, first: bool = False) -> Iterator[Held]:
     """Those of a pipeline that can be the fullest: that with the head; of the others the first, with most micro-batches in
     flight, which there and back has neither end; and where gradients of weights are put off, which late ones have most of,
-    the last of those with one block more, and the last of all. `first`: the first as it is, not one with most blocks."""
+    the last of those with one block more, and of all others. `first`: the first as it is, not one with most blocks."""
     s, c, soft = work.sizes, work.cut, work.software
     with_head, others = dealt_blocks(work)
     most = np.maximum(with_head, others) - first * (soft.balanced == 0) * work.tables_as_blocks
@@ -70,8 +70,11 @@ def processes(work: Work, *, first: bool = False) -> Iterator[Held]:
     if np.any(c.put_off > 0) and not first:
         count = np.maximum(1, c.pp - 1)
         more = np.where(others > 0, (s.layers - with_head) % count, 0)
-        yield Held.of(work, np.where(more > 0, more, count) - 1 + c.vee, most)
-        yield Held.of(work, c.pp - 1.0 - (c.vee == 0), most - (more > 0))
+        # one block more goes to the way there, whose first has it first; on the way back the last
+        back = c.vee & (most % 2 == 0) & (more > 0)
+        last = c.pp - 1.0 - (c.vee == 0)
+        yield Held.of(work, np.where(back | (more == 0), last, more - 1.0 + c.vee), most)
+        yield Held.of(work, np.where(back, last - more, last), most - (more > 0))
 
 
 def dealt_chunks(work: Work, blocks: Num, *, head: bool) -> tuple[tuple[Num, Num], ...]:
