@@ -37,21 +37,30 @@ class Flight:
         mean, waits = chunks.all / held.blocks, held.blocks * waiting * kept.delayed
         ends = ((c.put_off > 0) & (c.vp == 1)) * np.maximum(0, kept.delayed - mean)  # of the pass that comes to its end
         late = held.blocks * (left * mean + ends) + waits
+        first = (np.minimum(flying, c.pp) - 0.5) * chunks.all + held.blocks * kept.delayed / 2  # there and back, one begins
+        late = np.where(c.vee, np.maximum(late, first), late)
         # a share that goes is that of the first blocks (Transformer Engine's), which are gone when the last are there
         away, moving = c.offload > 0, np.minimum(2, flying * held.blocks) * mean
-        here = moving + waits + flying * c.vp * chunks.sent
-        most = np.where(away, np.maximum(here, (1 - c.offload) * most), np.maximum(most, late * (c.put_off > 0)))
+        here = waits + flying * c.vp * chunks.sent
+        most = np.where(away, np.maximum(moving + here, (1 - c.offload) * most), np.maximum(most, late * (c.put_off > 0)))
         return cls(flying, chunks.all, most, np.where(away, here, late), away * moving, kept.delayed)
 
 
 @dataclass(frozen=True)
 class Chunks:
-    """What one micro-batch leaves behind, in bytes: in all chunks of the process, in its longest, in that with the head;
-    and `sent`, which is a part of each, what its stage gave."""
+    """What one micro-batch leaves behind, in bytes.
+
+    Attributes:
+        all: in all chunks of the process; `last`: in that with the head.
+        middle: in that which has as many before it as behind it, of longer and shorter ones; `uneven`: what the former
+            have more than the latter.
+        sent: of each, what its stage gave.
+    """
 
     all: Num
-    longest: Num
     last: Num
+    middle: Num
+    uneven: Num
     sent: Num
 
     @classmethod
@@ -65,7 +74,9 @@ class Chunks:
 
         sizes = [of(blocks) for _, blocks in held.chunks]
         whole = sum(count * size for (count, _), size in zip(held.chunks, sizes, strict=True))
-        return cls(whole, sizes[0], sizes[-1], sent)
+        (longer, _), (shorter, _), _ = held.chunks
+        long, short, last = sizes
+        return cls(whole, last, np.where(longer > shorter, long, short), np.minimum(longer, shorter) * (long - short), sent)
 
 
 def in_flight(work: Work, held: Held, chunks: Chunks) -> tuple[Num, Num, Num, Num]:
@@ -76,17 +87,19 @@ def in_flight(work: Work, held: Held, chunks: Chunks) -> tuple[Num, Num, Num, Nu
     most = np.minimum(count, c.flying)
     along = np.minimum(count, np.maximum(1, c.flying - place))
     flying = np.where(c.vee, np.minimum(most, (count + 1 + place) / 2), along)
-    # and gives up what it has for gradients that wait
-    behind = np.minimum(most, c.put_off * (place + 0.5) / (c.pp - 0.5))
-    waiting = np.where(c.vee, behind, (c.put_off > 0) * (most - along))
-    left = np.where(c.vee, np.maximum(0, most - 0.5 - waiting), along)
+    # and gives up what it has for gradients that wait, or half of them do
+    behind, share = np.minimum(most, place + 0.5), c.put_off / (c.pp - 0.5)
+    waiting = np.where(c.vee, share * behind, (c.put_off > 0) * (most - along))
+    left = np.where(c.vee, share * np.maximum(0, most - 0.5 - behind), along)
     # there they are early and many in flight, back they are late: an odd block is there
     odd = c.vee * (blocks % 2) * np.maximum(0.0, 1 - np.where(place > 0, 3, 1) / flying)
     early = (1 + odd / blocks) * flying * chunks.all
-    # in loops, a round of micro-batches is in each chunk; another begins in the first, or one ends in the last
+    # in loops, a round of micro-batches is in each chunk; another begins in the first, or one ends in the last; halfway the
+    # first ones have two and the last none
     full_round = np.minimum(count, c.pp)
     begun = np.minimum(count, 2 * c.pp - 1) - full_round
     ending = np.where(work.software.own_head > 0, chunks.last, chunks.all)
-    loop = full_round * chunks.all + ((1 - full_round) * ending if held.head else begun * chunks.longest)
+    both = full_round * (chunks.all + (count >= 2 * c.pp) * chunks.uneven)
+    loop = both + ((1 - full_round) * ending if held.head else begun * chunks.middle)
     looped = (c.vp > 1) & np.logical_not(c.vee) & np.isfinite(c.flying)
     return np.where(looped, loop / chunks.all, flying), np.where(looped, loop, early), left, waiting

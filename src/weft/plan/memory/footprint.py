@@ -83,11 +83,12 @@ def process(work: Work, held: Held, kept: Kept) -> Footprint:
     weights, gradients, optimizer = states(work, held)
     logits = head.logits + head.waiting if head else 0.0
     most = fullest(work, held, kept, flight, head, gradients)
-    there = np.minimum(gradients, most - flight.kept - logits)
+    activations = np.minimum(flight.kept, most - logits)
+    there = np.minimum(gradients, most - activations - logits)
     axes = 1.0 * (c.tp > 1) + (c.pp > 1) + (c.cp > 1) + (c.replicas > 1)
     return Footprint(
-        weights=weights, gradients=there, optimizer=optimizer, gathered=gathered(work, held), activations=flight.kept,
-        working=most - flight.kept - logits - there, logits=logits, outside=C.outside + C.communicator * axes,
+        weights=weights, gradients=there, optimizer=optimizer, gathered=gathered(work, held), activations=activations,
+        working=most - activations - logits - there, logits=logits, outside=C.outside + C.communicator * axes,
         host=on_host(work, held, flight),
     )  # fmt: skip
 

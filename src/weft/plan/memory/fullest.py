@@ -86,7 +86,7 @@ def put_off(work: Work, held: Held, flight: Flight) -> Num:
     made, done = held.blocks * held.block, flight.delayed * held.blocks / c.vp
     once = c.item * held.blocks / c.vp * np.where(sharded(work), held.block, parameters(work)[0])
     ends = held.tables / (1 + c.vee)
-    at_once = soft.reduced * np.maximum(held.block, ends) * (1 + 1 / c.shards)
+    at_once = soft.reduced * np.maximum(held.block, ends) * (1 + held.block_share / held.block)
     unreduced = (c.zero == 1) & (work.micro_batches > 1)
     reduced = at_once + np.where(unreduced, 0.0, soft.reduced * (made + ends)) - done
     return (soft.weights > c.item) * np.maximum(once, sharded(work) * reduced)

@@ -41,7 +41,8 @@ class Held:
         """`stored`: blocks whose parameters it has, where those are told as more."""
         s, c = work.sizes, work.cut
         common, experts, table = parameters(work)
-        share = common / c.shards + experts / c.expert_shards
+        shards, dealt = np.where(c.zero > 0, c.shards, 1), np.where(c.zero > 0, c.expert_shards, 1)
+        share = common / shards + experts / dealt
         # a pipeline's first has one table, its last the other; there and back, one process has both
         ends = np.where(c.pp > 1, 1.0 + c.vee, 2 - s.tied) if head else (place == 0) * 1.0
         stored = blocks if stored is None else stored
@@ -49,7 +50,7 @@ class Held:
         return cls(
             place=place, head=head, blocks=blocks, chunks=dealt_chunks(work, blocks, head=head), block=common + experts,
             block_share=share, table=table, tables=tables, whole=stored * (common + experts) + tables,
-            share=stored * share + tables / c.shards,
+            share=stored * share + tables / shards,
         )  # fmt: skip
 
 
