@@ -18,7 +18,8 @@ class Flight:
     Attributes:
         flying: micro-batches in flight.
         one: of one of them, what all blocks of the process keep.
-        kept: of all of them, when most is kept; `late`: when most of it waits for gradients of weights that are put off.
+        kept: of all of them, when a backward pass begins and most is kept; `ended`: when it ends; `late`: when most of it
+            waits for gradients of weights that are put off.
         moving: of what goes to the CPU, that of the blocks at work.
         delayed: by one block of one micro-batch that waits.
     """
@@ -26,6 +27,7 @@ class Flight:
     flying: Num
     one: Num
     kept: Num
+    ended: Num
     late: Num
     moving: Num
     delayed: Num
@@ -33,17 +35,20 @@ class Flight:
     @classmethod
     def of(cls, work: Work, held: Held, kept: Kept) -> Flight:
         c, chunks = work.cut, Chunks.of(work, held, kept)
-        flying, most, left, waiting = in_flight(work, held, chunks)
+        flying, early, left, waiting = in_flight(work, held, chunks)
         mean, waits = chunks.all / held.blocks, held.blocks * waiting * kept.delayed
-        ends = ((c.put_off > 0) & (c.vp == 1)) * np.maximum(0, kept.delayed - mean)  # of the pass that comes to its end
-        late = held.blocks * (left * mean + ends) + waits
+        begin = np.maximum(early, (c.put_off > 0) * (left * chunks.all + waits))
+        # of the pass that comes to its end
+        ends = ((c.put_off > 0) & (c.vp == 1)) * held.blocks * np.maximum(0, kept.delayed - mean)
+        late = left * chunks.all + waits + ends
         first = (np.minimum(flying, c.pp) - 0.5) * chunks.all + held.blocks * kept.delayed / 2  # there and back, one begins
         late = np.where(c.vee, np.maximum(late, first), late)
         # a share that goes is that of the first blocks (Transformer Engine's), which are gone when the last are there
         away, moving = c.offload > 0, np.minimum(2, flying * held.blocks) * mean
         here = waits + flying * c.vp * chunks.sent
-        most = np.where(away, np.maximum(moving + here, (1 - c.offload) * most), np.maximum(most, late * (c.put_off > 0)))
-        return cls(flying, chunks.all, most, np.where(away, here, late), away * moving, kept.delayed)
+        begin = np.where(away, np.maximum(moving + here, (1 - c.offload) * begin), begin)
+        ended = np.where(away, begin + ((c.put_off > 0) & (c.vp == 1)) * held.blocks * kept.delayed, np.maximum(begin, late * (c.put_off > 0)))
+        return cls(flying, chunks.all, begin, ended, np.where(away, here + ended - begin, late), away * moving, kept.delayed)
 
 
 @dataclass(frozen=True)
@@ -65,11 +70,12 @@ class Chunks:
 
     @classmethod
     def of(cls, work: Work, held: Held, kept: Kept) -> Chunks:
-        c = work.cut
-        sent = work.software.results * (c.pp > 1) * kept.input  # weft keeps it, the root of a stage's backward pass
+        c, soft = work.cut, work.software
+        sent = soft.results * (c.pp > 1) * kept.input  # weft keeps it, the root of a stage's backward pass
 
         def of(blocks: Num) -> Num:
-            again = (c.full > 0) * np.ceil(np.minimum(blocks, c.first) / c.every)
+            again = np.where(soft.own_head > 0, np.ceil(np.minimum(blocks, c.first) / c.every), c.full * blocks)
+            again = (c.full > 0) * again
             return again * kept.input + (blocks - again) * kept.block + sent
 
         sizes = [of(blocks) for _, blocks in held.chunks]

@@ -31,7 +31,7 @@ def fullest(work: Work, held: Held, kept: Kept, flight: Flight, head: Head | Non
     # until it reduces those of the last block, FSDP2 keeps what it reduced last in the pass before: the tables'
     root = known(work) * sharded(work) * (several & (c.zero != 1)) * soft.reduced * held.tables
     waiting = head.waiting if head else 0.0
-    there = flight.kept + waiting + (head.gradient if head else 0.0)
+    there = flight.ended + waiting + (head.gradient if head else 0.0)
     inside, reduced = backward_of_block(work, held, kept, head)
     moments = [
         there + before + np.maximum(inside, reduced),

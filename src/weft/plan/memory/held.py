@@ -79,11 +79,13 @@ def processes(work: Work, *, first: bool = False) -> Iterator[Held]:
 
 
 def dealt_chunks(work: Work, blocks: Num, *, head: bool) -> tuple[tuple[Num, Num], ...]:
-    """The stages of a process with so many blocks, which have equal work, and the head is work too."""
-    vp, worth = work.cut.vp, head_as_blocks(work)
-    last = np.clip(np.floor((blocks + worth) / vp - worth), 1, blocks) if head else 0.0
+    """The stages of a process with so many blocks, which have equal work, and the head is work too; other systems' have
+    as many blocks each."""
+    vp, own, worth = work.cut.vp, work.software.own_head > 0, head_as_blocks(work)
+    last = np.where(own, np.clip(np.floor((blocks + worth) / vp - worth), 1, blocks), blocks / vp) if head else 0.0
     others, count = blocks - last, vp - head
-    longest = np.ceil(others / np.maximum(1, count))
+    even = others / np.maximum(1, count)
+    longest = np.where(own, np.ceil(even), even)
     longer = others - (longest - 1) * count
     return (longer, longest), (count - longer, longest - 1), (1.0 * head, last)
 
