@@ -28,14 +28,18 @@ def fullest(work: Work, held: Held, kept: Kept, flight: Flight, head: Head | Non
     come = (soft.freed > 0) & (work.micro_batches <= flight.flying) & np.logical_not(buckets)
     gone = (1 - c.offload) * flight.one / c.vp * (1 - np.minimum(1, c.vp / held.blocks))
     before = np.where(come, 0.0, gradients)
-    # until it reduces those of the last block, FSDP2 keeps what it reduced last in the pass before: the tables'
-    root = known(work) * sharded(work) * (several & (c.zero != 1)) * soft.reduced * held.tables
+    # ZeRO-1 reduces in the last pass alone; else FSDP2 keeps what the tables' were reduced from in the pass before
+    once = (c.zero == 1) & several
+    root = known(work) * sharded(work) * several * np.logical_not(once) * soft.reduced * held.tables
     waiting = head.waiting if head else 0.0
     there = flight.ended + waiting + (head.gradient if head else 0.0)
     inside, reduced = backward_of_block(work, held, kept, head)
+    one_pass = flight.one / c.vp
     moments = [
-        there + before + np.maximum(inside, reduced),
-        there - come * gone + gradients + np.maximum(inside + root, reduced),
+        there + before + inside,
+        there - come * gone + gradients + inside + root,
+        np.where(once, one_pass, there - come * gone) + gradients + reduced,
+        np.maximum(0, flight.kept - one_pass) + gradients + end(work, held),
         np.where(c.put_off > 0, flight.late + put_off(work, held, flight) + gradients, 0.0),
     ]
     if head:
@@ -77,6 +81,21 @@ def backward_of_block(work: Work, held: Held, kept: Kept, head: Head | None) -> 
     logits = head.logits if head else 0.0
     plain = kept.redone + np.maximum(logits, inner) + 2 * c.item * work.tokens * s.hidden
     return np.where(known(work), inside + redone + messages, plain), np.where(known(work), reduced + messages, 0.0)
+
+
+def end(work: Work, held: Held) -> Num:
+    """Bytes at the end of weft's backward pass: gradients of the tables, as they came, added up and reduced; of a tied one
+    there are two halves. Of what ZeRO-3 gathers the blocks are gone."""
+    s, c, soft = work.sizes, work.cut, work.software
+    several, tied = work.micro_batches > 1, (s.tied > 0) & (c.pp == 1)
+    once = (c.zero == 1) & several
+    came = c.item * (held.tables + tied * held.table)
+    reduced = np.maximum(came, soft.reduced * held.tables) + several * soft.reduced * held.tables / c.shards
+    gathered = (c.zero == 3) * 2 * c.item * held.block
+    there = several | (c.replicas * c.cp > 1)  # to be added to
+    added = (held.place == 0) * c.item * held.table * np.where((soft.weights > c.item) & ~there, 1, there + 2 * tied)
+    at_end = np.where(sharded(work), np.where(once, came, reduced) - gathered, added)
+    return (soft.own_head > 0) * np.maximum(0.0, at_end)
 
 
 def put_off(work: Work, held: Held, flight: Flight) -> Num:
