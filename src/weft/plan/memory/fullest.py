@@ -26,7 +26,8 @@ def fullest(work: Work, held: Held, kept: Kept, flight: Flight, head: Head | Non
     # the next finds them, and fewer activations where no other micro-batch has come
     buckets = (c.zero == 0) & (c.replicas * c.cp > 1)
     come = (soft.freed > 0) & (work.micro_batches <= flight.flying) & np.logical_not(buckets)
-    gone = (1 - c.offload) * flight.one / c.vp * (1 - np.minimum(1, c.vp / held.blocks))
+    one_pass = (1 - c.offload) * flight.one / c.vp
+    gone = one_pass * (1 - np.minimum(1, c.vp / held.blocks))
     before = np.where(come, 0.0, gradients)
     # ZeRO-1 reduces in the last pass alone; else FSDP2 keeps what the tables' were reduced from in the pass before
     once = (c.zero == 1) & several
@@ -34,11 +35,11 @@ def fullest(work: Work, held: Held, kept: Kept, flight: Flight, head: Head | Non
     waiting = head.waiting if head else 0.0
     there = flight.ended + waiting + (head.gradient if head else 0.0)
     inside, reduced = backward_of_block(work, held, kept, head)
-    one_pass = flight.one / c.vp
+    then = np.maximum(before, gradients - come * gone)
     moments = [
         there + before + inside,
-        there - come * gone + gradients + inside + root,
-        np.where(once, one_pass, there - come * gone) + gradients + reduced,
+        there + gradients - come * gone + inside + root,
+        np.where(once, one_pass + flight.moving + gradients, there + then) + reduced,
         np.maximum(0, flight.kept - one_pass) + gradients + end(work, held),
         np.where(c.put_off > 0, flight.late + put_off(work, held, flight) + gradients, 0.0),
     ]
