@@ -41,14 +41,22 @@ class Flight:
         # of the pass that comes to its end
         ends = ((c.put_off > 0) & (c.vp == 1)) * held.blocks * np.maximum(0, kept.delayed - mean)
         late = left * chunks.all + waits + ends
-        first = (np.minimum(flying, c.pp) - 0.5) * chunks.all + held.blocks * kept.delayed / 2  # there and back, one begins
+        first = (
+            np.minimum(flying, c.pp) - 0.5
+        ) * chunks.all + held.blocks * kept.delayed / 2  # there and back, one begins
         late = np.where(c.vee, np.maximum(late, first), late)
         # a share that goes is that of the first blocks (Transformer Engine's), which are gone when the last are there
         away, moving = c.offload > 0, np.minimum(2, flying * held.blocks) * mean
         here = waits + flying * c.vp * chunks.sent
         begin = np.where(away, np.maximum(moving + here, (1 - c.offload) * begin), begin)
-        ended = np.where(away, begin + ((c.put_off > 0) & (c.vp == 1)) * held.blocks * kept.delayed, np.maximum(begin, late * (c.put_off > 0)))
-        return cls(flying, chunks.all, begin, ended, np.where(away, here + ended - begin, late), away * moving, kept.delayed)
+        ended = np.where(
+            away,
+            begin + ((c.put_off > 0) & (c.vp == 1)) * held.blocks * kept.delayed,
+            np.maximum(begin, late * (c.put_off > 0)),
+        )
+        return cls(
+            flying, chunks.all, begin, ended, np.where(away, here + ended - begin, late), away * moving, kept.delayed
+        )
 
 
 @dataclass(frozen=True)
@@ -82,7 +90,9 @@ class Chunks:
         whole = sum(count * size for (count, _), size in zip(held.chunks, sizes, strict=True))
         (longer, _), (shorter, _), _ = held.chunks
         long, short, last = sizes
-        return cls(whole, last, np.where(longer > shorter, long, short), np.minimum(longer, shorter) * (long - short), sent)
+        return cls(
+            whole, last, np.where(longer > shorter, long, short), np.minimum(longer, shorter) * (long - short), sent
+        )
 
 
 def in_flight(work: Work, held: Held, chunks: Chunks) -> tuple[Num, Num, Num, Num]:

@@ -116,7 +116,9 @@ def gathered(work: Work, held: Held) -> Num:
     copies = np.where(soft.weights > c.item, c.item, 0.0) * held.whole
     copies = copies + c.fp8 * soft.copies8 * held.blocks * held.block
     two = np.minimum(2, held.blocks) * held.block * np.minimum(c.item, soft.weights) + held.tables * c.item
-    head = (c.zero == 3) * (soft.own_head == 0) * held.table * c.item  # its gradient waits whole until all others are reduced
+    head = (
+        (c.zero == 3) * (soft.own_head == 0) * held.table * c.item
+    )  # its gradient waits whole until all others are reduced
     come = c.away * soft.weights * held.block_share  # a share that has come up to be gathered
     return np.where(c.zero == 3, two, copies) + head + come
 

@@ -13,9 +13,7 @@ import numpy as np
 from weft.plan.memory.flight import Flight
 from weft.plan.memory.head import Head
 from weft.plan.memory.held import Held
-from weft.plan.memory.kept import Kept
-from weft.plan.time.block import parameters, widths
-from weft.plan.time.imbalance import fullest as fullest_share
+from weft.plan.memory.kept import Kept, known
 from weft.plan.work import Num, Work
 
 
@@ -54,34 +52,22 @@ def sharded(work: Work) -> Num:
     return (work.cut.zero > 0) | (work.cut.away > 0)
 
 
-def known(work: Work) -> Num:
-    """Whether a backward pass is weft's, or one of FSDP2's."""
-    soft = work.software
-    return (soft.own_head > 0) | (soft.weights > work.cut.item) & (soft.alternate == 0)
-
-
 def backward_of_block(work: Work, held: Held, kept: Kept, head: Head | None) -> tuple[Num, Num]:
     """Bytes beside what was kept, in the backward pass of the last block, and when it is done and reduced."""
-    s, c, soft, share = work.sizes, work.cut, work.software, work.mixed
-    # gradients inside of its MLP or of attention, and those of its weights
-    rows = work.tokens * s.per_token * fullest_share(work) / c.tp
-    routed = rows * np.maximum((s.matrices - 1) * s.expert_ffn, s.expert_ffn + 2 * s.hidden)
-    mlp = (1 - share) * work.tokens * (s.matrices - 1) * s.ffn / c.tp + share * routed
-    inside = kept.input + np.maximum(c.item * mlp, meeting(work)) + c.item * held.block / 4
+    c, soft, mine = work.cut, work.software, known(work)
     last = held.chunks[-1 if held.head else 0][1]  # blocks of its stage
     again = (c.full > 0) & ((soft.own_head == 0) | ((last - 1) % c.every == 0) & (last <= c.first))
     redone = np.where(c.full > 0, again * (kept.redone - kept.input), kept.redone + kept.remade)
     messages = (c.pp > 1) * 3 * kept.input
+    inside = kept.inside + c.item * held.block / 4 + redone + messages
     # its gradients as they came, as they are reduced, and the result; what it kept is gone then
     reduced = (c.item + soft.reduced) * held.block + soft.reduced * held.block_share
-    reduced = sharded(work) * (reduced - np.where(again, kept.input, kept.block))
-    # other systems
-    inner = (1 - share) * s.ffn / c.tp + share * (rows / work.tokens * s.expert_ffn + s.shared_ffn / c.tp)
-    inner = c.item * work.tokens * (s.matrices * inner + 2 * s.hidden)
-    inner = np.maximum(inner, 2 * c.item * work.tokens * s.hidden + meeting(work))
-    logits = head.logits if head else 0.0
-    plain = kept.redone + np.maximum(logits, inner) + 2 * c.item * work.tokens * s.hidden
-    return np.where(known(work), inside + redone + messages, plain), np.where(known(work), reduced + messages, 0.0)
+    reduced = sharded(work) * (reduced - np.where(again, kept.input, kept.block)) + messages
+    if np.all(mine):
+        return inside, reduced
+    # of other systems, what is inside may lie where the logits were
+    plain = kept.redone + np.maximum(head.logits if head else 0.0, kept.inside) + 2 * kept.whole
+    return np.where(mine, inside, plain), np.where(mine, reduced, 0.0)
 
 
 def end(work: Work, held: Held) -> Num:
@@ -104,20 +90,9 @@ def put_off(work: Work, held: Held, flight: Flight) -> Num:
     is reduced, experts' is added up at once."""
     c, soft = work.cut, work.software
     made, done = held.blocks * held.block, flight.delayed * held.blocks / c.vp
-    once = c.item * held.blocks / c.vp * np.where(sharded(work), held.block, parameters(work)[0])
+    once = c.item * held.blocks / c.vp * np.where(sharded(work), held.block, held.common)
     ends = held.tables / (1 + c.vee)
     at_once = soft.reduced * np.maximum(held.block, ends) * (1 + held.block_share / held.block)
     unreduced = (c.zero == 1) & (work.micro_batches > 1)
     reduced = at_once + np.where(unreduced, 0.0, soft.reduced * (made + ends)) - done
     return (soft.weights > c.item) * np.maximum(once, sharded(work) * reduced)
-
-
-def meeting(work: Work) -> Num:
-    """Bytes that attention under cp has in a backward pass beside what was kept: keys and values of others as they arrive
-    and in order, and the fp32 sums of gradients, which travel too (plan/memory/activations.py counts the same)."""
-    c = work.cut
-    query, kv = widths(work)
-    arriving = np.where(c.gathers > 0, 2 * kv * (2 * c.cp + 1), 6 * kv)
-    sums = query + np.where(c.gathers > 0, 2 * kv * (2 * c.cp + 1), 8 * kv)
-    ring = c.item * arriving + 4 * sums
-    return work.tokens * np.where(c.cp > 1, np.where(c.ulysses > 0, c.item * (query + 2 * kv), ring), 0.0)

@@ -20,9 +20,9 @@ class Held:
         head: whether it has the head.
         blocks: how many it has.
         chunks: its stages: how many have how many blocks, the longest first, and the one with the head last.
-        block: parameters of one of them; `block_share`: of that, where blocks are shared among the replicas.
+        block: parameters of one of them; `common`: without experts; `block_share`: where the replicas share it.
         table: of one of the vocabulary's; `tables`: of all that are no block's.
-        whole, share: of all; and of those, where they are shared.
+        whole, share: of all; and of those, where the replicas share them.
     """
 
     place: Num
@@ -30,28 +30,12 @@ class Held:
     blocks: Num
     chunks: tuple[tuple[Num, Num], ...]
     block: Num
+    common: Num
     block_share: Num
     table: Num
     tables: Num
     whole: Num
     share: Num
-
-    @classmethod
-    def of(cls, work: Work, place: Num, blocks: Num, *, head: bool = False, stored: Num | None = None) -> Held:
-        """`stored`: blocks whose parameters it has, where those are told as more."""
-        s, c = work.sizes, work.cut
-        common, experts, table = parameters(work)
-        shards, dealt = np.where(c.zero > 0, c.shards, 1), np.where(c.zero > 0, c.expert_shards, 1)
-        share = common / shards + experts / dealt
-        # a pipeline's first has one table, its last the other; there and back, one process has both
-        ends = np.where(c.pp > 1, 1.0 + c.vee, 2 - s.tied) if head else (place == 0) * 1.0
-        stored = blocks if stored is None else stored
-        tables = table * ends + (place == 0) * s.positions * s.hidden
-        return cls(
-            place=place, head=head, blocks=blocks, chunks=dealt_chunks(work, blocks, head=head), block=common + experts,
-            block_share=share, table=table, tables=tables, whole=stored * (common + experts) + tables,
-            share=stored * share + tables / shards,
-        )  # fmt: skip
 
 
 def processes(work: Work, *, first: bool = False) -> Iterator[Held]:
@@ -59,29 +43,46 @@ def processes(work: Work, *, first: bool = False) -> Iterator[Held]:
     flight, which there and back has neither end; and where gradients of weights are put off, which late ones have most of,
     the last of those with one block more, and of all others. `first`: the first as it is, not one with most blocks."""
     s, c, soft = work.sizes, work.cut, work.software
-    with_head, others = dealt_blocks(work)
+    common, experts, table = parameters(work)
+    shards, dealt = np.where(c.zero > 0, c.shards, 1), np.where(c.zero > 0, c.expert_shards, 1)
+    block, block_share = common + experts, common / shards + experts / dealt
+    worth = head_as_blocks(work)
+
+    def at(place: Num, blocks: Num, *, head: bool = False, stored: Num | None = None) -> Held:
+        """`stored`: blocks whose parameters it has, where those are told as more."""
+        # a pipeline's first has one table, its last the other; there and back, one process has both
+        ends = np.where(c.pp > 1, 1.0 + c.vee, 2 - s.tied) if head else (place == 0) * 1.0
+        stored = blocks if stored is None else stored
+        tables = table * ends + (place == 0) * s.positions * s.hidden
+        return Held(
+            place=place, head=head, blocks=blocks, chunks=dealt_chunks(work, blocks, worth, head=head), block=block,
+            common=common, block_share=block_share, table=table, tables=tables, whole=stored * block + tables,
+            share=stored * block_share + tables / shards,
+        )  # fmt: skip
+
+    with_head, others = dealt_blocks(work, worth)
     most = np.maximum(with_head, others) - first * (soft.balanced == 0) * work.tables_as_blocks
     fewer = np.where((soft.balanced > 0) & (c.pp > 1), np.clip(s.layers - (c.pp - 1) * most, 1, most), most)
     own, stored = np.where((soft.own_head > 0) | c.vee, with_head, fewer), np.where(soft.own_head > 0, with_head, most)
-    yield Held.of(work, np.where(c.vee, 0.0, c.pp - 1), own, head=True, stored=stored)
+    yield at(np.where(c.vee, 0.0, c.pp - 1), own, head=True, stored=stored)
     if not np.any(c.pp > 1):
         return
     most = np.where((soft.own_head > 0) & (others > 0), others, most)
-    yield Held.of(work, 1.0 * c.vee, most)
+    yield at(1.0 * c.vee, most)
     if np.any(c.put_off > 0) and not first:
         count = np.maximum(1, c.pp - 1)
         more = np.where(others > 0, (s.layers - with_head) % count, 0)
         # one block more goes to the way there, whose first has it first; on the way back the last
         back = c.vee & (most % 2 == 0) & (more > 0)
         last = c.pp - 1.0 - (c.vee == 0)
-        yield Held.of(work, np.where(back | (more == 0), last, more - 1.0 + c.vee), most)
-        yield Held.of(work, np.where(back, last - more, last), most - (more > 0))
+        yield at(np.where(back | (more == 0), last, more - 1.0 + c.vee), most)
+        yield at(np.where(back, last - more, last), most - (more > 0))
 
 
-def dealt_chunks(work: Work, blocks: Num, *, head: bool) -> tuple[tuple[Num, Num], ...]:
+def dealt_chunks(work: Work, blocks: Num, worth: Num, *, head: bool) -> tuple[tuple[Num, Num], ...]:
     """The stages of a process with so many blocks, which have equal work, and the head is work too; other systems' have
     as many blocks each."""
-    vp, own, worth = work.cut.vp, work.software.own_head > 0, head_as_blocks(work)
+    vp, own = work.cut.vp, work.software.own_head > 0
     last = np.where(own, np.clip(np.floor((blocks + worth) / vp - worth), 1, blocks), blocks / vp) if head else 0.0
     others, count = blocks - last, vp - head
     even = others / np.maximum(1, count)
@@ -98,10 +99,9 @@ def head_as_blocks(work: Work) -> Num:
     return np.where(soft.balanced, s.vocab * s.hidden / block, 0.0)
 
 
-def dealt_blocks(work: Work) -> tuple[Num, Num]:
-    """Blocks of the process with the head, and the most of any other."""
+def dealt_blocks(work: Work, head: Num) -> tuple[Num, Num]:
+    """Blocks of the process with the head, which is worth so many, and the most of any other."""
     s, c, soft = work.sizes, work.cut, work.software
-    head = head_as_blocks(work)
     most, late, count = (s.layers + head) / c.pp, soft.balanced > 2, np.maximum(1, c.pp - 1)
     fewest = np.where(late, 0, c.vp)
     beside_head = np.clip(np.floor(most - head + np.where(late, 0.5, 0.0)), fewest, s.layers)

@@ -27,6 +27,8 @@ class Kept:
         delayed: of gradients of weights that are put off.
         redone: what a block or a part of it that is computed again as a whole makes at once; `remade`: what is made again
             of one in which products and attention are not.
+        inside: gradients in its backward pass, at the widest place.
+        whole: the hidden state, all of it.
     """
 
     input: Num
@@ -34,6 +36,8 @@ class Kept:
     delayed: Num
     redone: Num
     remade: Num
+    inside: Num
+    whole: Num
 
     @classmethod
     def of(cls, work: Work) -> Kept:
@@ -46,8 +50,15 @@ class Kept:
         if np.any(c.selective > 0):
             whole = block_activations(replace(work, cut=replace(c, selective=0 * c.selective)))
             remade = np.where(c.selective > 0, whole - block, 0.0)
-        one = c.item * work.tokens * work.sizes.hidden / np.where(c.sp, c.tp, 1)
-        return cls(one, block, waiting_gradients(work), redone, remade)
+        whole = c.item * work.tokens * work.sizes.hidden
+        one = whole / np.where(c.sp, c.tp, 1)
+        return cls(one, block, waiting_gradients(work), redone, remade, inside(work), whole)
+
+
+def known(work: Work) -> Num:
+    """Whether a backward pass is weft's, or one of FSDP2's."""
+    soft = work.software
+    return (soft.own_head > 0) | (soft.weights > work.cut.item) & (soft.alternate == 0)
 
 
 def block_activations(work: Work) -> Num:
@@ -135,3 +146,30 @@ def waiting_gradients(work: Work) -> Num:
     attention = 2 * s.hidden + np.where(s.kv_rank > 0, latent, 2 * query + 2 * kv)
     columns = (1 - share) * s.ffn + share * s.shared_ffn
     return c.item * work.tokens * (attention + (columns > 0) * (2 * s.hidden + s.matrices * columns / c.tp))
+
+
+def inside(work: Work) -> Num:
+    """Bytes of gradients at the widest place of a block's backward pass: the residual's, and those inside of its MLP, or
+    what attention under cp has there; in other systems of all that the MLP has."""
+    s, c, share, mine = work.sizes, work.cut, work.mixed, known(work)
+    residual, around = c.item * work.tokens * s.hidden, meeting(work)
+    rows = work.tokens * s.per_token * fullest(work) / c.tp
+    routed = rows * np.maximum((s.matrices - 1) * s.expert_ffn, s.expert_ffn + 2 * s.hidden)
+    mlp = c.item * ((1 - share) * work.tokens * (s.matrices - 1) * s.ffn / c.tp + share * routed)
+    widest = residual / np.where(c.sp, c.tp, 1) + np.maximum(mlp, around)
+    if np.all(mine):
+        return widest
+    return np.where(mine, widest, 2 * residual + np.maximum(c.item * s.matrices * activated(work), around))
+
+
+def meeting(work: Work) -> Num:
+    """Bytes that attention under cp has in a backward pass beside what was kept: keys and values of others as they arrive
+    and in order, and the fp32 sums of gradients, which travel too (plan/memory/activations.py counts the same)."""
+    c = work.cut
+    if not np.any(c.cp > 1):
+        return 0.0
+    query, kv = widths(work)
+    arriving = np.where(c.gathers > 0, 2 * kv * (2 * c.cp + 1), 6 * kv)
+    sums = query + np.where(c.gathers > 0, 2 * kv * (2 * c.cp + 1), 8 * kv)
+    ring = c.item * arriving + 4 * sums
+    return work.tokens * np.where(c.cp > 1, np.where(c.ulysses > 0, c.item * (query + 2 * kv), ring), 0.0)
