@@ -34,10 +34,10 @@ import numpy as np
 
 from common import RESULTS
 from published import Run, read_rows, read_run
+from weft.plan.columns import stack
 from weft.plan.memory.footprint import footprint
 from weft.plan.time.constants import CONSTANTS
 from weft.plan.time.step import step_time
-from weft.plan.work import stack
 
 FITTED = (
     "megatron-sc21", "korthikanti22", "megatron-2020-09", "dgxc-benchmarking", "nemo-24.07", "nemo-longseq", "simumax-b200",

@@ -18,9 +18,10 @@ import numpy as np
 
 from planner import fitted_on, read
 from published import Run
+from weft.plan.columns import stack
 from weft.plan.time.constants import CONSTANTS
 from weft.plan.time.step import step_time
-from weft.plan.work import Work, stack
+from weft.plan.work import Work
 
 FIXED = ("outside", "communicator", "usable", "attention_length", "short_head", "ep_hidden", "cpu_adam")
 SHARES = (

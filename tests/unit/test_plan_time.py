@@ -9,6 +9,7 @@ import pytest
 
 from weft.config.layout import Layout
 from weft.models.shape import Shape
+from weft.plan.columns import stack
 from weft.plan.machine import cluster_names, read_cluster
 from weft.plan.memory.footprint import footprint
 from weft.plan.memory.kept import block_activations
@@ -17,7 +18,7 @@ from weft.plan.time import collectives
 from weft.plan.time.block import Passes
 from weft.plan.time.gemm import gemm_time
 from weft.plan.time.step import evened, step_time
-from weft.plan.work import Software, Work, stack
+from weft.plan.work import Software, Work
 from weft.presets import preset_shape
 from weft.schedules.orders import make_schedule
 

@@ -156,7 +156,8 @@ def cut_of(shape: Shape, columns: dict[str, Num], job: Job, cluster: Cluster) ->
     return Cut(
         dp=replicas // fsdp, fsdp=fsdp, zero=np.where(fsdp > 1, np.array([0, 1, 2, 3, 3])[kind], 0), tp=tp,
         sp=columns["sp"], cp=cp, gathers=(columns["cp_kind"] == 1) * 1.0, pp=pp, vp=vp, ep=columns["ep"],
-        etp=columns["etp"], micro_batch=columns["micro_batch"], full=full, every=np.maximum(1, every), selective=(redone == 1) * 1.0,
+        etp=columns["etp"], micro_batch=columns["micro_batch"], full=full, every=np.maximum(1, every),
+        selective=(redone == 1) * 1.0,
         redo_mlp=(redone == 5) * 1.0, redo_experts=(redone == 6) * 1.0,
         chunked=columns["loss"] * 1.0, item=2, fp8=float(job.matmul == "fp8"), bubble=bubbles[schedule], flying=kept,
         put_off=waiting,

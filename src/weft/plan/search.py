@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
-from typing import TypeVar
 
 import numpy as np
 
 from weft.config.layout import Layout
 from weft.models.shape import Shape
+from weft.plan.columns import rows
 from weft.plan.grid import (
     AXES,
     CP_KINDS,
@@ -29,7 +29,7 @@ from weft.plan.grid import (
     with_savings,
 )
 from weft.plan.machine import Cluster
-from weft.plan.memory.footprint import Footprint, footprint
+from weft.plan.memory.footprint import footprint
 from weft.plan.numbers import WEFT, Job, sizes
 from weft.plan.plan import Plan
 from weft.plan.time.block import Passes
@@ -210,12 +210,12 @@ def search(shape: Shape, job: Job, cluster: Cluster, software: Software = WEFT, 
     held = footprint(work)
     there = np.flatnonzero(held.host <= CONSTANTS.usable * machine.host_memory + 0 * work.cut.tp)
     columns = {axis: column[there] for axis, column in columns.items()}
-    work, held = replace(work, cut=_rows(work.cut, there)), _rows(held, there)
+    work, held = replace(work, cut=rows(work.cut, there)), rows(held, there)
     total = np.asarray(held.total)
     fits = np.asarray(held.fits(machine))
     near = np.flatnonzero(fits | (total < 1.6 * cluster.memory))  # the rest is far from fitting: not worth its time
     seconds = np.full(len(total), np.inf)
-    cut = _rows(work.cut, near)
+    cut = rows(work.cut, near)
     # to a microsecond: what takes as long stays in the grid's order, however a machine rounds
     seconds[near] = np.round(step_time(replace(work, cut=cut), _passes(work, cut)).total, 6)
     return Search(shape, job, cluster, software, columns, seconds, total, fits, np.asarray(held.sure(machine)))
@@ -228,12 +228,4 @@ def _passes(work: Work, cut: Cut) -> Passes:
         values, place = np.unique(getattr(cut, name), return_inverse=True)
         key = key * len(values) + place
     _, first, back = np.unique(key, return_index=True, return_inverse=True)
-    return Passes.of(replace(work, cut=_rows(cut, first))).rows(back)
-
-
-Columns = TypeVar("Columns", Cut, Footprint)
-
-
-def _rows(columns: Columns, index: Num) -> Columns:
-    values = {field.name: getattr(columns, field.name) for field in fields(columns)}
-    return type(columns)(**{name: value[index] if np.ndim(value) else value for name, value in values.items()})
+    return Passes.of(replace(work, cut=rows(cut, first))).rows(back)

@@ -1,20 +1,18 @@
 """Work: everything that time and memory follow from, as plain numbers or as columns of them. Torch-free.
 
 Every function over a Work is arithmetic on its fields, so one call answers for one layout or for a hundred thousand:
-`stack` lays many side by side, and a search fills the fields with columns itself.
+plan/columns.py lays many side by side, and a search fills the fields with columns itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, TypeVar, cast
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 Num = Any
 """A number, or an array with one for each candidate."""
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -285,12 +283,3 @@ class Work:
         """Share of blocks with experts, on the process of a pipeline that has most of them."""
         has = np.minimum(1.0, (self.sizes.layers - self.sizes.dense_layers) * self.cut.pp / self.sizes.layers)
         return np.where(self.sizes.experts > 0, has, 0.0)
-
-
-def stack(items: Sequence[T]) -> T:
-    """Many of a kind side by side: every field a column."""
-    first: Any = items[0]
-    if not is_dataclass(first):
-        return cast(T, np.array(items, dtype=float))
-    columns = {field.name: stack([getattr(item, field.name) for item in items]) for field in fields(first)}
-    return cast(T, replace(first, **columns))  # type: ignore[type-var]

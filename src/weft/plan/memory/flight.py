@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from weft.plan.columns import chosen
 from weft.plan.memory.held import Held
 from weft.plan.memory.kept import Kept
 from weft.plan.work import Num, Work
@@ -36,27 +37,22 @@ class Flight:
     def of(cls, work: Work, held: Held, kept: Kept) -> Flight:
         c, chunks = work.cut, Chunks.of(work, held, kept)
         flying, early, left, waiting = in_flight(work, held, chunks)
-        mean, waits = chunks.all / held.blocks, held.blocks * waiting * kept.delayed
-        begin = np.maximum(early, (c.put_off > 0) * (left * chunks.all + waits))
-        # of the pass that comes to its end
-        ends = ((c.put_off > 0) & (c.vp == 1)) * held.blocks * np.maximum(0, kept.delayed - mean)
-        late = left * chunks.all + waits + ends
-        first = (
-            np.minimum(flying, c.pp) - 0.5
-        ) * chunks.all + held.blocks * kept.delayed / 2  # there and back, one begins
-        late = np.where(c.vee, np.maximum(late, first), late)
+        splits, mean, delayed = c.put_off > 0, chunks.all / held.blocks, held.blocks * kept.delayed
+        ends = splits & (c.vp == 1)  # a pass leaves all that waits, there and back half of it
+        begin = np.maximum(early, splits * (left * chunks.all + waiting * delayed))
+        late = left * chunks.all + waiting * delayed + ends * np.maximum(0, delayed - chunks.all)
+        late = np.where(c.vee, np.maximum(late, (np.minimum(flying, c.pp) - 0.5) * chunks.all + delayed / 2), late)
+        found = cls(flying, chunks.all, begin, np.maximum(begin, splits * late), late, 0.0, kept.delayed)
+        if not np.any(c.offload > 0):
+            return found
         # a share that goes is that of the first blocks (Transformer Engine's), which are gone when the last are there
-        away, moving = c.offload > 0, np.minimum(2, flying * held.blocks) * mean
-        here = waits + flying * c.vp * chunks.sent
-        begin = np.where(away, np.maximum(moving + here, (1 - c.offload) * begin), begin)
-        ended = np.where(
-            away,
-            begin + ((c.put_off > 0) & (c.vp == 1)) * held.blocks * kept.delayed,
-            np.maximum(begin, late * (c.put_off > 0)),
+        stays, here = (1 - c.offload) * begin, waiting * delayed + flying * c.vp * chunks.sent
+        moving = np.minimum(2, flying * held.blocks) * mean
+        kept_here, end = np.maximum(stays, here + moving), ends * delayed
+        away = cls(
+            flying, chunks.all, kept_here, kept_here + end, here + end, moving * (stays <= here + moving), kept.delayed
         )
-        return cls(
-            flying, chunks.all, begin, ended, np.where(away, here + ended - begin, late), away * moving, kept.delayed
-        )
+        return chosen(c.offload > 0, away, found)
 
 
 @dataclass(frozen=True)

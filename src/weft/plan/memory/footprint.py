@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from weft.plan.columns import chosen
 from weft.plan.memory.flight import Flight
 from weft.plan.memory.fullest import fullest
 from weft.plan.memory.head import Head
@@ -70,9 +71,8 @@ def footprint(work: Work, *, first: bool = False) -> Footprint:
     kept, c = Kept.of(work), work.cut
     found, *others = (process(work, held, kept) for held in processes(work, first=first))
     for other in others:
-        chosen = (c.pp > 1) & (np.logical_not(c.vee) if first else other.total > found.total)
-        pairs = ((getattr(other, field.name), getattr(found, field.name)) for field in fields(Footprint))
-        found = Footprint(*(np.where(chosen, one, another) for one, another in pairs))
+        fuller = np.logical_not(c.vee) if first else other.total > found.total
+        found = chosen((c.pp > 1) & fuller, other, found)
     return found
 
 
