@@ -96,12 +96,10 @@ def process(work: Work, held: Held, kept: Kept) -> Footprint:
 def states(work: Work, held: Held) -> tuple[Num, Num, Num]:
     """Bytes of this process's share of weights, gradients, and what the optimizer has."""
     c, soft = work.cut, work.software
-    here = 1 - c.away
-    apart = (c.zero == 3) | ((c.zero > 0) & (soft.weights > c.item))  # ZeRO 1 and 2 shard what is not computed with
+    here, lower = 1 - c.away, (soft.own_head > 0) | (soft.weights > c.item)
+    apart = (c.zero == 3) | (c.zero > 0) & lower  # ZeRO 1 and 2 shard what is not computed with
     goes = (c.zero >= 2) | ((c.zero == 0) & (c.away > 0))  # FSDP over one process brings them down too
-    goes = goes | (
-        (c.zero == 1) & (soft.weights > c.item) & (work.micro_batches <= 1)
-    )  # block by block, in the one pass
+    goes = goes | (c.zero == 1) & lower & (work.micro_batches <= 1)  # block by block, in the one pass
     moments = (1 - c.moments_away) * (soft.master + soft.moments)
     return (
         here * soft.weights * np.where(apart, held.share, held.whole),
@@ -113,12 +111,11 @@ def states(work: Work, held: Held) -> tuple[Num, Num, Num]:
 def gathered(work: Work, held: Held) -> Num:
     """Bytes of whole weights, and of copies of them."""
     c, soft = work.cut, work.software
-    copies = np.where(soft.weights > c.item, c.item, 0.0) * held.whole
-    copies = copies + c.fp8 * soft.copies8 * held.blocks * held.block
+    apart = (soft.weights > c.item) | (soft.own_head > 0) & (c.zero > 0)
+    copies = apart * c.item * held.whole + c.fp8 * soft.copies8 * held.blocks * held.block
     two = np.minimum(2, held.blocks) * held.block * np.minimum(c.item, soft.weights) + held.tables * c.item
-    head = (
-        (c.zero == 3) * (soft.own_head == 0) * held.table * c.item
-    )  # its gradient waits whole until all others are reduced
+    # the head's gradient waits whole until all others are reduced; weft's is told where it matters
+    head = (c.zero == 3) * (soft.own_head == 0) * held.table * c.item
     come = c.away * soft.weights * held.block_share  # a share that has come up to be gathered
     return np.where(c.zero == 3, two, copies) + head + come
 

@@ -95,4 +95,5 @@ def put_off(work: Work, held: Held, flight: Flight) -> Num:
     at_once = soft.reduced * np.maximum(held.block, ends) * (1 + held.block_share / held.block)
     unreduced = (c.zero == 1) & (work.micro_batches > 1)
     reduced = at_once + np.where(unreduced, 0.0, soft.reduced * (made + ends)) - done
-    return (soft.weights > c.item) * np.maximum(once, sharded(work) * reduced)
+    apart = (soft.weights > c.item) | (soft.own_head > 0) & sharded(work)  # else they are added up as they are made
+    return apart * np.maximum(once, sharded(work) * reduced)
