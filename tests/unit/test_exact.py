@@ -51,6 +51,8 @@ NEAR = {
     ("selective", "llama", 0): 0.002,
     ("redo-mlp.chunked", "llama", 0): 0.002,
     ("full.offload", "llama", 0): 0.002,
+    ("offloadoptimizer", "llama", 0): 0.002,
+    ("dp2.mb2.offloadoptimizer.bf16", "gpt2", 0): 0.002,
     ("bf16", "gpt2", 0): 0.002,
     ("bf16", "llama", 0): 0.002,
     ("bf16.mb2", "llama", 0): 0.002,
@@ -94,7 +96,7 @@ def test_the_plan_is_near(layout: str, name: str, rank: int) -> None:
     found = exact(layout, name, rank)
     at_peak, plan = found.at_peak(), found.plan
     assert at_peak["weights"] == plan.weights
-    assert at_peak["optimizer"] == pytest.approx(plan.optimizer, rel=1e-4)  # AdamW counts its steps
+    assert at_peak["optimizer"] == pytest.approx(plan.optimizer, rel=1e-4, abs=64)  # steps are counted, and scales kept
     assert found.parameters == found.planned.stage.shard
     assert plan.tensors / found.ledger.peak - 1 == pytest.approx(0, abs=NEAR[layout, name, rank])
     update = next(phase for phase in found.ledger.phases if phase.name == "update")

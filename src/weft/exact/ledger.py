@@ -55,11 +55,12 @@ class Ledger:
     peak: int = 0
     peak_at: int = 0
     _live: dict[int, tuple[Holding, weakref.ref[torch.UntypedStorage]]] = field(default_factory=dict)
+    _elsewhere: dict[int, weakref.ref[torch.UntypedStorage]] = field(default_factory=dict)
 
     def see(self, x: Tensor, module: str) -> None:
         """Take a tensor's memory down, if it is new."""
         storage = x.untyped_storage()
-        if storage._cdata not in self._live:
+        if storage._cdata not in self._live and storage._cdata not in self._elsewhere:
             self._open(storage, module)
 
     def resized(self, storage: torch.UntypedStorage, module: str) -> None:
@@ -80,8 +81,10 @@ class Ledger:
             holding.kind = holding.kind or kind
 
     def dismiss(self, x: Tensor) -> None:
-        """A tensor's memory is none of this device's."""
-        self._close(x.untyped_storage()._cdata)
+        """A tensor's memory is none of this device's, whatever is written to it."""
+        storage, key = x.untyped_storage(), x.untyped_storage()._cdata
+        self._close(key)
+        self._elsewhere[key] = weakref.ref(storage, lambda _: self._elsewhere.pop(key))
 
     def begin(self, name: str) -> None:
         if len(self.phases) == 1:  # what building took is past
