@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from operator import sub
+
 from weft.config.layout import Layout
 from weft.models.shape import Shape
 from weft.plan.memory.activations import FLOAT, ITEM
-from weft.plan.memory.stage import Stage
+from weft.plan.memory.stage import EXPERT_MATRICES, Stage
 
 
 class Gradients:
@@ -21,7 +23,8 @@ class Gradients:
             reduced from: the gradients of what lies outside of the blocks.
         end: with everything reduced; `after`: until the next step.
         end_temporary: what is there for a moment beside them.
-        block_inside: of a block, while its backward pass is under way; `block_temporary`: when it is done.
+        block_inside: of a block, while its backward pass is under way; `block_temporary`: when it is done;
+            `experts_temporary`: when its experts' is.
         made: what a stage's products give that were put off; `reduced`: with which a moment later they are reduced.
         copies_outside, copies_inside: gathered or low-precision weights, outside of a block and inside of one;
             `gathered_ahead`: those of the last block, which FSDP2 asks for before the head's gradients are there.
@@ -46,7 +49,7 @@ class Gradients:
             self.before = FLOAT * (exist * (stage.shard - dealt) + there * dealt)
             # what there is already takes the new gradient in
             self.held_head = item * table if tied else FLOAT * table * (not exist)
-            self.block_inside, self.block_temporary = item * stage.block // 4, 0
+            self.block_inside, self.block_temporary, self.experts_temporary = item * stage.block // 4, 0, 0
             come = (not exist) * plain + (not there) * sum(stage.experts[1:])
             self.before_last_block = self.before + FLOAT * come
             self.end = self.after
@@ -67,11 +70,15 @@ class Gradients:
         self.before = 0 if first else accumulated or self.after
         self.held_root = 0 if first or unreduced else wide * stage.root
         self.held_head = item * table
-        # the block's own gradients, their copies on the way to the reduction, and the result, in fp32 too
+        # a block's own gradients, their copies on the way to the reduction, and the result, in fp32 too; experts are a group
+        # of their own, of whose own gradients those of one matrix outlive the copy
         result = FLOAT + (wide if wide < FLOAT else 0)
-        division = wide * stage.block if divided else 0
-        self.block_inside = item * stage.block // 4
-        self.block_temporary = (item + wide) * stage.block + result * stage.block_shard + division
+        experts, rest = max(stage.experts), max(map(sub, stage.blocks, stage.experts))
+        rest_shard = max(map(sub, stage.block_shards, stage.expert_shards))
+        self.block_inside = item * (rest // 4 + experts)
+        self.block_temporary = (item + wide) * rest + result * rest_shard + wide * rest * divided
+        dealt = max(stage.expert_shards)
+        self.experts_temporary = wide * experts + max(item * experts, result * dealt + item * experts // EXPERT_MATRICES)
         self.before_last_block = max(self.before, accumulated + kept * sum(stage.block_shards[1:]))
         self.end = self.after + (accumulated and wide * stage.root)
         root_division = wide * stage.root if divided else 0
@@ -89,14 +96,15 @@ class Gradients:
             self.before_last_block = accumulated + kept * sum(stage.block_shards[1:]) - gone
             self.end_temporary = wide * stage.root + root_division
         if not reduces:
-            self.block_temporary = item * stage.block if item < wide else 0
+            self.block_temporary, self.experts_temporary = item * rest if item < wide else 0, 0
             self.before_last_block = self.before if self.before or not unreduced else wide * sum(stage.blocks[1:])
             self.end = accumulated or self.before + wide * stage.root
             self.end_temporary = item * (stage.root + tied * stage.table)
         gathered, self.gathered_ahead = item * stage.params, 0
         if layout.fsdp > 1 and layout.zero == 3:
-            gathered = item * (stage.root + min(2, stage.num_blocks) * stage.block)
-            self.copies_outside, self.gathered_ahead = item * stage.root, item * stage.block
+            self.experts_temporary -= item * experts  # gathered ones are given back first
+            gathered = item * (stage.root + experts + min(2, stage.num_blocks) * rest)
+            self.copies_outside, self.gathered_ahead = item * stage.root, item * rest
         else:
             self.copies_outside = gathered
         self.copies_inside = gathered + (FLOAT * stage.block_shard if away else 0)  # which comes up to be gathered

@@ -260,6 +260,9 @@ def _pass(
         # its gradients are reduced when what it keeps is gone; the first takes the place of what FSDP2 has kept
         gone = one.blocks(num_blocks, index + 1) - one.blocks(num_blocks, index)
         reduced = 0 if put_off else gradients.block_temporary - gone
+        again_here = one.recomputed * (index in again)
+        if gradients.experts_temporary and one.experts and not put_off:
+            reduced = max(reduced, gradients.experts_temporary + again_here - one.inside(one.experts))
         inside = one.backward + gradients.block_inside * (not put_off)
         inside += gradients.held_root if index == num_blocks - 1 else 0
         found.append(
@@ -270,7 +273,7 @@ def _pass(
                 copies=gradients.copies_inside,
                 activations=others + one.blocks(num_blocks, index + 1) + edge + (num_blocks - 1 - index) * put_off,
                 logits=other_logits,
-                temporary=one.moving + max(one.recomputed * (index in again) + inside, reduced),
+                temporary=one.moving + max(again_here + inside, reduced),
             )
         )
     found.append(

@@ -27,7 +27,7 @@ class Stage:
         experts: of them, those of experts, which are dealt out over ep.
         root: parameters outside of the blocks, cut over tp alone.
         table: of them, one matrix of V·D: the token embedding or the head.
-        block_shards, root_shard: the same, cut over fsdp too.
+        block_shards, expert_shards, root_shard: the same, cut over fsdp too.
         muon_shard, vector_shard: of them, the matrices that Muon can update, and all vectors.
         matrices: what those have whole: numbers of a matrix → how many matrices there are.
     """
@@ -41,6 +41,7 @@ class Stage:
     root: int
     table: int
     block_shards: tuple[int, ...]
+    expert_shards: tuple[int, ...]
     root_shard: int
     muon_shard: int
     vector_shard: int
@@ -87,6 +88,7 @@ def stages(shape: Shape, layout: Layout) -> list[Stage]:
     experts = {kind: _experts(block, layout, 1) for kind, block in sizes.items()}
     ways = layout.weight_ways[1], layout.expert_ways[1]
     shards = {kind: _block(block, layout, *ways) for kind, block in sizes.items()}
+    expert_shards = {kind: _experts(block, layout, ways[1]) for kind, block in sizes.items()}
     matrices = {
         kind: {name: dims for name, dims in block.items() if len(dims) == 2 and ".router." not in name}
         for kind, block in sizes.items()
@@ -113,6 +115,7 @@ def stages(shape: Shape, layout: Layout) -> list[Stage]:
                 root=held(root, layout.tp),
                 table=held(table, layout.tp),
                 block_shards=tuple(shards[kind] for kind in kinds_here),
+                expert_shards=tuple(expert_shards[kind] for kind in kinds_here),
                 root_shard=held(root, layout.tp, layout.weight_ways[1]),
                 muon_shard=sum(muon[kind] for kind in kinds_here),
                 vector_shard=sum(held(part, layout.tp, layout.weight_ways[1]) for part in small),
