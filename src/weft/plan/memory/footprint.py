@@ -14,7 +14,7 @@ from weft.plan.memory.flight import Flight
 from weft.plan.memory.fullest import fullest
 from weft.plan.memory.head import Head
 from weft.plan.memory.held import Held, processes
-from weft.plan.memory.kept import Kept
+from weft.plan.memory.kept import Kept, known
 from weft.plan.time.constants import CONSTANTS as C
 from weft.plan.work import Machine, Num, Work
 
@@ -113,7 +113,10 @@ def gathered(work: Work, held: Held) -> Num:
     c, soft = work.cut, work.software
     apart = (soft.weights > c.item) | (soft.own_head > 0) & (c.zero > 0)
     copies = apart * c.item * held.whole + c.fp8 * soft.copies8 * held.blocks * held.block
-    two = np.minimum(2, held.blocks) * held.block * np.minimum(c.item, soft.weights) + held.tables * c.item
+    # two blocks, but the experts of one alone, where they are a group of their own
+    experts = (held.block - held.common) * np.where(known(work), 1, np.minimum(2, held.blocks))
+    two = np.minimum(2, held.blocks) * held.common + experts
+    two = two * np.minimum(c.item, soft.weights) + held.tables * c.item
     # the head's gradient waits whole until all others are reduced; weft's is told where it matters
     head = (c.zero == 3) * (soft.own_head == 0) * held.table * c.item
     come = c.away * soft.weights * held.block_share  # a share that has come up to be gathered

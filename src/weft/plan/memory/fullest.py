@@ -14,6 +14,7 @@ from weft.plan.memory.flight import Flight
 from weft.plan.memory.head import Head
 from weft.plan.memory.held import Held
 from weft.plan.memory.kept import Kept, known
+from weft.plan.memory.stage import EXPERT_MATRICES
 from weft.plan.work import Num, Work
 
 
@@ -59,10 +60,13 @@ def backward_of_block(work: Work, held: Held, kept: Kept, head: Head | None) -> 
     again = (c.full > 0) & ((soft.own_head == 0) | ((last - 1) % c.every == 0) & (last <= c.first))
     redone = np.where(c.full > 0, again * (kept.redone - kept.input), kept.redone + kept.remade)
     messages = (c.pp > 1) * 3 * kept.input
-    inside = kept.inside + c.item * held.block / 4 + redone + messages
-    # its gradients as they came, as they are reduced, and the result; what it kept is gone then
-    reduced = (c.item + soft.reduced) * held.block + soft.reduced * held.block_share
-    reduced = sharded(work) * (reduced - np.where(again, kept.input, kept.block)) + messages
+    experts, rest = held.block - held.common, held.common
+    inside = kept.inside + c.item * (rest / 4 + experts) + redone + messages
+    # its gradients as they came, as they are reduced, and the result; what it kept is gone then. Experts are reduced before
+    reduced = (c.item + soft.reduced) * rest + soft.reduced * held.common_share - np.where(again, kept.input, kept.block)
+    result = soft.reduced * (held.block_share - held.common_share) + c.item * experts / EXPERT_MATRICES
+    dealt = soft.reduced * experts + np.maximum(c.item * experts, result) - (c.zero == 3) * c.item * experts
+    reduced = sharded(work) * np.maximum(reduced, dealt + redone - kept.experts) + messages
     if np.all(mine):
         return inside, reduced
     # of other systems, what is inside may lie where the logits were
@@ -78,7 +82,7 @@ def end(work: Work, held: Held) -> Num:
     once = (c.zero == 1) & several
     came = c.item * (held.tables + tied * held.table)
     reduced = np.maximum(came, soft.reduced * held.tables) + several * soft.reduced * held.tables / c.shards
-    gathered = (c.zero == 3) * 2 * c.item * held.block
+    gathered = (c.zero == 3) * c.item * (held.block + held.common)
     there = several | (c.replicas * c.cp > 1)  # to be added to
     added = (held.place == 0) * c.item * held.table * np.where((soft.weights > c.item) & ~there, 1, there + 2 * tied)
     at_end = np.where(sharded(work), np.where(once, came, reduced) - gathered, added)

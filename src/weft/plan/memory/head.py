@@ -44,7 +44,7 @@ class Head:
         chunk = 4 * held.table + c.item * (HEAD_ROWS * columns + np.minimum(HEAD_COLUMNS, columns) * s.hidden)
         odd = (np.ceil(columns) % VECTOR > 0) * table  # then products have a copy of it
         # what is gathered counts two blocks, of which one is there, or none before the backward pass
-        blocks = (c.zero == 3) * (1 + c.chunked) * c.item * held.block
+        blocks = (c.zero == 3) * c.item * (held.block + c.chunked * held.common)
         beside = 2 * whole + (c.pp == 1) * kept.input + odd + np.where(c.chunked, chunk, table) - blocks
         sharded = (c.zero > 0) | (c.away > 0)
         gradient = np.where(sharded | (s.tied > 0) & (c.pp == 1), table, 0.0)

@@ -20,7 +20,7 @@ class Held:
         head: whether it has the head.
         blocks: how many it has.
         chunks: its stages: how many have how many blocks, the longest first, and the one with the head last.
-        block: parameters of one of them; `common`: without experts; `block_share`: where the replicas share it.
+        block: parameters of one of them; `common`: without experts; `…_share`: where the replicas share it.
         table: of one of the vocabulary's; `tables`: of all that are no block's.
         whole, share: of all; and of those, where the replicas share them.
     """
@@ -32,6 +32,7 @@ class Held:
     block: Num
     common: Num
     block_share: Num
+    common_share: Num
     table: Num
     tables: Num
     whole: Num
@@ -56,7 +57,7 @@ def processes(work: Work, *, first: bool = False) -> Iterator[Held]:
         tables = table * ends + (place == 0) * s.positions * s.hidden
         return Held(
             place=place, head=head, blocks=blocks, chunks=dealt_chunks(work, blocks, worth, head=head), block=block,
-            common=common, block_share=block_share, table=table, tables=tables, whole=stored * block + tables,
+            common=common, block_share=block_share, common_share=common / shards, table=table, tables=tables, whole=stored * block + tables,
             share=stored * block_share + tables / shards,
         )  # fmt: skip
 

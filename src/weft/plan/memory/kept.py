@@ -27,6 +27,7 @@ class Kept:
         delayed: of gradients of weights that are put off.
         redone: what a block or a part of it that is computed again as a whole makes at once; `remade`: what is made again
             of one in which products and attention are not.
+        experts: what is inside of them.
         inside: gradients in its backward pass, at the widest place.
         whole: the hidden state, all of it.
     """
@@ -36,6 +37,7 @@ class Kept:
     delayed: Num
     redone: Num
     remade: Num
+    experts: Num
     inside: Num
     whole: Num
 
@@ -43,6 +45,7 @@ class Kept:
     def of(cls, work: Work) -> Kept:
         c, block = work.cut, block_activations(work)
         redone, remade = np.where(c.full > 0, block, 0.0), 0.0 * block
+        *_, experts = parts_activations(work)
         shares = (c.redo_attention, c.redo_mlp, c.redo_experts)
         if any(np.any(share > 0) for share in shares):
             parts = ((share > 0) * size for share, size in zip(shares, parts_activations(work), strict=True))
@@ -52,7 +55,7 @@ class Kept:
             remade = np.where(c.selective > 0, whole - block, 0.0)
         whole = c.item * work.tokens * work.sizes.hidden
         one = whole / np.where(c.sp, c.tp, 1)
-        return cls(one, block, waiting_gradients(work), redone, remade, inside(work), whole)
+        return cls(one, block, waiting_gradients(work), redone, remade, experts, inside(work), whole)
 
 
 def known(work: Work) -> Num:
