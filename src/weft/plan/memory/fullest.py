@@ -28,23 +28,25 @@ def fullest(work: Work, held: Held, kept: Kept, flight: Flight, head: Head | Non
     one_pass = (1 - c.offload) * flight.one / c.vp
     gone = one_pass * (1 - np.minimum(1, c.vp / held.blocks))
     before = np.where(come, 0.0, gradients)
-    # ZeRO-1 reduces in the last pass alone; else FSDP2 keeps what the tables' were reduced from in the pass before
+    # ZeRO-1 reduces in the last pass alone; else FSDP2 keeps what it reduced last in the pass before, in each chunk
     once = (c.zero == 1) & several
-    root = known(work) * sharded(work) * several * np.logical_not(once) * soft.reduced * held.tables
+    keeps = known(work) * sharded(work) * several * np.logical_not(once) * soft.reduced
+    tables = held.tables / (1 + held.head * c.vee)
+    root = keeps * np.where(tables > 0, tables, held.common)
+    then = gradients + keeps * (c.vp - 1) * np.where(held.head & (c.vee > 0), tables, held.common)
     waiting = head.waiting if head else 0.0
     there = flight.ended + waiting + (head.gradient if head else 0.0)
     inside, reduced = backward_of_block(work, held, kept, head)
-    then = np.maximum(before, gradients - come * gone)
     moments = [
         there + before + inside,
-        there + gradients - come * gone + inside + root,
-        np.where(once, one_pass + flight.moving + gradients, there + then) + reduced,
-        np.maximum(0, flight.kept - one_pass) + gradients + end(work, held),
-        np.where(c.put_off > 0, flight.late + put_off(work, held, flight) + gradients, 0.0),
+        there - come * gone + then + inside + root,
+        np.where(once, one_pass + flight.moving + gradients, there + np.maximum(before, then - come * gone)) + reduced,
+        np.maximum(0, flight.kept - one_pass) + then + end(work, held),
+        np.where(c.put_off > 0, flight.late + put_off(work, held, flight) + then, 0.0),
     ]
     if head:
         with_logits = flight.kept + waiting + head.logits - np.minimum(flight.moving / 2, head.logits)
-        moments.append(with_logits + before + head.beside + np.where(come, 0.0, root))
+        moments.append(with_logits + np.where(come, 0.0, then + root) + head.beside)
     return reduce(np.maximum, moments)
 
 

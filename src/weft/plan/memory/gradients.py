@@ -19,8 +19,9 @@ class Gradients:
         head: of the head, when it is made; `held_head`: of the head and the norm before it from then on. FSDP2 reduces them
             at the very end, so until then they lie there in the precision of the computation.
         before_last_block: when the blocks but one are done.
-        held_root: until the first block of this pass is reduced, FSDP2 keeps what the last one of the pass before was
-            reduced from: the gradients of what lies outside of the blocks.
+        held_root: until the first block of this pass is reduced, FSDP2 keeps what it reduced last in the pass before: the
+            gradients of what lies outside of the blocks, or of the first block. So it does in each chunk: those of all
+            others are a part of `before`.
         end: with everything reduced; `after`: until the next step.
         end_temporary: what is there for a moment beside them.
         block_inside: of a block, while its backward pass is under way; `block_temporary`: when it is done;
@@ -67,14 +68,18 @@ class Gradients:
         unreduced = layout.zero == 1 and num_micro_batches > 1
         wide = ITEM[layout.gradients]  # of what is added up before it is reduced, and of the reduction
         accumulated = wide * stage.params if unreduced else 0
-        self.before = 0 if first else accumulated or self.after
-        self.held_root = 0 if first or unreduced else wide * stage.root
         self.held_head = item * table
         # a block's own gradients, their copies on the way to the reduction, and the result, in fp32 too; experts are a group
         # of their own, of whose own gradients those of one matrix outlive the copy
         result = FLOAT + (wide if wide < FLOAT else 0)
         experts, rest = max(stage.experts), max(map(sub, stage.blocks, stage.experts))
         rest_shard = max(map(sub, stage.block_shards, stage.expert_shards))
+        ends = 1 + (stage.first and stage.last and len(stage.stages) > 1)  # of the model, each in a chunk of its own
+        kept_groups = 0 if first or unreduced else wide
+        self.held_root = kept_groups * (stage.root // ends or rest)
+        others = len(stage.stages) - 1
+        held_elsewhere = kept_groups * (others and (others - ends + 1) * rest + (ends - 1) * stage.root // ends)
+        self.before = 0 if first else (accumulated or self.after) + held_elsewhere
         self.block_inside = item * (rest // 4 + experts)
         self.block_temporary = (item + wide) * rest + result * rest_shard + wide * rest * divided
         dealt = max(stage.expert_shards)
@@ -87,7 +92,6 @@ class Gradients:
         self.end_temporary = unreduced_root + root_result
         self.made = int(item * part * sum(stage.blocks))
         alone = layout.fsdp == 1 and layout.weight_ways[0] == 1
-        ends = 1 + (stage.first and stage.last and len(stage.stages) > 1)  # of the model, each in a chunk of its own
         groups = ((stage.block, stage.block_shard), (stage.root // ends, stage.root_shard // ends))
         self.reduced = max(wide * whole + (not alone) * result * share for whole, share in groups)
         self.reduced += 0 if unreduced else wide * (sum(stage.blocks) + stage.root // ends)
