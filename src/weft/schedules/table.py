@@ -99,10 +99,11 @@ LOOPED = ("interleaved", "bfs")
 
 class Held(NamedTuple):
     """Micro-batches of each stage of one process: whose activations it has, and of whose weights' gradients it has but
-    what they will be made of."""
+    what they will be made of; and how many have had their backward pass."""
 
     forward: dict[int, int]
     put_off: dict[int, int]
+    backward: dict[int, int]
 
     @property
     def total(self) -> int:
@@ -112,15 +113,16 @@ class Held(NamedTuple):
 def held(schedule: Schedule, rank: int) -> Iterator[Held]:
     """What a process holds after each of its operations."""
     stages = schedule.stages_of(rank)
-    now = Held(dict.fromkeys(stages, 0), dict.fromkeys(stages, 0))
+    now = Held(*(dict.fromkeys(stages, 0) for _ in Held._fields))
     for op in schedule.orders[rank]:
-        forward, put_off = dict(now.forward), dict(now.put_off)
+        forward, put_off, backward = (dict(counts) for counts in now)
         if op.kind == "W":
             put_off[op.stage] -= 1
         else:
             forward[op.stage] += 1 if op.kind == "F" else -1
             put_off[op.stage] += op.kind == "B" and op[1:] in schedule.put_off
-        now = Held(forward, put_off)
+            backward[op.stage] += op.kind == "B"
+        now = Held(forward, put_off, backward)
         yield now
 
 

@@ -264,12 +264,17 @@ class Pass:
         return self.hidden + self.statistics + self.whole
 
 
-def in_flight(schedule: Schedule, stage: Stage, one: Pass, logits: int, when: When = "ever") -> Held:
+def in_flight(
+    schedule: Schedule, stage: Stage, one: Pass, logits: int, when: When = "ever",
+    gradients: tuple[int, int] = (0, 0),
+) -> Held:
     """Micro-batches whose activations a process holds, at the moment of a step when they take most.
 
     Args:
         when: the moments that are looked at: before the first backward pass, before later ones, before the last, or before
             gradients that were put off are worked out.
+        gradients: bytes of all, while backward passes go on and when they are over, which count in part where those of
+            some stages have begun or are over.
     """
     states, order = list(held(schedule, stage.index)), schedule.orders[stage.index]
     before = [states[place - 1] for place, op in enumerate(order) if op.kind == "B"]
@@ -280,7 +285,21 @@ def in_flight(schedule: Schedule, stage: Stage, one: Pass, logits: int, when: Wh
         "last": before[-1:],
         "put off": [states[place - 1] for place, op in enumerate(order) if op.kind == "W"],
     }
-    return max(looked_at[when], key=lambda now: kept_bytes(now, schedule, stage, one, logits))
+
+
+    def size(now: Held) -> float:
+        begun, over = backward_shares(now, schedule, stage)
+        return kept_bytes(now, schedule, stage, one, logits) + gradients[0] * (begun - over) + gradients[1] * over
+
+    return max(looked_at[when], key=size)
+
+
+def backward_shares(now: Held, schedule: Schedule, stage: Stage) -> tuple[float, float]:
+    """Of the blocks of a process, those whose backward passes have begun, and those where they are over."""
+    count = schedule.num_micro_batches
+    return stage.share([it for it, done in now.backward.items() if done]), stage.share(
+        [it for it, done in now.backward.items() if done == count]
+    )
 
 
 def kept_bytes(now: Held, schedule: Schedule, stage: Stage, one: Pass, logits: int) -> int:

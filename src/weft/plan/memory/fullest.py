@@ -33,15 +33,20 @@ def fullest(work: Work, held: Held, kept: Kept, flight: Flight, head: Head | Non
     keeps = known(work) * sharded(work) * several * np.logical_not(once) * soft.reduced
     tables = held.tables / (1 + held.head * c.vee)
     root = keeps * np.where(tables > 0, tables, held.common)
-    then = gradients + keeps * (c.vp - 1) * np.where(held.head & (c.vee > 0), tables, held.common)
+    apart = keeps * (c.vp - 1) * np.where(held.head & (c.vee > 0), tables, held.common)
+    # where all chunks are full when the first backward pass begins, gradients come one chunk after the other, and ZeRO-1's
+    # go so in any case
+    then = np.where(come, gradients / c.vp, gradients + apart)
+    last = (gradients + (c.vp - 1) * soft.gradients * held.share) / c.vp
     waiting = head.waiting if head else 0.0
     there = flight.ended + waiting + (head.gradient if head else 0.0)
     inside, reduced = backward_of_block(work, held, kept, head)
     moments = [
         there + before + inside,
         there - come * gone + then + inside + root,
-        np.where(once, one_pass + flight.moving + gradients, there + np.maximum(before, then - come * gone)) + reduced,
+        np.where(once, one_pass + flight.moving + last, there + np.maximum(before, then - come * gone)) + reduced,
         np.maximum(0, flight.kept - one_pass) + then + end(work, held),
+        come * (c.vp > 1) * (flight.kept / c.vp + np.where(once, last, gradients + apart) + np.maximum(inside + root, reduced)),
         np.where(c.put_off > 0, flight.late + put_off(work, held, flight) + then, 0.0),
     ]
     if head:

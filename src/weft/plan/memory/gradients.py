@@ -33,10 +33,11 @@ class Gradients:
 
     def __init__(
         self, shape: Shape, layout: Layout, stage: Stage, item: int, num_micro_batches: int, *, first: bool,
-        reduces: bool, away: bool,
+        reduces: bool, away: bool, begun: float, over: float,
     ) -> None:  # fmt: skip
         """`first`: in the first backward pass of the step. `reduces`: each block's gradients are reduced inside of this
-        pass. `away`: what is reduced goes to the CPU's memory, and is not counted here."""
+        pass. `away`: what is reduced goes to the CPU's memory, and is not counted here. `begun`, `over`: the shares of blocks that
+        have had a backward pass, and their last one."""
         tied = shape.tied and layout.pp == 1
         table = stage.table if stage.last else 0
         part = max(map(len, stage.stages.values())) / stage.num_blocks  # of the blocks, in the largest chunk
@@ -67,7 +68,8 @@ class Gradients:
         divided = layout.fsdp == 1 and layout.weight_ways[0] > 1  # by one: what FSDP2 makes of adding up over dp alone
         unreduced = layout.zero == 1 and num_micro_batches > 1
         wide = ITEM[layout.gradients]  # of what is added up before it is reduced, and of the reduction
-        accumulated = wide * stage.params if unreduced else 0
+        active = begun - over or 1 / len(stage.stages)  # share of what is still added to
+        accumulated = int(wide * stage.params * active) if unreduced else 0
         self.held_head = item * table
         # a block's own gradients, their copies on the way to the reduction, and the result, in fp32 too; experts are a group
         # of their own, of whose own gradients those of one matrix outlive the copy
@@ -79,13 +81,15 @@ class Gradients:
         self.held_root = kept_groups * (stage.root // ends or rest)
         others = len(stage.stages) - 1
         held_elsewhere = kept_groups * (others and (others - ends + 1) * rest + (ends - 1) * stage.root // ends)
-        self.before = 0 if first else (accumulated or self.after) + held_elsewhere
+        done = int(over * self.after) + accumulated if unreduced else int(begun * self.after)
+        self.before = 0 if first else done + int((begun - over) * held_elsewhere)
         self.block_inside = item * (rest // 4 + experts)
         self.block_temporary = (item + wide) * rest + result * rest_shard + wide * rest * divided
         dealt = max(stage.expert_shards)
         self.experts_temporary = wide * experts + max(item * experts, result * dealt + item * experts // EXPERT_MATRICES)
-        self.before_last_block = max(self.before, accumulated + kept * sum(stage.block_shards[1:]))
-        self.end = self.after + (accumulated and wide * stage.root)
+        come = max(begun, 1 / len(stage.stages))
+        self.before_last_block = max(self.before, accumulated + int(come * kept * sum(stage.block_shards[1:])))
+        self.end = int(come * self.after) + (accumulated and wide * stage.root)
         root_division = wide * stage.root if divided else 0
         root_result = result * stage.root_shard if num_micro_batches > 1 else 0
         unreduced_root = max(item * (stage.root + tied * stage.table), wide * stage.root + root_division)
@@ -96,12 +100,12 @@ class Gradients:
         self.reduced = max(wide * whole + (not alone) * result * share for whole, share in groups)
         self.reduced += 0 if unreduced else wide * (sum(stage.blocks) + stage.root // ends)
         if unreduced and reduces:  # the last pass: what was added up goes, block by block
-            gone = wide * sum(stage.blocks[1:])
+            gone = int(active * wide * sum(stage.blocks[1:]))
             self.before_last_block = accumulated + kept * sum(stage.block_shards[1:]) - gone
             self.end_temporary = wide * stage.root + root_division
         if not reduces:
             self.block_temporary, self.experts_temporary = item * rest if item < wide else 0, 0
-            self.before_last_block = self.before if self.before or not unreduced else wide * sum(stage.blocks[1:])
+            self.before_last_block = self.before if self.before or not unreduced else int(active * wide * sum(stage.blocks[1:]))
             self.end = accumulated or self.before + wide * stage.root
             self.end_temporary = item * (stage.root + tied * stage.table)
         gathered, self.gathered_ahead = item * stage.params, 0

@@ -8,7 +8,7 @@ from typing import Literal
 from weft.config.layout import Layout
 from weft.config.recompute import Recompute
 from weft.config.tree import Config
-from weft.plan.memory.activations import FLOAT, ITEM, LONG, Pass, When, in_flight, kept_bytes, stage_bytes
+from weft.plan.memory.activations import FLOAT, ITEM, LONG, Pass, When, backward_shares, in_flight, kept_bytes, stage_bytes
 from weft.plan.memory.gradients import Gradients
 from weft.plan.memory.logits import loss_workspace, rounded_head
 from weft.plan.memory.stage import Stage, stages
@@ -184,13 +184,15 @@ def _moments(config: Config, stage: Stage, one: Pass, num_micro_batches: int, de
     fixed = Memory("", 0, 0) if away else Memory("", FLOAT * stage.shard, optimizer_bytes(config, stage, device))
     # until a backward pass has ended there are no gradients beside the activations; ZeRO-1 reduces in the last alone
     whens: tuple[When, ...] = ("later", "first", "last") if num_micro_batches > 1 else ("first",)
+    sums = (ITEM[layout.gradients] * stage.params if layout.zero == 1 else FLOAT * stage.shard, FLOAT * stage.shard)
     found = []
     for when in whens:
-        flying = in_flight(schedule, stage, one, logits, when)
+        flying = in_flight(schedule, stage, one, logits, when, sums)
+        begun, over = backward_shares(flying, schedule, stage)
         reduces = not schedule.splits and (layout.zero > 1 or when == "last" or num_micro_batches == 1)
         gradients = Gradients(
             config.model, layout, stage, ITEM[layout.compute], num_micro_batches, first=when == "first", reduces=reduces,
-            away=away,
+            away=away, begun=begun, over=over,
         )  # fmt: skip
         found += _pass(
             replace(fixed, activations=tokens), config, stage, one, schedule, flying, gradients, logits, device

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -50,6 +50,10 @@ class Stage:
     @property
     def num_blocks(self) -> int:
         return sum(map(len, self.stages.values()))
+
+    def share(self, stages: Collection[int]) -> float:
+        """Of its blocks, that these stages have."""
+        return sum(len(self.stages[stage]) for stage in stages) / self.num_blocks
 
     @property
     def indices(self) -> list[int]:
