@@ -15,7 +15,8 @@ from weft.config.layout import Layout
 from weft.parallel import deferral
 from weft.parallel.deferral import Deferral
 from weft.parallel.woven import Passes, Woven
-from weft.plan.memory.activations import Pass, kept_bytes
+from weft.plan.memory.activations import Pass
+from weft.plan.memory.passes import kept_bytes
 from weft.plan.memory.stage import stages
 from weft.schedules.table import held
 from weft.train.training import build

@@ -19,9 +19,10 @@ from weft.parallel import loss, mesh, shard
 from weft.plan.machine import read_cluster
 from weft.plan.memory import activations, logits
 from weft.plan.memory import moments as memory
-from weft.plan.memory.activations import Pass, in_flight
+from weft.plan.memory.activations import Pass
 from weft.plan.memory.footprint import footprint
 from weft.plan.memory.moments import BASE, NAMES, TENSORS, fitted, layout_memory
+from weft.plan.memory.passes import in_flight
 from weft.plan.memory.stage import held, stages
 from weft.plan.numbers import Job, numbers
 from weft.plan.show import words

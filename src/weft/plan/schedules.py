@@ -10,7 +10,8 @@ from weft.config.load import make_config
 from weft.config.recompute import Recompute
 from weft.config.tree import Config
 from weft.models.shape import Shape
-from weft.plan.memory.activations import Pass, in_flight, kept_bytes
+from weft.plan.memory.activations import Pass
+from weft.plan.memory.passes import in_flight, kept_bytes
 from weft.plan.memory.stage import stages
 from weft.schedules.formula import published_bubble
 from weft.schedules.orders import ORDERS, make_schedule

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from weft.config.layout import Layout
 from weft.config.precision import FP8
@@ -17,16 +16,12 @@ from weft.config.recompute import Recompute
 from weft.models.cuts import even_split
 from weft.models.shape import Experts, Shape
 from weft.plan.memory.latent import LatentPass
-from weft.plan.memory.stage import Stage
-from weft.schedules.table import Held, Schedule, held
 
 ITEM = {"fp32": 4, "bf16": 2, "fp16": 2}
 """Bytes of a number of the computation."""
 FLOAT, LONG = 4, 8
 HEAD_ALIGNED = 64
 """What a row of logits is rounded up to: models/head.py."""
-
-When = Literal["ever", "first", "later", "last", "put off"]
 
 
 @dataclass(frozen=True)
@@ -262,57 +257,3 @@ class Pass:
     def last(self) -> int:
         """After the last block: the final norm's input and statistics, and the head's input; without the logits."""
         return self.hidden + self.statistics + self.whole
-
-
-def in_flight(
-    schedule: Schedule, stage: Stage, one: Pass, logits: int, when: When = "ever",
-    gradients: tuple[int, int] = (0, 0),
-) -> Held:
-    """Micro-batches whose activations a process holds, at the moment of a step when they take most.
-
-    Args:
-        when: the moments that are looked at: before the first backward pass, before later ones, before the last, or before
-            gradients that were put off are worked out.
-        gradients: bytes of all, while backward passes go on and when they are over, which count in part where those of
-            some stages have begun or are over.
-    """
-    states, order = list(held(schedule, stage.index)), schedule.orders[stage.index]
-    before = [states[place - 1] for place, op in enumerate(order) if op.kind == "B"]
-    looked_at = {
-        "ever": states,
-        "first": before[:1],
-        "later": before[1:],
-        "last": before[-1:],
-        "put off": [states[place - 1] for place, op in enumerate(order) if op.kind == "W"],
-    }
-
-
-    def size(now: Held) -> float:
-        begun, over = backward_shares(now, schedule, stage)
-        return kept_bytes(now, schedule, stage, one, logits) + gradients[0] * (begun - over) + gradients[1] * over
-
-    return max(looked_at[when], key=size)
-
-
-def backward_shares(now: Held, schedule: Schedule, stage: Stage) -> tuple[float, float]:
-    """Of the blocks of a process, those whose backward passes have begun, and those where they are over."""
-    count = schedule.num_micro_batches
-    return stage.share([it for it, done in now.backward.items() if done]), stage.share(
-        [it for it, done in now.backward.items() if done == count]
-    )
-
-
-def kept_bytes(now: Held, schedule: Schedule, stage: Stage, one: Pass, logits: int) -> int:
-    """Bytes of these micro-batches; `logits` is what the loss of each keeps."""
-    forward = sum(count * stage_bytes(number, schedule, stage, one) for number, count in now.forward.items())
-    put_off = sum(count * len(stage.stages[number]) * one.put_off for number, count in now.put_off.items())
-    return forward + put_off + now.forward.get(schedule.num_stages - 1, 0) * logits
-
-
-def stage_bytes(number: int, schedule: Schedule, stage: Stage, one: Pass) -> int:
-    """What one micro-batch leaves behind on one stage, without logits.
-
-    Beside the blocks: what went to the next stage is the root of the backward pass; on the last there are a norm and
-    the head.
-    """
-    return one.blocks(len(stage.stages[number])) + (one.last if number == schedule.num_stages - 1 else one.hidden)

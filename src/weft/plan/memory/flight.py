@@ -114,4 +114,9 @@ def in_flight(work: Work, held: Held, chunks: Chunks) -> tuple[Num, Num, Num, Nu
     both = full_round * (chunks.all + (count >= 2 * c.pp) * chunks.uneven)
     loop = both + ((1 - full_round) * ending if held.head else begun * chunks.middle)
     looped = (c.vp > 1) & np.logical_not(c.vee) & np.isfinite(c.flying)
-    return np.where(looped, np.maximum(full_round, loop / chunks.all), flying), np.where(looped, loop, early), left, waiting
+    return (
+        np.where(looped, np.maximum(full_round, loop / chunks.all), flying),
+        np.where(looped, loop, early),
+        left,
+        waiting,
+    )

@@ -6,6 +6,7 @@ plan/memory/moments.py has the same moments of weft's own steps one by one.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import reduce
 
 import numpy as np
@@ -20,39 +21,70 @@ from weft.plan.work import Num, Work
 
 def fullest(work: Work, held: Held, kept: Kept, flight: Flight, head: Head | None, gradients: Num) -> Num:
     """Bytes of activations, gradients and all that a moment works with. `gradients`: of those, when all are there."""
-    c, soft, several = work.cut, work.software, work.micro_batches > 1
-    # without buckets, which are there from the start, gradients come as activations of a step's first backward pass go, and
-    # the next finds them, and fewer activations where no other micro-batch has come
-    buckets = (c.zero == 0) & (c.replicas * c.cp > 1)
-    come = (soft.freed > 0) & (work.micro_batches <= flight.flying) & np.logical_not(buckets)
-    one_pass = (1 - c.offload) * flight.one / c.vp
-    gone = one_pass * (1 - np.minimum(1, c.vp / held.blocks))
-    before = np.where(come, 0.0, gradients)
-    # ZeRO-1 reduces in the last pass alone; else FSDP2 keeps what it reduced last in the pass before, in each chunk
-    once = (c.zero == 1) & several
-    keeps = known(work) * sharded(work) * several * np.logical_not(once) * soft.reduced
-    tables = held.tables / (1 + held.head * c.vee)
-    root = keeps * np.where(tables > 0, tables, held.common)
-    apart = keeps * (c.vp - 1) * np.where(held.head & (c.vee > 0), tables, held.common)
-    # where all chunks are full when the first backward pass begins, gradients come one chunk after the other, and ZeRO-1's
-    # go so in any case
-    then = np.where(come, gradients / c.vp, gradients + apart)
-    last = (gradients + (c.vp - 1) * soft.gradients * held.share) / c.vp
-    waiting = head.waiting if head else 0.0
-    there = flight.ended + waiting + (head.gradient if head else 0.0)
+    c, sums = work.cut, Sums.of(work, held, flight, gradients)
+    waiting, head_gradient = (head.waiting, head.gradient) if head else (0.0, 0.0)
+    there = flight.ended + waiting + head_gradient
     inside, reduced = backward_of_block(work, held, kept, head)
     moments = [
-        there + before + inside,
-        there - come * gone + then + inside + root,
-        np.where(once, one_pass + flight.moving + last, there + np.maximum(before, then - come * gone)) + reduced,
-        np.maximum(0, flight.kept - one_pass) + then + end(work, held),
-        come * (c.vp > 1) * (flight.kept / c.vp + np.where(once, last, gradients + apart) + np.maximum(inside + root, reduced)),
-        np.where(c.put_off > 0, flight.late + put_off(work, held, flight) + then, 0.0),
+        # backward of a stage's last block, in the first pass of the step and in the next; and when it is reduced
+        there + sums.first + inside,
+        there - sums.gone + sums.next + inside + sums.root,
+        np.where(
+            sums.once,
+            flight.one / c.vp * (1 - c.offload) + flight.moving + sums.last,
+            there + np.maximum(sums.first, sums.next - sums.gone),
+        )
+        + reduced,
+        # of the last chunk to begin, when all others have gradients and no activations any more
+        sums.come * (c.vp > 1) * (flight.kept / c.vp + sums.all + np.maximum(inside + sums.root, reduced)),
+        # the end of a pass, and gradients that were put off
+        np.maximum(0, flight.kept - flight.one / c.vp) + sums.next + end(work, held),
+        np.where(c.put_off > 0, flight.late + sums.next + put_off(work, held, flight), 0.0),
     ]
     if head:
-        with_logits = flight.kept + waiting + head.logits - np.minimum(flight.moving / 2, head.logits)
-        moments.append(with_logits + np.where(come, 0.0, then + root) + head.beside)
+        logits = head.logits - np.minimum(flight.moving / 2, head.logits)  # one block is on its way then, and not two
+        sum_ = np.where(sums.come, 0.0, sums.next + sums.root)
+        moments.append(flight.kept + waiting + logits + head.beside + sum_)
     return reduce(np.maximum, moments)
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Bytes of gradients that are there.
+
+    Attributes:
+        come: they come as the activations of the step's first backward pass go, and later passes have fewer of these.
+        first, next: in the first backward pass of a step, and in the next; `gone`: activations that they take the place of.
+        all: when every chunk has some.
+        once: ZeRO-1 reduces in the last pass alone; `last`: what is there then.
+        root: what FSDP2 reduced last in the pass before, until it reduces the first block of this one.
+    """
+
+    come: Num
+    first: Num
+    next: Num
+    gone: Num
+    all: Num
+    once: Num
+    last: Num
+    root: Num
+
+    @classmethod
+    def of(cls, work: Work, held: Held, flight: Flight, gradients: Num) -> Sums:
+        c, soft, several = work.cut, work.software, work.micro_batches > 1
+        buckets = (c.zero == 0) & (c.replicas * c.cp > 1)  # are there from the start
+        come = (soft.freed > 0) & (work.micro_batches <= flight.flying) & np.logical_not(buckets)
+        gone = come * (1 - c.offload) * flight.one / c.vp * (1 - np.minimum(1, c.vp / held.blocks))
+        once = (c.zero == 1) & several
+        keeps = known(work) * sharded(work) * several * np.logical_not(once) * soft.reduced
+        tables = held.tables / (1 + held.head * c.vee)
+        others = keeps * (c.vp - 1) * np.where(held.head & (c.vee > 0), tables, held.common)  # in each chunk
+        last = (gradients + (c.vp - 1) * soft.gradients * held.share) / c.vp
+        return cls(
+            come=come, first=np.where(come, 0.0, gradients), next=np.where(come, gradients / c.vp, gradients + others),
+            gone=gone, all=np.where(once, last, gradients + others), once=once, last=last,
+            root=keeps * np.where(tables > 0, tables, held.common),
+        )  # fmt: skip
 
 
 def sharded(work: Work) -> Num:
@@ -70,7 +102,9 @@ def backward_of_block(work: Work, held: Held, kept: Kept, head: Head | None) -> 
     experts, rest = held.block - held.common, held.common
     inside = kept.inside + c.item * (rest / 4 + experts) + redone + messages
     # its gradients as they came, as they are reduced, and the result; what it kept is gone then. Experts are reduced before
-    reduced = (c.item + soft.reduced) * rest + soft.reduced * held.common_share - np.where(again, kept.input, kept.block)
+    reduced = (
+        (c.item + soft.reduced) * rest + soft.reduced * held.common_share - np.where(again, kept.input, kept.block)
+    )
     result = soft.reduced * (held.block_share - held.common_share) + c.item * experts / EXPERT_MATRICES
     dealt = soft.reduced * experts + np.maximum(c.item * experts, result) - (c.zero == 3) * c.item * experts
     reduced = sharded(work) * np.maximum(reduced, dealt + redone - kept.experts) + messages

@@ -36,8 +36,8 @@ class Gradients:
         reduces: bool, away: bool, begun: float, over: float,
     ) -> None:  # fmt: skip
         """`first`: in the first backward pass of the step. `reduces`: each block's gradients are reduced inside of this
-        pass. `away`: what is reduced goes to the CPU's memory, and is not counted here. `begun`, `over`: the shares of blocks that
-        have had a backward pass, and their last one."""
+        pass. `away`: what is reduced goes to the CPU's memory, and is not counted here. `begun`, `over`: the shares of
+        blocks that have had a backward pass, and their last one."""
         tied = shape.tied and layout.pp == 1
         table = stage.table if stage.last else 0
         part = max(map(len, stage.stages.values())) / stage.num_blocks  # of the blocks, in the largest chunk
@@ -71,8 +71,8 @@ class Gradients:
         active = begun - over or 1 / len(stage.stages)  # share of what is still added to
         accumulated = int(wide * stage.params * active) if unreduced else 0
         self.held_head = item * table
-        # a block's own gradients, their copies on the way to the reduction, and the result, in fp32 too; experts are a group
-        # of their own, of whose own gradients those of one matrix outlive the copy
+        # a block's own gradients, their copies on the way to the reduction, and the result, in fp32 too; experts are a
+        # group of their own, of whose own gradients those of one matrix outlive the copy
         result = FLOAT + (wide if wide < FLOAT else 0)
         experts, rest = max(stage.experts), max(map(sub, stage.blocks, stage.experts))
         rest_shard = max(map(sub, stage.block_shards, stage.expert_shards))
@@ -86,10 +86,11 @@ class Gradients:
         self.block_inside = item * (rest // 4 + experts)
         self.block_temporary = (item + wide) * rest + result * rest_shard + wide * rest * divided
         dealt = max(stage.expert_shards)
-        self.experts_temporary = wide * experts + max(item * experts, result * dealt + item * experts // EXPERT_MATRICES)
+        one_matrix = item * experts // EXPERT_MATRICES
+        self.experts_temporary = wide * experts + max(item * experts, result * dealt + one_matrix)
         come = max(begun, 1 / len(stage.stages))
         self.before_last_block = max(self.before, accumulated + int(come * kept * sum(stage.block_shards[1:])))
-        self.end = int(come * self.after) + (accumulated and wide * stage.root)
+        self.end = int(come * self.after) + int(accumulated and wide * stage.root)
         root_division = wide * stage.root if divided else 0
         root_result = result * stage.root_shard if num_micro_batches > 1 else 0
         unreduced_root = max(item * (stage.root + tied * stage.table), wide * stage.root + root_division)
@@ -105,7 +106,9 @@ class Gradients:
             self.end_temporary = wide * stage.root + root_division
         if not reduces:
             self.block_temporary, self.experts_temporary = item * rest if item < wide else 0, 0
-            self.before_last_block = self.before if self.before or not unreduced else int(active * wide * sum(stage.blocks[1:]))
+            self.before_last_block = (
+                self.before if self.before or not unreduced else int(active * wide * sum(stage.blocks[1:]))
+            )
             self.end = accumulated or self.before + wide * stage.root
             self.end_temporary = item * (stage.root + tied * stage.table)
         gathered, self.gathered_ahead = item * stage.params, 0

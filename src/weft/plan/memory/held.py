@@ -57,8 +57,8 @@ def processes(work: Work, *, first: bool = False) -> Iterator[Held]:
         tables = table * ends + (place == 0) * s.positions * s.hidden
         return Held(
             place=place, head=head, blocks=blocks, chunks=dealt_chunks(work, blocks, worth, head=head), block=block,
-            common=common, block_share=block_share, common_share=common / shards, table=table, tables=tables, whole=stored * block + tables,
-            share=stored * block_share + tables / shards,
+            common=common, block_share=block_share, common_share=common / shards, table=table, tables=tables,
+            whole=stored * block + tables, share=stored * block_share + tables / shards,
         )  # fmt: skip
 
     with_head, others = dealt_blocks(work, worth)
