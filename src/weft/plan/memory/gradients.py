@@ -88,9 +88,9 @@ class Gradients:
         dealt = max(stage.expert_shards)
         one_matrix = item * experts // EXPERT_MATRICES
         self.experts_temporary = wide * experts + max(item * experts, result * dealt + one_matrix)
-        come = max(begun, 1 / len(stage.stages))
-        self.before_last_block = max(self.before, accumulated + int(come * kept * sum(stage.block_shards[1:])))
-        self.end = int(come * self.after) + int(accumulated and wide * stage.root)
+        reached = max(begun, 1 / len(stage.stages))
+        self.before_last_block = max(self.before, accumulated + int(reached * kept * sum(stage.block_shards[1:])))
+        self.end = int(reached * self.after) + int(accumulated and wide * stage.root)
         root_division = wide * stage.root if divided else 0
         root_result = result * stage.root_shard if num_micro_batches > 1 else 0
         unreduced_root = max(item * (stage.root + tied * stage.table), wide * stage.root + root_division)
