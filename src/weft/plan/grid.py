@@ -51,7 +51,8 @@ def grid(shape: Shape, job: Job, cluster: Cluster, fixed: dict[str, int]) -> dic
         kinds = [0] if replicas == 1 else [0, 1, 2, 3] + [4] * (replicas > cluster.nvlink_domain // (tp * cp) > 1)
         ways = [0, 1] + [2] * (shape.num_kv_heads // tp % cp == 0) if cp > 1 else [0]
         etps = [1, tp] if experts and tp > 1 and experts.ffn % (tp * 1024) == 0 else [1]  # thinner parts are only slow
-        sps = [0, 1] if tp > 1 and not experts else [int(tp > 1)]
+        even = tp > 1 and job.seq % (cp * tp) == 0
+        sps = [0] * (tp == 1 or not experts) + [1] * even
         turns = np.array(_turns(shape, pp))
         table = _product(
             [tp], sps, [cp], ways, [pp], range(len(turns)), [ep for ep in eps if ep <= replicas * cp * tp], etps, kinds,
