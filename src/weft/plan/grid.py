@@ -10,7 +10,7 @@ import numpy as np
 from weft.config.layout import Layout
 from weft.models.shape import Shape
 from weft.plan.machine import Cluster
-from weft.plan.numbers import BUBBLE, Job, flying, put_off
+from weft.plan.numbers import Job, flying, put_off
 from weft.plan.work import Cut, Num
 
 KINDS = ("dp", "zero1", "zero2", "fsdp", "hsdp")
@@ -150,7 +150,6 @@ def cut_of(shape: Shape, columns: dict[str, Num], job: Job, cluster: Cluster) ->
     node = np.gcd(replicas, np.maximum(1, cluster.nvlink_domain // (tp * cp)))
     fsdp = np.where(kind == 0, 1, np.where(kind == 4, node, replicas))
     schedule, vp, redone = columns["schedule"], columns["vp"], columns["recompute"]
-    bubbles = np.array([BUBBLE.get(name, 1.0) for name in SCHEDULES])
     which = [schedule == index for index in range(len(SCHEDULES))]
     kept = np.select(which, [flying(name, pp, vp) for name in SCHEDULES])
     waiting = np.select(which, [put_off(name, pp) for name in SCHEDULES])
@@ -162,8 +161,8 @@ def cut_of(shape: Shape, columns: dict[str, Num], job: Job, cluster: Cluster) ->
         sp=columns["sp"], cp=cp, gathers=(columns["cp_kind"] == 1) * 1.0, pp=pp, vp=vp, ep=columns["ep"],
         etp=columns["etp"], micro_batch=columns["micro_batch"], full=full, selective=(redone == 1) * 1.0,
         redo_mlp=(redone == 5) * 1.0, redo_experts=(redone == 6) * 1.0,
-        chunked=columns["loss"] * 1.0, item=2, fp8=float(job.matmul == "fp8"), bubble=bubbles[schedule], flying=kept,
-        put_off=waiting,
+        chunked=columns["loss"] * 1.0, item=2, fp8=float(job.matmul == "fp8"), flying=kept,
+        put_off=waiting, dual=(schedule == 4) * 1.0,
         ulysses=(columns["cp_kind"] == 2) * 1.0, offload=(columns["offload"] == 1) * 1.0,
         away=(columns["offload"] == 2) * 1.0, moments_away=(columns["offload"] == 3) * 1.0,
     )  # fmt: skip
