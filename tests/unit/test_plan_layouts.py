@@ -547,6 +547,19 @@ def test_a_search_of_a_large_model_tries_so_many() -> None:
     assert 5 in threes.columns["schedule"]  # bfs, where micro-batches are no rounds of pp
 
 
+def test_sizes_that_are_no_powers_of_two_are_tried() -> None:
+    """12 heads and 3 sequences for each of 12 GPUs: all three at once are the fastest, by a third."""
+    found = search(preset_shape("gpt2-124m"), Job(seq=1024, global_batch=36), read_cluster("a100-80gbx12"))
+    assert {1, 2, 3, 4, 6} <= set(found.columns["tp"].tolist())
+    assert {1, 2, 3, 6, 9, 18} <= set(found.columns["micro_batch"].tolist())
+    assert str(found.best(1)[0].layout).startswith("fsdp12.mb3.")
+    sixty = preset_shape("qwen3-30b-a3b")
+    assert sixty.experts is not None
+    sixty = sixty.model_copy(update={"experts": sixty.experts.model_copy(update={"num_experts": 60})})
+    found = search(sixty, Job(seq=4096, global_batch=60), read_cluster("h100x60"))
+    assert {1, 5, 12, 60} <= set(found.columns["ep"].tolist())
+
+
 def test_finer_savings_are_tried_where_memory_does_not_suffice(found: Search) -> None:
     columns = found.columns
     fine = (columns["offload"] > 0) | (columns["loss"] == 1) | np.isin(columns["recompute"], (2, 3, 5))
