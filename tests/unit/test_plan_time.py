@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -514,3 +515,10 @@ def test_cards_of_one_architecture_keep_as_much_of_their_best_products(card: str
     """In 16 bits, TFLOP/s: the best that stas00/ml-engineering found. A B200's had been one machine's, which keeps 0.64."""
     cluster = read_cluster(card)
     assert cluster.gemm_efficiency * cluster.peak_tflops / best == pytest.approx(0.73, abs=0.02)
+
+
+def test_a_gh200_of_alps_has_what_its_power_leaves_of_an_h100() -> None:
+    """660 W a module, 50 or more of them its CPU's (CSCS), against 700; how rates go with power is Blackwell's."""
+    alps, h100, gb200, gb300 = (read_cluster(name, 8) for name in ("gh200", "h100", "gb200", "gb300"))
+    power = math.log(gb300.gemm_efficiency / gb200.gemm_efficiency) / math.log(1400 / 1200)
+    assert alps.gemm_efficiency == pytest.approx((610 / 700) ** power * h100.gemm_efficiency, rel=0.01)
