@@ -250,9 +250,8 @@ def _experts(row: dict[str, Any], told: str, found: Software) -> Software:
     if "permute fusion" in row.get("extras", []):
         found = replace(found, routing=min(FUSED, found.routing))
     container = re.search(r'"(2\d\.\d\d)', row.get("source", ""))
-    if (container and float(container[1]) >= 26.06) or "fused grouped MLP" in row.get(
-        "extras", []
-    ):  # its recipes since
+    since_2606 = container is not None and float(container[1]) >= 26.06
+    if since_2606 or "fused grouped MLP" in row.get("extras", []):
         found = replace(found, routing=0.2, graphs=2 if blackwell and row["model"].get("experts") else 0)
     if "bridge" in told and "GPT-OSS" in str(row["model"].get("name")):
         found = replace(found, routing=found.routing + BIASES)

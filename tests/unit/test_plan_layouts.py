@@ -540,7 +540,7 @@ def test_a_clusters_title_is_no_markup(tmp_path: Path) -> None:
 def test_a_search_of_a_large_model_tries_so_many() -> None:
     """Llama 3.1 405B on 16,384 GPUs: benchmarks/plan_search.py times this one."""
     found = search(preset_shape("llama3-405b"), Job(seq=8192, global_batch=2048), read_cluster("h100x16384"))
-    assert 50_000 < len(found) < 80_000
+    assert 50_000 < len(found) < 90_000
     for axis, values in {"cp_kind": 3, "schedule": 5, "kind": 4, "recompute": 6, "offload": 4, "loss": 2}.items():
         assert len(np.unique(found.columns[axis])) == values, axis
     threes = search(preset_shape("llama3-8b"), Job(seq=4096, global_batch=96), read_cluster("h100x16"))

@@ -109,12 +109,12 @@ def with_savings(columns: dict[str, Num], full: Num, nearly: Num, gpus: int, exp
     """With finer ways to save memory, where it does not suffice (`full`): some blocks or their parts computed again,
     activations or weights on the CPU, the loss in chunks; and where no more is missing than the optimizer takes (`nearly`),
     that."""
-    plain = np.flatnonzero(full & (columns["recompute"] == 0))
+    plain, selective = (np.flatnonzero(full & (columns["recompute"] == kind)) for kind in (0, 1))
     fsdp = (columns["kind"] >= 3) | (columns["tp"] * columns["cp"] * columns["pp"] == gpus)  # or over one process
     parts = [columns]
     for index, changes in [
         (plain, {"recompute": 2}), (plain, {"recompute": 3}), (plain, {"recompute": 6 if experts else 5}),
-        (plain, {"offload": 1}), (np.flatnonzero(full), {"loss": 1}),
+        (plain, {"offload": 1}), (selective, {"offload": 1}), (np.flatnonzero(full), {"loss": 1}),
         (plain, {"recompute": 3, "loss": 1}), (np.flatnonzero(full & fsdp), {"offload": 2}),
         (np.flatnonzero(nearly), {"offload": 3}),
     ]:  # fmt: skip
