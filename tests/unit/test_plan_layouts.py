@@ -704,13 +704,23 @@ def test_an_optimizer_on_the_cpu_takes_its_bus_and_its_memory() -> None:
 
 
 def test_an_optimizer_on_the_cpu_is_found_where_it_is_worth_it() -> None:
-    """Llama 3 70B on 8 GB200: without it more is computed again; the bus is fast, and one step has many sequences."""
-    found = search(preset_shape("llama3-70b"), Job(seq=4096, global_batch=512), read_cluster("gb200x8"))
+    """Llama 3 70B on 8 H200s: without it more is computed again, and one step has many sequences."""
+    found = search(preset_shape("llama3-70b"), Job(seq=4096, global_batch=512), read_cluster("h200x8"))
     [best] = found.best(1)
     assert best.layout.offload_optimizer
     assert best.memory.host > 0
     rivals = dict(found.rivals())
     assert min(plan.seconds for word, plan in rivals.items() if word.startswith("offload")) > best.seconds
+
+
+def test_activations_go_to_the_cpu_beside_what_is_computed_again() -> None:
+    """The same on GB200s, whose bus is fast: what selective recomputation keeps is less to carry."""
+    found = search(preset_shape("llama3-70b"), Job(seq=4096, global_batch=512), read_cluster("gb200x8"))
+    [best] = found.best(1)
+    assert (best.layout.recompute, best.layout.offload) == ("selective", True)
+    plain = found.plan(best.layout.model_copy(update={"recompute": "none"}))
+    assert plain.seconds > best.seconds
+    assert plain.memory.host > best.memory.host
 
 
 def test_weights_on_the_cpu_of_a_single_gpu() -> None:
