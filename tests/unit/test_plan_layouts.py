@@ -220,9 +220,10 @@ def test_answers() -> None:
     assert best is not None
     size, _ = question.largest_micro_batch(best)
     assert size >= (best.layout.micro_batch or 1)
-    bigger = best.layout.model_copy(update={"micro_batch": 2 * size})
-    batch = JOB.model_copy(update={"global_batch": max(JOB.global_batch, 2 * size * bigger.replicas)})
-    assert not Plan.of(question.shape, bigger, batch, question.cluster).fits
+    for more in (0, 1):
+        layout = best.layout.model_copy(update={"micro_batch": size + more})
+        batch = JOB.model_copy(update={"global_batch": 8 * (size + more) * layout.replicas})
+        assert Plan.of(question.shape, layout, batch, question.cluster).fits == (more == 0)
     longest = question.longest_sequence()
     assert longest is not None
     assert longest[0] > JOB.seq
