@@ -80,8 +80,9 @@ def test_what_the_run_does_not_ask_for_the_plan_may() -> None:
 
 
 def test_the_next_sizes_of_a_micro_batch_that_go_are_tried() -> None:
-    run = settings("fsdp2.mb3").model_copy(
-        update={"train": settings("single").train.model_copy(update={"global_batch": 36})}
+    run = settings("fsdp2")
+    run = run.model_copy(
+        update={"train": run.train.model_copy(update={"global_batch": 36}), "layout": Layout.parse("fsdp2.mb3")}
     )
     assert [change["layout"]["micro_batch"] for change in micro_batches(run, "cpu")] == [2, 6]
     whole = run.model_copy(update={"layout": Layout.parse("fsdp2.mb18")})
