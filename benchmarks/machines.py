@@ -43,8 +43,8 @@ def cluster_of(row: dict[str, Any]) -> Cluster:
     if network := _network(str(row.get("interconnect") or "")):
         change["network_gb_per_s"] = network / 8 / per_node
     if "PCI" in row["gpu"].upper():
-        # messages take the way to the CPU, and to the other; 16 GB/s (SimuMax, configs/system/a100_pcie.json)
-        change |= {"nvlink_gb_per_s": cluster.host_gb_per_s, "halves_gb_per_s": 16}
+        # messages take PCIe 4 to the CPU, and 16 GB/s to the other (SimuMax, configs/system/a100_pcie.json)
+        change |= {"nvlink_gb_per_s": 25, "halves_gb_per_s": 16}
     if "H800" in row["gpu"] or "A800" in row["gpu"]:
         change["nvlink_gb_per_s"] = 200
     if row["gpu"] == "B200" and "SimuMax" in row.get("source", ""):

@@ -182,6 +182,8 @@ def software_of(row: dict[str, Any]) -> Software:
     found = replace(found, remakes=REMAKES.get(policy(row), 0))
     if "fused rmsnorm" in extras:
         found = replace(found, fused_norm=1)
+    if "gradients in 32 bits" in extras:  # Megatron-Bridge's plain recipes (recipes/common.py), not those of its tables
+        found = replace(found, gradients=4, reduced=4)
     if "moments in 16 bits" in extras:
         found = replace(found, moments=4)
     if "gradients reduced once" in extras:
@@ -247,7 +249,9 @@ def _experts(row: dict[str, Any], told: str, found: Software) -> Software:
         found = replace(found, dedup=1, routing=min(FUSED, found.routing))
     if "permute fusion" in row.get("extras", []):
         found = replace(found, routing=min(FUSED, found.routing))
-    if (container := re.search(r'"(2\d\.\d\d)', row.get("source", ""))) and float(container[1]) >= 26.06:
+    container = re.search(r'"(2\d\.\d\d)', row.get("source", ""))
+    since_2606 = container is not None and float(container[1]) >= 26.06
+    if since_2606 or "fused grouped MLP" in row.get("extras", []):
         found = replace(found, routing=0.2, graphs=2 if blackwell and row["model"].get("experts") else 0)
     if "bridge" in told and "GPT-OSS" in str(row["model"].get("name")):
         found = replace(found, routing=found.routing + BIASES)

@@ -64,3 +64,37 @@ def test_transformer_engines_cross_entropy_keeps_logits_alone(monkeypatch: pytes
     plain, lean = (published.read_run(core | {"extras": extras}) for extras in ([], ["cross entropy of TE"]))
     assert plain.software.logits - lean.software.logits == 6
     assert published.read_run(ROW).software.logits == lean.software.logits
+
+
+def test_megatron_bridges_plain_recipes_add_gradients_up_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FILES[0].parent))
+    published = importlib.import_module("published")
+    tables, plain = (published.read_run(ROW | {"extras": extras}) for extras in ([], ["gradients in 32 bits"]))
+    assert (tables.software.gradients, plain.software.gradients, plain.software.reduced) == (2, 4, 4)
+
+
+MIXTURE = {"experts": 128, "topk": 8, "moe_ffn": 1536}
+
+
+@pytest.mark.parametrize("ep", [8, 16])
+def test_routing_as_it_comes_gives_one_process_more(ep: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FILES[0].parent))
+    published = importlib.import_module("published")
+    fullest = importlib.import_module("weft.plan.time.imbalance").fullest
+    row = ROW | {"model": ROW["model"] | MIXTURE, "fsdp": None, "zero_stage": 1, "ep": ep}
+    even, as_it_comes = (
+        published.read_run(row | {"extras": extras}).work
+        for extras in (["forced balanced routing"], ["routing as it comes"])
+    )
+    assert fullest(even) == 1
+    assert fullest(as_it_comes) == pytest.approx(published.UNEVEN)
+
+
+def test_a_fused_grouped_mlp_moves_less_of_tokens_dealt_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Megatron-Bridge's recipes have it since 26.06, and MLPerf 6.0's before (NVTE_CUTEDSL_FUSED_GROUPED_MLP)."""
+    monkeypatch.syspath_prepend(str(FILES[0].parent))
+    published = importlib.import_module("published")
+    row = ROW | {"model": ROW["model"] | MIXTURE, "fsdp": None, "zero_stage": 1, "ep": 8}
+    fused = published.read_run(row | {"extras": ["fused grouped MLP"]}).software
+    later = published.read_run(row | {"source": '"26.06 NeMo Container"'}).software
+    assert (fused.routing, fused.graphs) == (later.routing, later.graphs) == (0.2, 2)

@@ -62,7 +62,7 @@ def test_documents_and_report(folder: Path, tmp_path: Path, tokenizer: Tokenizer
     assert report.skipped == [f"{folder / 'e.txt'}: not UTF-8 at byte 0"]
     assert report.max_token == data.tokens.max()
     assert json.loads((tmp_path / "out" / "x.json").read_text())["tokens"] == report.tokens
-    assert data._recorded_max() == report.max_token
+    assert data.report()["max_token"] == report.max_token
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["x.bin", "x.idx", "x.json"]
 
 

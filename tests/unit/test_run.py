@@ -6,8 +6,6 @@ import os
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
 
 from checkpoints import save_step
 from weft.cli.train import check, check_beginning
@@ -69,12 +67,6 @@ def test_a_beginning_that_cannot_be_is_refused_before_any_process(tmp_path: Path
     ):
         with pytest.raises(ValueError, match=sentence):
             check(config(train={"init_from": str(path)}), resume=False)
-
-
-def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path: Path) -> None:
-    Tokenizer(WordLevel({str(number): number for number in range(68)}, "0")).save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(ValueError, match=r"data\.tokenizer = .* has 68 tokens, more than model\.vocab = 67: name the"):
-        check(config(data={"tokenizer": str(tmp_path)}), resume=False)
 
 
 def test_a_run_that_never_saved_may_begin_again(tmp_path: Path) -> None:

@@ -24,12 +24,13 @@ from weft.config.tree import Config
 from weft.plan.show.text import write_cluster
 from weft.plan.time.step import Time
 from weft.tune import slurm, trial, tune, variants
-from weft.tune.candidates import Candidate, Candidates
+from weft.tune.candidates import Candidate, Candidates, kept_of
 from weft.tune.lesson import Lesson
 from weft.tune.picture import draw_trials
 from weft.tune.table import Row, TuneTable, digest, show_table
 from weft.tune.trial import WARM_UP, Result, run_trial, trial_config
 from weft.tune.tune import Session
+from weft.tune.variants import micro_batches
 
 LLAMA = {
     "family": "llama", "num_layers": 4, "hidden": 64, "num_heads": 4, "num_kv_heads": 2, "ffn": 128, "vocab": 256,
@@ -70,6 +71,22 @@ def test_candidates_are_the_fastest_that_fit_in_the_runs_own_precision() -> None
 def test_weights_stay_on_the_cpu_where_the_run_has_them() -> None:
     found = pool("fsdp2.offloadweights").first(3)
     assert all(one.layout.offload_weights for one in found)
+
+
+def test_what_the_run_does_not_ask_for_the_plan_may() -> None:
+    """A chunked loss, and offloading: where it says nothing of them, a layout of the search keeps its own."""
+    assert kept_of(Layout.parse("fsdp2.bf16")) == {"precision": "bf16", "gradients": "fp32", "compile": False}
+    assert kept_of(Layout.parse("fsdp2.offload.chunked")).items() >= {"offload": True, "loss": "chunked"}.items()
+
+
+def test_the_next_sizes_of_a_micro_batch_that_go_are_tried() -> None:
+    run = settings("fsdp2")
+    run = run.model_copy(
+        update={"train": run.train.model_copy(update={"global_batch": 36}), "layout": Layout.parse("fsdp2.mb3")}
+    )
+    assert [change["layout"]["micro_batch"] for change in micro_batches(run, "cpu")] == [2, 6]
+    whole = run.model_copy(update={"layout": Layout.parse("fsdp2.mb18")})
+    assert [change["layout"]["micro_batch"] for change in micro_batches(whole, "cpu")] == [9]
 
 
 def test_the_runs_own_layout_is_tried_too_and_none_twice() -> None:

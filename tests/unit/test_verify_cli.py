@@ -25,8 +25,10 @@ from weft.train.run import Run
 from weft.train.trainer import run as train
 from weft.verify.checkpoint import verify_checkpoint
 from weft.verify.export import verify_export
+from weft.verify.layout import watched
 from weft.verify.runs import RunProcess
 from weft.verify.serve import verify_serve
+from weft.verify.trace import step_file
 
 MODEL = {
     "family": "qwen3", "num_layers": 3, "hidden": 32, "num_heads": 4, "num_kv_heads": 2, "head_dim": 8, "ffn": 48,
@@ -120,7 +122,15 @@ def test_what_is_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 def test_a_run_that_fails_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.setattr(weft.verify.layout, "launch", lambda *args, **options: 1)
     assert call(monkeypatch, "layout", "single", "tp2") == 1
-    assert capsys.readouterr().err == "weft: error: the run under layout single failed, or was ended\n"
+    assert capsys.readouterr().err == "a: single …\nweft: error: the run under layout single failed, or was ended\n"
+
+
+def test_how_far_a_trace_is_can_be_watched(tmp_path: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    with watched(tmp_path, 3, lambda *words: told.append(words), "a: single"):
+        for step in range(3):  # that of step 0 are the weights from which it begins
+            step_file(tmp_path, step).touch()
+    assert told[-1] == ("a: single", 2, 3)
 
 
 @pytest.mark.parametrize("words", [("layout", "single", "tp2"), ("resume",)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import sys
+from typing import Any
 
 import typer
 from typer.core import TyperGroup
@@ -22,11 +23,22 @@ JOURNEY = (
 """The verbs, in the order in which they are wanted."""
 
 
+STOPPED = 130
+"""The exit code of what Ctrl-C has ended, as a shell has it."""
+
+
 class Verbs(TyperGroup):
-    """Typer would list those without verbs of their own first."""
+    """Typer would list those without verbs of their own first, and give what Ctrl-C ends the exit code of a failure."""
 
     def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
         return list(JOURNEY)
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            print("weft: stopped", file=sys.stderr)
+            raise typer.Exit(STOPPED) from None
 
 
 app = typer.Typer(

@@ -65,7 +65,7 @@ def prepare(
         )
     except KeyboardInterrupt:
         print("weft: stopped; the same command goes on from the parts that are done", file=sys.stderr)
-        raise
+        raise typer.Exit(130) from None
     facts = {
         "documents": f"{report.documents:,}",
         "tokens": f"{report.tokens:,} ({report.dtype})",

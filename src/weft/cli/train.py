@@ -93,21 +93,15 @@ def wanted(config: Config, steps: str | None, ranks: str | None) -> Request | No
 
 def check(config: Config, resume: bool) -> None:
     """Look at all that a checkpoint and a step will need before any process is started: what is wrong is said at once."""
-    from weft.data import tokenizer
     from weft.models.places import check_expressible
     from weft.train.data import open_loader
+    from weft.train.words import check_tokenizer
 
     check_expressible(config.model)
-    if config.data.tokenizer is not None:
-        tokens = tokenizer.load(config.data.tokenizer).vocab
-        if tokens > config.model.vocab:
-            raise ValueError(
-                f"data.tokenizer = {config.data.tokenizer} has {tokens:,} tokens, more than model.vocab = "
-                f"{config.model.vocab:,}: name the tokenizer of the data, or raise model.vocab"
-            )
     if config.train.init_from is not None and not resume:
         check_beginning(Path(config.train.init_from))
-    open_loader(config, "train", check_tokens=True)
+    loader = open_loader(config, "train", check_tokens=True)
+    check_tokenizer(config, loader)
     if config.train.eval_every:
         open_loader(config, "valid", check_tokens=False)
 

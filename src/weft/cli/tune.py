@@ -43,9 +43,9 @@ def tune(
 
     After each trial the plan is corrected by what was measured, and the next layout is the best by that. Then the faster
     half is run again for twice as many steps, and so on; what is left is varied in what no plan knows. The layout of the
-    settings is tried too, where it takes the whole cluster; its precision, loss and offloading are kept. A trial that
-    runs out of memory, crashes or hangs is a row of the table. Ctrl-C leaves what was measured, and the same command goes
-    on from there. Without data: random tokens.
+    settings is tried too, where it takes the whole cluster; its precision is kept, and loss and offloading where it names
+    them. A trial that runs out of memory, crashes or hangs is a row of the table. Ctrl-C leaves what was measured, and the
+    same command goes on from there. Without data: random tokens.
 
     Inside of a Slurm allocation of several nodes (salloc, sbatch) trials run on all of it; --out is on a shared disk then.
     """

@@ -52,9 +52,9 @@ def layout(
     from weft.verify.report import show_layouts
 
     config = settled(settings, model, data, batch, seq, [*(overrides or []), ("layout", "single")])
-    with tempfile.TemporaryDirectory(prefix="weft-verify-") as folder:
+    with tempfile.TemporaryDirectory(prefix="weft-verify-") as folder, progress_bar() as progress:
         try:
-            report = verify_layouts(config, Layout.parse(a), Layout.parse(b), steps, keep or Path(folder))
+            report = verify_layouts(config, Layout.parse(a), Layout.parse(b), steps, keep or Path(folder), progress)
         except RunFailedError as error:
             print(f"weft: error: {error}", file=sys.stderr)
             raise typer.Exit(1) from None

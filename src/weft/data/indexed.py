@@ -164,7 +164,7 @@ class IndexedDataset:
             ValueError: naming the first sequence with a bad id.
         """
         limits = np.iinfo(self.dtype)
-        if (limits.min >= 0 and limits.max < vocab) or self._recorded_max() < vocab:
+        if (limits.min >= 0 and limits.max < vocab) or self.report().get("max_token", vocab) < vocab:
             return
         for at in range(0, self.num_tokens, BLOCK):
             block = self.tokens[at : at + BLOCK]
@@ -176,16 +176,18 @@ class IndexedDataset:
                     f"of {vocab}. Prepare the data with the model's own tokenizer, or raise the model's vocab"
                 )
 
-    def _recorded_max(self) -> float:
-        """The largest id, if `PREFIX.json` was written for exactly this `.bin` (same size, same time)."""
+    def report(self) -> dict[str, Any]:
+        """What `prepare` said of exactly this `.bin` (same size, same time), from `PREFIX.json`; else nothing."""
         try:
             report = json.loads(Path(self.prefix + ".json").read_text())
             stat = self.bin_path.stat()
-            if (report["bin_bytes"], report["bin_mtime_ns"]) == (stat.st_size, stat.st_mtime_ns):
-                return int(report["max_token"])
+            return (
+                dict(report)
+                if (report["bin_bytes"], report["bin_mtime_ns"]) == (stat.st_size, stat.st_mtime_ns)
+                else {}
+            )
         except (OSError, ValueError, KeyError, TypeError):
-            pass  # no report, or somebody else's file: then the scan decides
-        return float("inf")
+            return {}  # no report, or somebody else's file
 
     def fingerprint(self) -> str:
         """A digest that changes with the data: header, sizes, both ends of both files and 64 blocks between.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -20,6 +21,8 @@ from weft.units import duration, gibibytes
 
 MOST_GPUS = 65536
 """Where questions for a number of GPUs end."""
+MOST_SEQUENCES = 4096
+"""Where that for the largest micro-batch does."""
 
 
 class Answer(NamedTuple):
@@ -66,18 +69,18 @@ class Question:
             return None
 
     def largest_micro_batch(self, plan: Plan) -> tuple[int, Plan | None]:
-        """Sequences in one pass with which this layout still fits, and the plan with them; 0 where not even one does."""
-        size, largest = 0, None
-        for candidate in (2**power for power in range(12)):
-            layout = plan.layout.model_copy(update={"micro_batch": candidate})
-            job = self.job.model_copy(update={"global_batch": max(self.job.global_batch, candidate * layout.replicas)})
-            if job.global_batch % (candidate * layout.replicas):
-                break
-            larger = self.plan(layout, job)
-            if larger is None or not larger.fits:
-                break
-            size, largest = candidate, larger
-        return size, largest
+        """Sequences in one pass with which this layout still fits, and the plan with them, of a batch that they divide; 0
+        where not even one does."""
+
+        def fitting(size: int) -> Plan | None:
+            layout = plan.layout.model_copy(update={"micro_batch": size})
+            round_ = size * layout.replicas * layout.pp
+            job = self.job.model_copy(update={"global_batch": -(-self.job.global_batch // round_) * round_})
+            found = self.plan(layout, job)
+            return found if found is not None and found.fits else None
+
+        size = bisect_left(range(1, MOST_SEQUENCES + 1), True, key=lambda size: fitting(size) is None)
+        return size, fitting(size) if size else None
 
     def longest_sequence(self) -> tuple[int, Plan] | None:
         """Tokens, by doubling, with as many tokens in a step, but a sequence for each replica; and the layout for it. Of

@@ -10,10 +10,9 @@ import numpy as np
 from weft.config.layout import Layout
 from weft.models.shape import Shape
 from weft.plan.machine import Cluster
-from weft.plan.numbers import BUBBLE, Job, flying, put_off
+from weft.plan.numbers import Job, flying, put_off
 from weft.plan.work import Cut, Num
 
-POWERS = tuple(2**power for power in range(15))
 KINDS = ("dp", "zero1", "zero2", "fsdp", "hsdp")
 """How replicas hold the states: whole; ZeRO 1, 2, 3 over all; ZeRO 3 in a node with copies over nodes."""
 SCHEDULES = ("1f1b", "interleaved", "zbh1", "zbv", "dualpipev", "bfs")
@@ -36,23 +35,24 @@ def grid(shape: Shape, job: Job, cluster: Cluster, fixed: dict[str, int]) -> dic
     """Candidates as columns: the coarse axes are tried one by one, the fine ones are multiplied out."""
     gpus, experts = cluster.gpus, shape.experts
     tps = [
-        tp for tp in POWERS
-        if tp <= min(64, cluster.nvlink_domain) and not (shape.num_heads % tp or shape.num_kv_heads % tp or shape.ffn % tp)
+        tp for tp in _divisors(gpus, min(64, cluster.nvlink_domain))
+        if not (shape.num_heads % tp or shape.num_kv_heads % tp or shape.ffn % tp)
     ]  # fmt: skip
-    cps = [cp for cp in POWERS if cp == 1 or (job.seq // cp >= 2048 and job.seq % (2 * cp) == 0)]
-    pps = [pp for pp in range(1, min(shape.num_layers, 64) + 1) if gpus % pp == 0]
-    eps = [ep for ep in POWERS if experts and experts.num_experts % ep == 0] or [1]
+    cps = [cp for cp in _divisors(gpus, max(1, job.seq // 2048)) if cp == 1 or job.seq % (2 * cp) == 0]
+    pps = _divisors(gpus, min(shape.num_layers, 64))
+    eps = _divisors(experts.num_experts, gpus) if experts else [1]
     tables = []
     for tp, cp, pp in product(tps, cps, pps):
         replicas, rest = divmod(gpus, tp * cp * pp)
         if rest or not replicas or job.global_batch % replicas:
             continue
         local = job.global_batch // replicas
-        batches = [size for size in POWERS[:7] if local % size == 0 and (pp == 1 or local // size >= pp)]
+        batches = [size for size in _divisors(local, 64) if pp == 1 or local // size >= pp]
         kinds = [0] if replicas == 1 else [0, 1, 2, 3] + [4] * (replicas > cluster.nvlink_domain // (tp * cp) > 1)
         ways = [0, 1] + [2] * (shape.num_kv_heads // tp % cp == 0) if cp > 1 else [0]
         etps = [1, tp] if experts and tp > 1 and experts.ffn % (tp * 1024) == 0 else [1]  # thinner parts are only slow
-        sps = [0, 1] if tp > 1 and not experts else [int(tp > 1)]
+        even = tp > 1 and job.seq % (cp * tp) == 0
+        sps = [0] * (tp == 1 or not experts) + [1] * even
         turns = np.array(_turns(shape, pp))
         table = _product(
             [tp], sps, [cp], ways, [pp], range(len(turns)), [ep for ep in eps if ep <= replicas * cp * tp], etps, kinds,
@@ -74,6 +74,10 @@ def grid(shape: Shape, job: Job, cluster: Cluster, fixed: dict[str, int]) -> dic
     table = np.concatenate(tables) if tables else np.empty((0, len(AXES)), dtype=np.int64)
     columns = {axis: table[:, index] for index, axis in enumerate(AXES)}
     return settled(columns, {axis: value for axis, value in fixed.items() if axis not in SAVINGS})
+
+
+def _divisors(number: int, most: int) -> list[int]:
+    return [part for part in range(1, min(number, most) + 1) if number % part == 0]
 
 
 def row_of(layout: Layout, shape: Shape, job: Job) -> dict[str, int]:
@@ -105,12 +109,12 @@ def with_savings(columns: dict[str, Num], full: Num, nearly: Num, gpus: int, exp
     """With finer ways to save memory, where it does not suffice (`full`): some blocks or their parts computed again,
     activations or weights on the CPU, the loss in chunks; and where no more is missing than the optimizer takes (`nearly`),
     that."""
-    plain = np.flatnonzero(full & (columns["recompute"] == 0))
+    plain, selective = (np.flatnonzero(full & (columns["recompute"] == kind)) for kind in (0, 1))
     fsdp = (columns["kind"] >= 3) | (columns["tp"] * columns["cp"] * columns["pp"] == gpus)  # or over one process
     parts = [columns]
     for index, changes in [
         (plain, {"recompute": 2}), (plain, {"recompute": 3}), (plain, {"recompute": 6 if experts else 5}),
-        (plain, {"offload": 1}), (np.flatnonzero(full), {"loss": 1}),
+        (plain, {"offload": 1}), (selective, {"offload": 1}), (np.flatnonzero(full), {"loss": 1}),
         (plain, {"recompute": 3, "loss": 1}), (np.flatnonzero(full & fsdp), {"offload": 2}),
         (np.flatnonzero(nearly), {"offload": 3}),
     ]:  # fmt: skip
@@ -146,7 +150,6 @@ def cut_of(shape: Shape, columns: dict[str, Num], job: Job, cluster: Cluster) ->
     node = np.gcd(replicas, np.maximum(1, cluster.nvlink_domain // (tp * cp)))
     fsdp = np.where(kind == 0, 1, np.where(kind == 4, node, replicas))
     schedule, vp, redone = columns["schedule"], columns["vp"], columns["recompute"]
-    bubbles = np.array([BUBBLE.get(name, 1.0) for name in SCHEDULES])
     which = [schedule == index for index in range(len(SCHEDULES))]
     kept = np.select(which, [flying(name, pp, vp) for name in SCHEDULES])
     waiting = np.select(which, [put_off(name, pp) for name in SCHEDULES])
@@ -159,8 +162,8 @@ def cut_of(shape: Shape, columns: dict[str, Num], job: Job, cluster: Cluster) ->
         etp=columns["etp"], micro_batch=columns["micro_batch"], full=full, every=np.maximum(1, every),
         selective=(redone == 1) * 1.0,
         redo_mlp=(redone == 5) * 1.0, redo_experts=(redone == 6) * 1.0,
-        chunked=columns["loss"] * 1.0, item=2, fp8=float(job.matmul == "fp8"), bubble=bubbles[schedule], flying=kept,
-        put_off=waiting,
+        chunked=columns["loss"] * 1.0, item=2, fp8=float(job.matmul == "fp8"), flying=kept,
+        put_off=waiting, dual=(schedule == 4) * 1.0,
         ulysses=(columns["cp_kind"] == 2) * 1.0, offload=(columns["offload"] == 1) * 1.0,
         away=(columns["offload"] == 2) * 1.0, moments_away=(columns["offload"] == 3) * 1.0,
     )  # fmt: skip

@@ -15,10 +15,6 @@ from weft.models.shape import Shape
 from weft.plan.machine import Cluster
 from weft.plan.work import Cut, Num, Sizes, Software, Work
 
-BUBBLE = {"zbv": 0.1, "dualpipev": 0.5}
-"""Of the waiting of 1f1b or its interleaved form: Qi et al. 2023, table 2; DeepSeek-V3 2024, table 2; zbh1's is worked out:
-plan/time/step.py. A search takes these; the timeline of a chosen plan comes from its table."""
-
 
 def flying(schedule: str, pp: Num, vp: Num) -> Num:
     """Micro-batches that the first stage's process keeps at a time: Narayanan et al. 2021; Qi et al. 2024, table 1; the
@@ -166,9 +162,9 @@ def cut(shape: Shape, layout: Layout, job: Job) -> Cut:
         chunked=float(layout.loss == "chunked"),
         item=4 if layout.precision == "fp32" else 2,
         fp8=float(in_8_bits(layout, job)),
-        bubble=BUBBLE.get(layout.schedule, 1.0),
         flying=float(flying(layout.schedule, layout.pp, layout.num_chunks)),
         put_off=float(put_off(layout.schedule, layout.pp)),
+        dual=float(layout.schedule == "dualpipev"),
         ulysses=float(layout.cp_kind == "ulysses"),
         offload=float(layout.offload),
         away=float(layout.offload_weights),

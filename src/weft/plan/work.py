@@ -82,7 +82,6 @@ class Cut:
     chunked: Num  # loss
     item: Num  # bytes of a number of the computation
     fp8: Num  # matrices multiplied in 8 bits
-    bubble: Num  # of the schedule, as a part of 1f1b's
     flying: Num  # micro-batches that the first stage's process keeps at a time, where there are so many
     every: Num = 1  # of which blocks of a stage `full` is: one of so many,
     first: Num = np.inf  # of the first so many
@@ -90,6 +89,7 @@ class Cut:
     redo_mlp: Num = 0
     redo_experts: Num = 0
     put_off: Num = 0  # micro-batches whose gradients of weights wait at most, on the process that has most of them
+    dual: Num = 0  # the pipeline goes there and back, and starts at both ends: dualpipev
     ulysses: Num = 0  # cp_kind
     offload: Num = 0  # of activations
     away: Num = 0  # weights, reduced gradients and moments lie in the CPU's memory, and it updates them

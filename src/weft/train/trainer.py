@@ -12,7 +12,7 @@ from weft.checkpoint.load import load, newest
 from weft.checkpoint.save import Checkpointer, CheckpointError
 from weft.config.load import load_config
 from weft.config.tree import Config
-from weft.data import tokenizer as tokenizers
+from weft.data.loader import Loader
 from weft.launch.process import Process, start_process, stop_process
 from weft.parallel.woven import Rows
 from weft.train.data import open_loader
@@ -28,6 +28,7 @@ from weft.train.signals import StopRequest
 from weft.train.step import Found, eval_step, train_step
 from weft.train.training import build
 from weft.train.view import Facts, make_view
+from weft.train.words import special_tokens
 
 
 def main(arguments: list[str]) -> int:
@@ -62,7 +63,7 @@ class Trainer:
         self.loader = open_loader(config, "train", check_tokens=process.is_main)
         self.valid_loader = open_loader(config, "valid", check_tokens=False) if config.train.eval_every else None
         group = dist.new_group(backend="gloo") if process.world > 1 else None
-        self.checkpointer = make_checkpointer(config, self.folder, group)
+        self.checkpointer = make_checkpointer(config, self.folder, self.loader, group)
         checkpoint, findings = newest(self.folder.checkpoints, group)
         self.training = build(config, process.device, fill=checkpoint is None)
         if checkpoint is not None:
@@ -277,14 +278,13 @@ class Trainer:
             self.stack.close()
 
 
-def make_checkpointer(config: Config, run: Run, group: dist.ProcessGroup | None) -> Checkpointer:
-    tokenizer = Path(config.data.tokenizer) if config.data.tokenizer else None
+def make_checkpointer(config: Config, run: Run, loader: Loader, group: dist.ProcessGroup | None) -> Checkpointer:
     return Checkpointer(
         run.checkpoints,
         config.model,
-        tokenizer,
+        Path(config.data.tokenizer) if config.data.tokenizer else None,
         config.checkpoint.keep,
         config.checkpoint.asynchronous,
         group,
-        {"eos_token_id": tokenizers.load(tokenizer).eod} if tokenizer else None,
+        special_tokens(config, loader),
     )

@@ -17,8 +17,16 @@ from weft.tune.lesson import Lesson
 
 LOOKED_AT = 400
 """Of a search, those of its order that are timed one by one."""
-KEPT = ("precision", "gradients", "loss", "offload", "offload_weights", "offload_optimizer", "compile")
+KEPT = ("precision", "gradients", "compile")
 """Of a layout, what a search does not decide: it stays as the run has it."""
+ASKED = ("loss", "offload", "offload_weights", "offload_optimizer")
+"""What it decides, unless the run asks for it."""
+
+
+def kept_of(layout: Layout) -> dict[str, object]:
+    """What every layout that is tried has of the run's own."""
+    asked = {name: value for name in ASKED if (value := getattr(layout, name)) != Layout.model_fields[name].default}
+    return {name: getattr(layout, name) for name in KEPT} | asked
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,7 @@ class Candidates:
         self.config, self.cluster, self.device = config, cluster, device
         self.job = Job(seq=config.seq, global_batch=config.train.global_batch)
         found = search(config.model, self.job, cluster)
-        kept = {name: getattr(config.layout, name) for name in KEPT}
+        kept = kept_of(config.layout)
         self.plans: dict[Layout, Plan] = {}  # by what they come to
         for index in found.fastest[:LOOKED_AT]:
             try:

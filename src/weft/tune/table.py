@@ -15,7 +15,7 @@ from rich.table import Table as RichTable
 
 from weft.config.tree import Config
 from weft.tables import print_table
-from weft.tune.candidates import KEPT, Candidate
+from weft.tune.candidates import Candidate, kept_of
 from weft.tune.trial import Result
 from weft.units import gibibytes
 from weft.whole import write_whole
@@ -151,7 +151,7 @@ def digest(config: Config, steps: int, processes: int) -> str:
     tree = config.model_dump(mode="json", include={"model", "data", "optimizer", "balance"})
     tree |= {"attention": config.train.attention, "bucket_mib": config.train.bucket_mib}
     tree |= {"batch": config.train.global_batch, "seq": config.seq, "device": config.train.device, "steps": steps}
-    tree |= {"processes": processes, **{name: getattr(config.layout, name) for name in KEPT}}
+    tree |= {"processes": processes, **kept_of(config.layout)}
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -16,12 +16,12 @@ VARIED = ("attention", "bucket_mib")
 
 
 def micro_batches(config: Config, _: Device) -> Iterator[dict[str, Any]]:
-    """Half and twice as many sequences in a pass: other kernels, other messages."""
+    """The next fewer and the next more sequences in a pass that go: other kernels, other messages."""
     batch, layout = config.train.global_batch, config.layout
     size, local = layout.micro_batch_size(batch), batch // layout.replicas
-    for other in (size // 2, 2 * size):
-        if 1 <= other <= local and local % other == 0:
-            yield {"layout": {"micro_batch": other}}
+    sizes = [other for other in range(1, local + 1) if local % other == 0]
+    at = sizes.index(size)
+    yield from ({"layout": {"micro_batch": other}} for other in (*sizes[:at][-1:], *sizes[at + 1 :][:1]))
 
 
 def compiled(config: Config, _: Device) -> Iterator[dict[str, Any]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +19,11 @@ from weft.models.parameters import buffer_sizes, parameter_sizes
 from weft.train.run import CONFIG
 from weft.verify.outputs import heard
 from weft.verify.replay import replayed_weights
-from weft.verify.trace import Trace
+from weft.verify.trace import Trace, step_file
+
+Progress = Callable[[str, int, int], None]
+
+POLL = 0.2  # seconds
 
 BOUNDS: dict[str, float] = {"fp32": 1e-5, "fp16": 3e-2, "bf16": 2e-1, "fp8": 3e-1, "fp8row": 3e-1}
 """Largest difference of a gradient or an output over its norm. bf16 keeps 8 bits: 2^-8 a rounding, and hundreds of
@@ -125,11 +131,19 @@ class RunFailedError(RuntimeError):
     """A run that was to be compared did not come to its end."""
 
 
-def verify_layouts(config: Config, a: Layout, b: Layout, steps: int, folder: Path) -> LayoutReport:
+def verify_layouts(
+    config: Config,
+    a: Layout,
+    b: Layout,
+    steps: int,
+    folder: Path,
+    progress: Progress = lambda what, done, total: None,
+) -> LayoutReport:
     """Run `steps` steps of the config's run under each layout, on this machine, and compare all that they compute.
 
     Args:
         folder: for the traces; they take (2·steps + 1) times the weights in fp32, for each layout.
+        progress: is told which layout, the steps that its trace has so far and their total; then what is compared.
 
     Raises:
         ValueError: a layout does not fit the model or the batch.
@@ -143,29 +157,56 @@ def verify_layouts(config: Config, a: Layout, b: Layout, steps: int, folder: Pat
         where.mkdir(parents=True)
         (where / CONFIG).write_text(config_toml(cut))
         arguments = [str(where / CONFIG), str(steps), str(where)]
-        if launch(layout.world, "weft.verify.trace:main", arguments, logs=where / "logs"):
-            raise RunFailedError(f"the run under layout {layout} failed, or was ended")
+        with watched(where, steps, progress, f"{side}: {layout}"):
+            if launch(layout.world, "weft.verify.trace:main", arguments, logs=where / "logs"):
+                raise RunFailedError(f"the run under layout {layout} failed, or was ended")
         sides.append((cut, where))
-    return compare(*sides)
+    return compare(sides[0], sides[1], progress)
 
 
-def compare(a: tuple[Config, Path], b: tuple[Config, Path]) -> LayoutReport:
+@contextmanager
+def watched(folder: Path, steps: int, progress: Progress, name: str) -> Iterator[None]:
+    """Tells, from a thread, how many steps the trace in `folder` has, as long as the run that writes it goes on."""
+    over = threading.Event()
+
+    def watch() -> None:
+        last = False
+        while not last:
+            last = over.wait(POLL)
+            progress(name, sum(step_file(folder, step).exists() for step in range(1, steps + 1)), steps)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+
+
+def compare(
+    a: tuple[Config, Path], b: tuple[Config, Path], progress: Progress = lambda what, done, total: None
+) -> LayoutReport:
     """Compare the traces of one run under two layouts, tensor by tensor."""
     (config_a, folder_a), (config_b, folder_b) = a, b
     precision = max(config_a.layout.precision, config_b.layout.precision, key=lambda name: BOUNDS[name])
     in_b = heard(config_b.layout, config_b.model)
     modules = [name for name in heard(config_a.layout, config_a.model) if name in in_b]
     with Trace(folder_a) as left, Trace(folder_b) as right:
-        differences = [
-            *_losses(config_a, left, right, LOSS_BOUNDS[precision]),
-            *_norms(config_a, left, right, BOUNDS[precision]),
-            *_outputs(left, right, modules, BOUNDS[precision]),
-            *_gradients(config_a, left, right, BOUNDS[precision]),
-            *_weights(config_a, left, right, MOVED_BOUND[precision]),
-            *_updates(config_a, left),
-            *_updates(config_b, right),
-            *(_biases(config_a, left, right) if precision == "fp32" else ()),
+        kinds = [
+            _losses(config_a, left, right, LOSS_BOUNDS[precision]),
+            _norms(config_a, left, right, BOUNDS[precision]),
+            _outputs(left, right, modules, BOUNDS[precision]),
+            _gradients(config_a, left, right, BOUNDS[precision]),
+            _weights(config_a, left, right, MOVED_BOUND[precision]),
+            _updates(config_a, left),
+            _updates(config_b, right),
+            _biases(config_a, left, right) if precision == "fp32" else (),
         ]
+        differences: list[Difference] = []
+        for number, found in enumerate(kinds):
+            progress("comparing", number, len(kinds))
+            differences += found
     layouts = (str(config_a.layout), str(config_b.layout))
     return LayoutReport(layouts, differences, modules, list(parameter_sizes(config_a.model)))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +18,8 @@ from weft.data.indexed import IndexedWriter, token_dtype
 from weft.train.log import read_log
 from weft.train.run import Run
 from weft.verify.continuation import Death, ResumeReport, compare
-from weft.verify.layout import Difference
+from weft.verify.layout import Difference, Progress
 from weft.verify.runs import RunProcess
-
-Progress = Callable[[str, int, int], None]
 
 TRIES = 4
 """Runs that may end before the kill reaches them; each is killed sooner than the one before, the last one at once."""

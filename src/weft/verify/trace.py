@@ -38,6 +38,10 @@ class TracedStep:
     device: str = "cpu"  # that trained
 
 
+def step_file(folder: Path, step: int) -> Path:
+    return folder / f"step-{step}.safetensors"
+
+
 def main(arguments: list[str]) -> int:
     """Entry of each process: the file with the settings, the number of steps, the folder of the trace."""
     config = load_config(arguments[:1])
@@ -60,7 +64,7 @@ def record(config: Config, steps: int, folder: Path, device: torch.device) -> No
     loader = open_loader(config, "train", check_tokens=dist.get_rank() == 0) if config.data.paths else None
     sizes = parameter_sizes(config.model)
     names = {f"weight.{name}": dims for name, dims in sizes.items()}
-    write(folder / "step-0.safetensors", names, _pieces(training, "weight"))
+    write(step_file(folder, 0), names, _pieces(training, "weight"))
     names |= {f"grad.{name}": dims for name, dims in sizes.items()}
     names |= {f"bias.{name}": dims for name, dims in buffer_sizes(config.model).items()}
     traced = []
@@ -82,7 +86,7 @@ def record(config: Config, steps: int, folder: Path, device: torch.device) -> No
         )
         entries = names | (output_sizes(config) if recorder else {})
         after = [*_pieces(training, "weight"), *_biases(training)]
-        write(folder / f"step-{step}.safetensors", entries, [*outputs, *gradients, *after])
+        write(step_file(folder, step), entries, [*outputs, *gradients, *after])
         traced.append(TracedStep(found.loss, found.grad_norm, lr, device.type))
     if dist.get_rank() == 0:
         (folder / STEPS).write_text(json.dumps([asdict(step) for step in traced]))
@@ -94,7 +98,7 @@ class Trace:
 
     def __init__(self, folder: Path) -> None:
         self.steps = [TracedStep(**step) for step in json.loads((folder / STEPS).read_text())]
-        self.files = [TensorFile(folder / f"step-{step}.safetensors") for step in range(len(self.steps) + 1)]
+        self.files = [TensorFile(step_file(folder, step)) for step in range(len(self.steps) + 1)]
 
     def read(self, step: int, name: str) -> Tensor:
         return self.files[step].read(name)

@@ -199,14 +199,34 @@ def stage_times(work: Work, beat: Beat, head: Num, late: Num) -> Stages:
     shown = np.where(hidden, C.pp_exposed * 0.4, C.pp_exposed)
     pp = np.where(piped, 2 * flow * (count * c.vp * shown + (c.pp - 1)), 0.0)
     mean = (s.layers * per_block + head) / c.pp
-    # zbh1: a stage waits for the others' F + B - W, for its own weights have their backward pass then (Qi et al. 2023, 2)
-    filled = np.where((c.put_off > 0) & (c.vp == 1), 2 * late * s.layers / c.pp, 0.0)
-    bubble = np.where(piped, (c.pp - 1) * (mean - filled) / c.vp * c.bubble, 0.0)
+    forward, weights = mean * beat.busy[0] / (beat.busy[0] + beat.busy[1]), late * s.layers / c.pp
+    bubble = np.where(piped, waiting(work, forward, np.maximum(0.0, mean - forward - weights), weights), 0.0)
     # a CPU that does not wait for messages of stages goes on launching: it is late where all of its work takes longer
     most = np.where((soft.balanced > 0) & piped, np.minimum(s.layers, even / per_block), blocks)
     ahead = np.maximum(0.0, count * (most * beat.launched - blocks * beat.gpu) - pp - bubble)
     launch = np.where(blocking, count * blocks * beat.late, ahead)
     return Stages(count * slowest, pp + count * soft.stall * np.minimum(2, c.pp - 1), bubble, launch)
+
+
+def waiting(work: Work, forward: Num, inputs: Num, weights: Num) -> Num:
+    """Seconds that a process waits while its pipeline fills and drains. Of one micro-batch, in all of a process's stages:
+    `forward`, and backward the gradients of `inputs` and of `weights`.
+
+    What the orders of schedules/orders.py take where all stages are alike (schedules/timeline.py): loops wait for others'
+    passes, and again after each loop where there are fewer micro-batches than processes; ZB-H1 has its own gradients of
+    weights to do while it waits (Qi et al. 2023, 2). In a V one process has both ends: it waits for the slowest of forward,
+    inputs and weights; but with fewer than twice as many micro-batches as processes, for the first one to come back.
+    """
+    c, count, ends = work.cut, work.micro_batches, work.cut.pp - 1
+    absent, short = np.maximum(0, c.pp - count), np.maximum(0, 2 * c.pp - 1 - count)
+    loops = (ends + (c.vp - 1) * absent) * (forward + inputs + weights) / c.vp
+    alone = ends * (forward + inputs - weights)
+    slowest = ends * np.maximum(inputs, 2 * forward - inputs)
+    slowest = np.maximum(slowest, 2 * (absent * forward + ends * inputs - np.minimum(count - 1, ends) * weights))
+    back = short * forward + np.maximum(ends * weights, 2 * absent * inputs)
+    vee = np.maximum(slowest, back) / 2
+    dual = ends * np.maximum(np.maximum(2 * inputs, forward + inputs) - weights, forward) / 2
+    return np.select([c.put_off == 0, c.vp == 1, c.dual > 0], [loops, alone, dual], vee)
 
 
 def evened(work: Work, head: Num) -> Num:
