@@ -45,7 +45,7 @@ def in_flight(
 
 
 def backward_shares(now: Held, schedule: Schedule, stage: Stage) -> tuple[float, float]:
-    """Of the blocks of a process, those whose backward passes have begun, and those where they are over."""
+    """Of the parameters of a process, those of stages whose backward passes have begun, and of those where they are over."""
     count = schedule.num_micro_batches
     return stage.share([it for it, done in now.backward.items() if done]), stage.share(
         [it for it, done in now.backward.items() if done == count]

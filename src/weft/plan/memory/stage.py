@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from math import prod
 
 from weft.config.layout import Layout
@@ -52,8 +53,13 @@ class Stage:
         return sum(map(len, self.stages.values()))
 
     def share(self, stages: Collection[int]) -> float:
-        """Of its blocks, that these stages have."""
-        return sum(len(self.stages[stage]) for stage in stages) / self.num_blocks
+        """Of its parameters, what these stages have."""
+        blocks = iter(self.blocks)
+        sizes = {stage: sum(islice(blocks, len(range_))) for stage, range_ in self.stages.items()}
+        ends = [min(sizes)] * self.first + [max(sizes)] * self.last
+        for stage in ends:
+            sizes[stage] += self.root // len(ends)
+        return sum(sizes[stage] for stage in stages) / sum(sizes.values())
 
     @property
     def indices(self) -> list[int]:
