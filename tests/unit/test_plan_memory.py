@@ -177,6 +177,9 @@ def test_a_search_counts_about_what_a_dry_run_counts(layout: str, batch: int) ->
         # norms of queries and keys
         ("qwen3-0.6b", "mb1.bf16", 1, 32768),
         ("qwen3-0.6b", "fsdp2.zero1.mb4.bf16", 8, 2048),
+        # in fp32 FSDP2 has whole weights beside its shares
+        ("qwen3-0.6b", "fsdp2.zero2.mb1.full", 8, 2048),
+        ("llama3.2-1b", "fsdp2.zero2.pp2.mb1.redo-mlp", 16, 2048),
         # weights on the CPU
         ("deepseek-v3", "fsdp32.ep16.etp1.tp8.sp.mb2.full.offloadweights.fp16", 1024, 32768),
         ("mixtral-8x22b", "fsdp4.pp6.mb1.full.offloadweights.bf16", 256, 32768),

@@ -45,11 +45,10 @@ def in_flight(
 
 
 def backward_shares(now: Held, schedule: Schedule, stage: Stage) -> tuple[float, float]:
-    """Of the parameters of a process, those of stages whose backward passes have begun, and of those where they are over."""
-    count = schedule.num_micro_batches
-    return stage.share([it for it, done in now.backward.items() if done]), stage.share(
-        [it for it, done in now.backward.items() if done == count]
-    )
+    """Of the parameters of a process, those of stages whose backward passes have begun, and of those where they are
+    over."""
+    begun = [it for it, done in now.backward.items() if done]
+    return stage.share(begun), stage.share([it for it in begun if now.backward[it] == schedule.num_micro_batches])
 
 
 def kept_bytes(now: Held, schedule: Schedule, stage: Stage, one: Pass, logits: int) -> int:
