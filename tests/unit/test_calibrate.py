@@ -20,7 +20,7 @@ from weft.config.toml import config_toml
 from weft.config.tree import Config
 from weft.launch.process import start_process, stop_process
 from weft.plan.machine import Cluster, read_cluster
-from weft.plan.memory.moments import settled
+from weft.plan.memory.moments import BASE, settled
 from weft.plan.numbers import Job
 from weft.plan.plan import Plan
 from weft.plan.search import search
@@ -314,7 +314,8 @@ def test_refit_finds_the_scales_that_made_the_runs(tmp_path: Path) -> None:
 
 
 def test_a_run_within_a_budget_is_timed_with_the_blocks_that_it_computed_again(tmp_path: Path) -> None:
-    [run] = read_runs([write_run(tmp_path / "run", "dp2.fit306m", 1.0)])  # with no block again it is 307 MiB
+    budget = BASE["cpu"] // 2**20 + 6  # with no block again its tensors are 7 MiB
+    [run] = read_runs([write_run(tmp_path / "run", f"dp2.fit{budget}m", 1.0)])
     again = settled(run.config, "cpu").recompute
     assert again == "full:2"
     assert predicted(run, round_machine()) == times(f"dp2.{again}")["total"] > times("dp2")["total"]
