@@ -128,6 +128,15 @@ def test_of_few_tokens_the_plan_is_near_too(layout: str, tied: bool) -> None:
     assert found.plan.tensors / found.ledger.peak - 1 == pytest.approx(0, abs=0.002)
 
 
+@pytest.mark.parametrize("layout", ["offloadweights.bf16", "fsdp2.bf16", "fsdp2.zero2.bf16"])
+def test_at_the_end_nothing_is_gathered_any_more(layout: str) -> None:
+    """Of a large table the last reduction is the fullest moment, and FSDP2 has given the table back."""
+    train = {"global_batch": 2, "seq": 16}
+    found = imagine_rank(make_config({"model": {**MODEL, "vocab": 32000}, "layout": layout, "train": train}), 0, "cpu")
+    assert found.plan.moment == "end of the backward pass"
+    assert found.plan.tensors / found.ledger.peak - 1 == pytest.approx(0, abs=0.002)
+
+
 def test_on_a_gpu_the_loss_takes_no_copy() -> None:
     """Of some rows on a CPU: where no logits are whole, that is when a process is fullest."""
     gpu, cpu = exact("chunked"), exact("chunked", device="cpu")

@@ -27,17 +27,18 @@ class Gradients:
         block_inside: of a block, while its backward pass is under way; `block_temporary`: when it is done;
             `experts_temporary`: when its experts' is.
         made: what a stage's products give that were put off; `reduced`: with which a moment later they are reduced.
-        copies_outside, copies_inside: gathered or low-precision weights, outside of a block and inside of one;
-            `gathered_ahead`: those of the last block, which FSDP2 asks for before the head's gradients are there.
+        copies_outside, copies_inside, copies_at_end: gathered or low-precision weights, outside of a block, inside of one,
+            and when all blocks are done; `gathered_ahead`: those of the last block, which FSDP2 asks for before the head's
+            gradients are there.
     """
 
     def __init__(
         self, shape: Shape, layout: Layout, stage: Stage, item: int, num_micro_batches: int, *, first: bool,
-        reduces: bool, away: bool, begun: float, over: float,
+        reduces: bool, away: bool, begun: float, over: float, ends: bool,
     ) -> None:  # fmt: skip
         """`first`: in the first backward pass of the step. `reduces`: each block's gradients are reduced inside of this
         pass. `away`: what is reduced goes to the CPU's memory, and is not counted here. `begun`, `over`: the shares of
-        blocks that have had a backward pass, and their last one."""
+        blocks that have had a backward pass, and their last one. `ends`: this one is the process's last of the step."""
         tied = shape.tied and layout.pp == 1
         table = stage.table if stage.last else 0
         part = max(map(len, stage.stages.values())) / stage.num_blocks  # of the blocks, in the largest chunk
@@ -60,6 +61,7 @@ class Gradients:
             tables = 1 if layout.lowered and not exist else exist + 2 * tied
             self.end_temporary = item * stage.table * tables if stage.first else 0
             self.copies_outside = self.copies_inside = item * stage.params if layout.lowered else 0
+            self.copies_at_end = self.copies_outside
             self.gathered_ahead = 0
             # of a chunk all are there, in the precision of the computation, before they are added up; experts' never wait
             self.made = self.after - self.before + layout.lowered * int(item * part * (sum(stage.blocks) - dealt))
@@ -93,10 +95,12 @@ class Gradients:
         self.end = int(reached * self.after) + int(accumulated and wide * stage.root)
         root_division = wide * stage.root if divided else 0
         root_result = result * stage.root_shard if num_micro_batches > 1 else 0
-        unreduced_root = max(item * (stage.root + tied * stage.table), wide * stage.root + root_division)
+        alone = layout.fsdp == 1 and layout.weight_ways[0] == 1
+        # of what came, one matrix outlives the copy that is reduced
+        one_table = item * stage.table * (stage.first or stage.last) * (not alone)
+        unreduced_root = max(item * (stage.root + tied * stage.table), wide * stage.root + root_division + one_table)
         self.end_temporary = unreduced_root + root_result
         self.made = int(item * part * sum(stage.blocks))
-        alone = layout.fsdp == 1 and layout.weight_ways[0] == 1
         groups = ((stage.block, stage.block_shard), (stage.root // ends, stage.root_shard // ends))
         self.reduced = max(wide * whole + (not alone) * result * share for whole, share in groups)
         self.reduced += 0 if unreduced else wide * (sum(stage.blocks) + stage.root // ends)
@@ -119,3 +123,4 @@ class Gradients:
         else:
             self.copies_outside = gathered
         self.copies_inside = gathered + (FLOAT * stage.block_shard if away else 0)  # which comes up to be gathered
+        self.copies_at_end = 0 if ends else self.copies_outside  # what was gathered is given back before it is reduced

@@ -193,7 +193,7 @@ def _moments(config: Config, stage: Stage, one: Pass, num_micro_batches: int, de
         reduces = not schedule.splits and (layout.zero > 1 or when == "last" or num_micro_batches == 1)
         gradients = Gradients(
             config.model, layout, stage, ITEM[layout.compute], num_micro_batches, first=when == "first", reduces=reduces,
-            away=away, begun=begun, over=over,
+            away=away, begun=begun, over=over, ends=when == "last" or (num_micro_batches == 1 and len(stage.stages) == 1),
         )  # fmt: skip
         found += _pass(
             replace(fixed, activations=tokens), config, stage, one, schedule, flying, gradients, logits, device
@@ -284,7 +284,7 @@ def _pass(
             fixed,
             moment="end of the backward pass",
             gradients=gradients.end,
-            copies=gradients.copies_outside,
+            copies=gradients.copies_at_end,
             activations=others + edge + one.hidden + num_blocks * put_off,
             logits=other_logits,
             temporary=gradients.end_temporary,
