@@ -34,11 +34,11 @@ class Gradients:
 
     def __init__(
         self, shape: Shape, layout: Layout, stage: Stage, item: int, num_micro_batches: int, *, first: bool,
-        reduces: bool, away: bool, begun: float, over: float, ends: bool,
+        reduces: bool, away: bool, begun: float, over: float, final: bool,
     ) -> None:  # fmt: skip
         """`first`: in the first backward pass of the step. `reduces`: each block's gradients are reduced inside of this
         pass. `away`: what is reduced goes to the CPU's memory, and is not counted here. `begun`, `over`: the shares of
-        blocks that have had a backward pass, and their last one. `ends`: this one is the process's last of the step."""
+        blocks that have had a backward pass, and their last one. `final`: this one is the process's last of the step."""
         tied = shape.tied and layout.pp == 1
         table = stage.table if stage.last else 0
         part = max(map(len, stage.stages.values())) / stage.num_blocks  # of the blocks, in the largest chunk
@@ -123,4 +123,4 @@ class Gradients:
         else:
             self.copies_outside = gathered
         self.copies_inside = gathered + (FLOAT * stage.block_shard if away else 0)  # which comes up to be gathered
-        self.copies_at_end = 0 if ends else self.copies_outside  # what was gathered is given back before it is reduced
+        self.copies_at_end = 0 if final else self.copies_outside  # what was gathered is given back before it is reduced

@@ -193,7 +193,7 @@ def _moments(config: Config, stage: Stage, one: Pass, num_micro_batches: int, de
         reduces = not schedule.splits and (layout.zero > 1 or when == "last" or num_micro_batches == 1)
         gradients = Gradients(
             config.model, layout, stage, ITEM[layout.compute], num_micro_batches, first=when == "first", reduces=reduces,
-            away=away, begun=begun, over=over, ends=when == "last" or (num_micro_batches == 1 and len(stage.stages) == 1),
+            away=away, begun=begun, over=over, final=when == "last" or (num_micro_batches == 1 and len(stage.stages) == 1),
         )  # fmt: skip
         found += _pass(
             replace(fixed, activations=tokens), config, stage, one, schedule, flying, gradients, logits, device
