@@ -84,7 +84,6 @@ NEAR = {
     ("fsdp2.pp2.vp2.interleaved.mb1.bf16", "llama", 0): 0.03,
     ("fsdp2.pp2.vp2.interleaved.mb1.full.bf16", "llama", 2): 0.02,
     ("fsdp2.zero1.pp2.vp2.interleaved.mb2.bf16", "llama", 0): 0.1,
-    ("fsdp2.zero2.pp2.vp2.bfs.mb1.bf16", "llama", 0): 0.16,
     ("pp2.zbh1.mb1", "llama", 0): 0.01,
     ("pp4.zbh1.mb1", "llama", 0): 0.01,
     ("pp2.zbh1.mb1.bf16", "llama", 0): 0.01,
