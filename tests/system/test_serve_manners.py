@@ -33,7 +33,7 @@ from weft.cli.serve import describe
 from weft.serve.desk import DeadError
 from weft.serve.engine import Engine
 from weft.serve.requests.request import Output, RefusedError, Request, Sampling
-from weft.serve.server.config import ServerConfig
+from weft.serve.server.config import ModelConfig, ServerConfig
 from weft.serve.server.hosted import Hosted
 from weft.serve.server.kserve.schema import MESSAGES
 from weft.serve.server.limits import Limits
@@ -613,6 +613,7 @@ Engine.load = slowly"""
                 break
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
+        assert process.stdout.read() == "stopped\n"
 
 
 @pytest.mark.slow
@@ -683,9 +684,20 @@ def test_what_cannot_be_served_is_said_at_once(folder: Path, tmp_path: Path) -> 
     with pytest.raises(ValueError, match="not a Jinja2 template"):
         asyncio.run(serve(config(model(broken))))
     odd = make_folder(tmp_path / "odd")
-    (odd / "generation_config.json").write_text(json.dumps({"top_p": 7}))
-    with pytest.raises(ValueError, match=r"generation_config\.json: top_p is 7; it must be above 0"):
-        asyncio.run(serve(config(model(odd))))
+    for text, words in (
+        ('{"top_p": 7}', ": top_p is 7; it must be above 0"), ("[]", " is not a table"), ("{", " is not JSON"),
+    ):  # fmt: skip
+        (odd / "generation_config.json").write_text(text)
+        with pytest.raises(ValueError, match=rf"generation_config\.json{words}"):
+            asyncio.run(serve(config(model(odd))))
+    (broken / "tokenizer.json").write_text("{")
+    (broken / "chat_template.jinja").unlink()
+    with pytest.raises(ValueError, match=r"tokenizer\.json is no tokenizer: EOF while parsing"):
+        asyncio.run(serve(config(model(broken))))
+    with pytest.raises(ValueError, match=r"draft_tokens ahead, which is 0: set it \(--draft-tokens\)"):
+        ModelConfig("a", tmp_path / "nowhere", draft=tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"the model and its cache have no room on cpu: give the cache less \(--cache-tok"):
+        asyncio.run(serve(config(model(folder, cache_tokens=10**11))))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ValueError, match=f"cannot listen on 127.0.0.1:{port}: .*--port 0 takes a free port"):

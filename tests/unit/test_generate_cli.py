@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -148,6 +149,10 @@ def test_mistakes_are_answered_with_a_sentence(folder: Path, tmp_path: Path) -> 
     bare = tmp_path / "bare"
     bare.mkdir()
     (tmp_path / "picture").write_bytes(b"\xff\xd8")
+    half, damaged = tmp_path / "half", tmp_path / "damaged"
+    for copy in (half, damaged):
+        shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("*.safetensors"))
+    (damaged / "tokenizer.json").write_text("{")
     for arguments, sentence in {
         (tmp_path / "nowhere", "Hi"): f"there is no folder {tmp_path / 'nowhere'}",
         (bare, "Hi"): f"{bare} holds no model",
@@ -166,6 +171,10 @@ def test_mistakes_are_answered_with_a_sentence(folder: Path, tmp_path: Path) -> 
         (folder, "Hi", "--dtype", "int4"): "--dtype int4: choose fp32, bf16 or fp16",
         (folder, "Hi", "--device", "warp9"): "--device warp9 cannot be used",
         (folder, "Hi", "--adapter", bare): f"{bare} has no adapter_config.json",
+        (folder, "Hi", "--adapter", tmp_path / "none"): f"--adapter: there is no directory {tmp_path / 'none'}",
+        (damaged, "Hi"): f"{damaged / 'tokenizer.json'} is no tokenizer: EOF while parsing",
+        (half, "x" * 96): "prompt 1: the prompt has 96 tokens; the context holds 96",  # before weights are looked for
+        (half, "Hi", "--adapter", bare): f"{bare} has no adapter_config.json",
         (folder, "x" * 96): "prompt 1: the prompt has 96 tokens; the context holds 96",
     }.items():
         error = weft_generate(*arguments).exception

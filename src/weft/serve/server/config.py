@@ -31,6 +31,9 @@ class ModelConfig:
     draft: Path | None = None
     chat_template: Path | None = None
 
+    def __post_init__(self) -> None:
+        self.engine.check_draft(self.draft)  # before anything is loaded
+
 
 @dataclass(frozen=True)
 class ServerConfig:
