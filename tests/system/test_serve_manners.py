@@ -742,6 +742,21 @@ def test_metrics_have_vllms_names(server: Served) -> None:
     assert re.search(r'weft:http_answers_total{status="200"} [1-9]', text)
 
 
+def test_of_several_prompts_none_begins_where_one_cannot(server: Served) -> None:
+    def begun() -> list[str]:
+        text = httpx.get(f"{server.url}/metrics").text
+        return re.findall(r'^vllm:(?:request_success_total{finished_reason="abort"|prompt_tokens_total).*', text, re.M)
+
+    before = begun()
+    unknown = post(server, {**LONG, "prompt": [[1, 2], [9999]]})
+    assert unknown.status_code == 400
+    assert unknown.json()["error"]["message"].startswith("prompt 2: the prompt has a token outside the model's vocabulary")
+    long = post(server, {**LONG, "prompt": ["a", "a" * 600]})
+    assert (long.status_code, long.json()["error"]["code"]) == (400, "context_length_exceeded")
+    assert post(server, {**LONG, "prompt": ["a"] * 99}).status_code == 429
+    assert begun() == before
+
+
 def test_traces_where_opentelemetry_is_set_up(server: Served) -> None:
     exporter = InMemorySpanExporter()
     provider = TracerProvider()

@@ -45,4 +45,4 @@ class About:
             try:
                 self.check(request)
             except ValueError as error:
-                raise ValueError(f"prompt {number}: {error}") from error
+                raise type(error)(f"prompt {number}: {error}") from error
