@@ -54,6 +54,7 @@ ONE = (ModelConfig("a", Path("a")),)
         ({"drain_seconds": -1}, "drain_seconds is -1"),
         ({"port": -1}, "port is -1; it must be from 0, which takes a free one, to 65535"),
         ({"grpc_port": 99999}, "grpc_port is 99999"),  # gRPC itself would take another one, and say nothing
+        ({"port": 8000, "grpc_port": 8000}, "port and grpc_port are both 8000: HTTP and gRPC want one each"),
         ({"gate_text": Path("none")}, "there is no file none"),
         ({"model_control": True, "api_keys": ("a", "b")}, "none may load and unload models; write admin behind"),
     ],
@@ -61,6 +62,16 @@ ONE = (ModelConfig("a", Path("a")),)
 def test_settings_that_cannot_be(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         ServerConfig(**{"models": ONE, **settings})
+
+
+def test_a_gates_text_is_a_text(tmp_path: Path) -> None:
+    file = tmp_path / "page.txt"
+    for text, words in ((b"\xff", r"page\.txt is not text in UTF-8"), (b" \n", r"gate_text: .*page\.txt is empty")):
+        file.write_bytes(text)
+        with pytest.raises(ValueError, match=words):
+            ServerConfig(ONE, gate_text=file)
+    file.write_text("a page")
+    assert ServerConfig(ONE, port=0, grpc_port=0, gate_text=file).gate_text == file
 
 
 def test_other_machines_are_served_with_a_key_or_a_word() -> None:
