@@ -15,6 +15,7 @@ from weft.plan.machine import cluster_names, read_cluster
 from weft.plan.memory.footprint import footprint
 from weft.plan.memory.kept import block_activations
 from weft.plan.numbers import MEGATRON, WEFT, Job, flying, numbers
+from weft.plan.search import search
 from weft.plan.time import collectives
 from weft.plan.time.block import Passes
 from weft.plan.time.gemm import gemm_time
@@ -118,6 +119,29 @@ def test_pipelines_wait_as_their_tables_do(schedule: str, chunks: int) -> None:
         assert np.mean(off) < 0.01
     else:
         assert max(off) < 1e-9
+
+
+@pytest.mark.parametrize("model", ["gpt2-124m", "llama3-8b", "qwen3-30b-a3b"])
+@pytest.mark.parametrize(
+    "rate", ["peak_tflops", "memory_gb_per_s", "nvlink_gb_per_s", "network_gb_per_s", "host_gb_per_s"]
+)
+def test_with_half_of_a_rate_no_step_is_faster(model: str, rate: str) -> None:
+    """What waits for one thing hides the messages of others no more than once: launches, the CPU's memory, replicas."""
+    shape, job, cluster = preset_shape(model), Job(seq=1024, global_batch=64), read_cluster("h100x32")
+    half = cluster.model_copy(update={rate: getattr(cluster, rate) / 2})
+    found = search(shape, job, cluster)
+    layouts = []
+    for index in range(0, len(found), 1 + len(found) // 200):
+        try:
+            layouts.append(found.layout(index))
+        except ValueError:
+            continue  # which weft does not run
+    whole, less = (
+        step_time(stack([numbers(shape, layout, job, one) for layout in layouts])).total for one in (cluster, half)
+    )
+    slower = less / whole
+    assert slower.max() > 1.01 or rate == "host_gb_per_s"
+    assert slower.min() > 0.97, layouts[int(slower.argmin())]
 
 
 def test_a_head_is_dealt_out_like_blocks_where_stages_are_balanced() -> None:

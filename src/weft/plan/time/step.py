@@ -81,9 +81,9 @@ def step_time(work: Work, passes: Passes | None = None) -> Time:
     every = work.micro_batches * work.blocks  # blocks' passes in a step
     both = {name: every * (passes.mean(name, 0, work) + passes.mean(name, 1, work)) for name in SIMPLE}
     parts = Time(
-        **both, head=stages.head, recompute=every * beat.redo, launch=stages.launch,
-        dp=replica_messages(work, beat.busy) + every * beat.fsdp, pp=stages.pp, bubble=stages.bubble, optimizer=optimizer,
-        rest=0.0, offload=carried_time(work, beat) + copied,
+        **both, head=stages.head, recompute=every * beat.redo, launch=stages.launch, pp=stages.pp, bubble=stages.bubble,
+        dp=replica_messages(work, beat.spans) + every * sum(beat.fsdp), optimizer=optimizer, rest=0.0,
+        offload=every * sum(beat.offload) + weights_carried(work, beat) + copied,
     )  # fmt: skip
     slow = C.straggle * np.log2(np.maximum(1.0, work.cut.gpus / 8))
     return replace(parts, rest=C.step + slow * parts.total)
@@ -91,19 +91,22 @@ def step_time(work: Work, passes: Passes | None = None) -> Time:
 
 @dataclass(frozen=True)
 class Beat:
-    """Seconds of one micro-batch in a block, the mean of those with experts and those without.
+    """Seconds of one micro-batch in a block, the mean of those with experts and those without; of pairs, forward and
+    backward.
 
     Attributes:
-        busy: of the GPU, forward, and backward with what is computed again.
+        busy: of the GPU, backward with what is computed again.
         redo: what is computed again.
         fsdp: ZeRO-3's messages, as far as nothing hides them.
+        offload: activations on their way to the CPU and back, as far as neither that nor the computation hides them.
         launched: that the CPU takes to launch all that.
         waits: whether each launch waits for the kernel before.
     """
 
     busy: tuple[Num, Num]
     redo: Num
-    fsdp: Num
+    fsdp: tuple[Num, Num]
+    offload: tuple[Num, Num]
     launched: Num
     waits: Num
 
@@ -125,11 +128,30 @@ class Beat:
         busy = (forward, backward + redo)
         again = c.full + (c.redo_attention + c.redo_mlp + c.redo_experts) / 2
         launched = C.host * (mean("kernels", 0) * (1 + again) + mean("kernels", 1)) + soft.tp_host * (c.tp > 1)
-        return cls(busy, redo, shard_messages(work, busy), launched, soft.waits)
+        fsdp = shard_messages(work, busy)
+        # what a block keeps goes to the CPU while it computes forward, and comes back while it computes backward
+        moved = c.offload * block_activations(work) * (1 - c.full) / work.machine.host
+        offload = tuple(np.maximum(0.0, moved - time - shown) for time, shown in zip(busy, fsdp, strict=True))
+        return cls(busy, redo, fsdp, (offload[0], offload[1]), launched, soft.waits)
+
+    @property
+    def ways(self) -> tuple[Num, Num]:
+        """Of the GPU, with what it waits for."""
+        forward, backward = (sum(parts) for parts in zip(self.busy, self.fsdp, self.offload, strict=True))
+        return forward, backward
 
     @property
     def gpu(self) -> Num:
-        return self.busy[0] + self.busy[1] + self.fsdp
+        return sum(self.ways)
+
+    @property
+    def spans(self) -> tuple[Num, Num]:
+        """In which other messages may go: while a block is computed, and while the GPU waits for what is no message."""
+        forward, backward = (
+            time + offload + self.late * way / self.gpu
+            for time, offload, way in zip(self.busy, self.offload, self.ways, strict=True)
+        )
+        return forward, backward
 
     @property
     def late(self) -> Num:
@@ -144,9 +166,9 @@ def remade_share(work: Work) -> Num:
     return inner * s.hidden / work.cut.tp / parameters(work)[0]
 
 
-def shard_messages(work: Work, busy: tuple[Num, Num]) -> Num:
+def shard_messages(work: Work, busy: tuple[Num, Num]) -> tuple[Num, Num]:
     """ZeRO-3 gathers a block's weights forward and backward and scatters its gradients, beside its neighbour's
-    computation."""
+    computation: what that does not hide, each way."""
     c, soft = work.cut, work.software
     chip = replace(work.machine, network=work.machine.network * soft.sharded)
     parts = list(zip(copies(work), parameters(work)[:2], strict=True))
@@ -162,7 +184,8 @@ def shard_messages(work: Work, busy: tuple[Num, Num]) -> Num:
             (gather, gather + scatter), (2 * volume, (2 + soft.reduced) * volume), busy, strict=True
         )
     ]
-    return np.where((c.zero == 3) & (c.shards > 1), shown[0] + shown[1], 0.0)
+    forward, backward = (np.where((c.zero == 3) & (c.shards > 1), way, 0.0) for way in shown)
+    return forward, backward
 
 
 class Stages(NamedTuple):
@@ -192,17 +215,18 @@ def stage_times(work: Work, beat: Beat, head: Num, late: Num) -> Stages:
     # the last process has the head too; where stages cannot be cut finer, it is the slowest
     spare = np.where(piped, np.where(work.tables_as_blocks, C.spare, blocks - s.layers / c.pp), 0.0) * per_block
     slowest = np.where(piped, np.maximum(0.0, head - spare), head)
-    even = evened(work, head / per_block) * per_block
+    dealt = evened(work, head / (beat.busy[0] + beat.busy[1] - beat.redo))  # by what they compute, once
+    even = dealt * per_block
     slowest = np.where((soft.balanced > 0) & piped, np.maximum(head, even) - blocks * per_block, slowest)
     sent = work.tokens * s.hidden * c.item / np.where(soft.whole_pp, 1, c.tp)
     flow = collectives.send(c.tp * c.cp * c.dp * c.fsdp, chip, sent)
     shown = np.where(hidden, C.pp_exposed * 0.4, C.pp_exposed)
     pp = np.where(piped, 2 * flow * (count * c.vp * shown + (c.pp - 1)), 0.0)
     mean = (s.layers * per_block + head) / c.pp
-    forward, weights = mean * beat.busy[0] / (beat.busy[0] + beat.busy[1]), late * s.layers / c.pp
+    forward, weights = mean * beat.ways[0] / beat.gpu, late * s.layers / c.pp
     bubble = np.where(piped, waiting(work, forward, np.maximum(0.0, mean - forward - weights), weights), 0.0)
     # a CPU that does not wait for messages of stages goes on launching: it is late where all of its work takes longer
-    most = np.where((soft.balanced > 0) & piped, np.minimum(s.layers, even / per_block), blocks)
+    most = np.where((soft.balanced > 0) & piped, np.minimum(s.layers, dealt), blocks)
     ahead = np.maximum(0.0, count * (most * beat.launched - blocks * beat.gpu) - pp - bubble)
     launch = np.where(blocking, count * blocks * beat.late, ahead)
     return Stages(count * slowest, pp + count * soft.stall * np.minimum(2, c.pp - 1), bubble, launch)
@@ -259,15 +283,12 @@ def update_time(work: Work) -> tuple[Num, Num]:
     return np.where(c.away + c.moments_away, ADAM * on_cpu, here) + added, copied
 
 
-def carried_time(work: Work, beat: Beat) -> Num:
-    """What goes to the CPU and comes back, as far as no computation hides it."""
-    c, chip, busy, count = work.cut, work.machine, beat.busy, work.micro_batches
-    # what a block keeps goes there while it computes forward, and comes back while it computes backward
-    moved = c.offload * block_activations(work) * (1 - c.full) / chip.host
-    away = np.maximum(0.0, moved - busy[0]) + np.maximum(0.0, moved - busy[1])
-    # each share travels up to be gathered, and down once its gradients are reduced: in every micro-batch, as ZeRO has it
+def weights_carried(work: Work, beat: Beat) -> Num:
+    """What of weights goes to the CPU and comes back, as far as no computation hides it: each share travels up to be
+    gathered, and down once its gradients are reduced, in every micro-batch as ZeRO has it."""
+    c, busy = work.cut, beat.spans
     common, experts, _ = parameters(work)
-    trip = c.away * 4 * (common / c.shards + experts / c.expert_shards) / chip.host
-    carried = np.where(c.zero == 3, count, 1) * np.maximum(0.0, trip - busy[0])
+    trip = c.away * 4 * (common / c.shards + experts / c.expert_shards) / work.machine.host
+    carried = np.where(c.zero == 3, work.micro_batches, 1) * np.maximum(0.0, trip - busy[0])
     carried = carried + reductions(work) * np.maximum(0.0, trip * np.where(c.zero == 3, 2, 1) - busy[1])
-    return count * work.blocks * away + work.blocks * carried
+    return work.blocks * carried
