@@ -696,7 +696,9 @@ def test_what_cannot_be_served_is_said_at_once(folder: Path, tmp_path: Path) -> 
         asyncio.run(serve(config(model(broken))))
     with pytest.raises(ValueError, match=r"draft_tokens ahead, which is 0: set it \(--draft-tokens\)"):
         ModelConfig("a", tmp_path / "nowhere", draft=tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"the model and its cache have no room on cpu: give the cache less \(--cache-tok"):
+    with pytest.raises(
+        ValueError, match=r"and its cache have no room on cpu; what helps: a smaller cache \(--cache-tok"
+    ):
         asyncio.run(serve(config(model(folder, cache_tokens=10**11))))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -750,7 +752,9 @@ def test_of_several_prompts_none_begins_where_one_cannot(server: Served) -> None
     before = begun()
     unknown = post(server, {**LONG, "prompt": [[1, 2], [9999]]})
     assert unknown.status_code == 400
-    assert unknown.json()["error"]["message"].startswith("prompt 2: the prompt has a token outside the model's vocabulary")
+    assert unknown.json()["error"]["message"].startswith(
+        "prompt 2: the prompt has a token outside the model's vocabulary"
+    )
     long = post(server, {**LONG, "prompt": ["a", "a" * 600]})
     assert (long.status_code, long.json()["error"]["code"]) == (400, "context_length_exceeded")
     assert post(server, {**LONG, "prompt": ["a"] * 99}).status_code == 429

@@ -25,7 +25,7 @@ from weft.models.shape import Shape
 from weft.serve.folder import end_tokens, find_model
 from weft.serve.generate import complete
 from weft.serve.requests.request import Sampling
-from weft.serve.steps.device import pick_device, pick_dtype
+from weft.serve.steps.device import pick_device, pick_dtype, room_on
 
 SHAPE = Shape(family="qwen2", num_layers=2, hidden=32, num_heads=2, ffn=64, vocab=256, max_seq=96, tied=True)
 APP = typer.Typer()
@@ -180,6 +180,16 @@ def test_mistakes_are_answered_with_a_sentence(folder: Path, tmp_path: Path) -> 
         error = weft_generate(*arguments).exception
         assert isinstance(error, ValueError), arguments
         assert sentence in str(error)
+
+
+def test_memory_that_is_not_there_is_a_sentence() -> None:
+    said = r"no room on cpu; what helps: weights of fewer bits \(--dtype\); PyTorch says: "
+    with pytest.raises(ValueError, match=said), room_on(torch.device("cpu")):
+        torch.empty(2**60, dtype=torch.int8)
+    with pytest.raises(ValueError, match="PyTorch says: CUDA out of memory"), room_on(torch.device("cpu")):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(RuntimeError, match=r"^another$"), room_on(torch.device("cpu")):
+        raise RuntimeError("another")
 
 
 def test_auto_means_the_best_that_is_there() -> None:

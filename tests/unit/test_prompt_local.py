@@ -314,8 +314,7 @@ def test_eval_scores_texts_and_tasks(folder: Path, tmp_path: Path) -> None:
         (["eval", "x", "--text", "none"], "there is no text file none, nor token files none.bin"),  # before the model
         (["eval", "x", "--text", "."], "there is no text file ., nor token files"),
         (
-            ["prompt", "search", "a.toml", "--data", "rows.jsonl", "--budget", "9", "--out", "n.toml", "--checkpoint"]
-            + ["x", "--rewrites", "none"],
+            ["prompt", "search", "a.toml", "--data", "rows.jsonl", "--budget", "9", "--out", "n", "--rewrites", "none"],
             "--rewrites: there is no file none",
         ),
         (["eval", "x", "--task", "t", "--out", "."], "--out . is a folder: name a file"),

@@ -105,7 +105,9 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     (run / "checkpoints" / "step-00000002").mkdir(parents=True)
     assert split_name(f"x={run}") == ("x", run)
     assert split_name(str(run))[0] == split_name(str(run / "checkpoints" / "step-00000002"))[0] == "run"
-    with pytest.raises(ValueError, match=r"--adapter: .*run has no adapter_config\.json: give the directory that peft's"):
+    with pytest.raises(
+        ValueError, match=r"--adapter: .*run has no adapter_config\.json: give the directory that peft's"
+    ):
         split_adapters([str(run)])
     (run / "adapter_config.json").write_text("{}")
     assert split_adapters([f"x={run}", str(run)]) == {"x": str(run), "run": str(run)}

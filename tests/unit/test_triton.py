@@ -28,6 +28,7 @@ from weft.checkpoint.region import Region
 from weft.checkpoint.weights import create_weights_folder, load_decoder
 from weft.cli.app import app
 from weft.cli.export_triton import model_name
+from weft.cli.triton import start
 from weft.export.triton import graph
 from weft.export.triton.backends import BACKENDS, GRAPHS, Wanted
 from weft.export.triton.pbtxt import Word, pbtxt
@@ -621,10 +622,21 @@ def test_a_port_that_is_taken_is_told_before_triton_is_installed(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         for ports, name in (((port, 0, 0), "http"), ((0, port, 0), "grpc")):
-            with pytest.raises(ValueError, match=f"--{name}-port: cannot listen on 127.0.0.1:{port}: .*; 0 takes a free"):
+            with pytest.raises(
+                ValueError, match=f"--{name}-port: cannot listen on 127.0.0.1:{port}: .*; 0 takes a free"
+            ):
                 serve_triton(tmp_path, TritonOptions("127.0.0.1", *ports))
     with pytest.raises(ValueError, match=f"--metrics-port: cannot listen on 127.0.0.1:{port}"):
         serve_triton(tmp_path, TritonOptions("127.0.0.1", port, 0, port))
+
+
+def test_the_command_says_that_it_has_ended(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export_triton(folder, tmp_path, "small", link=True)
+    monkeypatch.setattr("weft.serve.triton.serve.serve_triton", lambda *arguments: None)
+    start(tmp_path, TritonOptions())
+    assert capsys.readouterr().out == "stopped\n"
 
 
 def test_a_graph_needs_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

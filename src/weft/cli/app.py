@@ -14,7 +14,7 @@ from weft.cli import data, eval, export, generate, models, plan, profile, prompt
 from weft.cli.export_triton import triton as export_triton
 
 NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.ENAMETOOLONG)
-"""Why a disk takes nothing: it is full, or not this user's to write on, or the path leads through a file, or is too long."""
+"""Why a disk takes nothing: it is full, not this user's to write on, or the path leads through a file or is too long."""
 
 JOURNEY = (
     "data", "models", "plan", "tune", "train", "verify", "profile", "export", "generate", "serve", "serve-triton",

@@ -64,11 +64,12 @@ def generate(
     from weft.checkpoint.weights import load_decoder
     from weft.serve.engine import Engine
     from weft.serve.generate import generate as run
-    from weft.serve.steps.device import pick_device, pick_dtype
+    from weft.serve.steps.device import pick_device, pick_dtype, room_on
 
     where = pick_device(device)
-    _, model = load_decoder(folder, where, pick_dtype(dtype, where))
-    engine = Engine(model, tokenizer, config, sampling.eos)
+    with room_on(where):
+        _, model = load_decoder(folder, where, pick_dtype(dtype, where))
+        engine = Engine(model, tokenizer, config, sampling.eos)
     start = time.perf_counter()
     outputs = run(engine, ids, sampling, num_samples, *adapters)
     alone = len(texts) * num_samples == 1

@@ -55,7 +55,9 @@ def serve(
     max_per_key: int | None = typer.Option(
         None, help="Completions of one API key that run or wait; by default half of all where there are several keys."
     ),
-    max_context: int | None = typer.Option(None, help="Tokens of a prompt and its completion at most; by default, and never more than, the model's."),
+    max_context: int | None = typer.Option(
+        None, help="Tokens of a prompt and its completion, at most the model's, which is the default."
+    ),
     cache_tokens: int | None = typer.Option(None, help="Tokens whose keys and values are kept, of all sequences."),
     gpu_share: float = typer.Option(
         0.9, help="Of a GPU's memory, what a model and its cache fill up: less where others, or newer weights, follow."

@@ -52,3 +52,4 @@ def start(repository: Path, options: TritonOptions) -> None:
         print("Ctrl-C ends it", flush=True)
 
     serve(repository, options, tell)
+    print("stopped", flush=True)

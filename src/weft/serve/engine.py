@@ -41,6 +41,12 @@ from weft.serve.steps.reading import Found
 from weft.serve.steps.runner import Runner, num_blocks
 from weft.serve.steps.speculate import make_drafter, window
 
+WAYS_OUT = (
+    "a smaller cache (--cache-tokens, --cache-dtype int8, --gpu-share), weights of fewer bits (--dtype), the model cut "
+    "over several processes (--tp, --pp)"
+)
+"""Of a model that has no room."""
+
 
 class Engine:
     """Continuous batching over one model.
@@ -96,7 +102,7 @@ class Engine:
         config = config.on(device.type)
         dtype = pick_dtype(config.dtype, device)
         tokenizer, eos = load_tokenizer(folder) if (folder / "tokenizer.json").is_file() else None, end_tokens(folder)
-        with room_on(device):
+        with room_on(device, WAYS_OUT):
             small = load_decoder(find_model(draft)[0], device, dtype)[1] if draft is not None else None
             if config.world == 1:
                 _, model = load_decoder(folder, device, dtype)

@@ -58,7 +58,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         raise ValueError(f"{folder} has no tokenizer.json: copy in the tokenizer that the model was trained with")
     try:
         return Tokenizer.from_file(str(file))
-    except Exception as error:  # all that the library raises
+    except Exception as error:  # noqa: BLE001 (the library raises nothing more special)
         raise ValueError(f"{file} is no tokenizer: {error}") from None
 
 

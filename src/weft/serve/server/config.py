@@ -114,7 +114,9 @@ class ServerConfig:
         if self.gate_text is not None and not self.gate_text.is_file():
             raise ValueError(f"gate_text: there is no file {self.gate_text}")
         if self.gate_text is not None and not read_text(self.gate_text).strip():
-            raise ValueError(f"gate_text: {self.gate_text} is empty; write some pages that models of this kind read well")
+            raise ValueError(
+                f"gate_text: {self.gate_text} is empty; write some pages that models of this kind read well"
+            )
         for name in ("port", "grpc_port"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 2**16:

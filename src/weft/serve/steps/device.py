@@ -38,7 +38,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 @contextmanager
-def room_on(device: torch.device) -> Iterator[None]:
+def room_on(device: torch.device, ways_out: str = "weights of fewer bits (--dtype)") -> Iterator[None]:
     """Where a model, and its cache, are given memory.
 
     Raises:
@@ -51,6 +51,5 @@ def room_on(device: torch.device) -> Iterator[None]:
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in first:  # a CPU's words
             raise
         raise ValueError(
-            f"the model and its cache have no room on {device}: give the cache less (--cache-tokens, --cache-dtype int8, "
-            f"--gpu-share), the weights fewer bits (--dtype), or cut the model over several (--tp, --pp); PyTorch: {first}"
+            f"the model and its cache have no room on {device}; what helps: {ways_out}; PyTorch says: {first}"
         ) from None
