@@ -537,6 +537,10 @@ def test_newer_weights_take_over_without_a_pause(tmp_path: Path, caplog: pytest.
         shutil.rmtree(run / "checkpoints" / "step-00000003")
         one.call(one.catalogue.refresh)
         assert f"there is nothing newer than {run}/checkpoints/step-00000002/model" in caplog.text
+        shutil.rmtree(run / "checkpoints")
+        for asked in (False, False, True):
+            one.call(one.catalogue.refresh, asked)
+        assert len([record for record in caplog.records if "holds no model" in record.message]) == 2
 
 
 def test_who_stops_it_waits_for_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
