@@ -514,6 +514,10 @@ def test_nothing_is_overwritten_and_nothing_left(folder: Path, tmp_path: Path) -
     )
     with pytest.raises(ValueError, match="TensorRT-LLM has no GPT-2"):
         export_triton(gpt2, tmp_path, "third", "tensorrtllm")
+    file = gpt2 / "config.json"
+    for where in (file, file / "models", Path("/proc/models")):
+        with pytest.raises(ValueError, match=f"{where} cannot be made a folder"):
+            export_triton(folder, where, "fourth")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gpt2", "other.tmp", "small"]
 
 
