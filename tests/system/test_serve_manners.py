@@ -37,7 +37,7 @@ from weft.serve.server.config import ModelConfig, ServerConfig
 from weft.serve.server.hosted import Hosted
 from weft.serve.server.kserve.schema import MESSAGES
 from weft.serve.server.limits import Limits
-from weft.serve.server.run import serve
+from weft.serve.server.run import listen, serve
 from weft.serve.server.version import Version
 
 LONG = {"model": "tiny", "prompt": "abc", "max_tokens": 500, "temperature": 0, "ignore_eos": True}
@@ -708,6 +708,10 @@ def test_what_cannot_be_served_is_said_at_once(folder: Path, tmp_path: Path) -> 
         port = taken.getsockname()[1]
         with pytest.raises(ValueError, match=f"cannot listen on 127.0.0.1:{port}: .*--port 0 takes a free port"):
             asyncio.run(serve(ServerConfig((model(folder),), port=port)))
+    with listen(config(model(folder))) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(ValueError, match=f"cannot listen on 127.0.0.1:{port}: .*--port 0 takes a free port"):
+            listen(ServerConfig((model(folder),), port=port))  # another server that has only begun
     with pytest.raises(ValueError, match=r"cannot listen on none\.invalid:0: [^;]+$"):
         asyncio.run(serve(ServerConfig((model(folder),), host="none.invalid", port=0, open=True)))
 

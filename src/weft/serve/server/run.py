@@ -62,6 +62,7 @@ def listen(config: ServerConfig) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((config.host, config.port))
+        listener.listen()  # two may bind one port, where none listens yet
     except OSError as error:
         listener.close()
         way_out = "; --port 0 takes a free port" if error.errno == errno.EADDRINUSE else ""
