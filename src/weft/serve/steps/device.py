@@ -47,7 +47,7 @@ def room_on(device: torch.device, ways_out: str = "weights of fewer bits (--dtyp
     try:
         yield
     except RuntimeError as error:
-        first = str(error).splitlines()[0]
+        first = str(error).partition("\n")[0]
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in first:  # a CPU's words
             raise
         raise ValueError(
