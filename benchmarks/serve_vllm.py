@@ -38,7 +38,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from common import alternate, shown, spread, write
 from serve_engine import SIZES
 from weft.models.huggingface import config_from_shape
-from weft.serve.triton.process import free_port
+from weft.serve.triton.process import Addresses
 
 SHAPE = SIZES["124M"]
 
@@ -150,7 +150,7 @@ def main() -> None:
             found: dict[str, list[dict[int, dict[str, float]]]] = {"weft": [], "vllm": []}
 
             def run(side: str, dtype: str = dtype, found: Any = found) -> float:
-                port = free_port("127.0.0.1")
+                port = Addresses("127.0.0.1", 0, 0, 0).found().http
                 ours = weft_command(folder, dtype, port)
                 with served(ours if side == "weft" else vllm_command(options.python, folder, dtype, port), port):
                     seen = {n: asyncio.run(load(port, folder.name, n, options)) for n in options.clients}

@@ -33,11 +33,11 @@ from weft.cli.serve import describe
 from weft.serve.desk import DeadError
 from weft.serve.engine import Engine
 from weft.serve.requests.request import Output, RefusedError, Request, Sampling
-from weft.serve.server.config import ServerConfig
+from weft.serve.server.config import ModelConfig, ServerConfig
 from weft.serve.server.hosted import Hosted
 from weft.serve.server.kserve.schema import MESSAGES
 from weft.serve.server.limits import Limits
-from weft.serve.server.run import serve
+from weft.serve.server.run import listen, serve
 from weft.serve.server.version import Version
 
 LONG = {"model": "tiny", "prompt": "abc", "max_tokens": 500, "temperature": 0, "ignore_eos": True}
@@ -537,6 +537,10 @@ def test_newer_weights_take_over_without_a_pause(tmp_path: Path, caplog: pytest.
         shutil.rmtree(run / "checkpoints" / "step-00000003")
         one.call(one.catalogue.refresh)
         assert f"there is nothing newer than {run}/checkpoints/step-00000002/model" in caplog.text
+        shutil.rmtree(run / "checkpoints")
+        for asked in (False, False, True):
+            one.call(one.catalogue.refresh, asked)
+        assert len([record for record in caplog.records if "holds no model" in record.message]) == 2
 
 
 def test_who_stops_it_waits_for_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -613,6 +617,7 @@ Engine.load = slowly"""
                 break
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
+        assert process.stdout.read() == "stopped\n"
 
 
 @pytest.mark.slow
@@ -683,13 +688,30 @@ def test_what_cannot_be_served_is_said_at_once(folder: Path, tmp_path: Path) -> 
     with pytest.raises(ValueError, match="not a Jinja2 template"):
         asyncio.run(serve(config(model(broken))))
     odd = make_folder(tmp_path / "odd")
-    (odd / "generation_config.json").write_text(json.dumps({"top_p": 7}))
-    with pytest.raises(ValueError, match=r"generation_config\.json: top_p is 7; it must be above 0"):
-        asyncio.run(serve(config(model(odd))))
+    for text, words in (
+        ('{"top_p": 7}', ": top_p is 7; it must be above 0"), ("[]", " is not a table"), ("{", " is not JSON"),
+    ):  # fmt: skip
+        (odd / "generation_config.json").write_text(text)
+        with pytest.raises(ValueError, match=rf"generation_config\.json{words}"):
+            asyncio.run(serve(config(model(odd))))
+    (broken / "tokenizer.json").write_text("{")
+    (broken / "chat_template.jinja").unlink()
+    with pytest.raises(ValueError, match=r"tokenizer\.json is no tokenizer: EOF while parsing"):
+        asyncio.run(serve(config(model(broken))))
+    with pytest.raises(ValueError, match=r"draft_tokens ahead, which is 0: set it \(--draft-tokens\)"):
+        ModelConfig("a", tmp_path / "nowhere", draft=tmp_path / "nowhere")
+    with pytest.raises(
+        ValueError, match=r"and its cache have no room on cpu; what helps: a smaller cache \(--cache-tok"
+    ):
+        asyncio.run(serve(config(model(folder, cache_tokens=10**11))))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ValueError, match=f"cannot listen on 127.0.0.1:{port}: .*--port 0 takes a free port"):
             asyncio.run(serve(ServerConfig((model(folder),), port=port)))
+    with listen(config(model(folder))) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(ValueError, match=f"cannot listen on 127.0.0.1:{port}: .*--port 0 takes a free port"):
+            listen(ServerConfig((model(folder),), port=port))  # another server that has only begun
     with pytest.raises(ValueError, match=r"cannot listen on none\.invalid:0: [^;]+$"):
         asyncio.run(serve(ServerConfig((model(folder),), host="none.invalid", port=0, open=True)))
 
@@ -728,6 +750,23 @@ def test_metrics_have_vllms_names(server: Served) -> None:
     assert re.search(r'vllm:cache_config_info{block_size="16",model_name="tiny",num_gpu_blocks="[1-9]\d*"} 1.0', text)
     assert re.search(r'vllm:request_success_total{finished_reason="length",model_name="tiny"} [1-9]', text)
     assert re.search(r'weft:http_answers_total{status="200"} [1-9]', text)
+
+
+def test_of_several_prompts_none_begins_where_one_cannot(server: Served) -> None:
+    def begun() -> list[str]:
+        text = httpx.get(f"{server.url}/metrics").text
+        return re.findall(r'^vllm:(?:request_success_total{finished_reason="abort"|prompt_tokens_total).*', text, re.M)
+
+    before = begun()
+    unknown = post(server, {**LONG, "prompt": [[1, 2], [9999]]})
+    assert unknown.status_code == 400
+    assert unknown.json()["error"]["message"].startswith(
+        "prompt 2: the prompt has a token outside the model's vocabulary"
+    )
+    long = post(server, {**LONG, "prompt": ["a", "a" * 600]})
+    assert (long.status_code, long.json()["error"]["code"]) == (400, "context_length_exceeded")
+    assert post(server, {**LONG, "prompt": ["a"] * 99}).status_code == 429
+    assert begun() == before
 
 
 def test_traces_where_opentelemetry_is_set_up(server: Served) -> None:

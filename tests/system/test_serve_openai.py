@@ -431,6 +431,8 @@ def test_curl(server: Served) -> None:
         ("completions", {"prompt": "a", "max_token": 3}, 400, "max_token", "Unrecognized request argument"),
         ("completions", {"prompt": "a", "suffix": "z"}, 400, "suffix", "continue a text"),
         ("completions", {"prompt": {"a": 1}}, 400, "prompt", "must be a text"),
+        ("embeddings", {"input": []}, 400, "input", "input: must be a text, a list of texts"),
+        ("completions", {"prompt": "a", "stop": 1}, 400, "stop", "stop: must be a text or a list of texts"),
         ("completions", {"prompt": "a" * 600}, 400, None, "the context holds 512"),
         ("completions", {"prompt": "a" * 50_000}, 400, "prompt", "shorten it"),
         ("completions", {"prompt": [9999]}, 400, None, "outside the model's vocabulary"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,7 @@ from weft.models.shape import Shape
 from weft.serve.folder import end_tokens, find_model
 from weft.serve.generate import complete
 from weft.serve.requests.request import Sampling
-from weft.serve.steps.device import pick_device, pick_dtype
+from weft.serve.steps.device import pick_device, pick_dtype, room_on
 
 SHAPE = Shape(family="qwen2", num_layers=2, hidden=32, num_heads=2, ffn=64, vocab=256, max_seq=96, tied=True)
 APP = typer.Typer()
@@ -148,6 +149,10 @@ def test_mistakes_are_answered_with_a_sentence(folder: Path, tmp_path: Path) -> 
     bare = tmp_path / "bare"
     bare.mkdir()
     (tmp_path / "picture").write_bytes(b"\xff\xd8")
+    half, damaged = tmp_path / "half", tmp_path / "damaged"
+    for copy in (half, damaged):
+        shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("*.safetensors"))
+    (damaged / "tokenizer.json").write_text("{")
     for arguments, sentence in {
         (tmp_path / "nowhere", "Hi"): f"there is no folder {tmp_path / 'nowhere'}",
         (bare, "Hi"): f"{bare} holds no model",
@@ -166,11 +171,25 @@ def test_mistakes_are_answered_with_a_sentence(folder: Path, tmp_path: Path) -> 
         (folder, "Hi", "--dtype", "int4"): "--dtype int4: choose fp32, bf16 or fp16",
         (folder, "Hi", "--device", "warp9"): "--device warp9 cannot be used",
         (folder, "Hi", "--adapter", bare): f"{bare} has no adapter_config.json",
+        (folder, "Hi", "--adapter", tmp_path / "none"): f"--adapter: there is no directory {tmp_path / 'none'}",
+        (damaged, "Hi"): f"{damaged / 'tokenizer.json'} is no tokenizer: EOF while parsing",
+        (half, "x" * 96): "prompt 1: the prompt has 96 tokens; the context holds 96",  # before weights are looked for
+        (half, "Hi", "--adapter", bare): f"{bare} has no adapter_config.json",
         (folder, "x" * 96): "prompt 1: the prompt has 96 tokens; the context holds 96",
     }.items():
         error = weft_generate(*arguments).exception
         assert isinstance(error, ValueError), arguments
         assert sentence in str(error)
+
+
+def test_memory_that_is_not_there_is_a_sentence() -> None:
+    said = r"no room on cpu; what helps: weights of fewer bits \(--dtype\); PyTorch says: "
+    with pytest.raises(ValueError, match=said), room_on(torch.device("cpu")):
+        torch.empty(2**60, dtype=torch.int8)
+    with pytest.raises(ValueError, match="PyTorch says: CUDA out of memory"), room_on(torch.device("cpu")):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(RuntimeError, match=r"^another$"), room_on(torch.device("cpu")):
+        raise RuntimeError("another")
 
 
 def test_auto_means_the_best_that_is_there() -> None:

@@ -233,6 +233,7 @@ def test_forms_that_cannot_be_followed_are_refused() -> None:
     compiler = engine().grammars
     for kind, source, sentence in [
         ("regex", "((", "the regex cannot be compiled: .*regex"),
+        ("regex", "[0-9", "regex parse error: unclosed character class$"),
         ("json_schema", "{", "the json_schema cannot be compiled"),
         ("json_schema", {"type": "nonsense"}, "Invalid type: nonsense"),
         ("lark", "start: x", 'unknown name: "x"'),

@@ -311,6 +311,12 @@ def test_eval_scores_texts_and_tasks(folder: Path, tmp_path: Path) -> None:
         (["prompt", "new", "a.toml"], "is there already"),
         (["prompt", "chat", "a.toml", "--system", "x"], "give one of the two"),
         (["eval", "x"], "nothing to score"),
+        (["eval", "x", "--text", "none"], "there is no text file none, nor token files none.bin"),  # before the model
+        (["eval", "x", "--text", "."], "there is no text file ., nor token files"),
+        (
+            ["prompt", "search", "a.toml", "--data", "rows.jsonl", "--budget", "9", "--out", "n", "--rewrites", "none"],
+            "--rewrites: there is no file none",
+        ),
         (["eval", "x", "--task", "t", "--out", "."], "--out . is a folder: name a file"),
         (["prompt", "run", "a.toml", "--set", "text=1", "--out", "a.toml/b"], "--out a.toml/b: "),
         (["eval", "x", "--lm-eval", "mmlu"], "give its --url"),

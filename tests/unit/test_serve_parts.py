@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from weft.cli.app import app
 from weft.cli.serve import address, read_keys, routes, split_adapters, split_name
 from weft.serve import engine
+from weft.serve.apart import EngineError
 from weft.serve.desk import DeadError
 from weft.serve.folder import load_tokenizer
 from weft.serve.requests.request import Output, RefusedError, TokenLogprob, TooLongError
@@ -53,6 +54,7 @@ ONE = (ModelConfig("a", Path("a")),)
         ({"drain_seconds": -1}, "drain_seconds is -1"),
         ({"port": -1}, "port is -1; it must be from 0, which takes a free one, to 65535"),
         ({"grpc_port": 99999}, "grpc_port is 99999"),  # gRPC itself would take another one, and say nothing
+        ({"port": 8000, "grpc_port": 8000}, "port and grpc_port are both 8000: HTTP and gRPC want one each"),
         ({"gate_text": Path("none")}, "there is no file none"),
         ({"model_control": True, "api_keys": ("a", "b")}, "none may load and unload models; write admin behind"),
     ],
@@ -60,6 +62,16 @@ ONE = (ModelConfig("a", Path("a")),)
 def test_settings_that_cannot_be(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         ServerConfig(**{"models": ONE, **settings})
+
+
+def test_a_gates_text_is_a_text(tmp_path: Path) -> None:
+    file = tmp_path / "page.txt"
+    for text, words in ((b"\xff", r"page\.txt is not text in UTF-8"), (b" \n", r"gate_text: .*page\.txt is empty")):
+        file.write_bytes(text)
+        with pytest.raises(ValueError, match=words):
+            ServerConfig(ONE, gate_text=file)
+    file.write_text("a page")
+    assert ServerConfig(ONE, port=0, grpc_port=0, gate_text=file).gate_text == file
 
 
 def test_other_machines_are_served_with_a_key_or_a_word() -> None:
@@ -93,6 +105,11 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     (run / "checkpoints" / "step-00000002").mkdir(parents=True)
     assert split_name(f"x={run}") == ("x", run)
     assert split_name(str(run))[0] == split_name(str(run / "checkpoints" / "step-00000002"))[0] == "run"
+    with pytest.raises(
+        ValueError, match=r"--adapter: .*run has no adapter_config\.json: give the directory that peft's"
+    ):
+        split_adapters([str(run)])
+    (run / "adapter_config.json").write_text("{}")
     assert split_adapters([f"x={run}", str(run)]) == {"x": str(run), "run": str(run)}
     with pytest.raises(ValueError, match=r"--adapter: two are named run: give each its own name"):
         split_adapters([str(run), str(run)])
@@ -102,6 +119,9 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         read_keys(tmp_path / "keys")
     (tmp_path / "keys").write_text("\n")
     with pytest.raises(ValueError, match="has no key"):
+        read_keys(tmp_path / "keys")
+    (tmp_path / "keys").write_bytes(b"\xff\n")
+    with pytest.raises(ValueError, match=r"keys is not text in UTF-8"):
         read_keys(tmp_path / "keys")
     (tmp_path / "keys").write_text("one\n\ntwo\n")
     monkeypatch.setenv("WEFT_API_KEY", "zero\n")
@@ -114,6 +134,8 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
             read_keys(tmp_path / "keys")
     assert address(ServerConfig(ONE, "::1"), 5) == "http://[::1]:5"
     assert "Authorization: Bearer $WEFT_API_KEY" in routes(ServerConfig(ONE, api_keys=("zero",)), [5])
+    monkeypatch.delenv("WEFT_API_KEY")
+    assert "Authorization: Bearer KEY" in routes(ServerConfig(ONE, api_keys=("zero",)), [5])  # a file's
     assert "generate_stream of each model, gRPC at 127.0.0.1:6\n" in routes(ServerConfig(ONE), [5, 6])
 
 
@@ -375,6 +397,16 @@ def test_what_weft_serve_is_given_to_serve(tmp_path: Path) -> None:
         error = CliRunner().invoke(app, ["serve", *arguments]).exception
         assert isinstance(error, ValueError), arguments
         assert words in str(error)
+
+
+def test_an_engine_that_fails_at_the_start_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*arguments: Any) -> None:
+        raise EngineError("the engine's process ended with exit code -9")
+
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr("weft.serve.server.run.serve", fail)
+    ended = CliRunner().invoke(app, ["serve", str(tmp_path)])
+    assert (ended.exit_code, ended.stderr) == (1, "weft: error: the engine's process ended with exit code -9\n")
 
 
 def test_what_lies_there_of_a_completion_is_told_as_one() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import socket
 import subprocess
 import sys
 import threading
@@ -27,6 +28,7 @@ from weft.checkpoint.region import Region
 from weft.checkpoint.weights import create_weights_folder, load_decoder
 from weft.cli.app import app
 from weft.cli.export_triton import model_name
+from weft.cli.triton import start
 from weft.export.triton import graph
 from weft.export.triton.backends import BACKENDS, GRAPHS, Wanted
 from weft.export.triton.pbtxt import Word, pbtxt
@@ -512,6 +514,10 @@ def test_nothing_is_overwritten_and_nothing_left(folder: Path, tmp_path: Path) -
     )
     with pytest.raises(ValueError, match="TensorRT-LLM has no GPT-2"):
         export_triton(gpt2, tmp_path, "third", "tensorrtllm")
+    file = gpt2 / "config.json"
+    for where in (file, file / "models", Path("/proc/models")):
+        with pytest.raises(ValueError, match=f"{where} cannot be made a folder"):
+            export_triton(folder, where, "fourth")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gpt2", "other.tmp", "small"]
 
 
@@ -609,7 +615,32 @@ def test_repositories_that_cannot_be_served(folder: Path, tmp_path: Path) -> Non
     with pytest.raises(ValueError, match=r"no backend 'pytorch', only python, .* and pytorch for a model\.pt2"):
         serve_triton(tmp_path)
     with pytest.raises(ValueError, match="holds no Triton: it needs bin/tritonserver and backends/"):
-        serve_triton(tmp_path, TritonOptions(triton=tmp_path))
+        serve_triton(tmp_path, TritonOptions(http=0, grpc=0, metrics=0, triton=tmp_path))
+
+
+def test_a_port_that_is_taken_is_told_before_triton_is_installed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_triton(folder, tmp_path, "small", link=True)
+    monkeypatch.setattr("weft.serve.triton.serve.find_home", lambda triton: pytest.fail("too late"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for ports, name in (((port, 0, 0), "http"), ((0, port, 0), "grpc")):
+            with pytest.raises(
+                ValueError, match=f"--{name}-port: cannot listen on 127.0.0.1:{port}: .*; 0 takes a free"
+            ):
+                serve_triton(tmp_path, TritonOptions("127.0.0.1", *ports))
+    with pytest.raises(ValueError, match=f"--metrics-port: cannot listen on 127.0.0.1:{port}"):
+        serve_triton(tmp_path, TritonOptions("127.0.0.1", port, 0, port))
+
+
+def test_the_command_says_that_it_has_ended(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export_triton(folder, tmp_path, "small", link=True)
+    monkeypatch.setattr("weft.serve.triton.serve.serve_triton", lambda *arguments: None)
+    start(tmp_path, TritonOptions())
+    assert capsys.readouterr().out == "stopped\n"
 
 
 def test_a_graph_needs_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -293,8 +293,11 @@ def test_server_and_trainer_agree_and_a_certificate_says_so(
     capsys: pytest.CaptureFixture,
 ) -> None:
     assert call(monkeypatch, "serve", copied) == 0
-    assert "The server says what the trainer computes." in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "trainer in fp32  against  server in fp32\n" in said
+    assert "The server says what the trainer computes." in said
     assert call(monkeypatch, "serve", copied, "--dtype", "bfloat16") == 0
+    assert "server in bf16\n" in capsys.readouterr().out
     step = copied / "checkpoints" / "step-00000004"
     certificate = json.loads((step / "parity.json").read_text())
     assert certificate["weights"] == json.loads((step / "manifest.json").read_text())["sha256"]

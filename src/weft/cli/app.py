@@ -13,8 +13,8 @@ from weft import __version__
 from weft.cli import data, eval, export, generate, models, plan, profile, prompt, serve, train, triton, tune, verify
 from weft.cli.export_triton import triton as export_triton
 
-NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
-"""Why a disk takes nothing: it is full, or not this user's to write on."""
+NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.ENAMETOOLONG)
+"""Why a disk takes nothing: it is full, not this user's to write on, or the path leads through a file or is too long."""
 
 JOURNEY = (
     "data", "models", "plan", "tune", "train", "verify", "profile", "export", "generate", "serve", "serve-triton",
@@ -37,8 +37,7 @@ class Verbs(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            print("weft: stopped", file=sys.stderr)
-            raise typer.Exit(STOPPED) from None
+            raise typer.Exit(told_stopped()) from None
 
 
 app = typer.Typer(
@@ -73,11 +72,18 @@ def root(version: bool = typer.Option(False, "--version", help="Print the versio
         raise typer.Exit
 
 
+def told_stopped() -> int:
+    print("weft: stopped", file=sys.stderr)
+    return STOPPED
+
+
 def main() -> None:
     """Run the command line. A user's mistake (ValueError), and a disk that takes nothing, is a sentence on stderr and exit
     code 2."""
     try:
         app()
+    except KeyboardInterrupt:  # before any verb began
+        sys.exit(told_stopped())
     except ValueError as error:
         print(f"weft: error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -53,7 +53,7 @@ def evaluate(
     from weft.cli.scores import make_room, wide, write_json
     from weft.prompt.harness import ask_server, run_lm_eval
     from weft.prompt.open import open_model
-    from weft.prompt.perplexity import perplexity, read_tokens
+    from weft.prompt.perplexity import find_text, perplexity, read_tokens
     from weft.prompt.report import show_measures
     from weft.prompt.task import check_task, read_task, run_task
 
@@ -74,6 +74,8 @@ def evaluate(
     if not lm_eval and (tokenizer or include or shots is not None):
         raise ValueError("--tokenizer, --include and --shots are about an --lm-eval task, and there is none")
     make_room(out)
+    for path in text or []:
+        find_text(path)  # before a model is loaded
     tasks = [read_task(path) for path in task or []]
     for one in tasks:
         check_task(one, limit)

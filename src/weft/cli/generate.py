@@ -34,9 +34,13 @@ def generate(
 
     The completion of a single prompt is written as it comes; several are completed together, in one batch.
     """
+    from weft.checkpoint.sidecars import read_json
+    from weft.cli.serve import find_adapter
+    from weft.models.huggingface import shape_from_config
+    from weft.serve.about import About
     from weft.serve.config import EngineConfig
-    from weft.serve.folder import end_tokens, find_model, load_tokenizer
-    from weft.serve.requests.request import Sampling
+    from weft.serve.folder import CONFIG, end_tokens, find_model, load_tokenizer
+    from weft.serve.requests.request import Request, Sampling
 
     texts = read_prompts(prompts or [], prompts_file)
     if num_samples < 1:
@@ -45,24 +49,29 @@ def generate(
         raise ValueError("--num-samples: every sample is the same at temperature 0; set --temperature, 0.8 for one")
     if temperature == 0 and (top_k is not None or top_p != 1):
         raise ValueError("--top-k and --top-p choose by chance, which temperature 0 leaves none of; set --temperature")
+    adapters = {"adapter": find_adapter(adapter)} if adapter is not None else {}
     folder, damage = find_model(checkpoint)
     for finding in damage:
         print(f"weft: warning: passed over a damaged checkpoint: {finding}", file=sys.stderr)
     sampling = Sampling(temperature, top_k, top_p, seed, max_tokens, tuple(stop), end_tokens(folder))
     tokenizer = load_tokenizer(folder)
+    ids = [tokenizer.encode(text).ids for text in texts]
+    config = EngineConfig(max_waiting=len(texts) * num_samples, adapters=adapters)
+    shape = shape_from_config(read_json(folder / CONFIG))
+    about = About(shape, shape.max_seq, sampling.eos, True, device, config)
+    about.check_all(Request("", prompt, sampling, num_samples) for prompt in ids)  # before the weights are read
 
     from weft.checkpoint.weights import load_decoder
     from weft.serve.engine import Engine
     from weft.serve.generate import generate as run
-    from weft.serve.steps.device import pick_device, pick_dtype
+    from weft.serve.steps.device import pick_device, pick_dtype, room_on
 
     where = pick_device(device)
-    _, model = load_decoder(folder, where, pick_dtype(dtype, where))
-    adapters = {"adapter": str(adapter)} if adapter else {}
-    config = EngineConfig(max_waiting=len(texts) * num_samples, adapters=adapters)
-    engine = Engine(model, tokenizer, config, sampling.eos)
+    with room_on(where):
+        _, model = load_decoder(folder, where, pick_dtype(dtype, where))
+        engine = Engine(model, tokenizer, config, sampling.eos)
     start = time.perf_counter()
-    outputs = run(engine, [tokenizer.encode(text).ids for text in texts], sampling, num_samples, *adapters)
+    outputs = run(engine, ids, sampling, num_samples, *adapters)
     alone = len(texts) * num_samples == 1
     num_tokens = show_one(outputs) if alone else show_several(outputs, texts, num_samples)
     seconds = time.perf_counter() - start

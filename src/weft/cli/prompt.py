@@ -168,15 +168,15 @@ def search(
 
     if out.exists():
         raise ValueError(f"--out {out} is there already: a version, once written, stays; choose another name")
-    base, rows, price = read_prompt(prompt), read_rows(data), Price(price_in, price_out)
+    base, rows, instructions = read_prompt(prompt), read_rows(data), lines_of(rewrites)
     make_room(out)
     with open_model(checkpoint, url, model, api_key, at_once, device, dtype, out) as there:
         with progress_bar() as progress:
             found = search(
-                base, rows, there, budget=budget, instructions=lines_of(rewrites), proposals=propose, shots=shots or (),
+                base, rows, there, budget=budget, instructions=instructions, proposals=propose, shots=shots or (),
                 seed=seed, progress=progress,
             )  # fmt: skip
-        show_search(found, price, wide(Console()))
+        show_search(found, Price(price_in, price_out), wide(Console()))
         if found.best is not found.base:
             write_prompt(found.best.prompt, out)
             print(f"written: {out}")

@@ -55,7 +55,9 @@ def serve(
     max_per_key: int | None = typer.Option(
         None, help="Completions of one API key that run or wait; by default half of all where there are several keys."
     ),
-    max_context: int | None = typer.Option(None, help="Tokens of a prompt and its completion; by default the model's."),
+    max_context: int | None = typer.Option(
+        None, help="Tokens of a prompt and its completion, at most the model's, which is the default."
+    ),
     cache_tokens: int | None = typer.Option(None, help="Tokens whose keys and values are kept, of all sequences."),
     gpu_share: float = typer.Option(
         0.9, help="Of a GPU's memory, what a model and its cache fill up: less where others, or newer weights, follow."
@@ -112,6 +114,7 @@ def serve(
     import logging
     from dataclasses import replace
 
+    from weft.serve.apart import EngineError
     from weft.serve.config import EngineConfig
     from weft.serve.server.config import ModelConfig, ServerConfig
 
@@ -152,8 +155,14 @@ def serve(
     def loaded(model: Hosted) -> None:
         print(f"{describe(model)}, after {time.monotonic() - start:.1f} s", flush=True)
 
-    uvloop.run(run(config, listening, loaded, lambda: print(routes(config, ports), flush=True)))
-    print("stopped", flush=True)
+    def ready() -> None:
+        print(routes(config, ports), flush=True)
+
+    try:
+        uvloop.run(run(config, listening, loaded, ready, lambda: print("stopped", flush=True)))
+    except EngineError as error:  # its process has said more
+        print(f"weft: error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
 
 
 def given(context: typer.Context) -> set[str]:
@@ -175,16 +184,29 @@ def split_name(model: str) -> tuple[str, Path]:
 def split_adapters(adapters: list[str]) -> dict[str, str]:
     """
     Raises:
-        ValueError: two have one name, or a directory is not there.
+        ValueError: two have one name, or a directory is no adapter's.
     """
     found: dict[str, str] = {}
     for name, path in map(split_name, adapters):
         if name in found:
             raise ValueError(f"--adapter: two are named {name}: give each its own name, as in NAME=DIR")
-        if not path.is_dir():
-            raise ValueError(f"--adapter: there is no directory {path}")
-        found[name] = str(path)
+        found[name] = find_adapter(path)
     return found
+
+
+def find_adapter(path: Path) -> str:
+    """Before anything is loaded.
+
+    Raises:
+        ValueError: the directory is not there, or is no adapter's.
+    """
+    if not path.is_dir():
+        raise ValueError(f"--adapter: there is no directory {path}")
+    if not (path / "adapter_config.json").is_file():
+        raise ValueError(
+            f"--adapter: {path} has no adapter_config.json: give the directory that peft's save_pretrained wrote"
+        )
+    return str(path)
 
 
 def read_keys(file: Path | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -195,10 +217,12 @@ def read_keys(file: Path | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """
     own = os.environ.get(KEY, "").strip()  # what comes out of a file, as secrets do, mostly ends with a line break
     keys, admins = [own] if own else [], []
+    from weft.config.load import read_text
+
     if file is not None:
         if not file.is_file():
             raise ValueError(f"--api-key-file: there is no file {file}")
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(read_text(file).splitlines(), start=1):
             words = line.split()
             if words[1:] not in ([], ["admin"]):
                 raise ValueError(
@@ -236,7 +260,8 @@ def routes(config: ServerConfig, ports: list[int]) -> str:
     """
     base, first = address(config, ports[0]), config.models[0].name
     rpc = "".join(f", gRPC at {address(config, port).removeprefix('http://')}" for port in ports[1:])
-    key = f' -H "Authorization: Bearer ${KEY}"' if config.api_keys else ""
+    own = f"${KEY}" if os.environ.get(KEY) else "KEY"  # else in the file, and not to be printed
+    key = f' -H "Authorization: Bearer {own}"' if config.api_keys else ""
     body = f'{{"model": "{first}", "prompt": "Once", "max_tokens": 16}}'
     return f"""
 page     {base}/             to try the models in a browser

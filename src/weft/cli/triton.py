@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def serve_triton(
     repository: Path = typer.Argument(help="A folder that `weft export triton` wrote."),
     host: str = typer.Option("127.0.0.1", help="Address to listen on; 0.0.0.0: all, and anybody can ask."),
-    http_port: int = typer.Option(8000, help="Port of HTTP; 0: a free one. So for the others."),
+    http_port: int = typer.Option(8000, help="Port of HTTP; 0 takes a free one, here and below."),
     grpc_port: int = typer.Option(8001, help="Port of gRPC."),
     metrics_port: int = typer.Option(8002, help="Port of Prometheus metrics."),
     triton: Path | None = typer.Option(
@@ -52,3 +52,4 @@ def start(repository: Path, options: TritonOptions) -> None:
         print("Ctrl-C ends it", flush=True)
 
     serve(repository, options, tell)
+    print("stopped", flush=True)

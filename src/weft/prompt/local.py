@@ -21,7 +21,7 @@ from weft.serve.folder import advised_sampling, end_tokens, find_model, load_tok
 from weft.serve.requests.request import Output, Request, Sampling, TokenLogprob
 from weft.serve.server.chat import ChatTemplate, find_template
 from weft.serve.server.reader import AnswerReader, find_thoughts
-from weft.serve.steps.device import pick_device, pick_dtype
+from weft.serve.steps.device import pick_device, pick_dtype, room_on
 
 SAID = ("temperature", "top_p")
 """What a prompt says of sampling; the rest is as the model's makers advise, as a server has it."""
@@ -44,8 +44,9 @@ class LocalModel:
         self.template = find_template(folder)
         self.tokenizer: Any = load_tokenizer(folder)
         where = pick_device(device)
-        _, self.decoder = load_decoder(folder, where, pick_dtype(dtype, where))
-        self.engine = Engine(self.decoder, self.tokenizer, EngineConfig(), end_tokens(folder))
+        with room_on(where):
+            _, self.decoder = load_decoder(folder, where, pick_dtype(dtype, where))
+            self.engine = Engine(self.decoder, self.tokenizer, EngineConfig(), end_tokens(folder))
         self._advised: dict[str, Any] = {name: it for name, it in advised_sampling(folder).items() if name not in SAID}
         self._ids = count()
 

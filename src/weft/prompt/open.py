@@ -36,9 +36,12 @@ def open_model(
         model = RemoteModel(url, name, key, at_once)
         who = [url, model.name]
     else:
-        from weft.prompt.local import LocalModel
+        from weft.serve.folder import find_model
 
         assert path is not None
+        find_model(path)  # before torch is imported, which takes a while
+        from weft.prompt.local import LocalModel
+
         model = LocalModel(path, device, dtype)
         who = [str(model.folder.resolve()), dtype]
     try:

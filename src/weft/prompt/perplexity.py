@@ -87,18 +87,29 @@ def windows(count: int, window: int, stride: int) -> list[tuple[int, int, int]]:
     return cuts
 
 
-def read_tokens(path: Path, model: Model, limit: int | None = None) -> tuple[str, list[int], int]:
-    """A text's name, tokens and bytes: a text file, or the prefix of token files (`weft data prepare`).
+def find_text(path: Path) -> str | None:
+    """A file's text; None: the path is the prefix of token files (`weft data prepare`).
 
     Raises:
         ValueError: there is neither, or the text is not UTF-8.
     """
     if path.is_file():
-        text = read_text(path)
+        return read_text(path)
+    if not Path(f"{path}.bin").is_file():
+        raise ValueError(f"there is no text file {path}, nor token files {path}.bin and {path}.idx")
+    return None
+
+
+def read_tokens(path: Path, model: Model, limit: int | None = None) -> tuple[str, list[int], int]:
+    """A text's name, tokens and bytes; the last is 0 where it is not known.
+
+    Raises:
+        ValueError: as `find_text`.
+    """
+    text = find_text(path)
+    if text is not None:
         ids = model.encode(text)
         return str(path), ids[:limit], len(text.encode()) if limit is None or limit >= len(ids) else 0
-    if path.with_name(path.name + ".bin").is_file():
-        from weft.data.indexed import IndexedDataset
+    from weft.data.indexed import IndexedDataset
 
-        return str(path), [int(one) for one in IndexedDataset(path).tokens[:limit]], 0
-    raise ValueError(f"there is no text file {path}, nor token files {path}.bin and {path}.idx")
+    return str(path), [int(one) for one in IndexedDataset(path).tokens[:limit]], 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from weft.models.shape import Shape
@@ -37,3 +38,11 @@ class About:
         """
         queue = self.config.max_waiting + self.config.max_sequences
         check_request(request, self.shape.vocab, self.max_context, queue, self.has_text, self.config.adapters)
+
+    def check_all(self, requests: Iterable[Request]) -> None:
+        """The same of several, naming the one that cannot be by its place, from 1."""
+        for number, request in enumerate(requests, start=1):
+            try:
+                self.check(request)
+            except ValueError as error:
+                raise type(error)(f"prompt {number}: {error}") from error

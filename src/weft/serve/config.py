@@ -72,6 +72,16 @@ class EngineConfig:
         """Processes."""
         return self.tp * self.pp
 
+    def check_draft(self, draft: object) -> None:
+        """
+        Raises:
+            ValueError: there is a draft model (not None), and nothing for it to do.
+        """
+        if draft is not None and not self.draft_tokens:
+            raise ValueError(
+                "a draft model speculates draft_tokens ahead, which is 0: set it (--draft-tokens), to 4 for one"
+            )
+
     def on(self, device: str) -> EngineConfig:
         """The same for a kind of device, with nothing left open that depends on it."""
         least = self.max_sequences * (1 + self.draft_tokens) + self.invariant * MAX_STRIDE

@@ -36,10 +36,16 @@ from weft.serve.schedule.blocks import Blocks
 from weft.serve.schedule.scheduler import Scheduler, Work
 from weft.serve.stats import Stats
 from weft.serve.steps.computing import Computing
-from weft.serve.steps.device import pick_device, pick_dtype
+from weft.serve.steps.device import pick_device, pick_dtype, room_on
 from weft.serve.steps.reading import Found
 from weft.serve.steps.runner import Runner, num_blocks
 from weft.serve.steps.speculate import make_drafter, window
+
+WAYS_OUT = (
+    "a smaller cache (--cache-tokens, --cache-dtype int8, --gpu-share), weights of fewer bits (--dtype), the model cut "
+    "over several processes (--tp, --pp)"
+)
+"""Of a model that has no room."""
 
 
 class Engine:
@@ -88,26 +94,27 @@ class Engine:
             draft: where a smaller model that speculates is, likewise.
 
         Raises:
-            ValueError: there is no model there, or the device or dtype cannot be had.
+            ValueError: there is no model there, or no room for it, or the device or dtype cannot be had.
         """
         config = config or EngineConfig()
         folder, _ = find_model(path)
         device = pick_device(config.device)
         config = config.on(device.type)
         dtype = pick_dtype(config.dtype, device)
-        tokenizer = load_tokenizer(folder) if (folder / "tokenizer.json").is_file() else None
-        small = load_decoder(find_model(draft)[0], device, dtype)[1] if draft is not None else None
-        if config.world == 1:
-            _, model = load_decoder(folder, device, dtype)
-            return cls(model, tokenizer, config, end_tokens(folder), draft=small)
-        check_cut(shape_from_config(read_json(folder / "config.json")), config.tp, config.pp)
-        ranks = start_ranks(folder, config)
-        try:
-            model = load_share(folder, ranks, rank_device(config, 0), dtype)
-            return cls(model, tokenizer, config, end_tokens(folder), ranks, small)
-        except BaseException:
-            ranks.kill()
-            raise
+        tokenizer, eos = load_tokenizer(folder) if (folder / "tokenizer.json").is_file() else None, end_tokens(folder)
+        with room_on(device, WAYS_OUT):
+            small = load_decoder(find_model(draft)[0], device, dtype)[1] if draft is not None else None
+            if config.world == 1:
+                _, model = load_decoder(folder, device, dtype)
+                return cls(model, tokenizer, config, eos, draft=small)
+            check_cut(shape_from_config(read_json(folder / "config.json")), config.tp, config.pp)
+            ranks = start_ranks(folder, config)
+            try:
+                model = load_share(folder, ranks, rank_device(config, 0), dtype)
+                return cls(model, tokenizer, config, eos, ranks, small)
+            except BaseException:
+                ranks.kill()
+                raise
 
     @property
     def about(self) -> About:

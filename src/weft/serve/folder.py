@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from weft.checkpoint.folder import MANIFEST, MODEL, checkpoints, step_of
 from weft.checkpoint.inspection import glance
+from weft.checkpoint.sidecars import read_json
 from weft.serve.requests.request import Sampling
 
 if TYPE_CHECKING:
@@ -49,24 +49,27 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a Hugging Face directory.
 
     Raises:
-        ValueError: the directory has no tokenizer.json.
+        ValueError: the directory has no tokenizer.json, or it is damaged.
     """
     from tokenizers import Tokenizer
 
     file = folder / "tokenizer.json"
     if not file.is_file():
         raise ValueError(f"{folder} has no tokenizer.json: copy in the tokenizer that the model was trained with")
-    return Tokenizer.from_file(str(file))
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # noqa: BLE001 (the library raises nothing more special)
+        raise ValueError(f"{file} is no tokenizer: {error}") from None
 
 
 def advised_sampling(folder: Path) -> dict[str, float]:
     """What a model's makers advise where a request says nothing, by the names of `Sampling`: generation_config.json's.
 
     Raises:
-        ValueError: a value cannot be.
+        ValueError: a value cannot be, or the file is no table.
     """
     file = folder / "generation_config.json"
-    table = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    table = read_json(file) if file.is_file() else {}
     found = {name: table[name] for name in ADVISED if type(table.get(name)) in (int, float)}
     if found.get("top_k") == 0:  # transformers' word for all
         del found["top_k"]
@@ -81,7 +84,7 @@ def end_tokens(folder: Path) -> tuple[int, ...]:
     """Ids that end a text: `eos_token_id` of generation_config.json, else of config.json; none where neither says."""
     for name in ("generation_config.json", CONFIG):
         file = folder / name
-        ids = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
+        ids = read_json(file).get("eos_token_id") if file.is_file() else None
         if ids is not None:
             return tuple(ids) if isinstance(ids, list) else (ids,)
     return ()

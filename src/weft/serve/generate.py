@@ -34,11 +34,7 @@ def generate(
         ValueError: as Engine.check, naming the prompt; before any begins.
     """
     requests = [Request(str(index), prompt, sampling, n, adapter=adapter) for index, prompt in enumerate(prompts)]
-    for number, request in enumerate(requests, start=1):
-        try:
-            engine.check(request)
-        except ValueError as error:
-            raise ValueError(f"prompt {number}: {error}") from error
+    engine.about.check_all(requests)
     for request in requests:
         engine.add(request)
     while engine.busy:

@@ -132,7 +132,8 @@ def show_export(report: ExportReport, console: Console) -> None:
 
 def show_serve(report: ServeReport, certificate: Path, console: Console) -> None:
     """Three numbers, their bounds, and the verdict."""
-    console.print(Text(f"{report.folder}: trainer in fp32  against  server in {report.dtype}", "bold"), soft_wrap=True)
+    short = report.dtype.replace("bfloat", "bf").replace("float", "fp")  # as --dtype has it
+    console.print(Text(f"{report.folder}: trainer in fp32  against  server in {short}", "bold"), soft_wrap=True)
     where = f"{report.device}, tp {report.tp}, pp {report.pp}" + ", keys and values in 8 bits" * (
         report.cache == "int8"
     )

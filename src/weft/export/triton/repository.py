@@ -19,6 +19,7 @@ from weft.export.huggingface import Progress, export_huggingface
 from weft.export.triton.backends import ADAPTING, BACKENDS, GRAPHS, PLAIN, Wanted
 from weft.export.triton.pbtxt import pbtxt
 from weft.export.triton.readme import readme
+from weft.folder import make_folder
 from weft.models.huggingface import shape_from_config
 from weft.serve.cut.share import check_cut
 from weft.serve.triton.repository import CONFIG
@@ -53,7 +54,7 @@ def export_triton(
     Raises:
         ValueError: the folder is there already, a name or the backend cannot be, or not with this model, the heads
             cannot be dealt out over `tp`, `link` with `dtype`, an adapter is not this model's or the backend takes none,
-            or what was written is not what its source is.
+            or what was written is not what its source is; or the repository cannot be made.
     """
     if backend not in BACKENDS:
         raise ValueError(f"--backend {backend}: choose {', '.join(BACKENDS)}")
@@ -88,6 +89,7 @@ def export_triton(
     wanted = Wanted(name, folder, shape, tp, main_dtype(source, dtype), ranks, linked)
     written = BACKENDS[backend](wanted)
     version = unfinished / "1"
+    make_folder(repository)
     try:
         version.mkdir(parents=True)
         if backend in GRAPHS:

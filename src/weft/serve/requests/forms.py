@@ -98,8 +98,15 @@ def make_matcher(tokenizer: Any, kind: Kind, text: str) -> Any:
     except ValueError as malformed:
         error = str(malformed)
     if error:
-        raise ValueError(f"the {kind} cannot be compiled: {error.strip().splitlines()[0]}")
+        raise ValueError(f"the {kind} cannot be compiled: {in_a_line(error)}")
     return matcher
+
+
+def in_a_line(error: str) -> str:
+    """What llguidance says in several: the first, and the reason, which regular expressions have in a line of its own."""
+    first, *others = error.strip().splitlines()
+    reasons = [line.removeprefix("error: ") for line in others if line.startswith("error: ")]
+    return " ".join([first, *reasons[:1]])
 
 
 class Helpers:

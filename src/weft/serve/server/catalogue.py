@@ -45,6 +45,7 @@ class Catalogue:
         self.started = self.draining = False
         self._changes: set[asyncio.Task[None]] = set()
         self._refused: dict[str, Path] = {}  # checkpoints that were not taken, by model
+        self._wrong: dict[str, str] = {}  # what was wrong when newer ones were last looked for
 
     async def start(self, loaded: Callable[[Hosted], None] | None = None) -> None:
         """Load all models, one after the other: each wants the whole disk.
@@ -146,8 +147,11 @@ class Catalogue:
                     continue
                 if await hosted.refresh(newest) is None and asked:
                     log.warning("%s: there is nothing newer than %s", hosted.name, newest)
+                self._wrong.pop(hosted.name, None)
             except (ValueError, RuntimeError, OSError) as error:
-                log.error("%s: %s", hosted.name, error)
+                if asked or self._wrong.get(hosted.name) != str(error):  # whoever looks every second says it once
+                    log.error("%s: %s", hosted.name, error)
+                self._wrong[hosted.name] = str(error)
                 if newest is not None and isinstance(error, ValueError):
                     self._refused[hosted.name] = newest
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 
+from weft.config.load import read_text
 from weft.serve.config import EngineConfig
 from weft.serve.server.limits import Limits
 
@@ -30,6 +31,9 @@ class ModelConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     draft: Path | None = None
     chat_template: Path | None = None
+
+    def __post_init__(self) -> None:
+        self.engine.check_draft(self.draft)  # before anything is loaded
 
 
 @dataclass(frozen=True)
@@ -109,10 +113,16 @@ class ServerConfig:
                 raise ValueError(f"{name} is {value}; it must be above 0{OPTIONS.get(name, '')}")
         if self.gate_text is not None and not self.gate_text.is_file():
             raise ValueError(f"gate_text: there is no file {self.gate_text}")
+        if self.gate_text is not None and not read_text(self.gate_text).strip():
+            raise ValueError(
+                f"gate_text: {self.gate_text} is empty; write some pages that models of this kind read well"
+            )
         for name in ("port", "grpc_port"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 2**16:
                 raise ValueError(f"{name} is {value}; it must be from 0, which takes a free one, to 65535")
+        if self.port and self.port == self.grpc_port:
+            raise ValueError(f"port and grpc_port are both {self.port}: HTTP and gRPC want one each")
         for name in ("drain_seconds", "gate"):
             value = getattr(self, name)
             if value is not None and not value >= 0:

@@ -12,6 +12,7 @@ from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from weft.config.load import read_text
 from weft.serve.desk import DeadError
 from weft.serve.folder import find_model
 from weft.serve.requests.request import Request
@@ -74,7 +75,7 @@ class Hosted:
         self._change: asyncio.Task[Any] | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._leaving: dict[asyncio.Task[bool], Version] = {}
-        self._gate_text = server.gate_text.read_text(encoding="utf-8") if server.gate_text else None
+        self._gate_text = read_text(server.gate_text) if server.gate_text else None
 
     # -- what it is now ----------------------------------------------------------------------------------------------
 

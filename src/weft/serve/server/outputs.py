@@ -77,6 +77,9 @@ class Outputs:
         self._left: dict[str, int] = {}  # completions that have not ended
         self._timings = {request.id: Timing(request) for request in requests}
         try:
+            if len(requests) > 1:  # none begins where one cannot
+                desk.about.check_all(requests)
+                desk.check_room(sum(request.n for request in requests))
             for request in requests:
                 desk.submit(request, self._mailbox.put)
                 self._left[request.id] = request.n

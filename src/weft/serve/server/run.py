@@ -62,6 +62,7 @@ def listen(config: ServerConfig) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((config.host, config.port))
+        listener.listen()  # two may bind one port, where none listens yet
     except OSError as error:
         listener.close()
         way_out = "; --port 0 takes a free port" if error.errno == errno.EADDRINUSE else ""
@@ -72,6 +73,7 @@ def listen(config: ServerConfig) -> socket.socket:
 async def serve(
     config: ServerConfig, listening: Callable[[list[int]], None] | None = None,
     loaded: Callable[[Hosted], None] | None = None, ready: Callable[[], None] | None = None,
+    stopped: Callable[[], None] = lambda: None,
 ) -> None:  # fmt: skip
     """Until SIGTERM or Ctrl-C; then what is being answered has `drain_seconds` to end. SIGHUP looks for newer checkpoints.
 
@@ -80,6 +82,7 @@ async def serve(
             `/health/live` says yes, `/health/ready` no.
         loaded: called with each model that is there.
         ready: called when all are.
+        stopped: called when it has been told to end, and has.
 
     Raises:
         ValueError: a model cannot be loaded, or the port cannot be had.
@@ -123,11 +126,13 @@ async def serve(
         listener.close()
         loop.remove_signal_handler(signal.SIGHUP)
         if any(hosted.loading.under_way for hosted in catalogue.models.values()):
+            stopped()
             os._exit(0)  # all have been answered, and a thread that reads weights cannot be ended
         loading.cancel()
     if not loading.cancelled() and loading.done():
         with suppress(DeadError):  # stopped while it loaded
             await loading
+    stopped()
 
 
 def make_server(catalogue: Catalogue) -> Server:

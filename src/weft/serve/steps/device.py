@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from weft.models.dtypes import dtype_of
@@ -32,3 +35,21 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     return dtype_of(name)
+
+
+@contextmanager
+def room_on(device: torch.device, ways_out: str = "weights of fewer bits (--dtype)") -> Iterator[None]:
+    """Where a model, and its cache, are given memory.
+
+    Raises:
+        ValueError: the device has less.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        first = str(error).partition("\n")[0]
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in first:  # a CPU's words
+            raise
+        raise ValueError(
+            f"the model and its cache have no room on {device}; what helps: {ways_out}; PyTorch says: {first}"
+        ) from None

@@ -89,11 +89,8 @@ def window(model: Decoder, draft: Decoder | None) -> int | None:
 
 
 def make_drafter(model: Decoder, draft: Decoder | None, config: EngineConfig, blocks: int) -> Drafter | None:
+    config.check_draft(draft)
     if not config.draft_tokens:
-        if draft is not None:
-            raise ValueError(
-                "a draft model speculates draft_tokens ahead, which is 0: set it (--draft-tokens), to 4 for one"
-            )
         return None
     if draft is None:
         return LookupDrafter()

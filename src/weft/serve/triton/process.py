@@ -15,8 +15,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from weft.serve.triton.home import STAND_INS, STUB, Home
@@ -68,8 +68,17 @@ class Addresses:
         return f"http://{self.host}:{self.http}"
 
     def found(self) -> Addresses:
-        """Each port 0 replaced by one that is free now."""
-        return Addresses(self.host, *(port or free_port(self.host) for port in (self.http, self.grpc, self.metrics)))
+        """Each port 0 replaced by one that is free now.
+
+        Raises:
+            ValueError: a port is taken, by another program or another of the three, or the host is not this machine's.
+        """
+        with ExitStack() as held:
+            ports = {
+                name: held.enter_context(listen(self.host, name, getattr(self, name))).getsockname()[1]
+                for name in ("http", "grpc", "metrics")
+            }
+        return replace(self, **ports)
 
 
 class TritonProcess:
@@ -217,6 +226,10 @@ def _runs(pid: int) -> bool:
         return False
 
 
-def free_port(host: str) -> int:
-    with socket.create_server((host, 0)) as taken:
-        return taken.getsockname()[1]
+def listen(host: str, name: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port))
+    except OSError as error:
+        raise ValueError(
+            f"--{name}-port: cannot listen on {host}:{port}: {error.strerror or error}; 0 takes a free one"
+        ) from None

@@ -61,8 +61,8 @@ def serve_triton(
     models = read_repository(repository)
     if options.triton is None:
         check_backends(repository, models)
-    home = find_home(options.triton)
     addresses = Addresses(options.host, options.http, options.grpc, options.metrics).found()
+    home = find_home(options.triton)
 
     def begin() -> TritonProcess:
         process = TritonProcess(home, served, models, addresses, options.drain_seconds)

@@ -110,7 +110,7 @@ class Generation(Body):
     def _stop(cls, value: Any) -> list[str]:
         stops = [value] if isinstance(value, str) else value
         if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
-            raise ValueError("stop must be a text or a list of texts")
+            raise ValueError("must be a text or a list of texts")
         return stops
 
 
@@ -133,7 +133,7 @@ class CompletionBody(Generation):
                 return [value]
             if all(isinstance(one, list) and all(type(id) is int for id in one) for one in value):
                 return value
-        raise ValueError("prompt must be a text, a list of texts, a list of token ids, or a list of such lists")
+        raise ValueError("must be a text, a list of texts, a list of token ids, or a list of such lists")
 
 
 class ChatText(Body):
