@@ -368,10 +368,10 @@ def test_experts_that_weft_does_not_have_are_named(argument: str, said: str, tmp
 def test_the_fastest_layout_that_a_system_can_run_is_written(tmp_path: Path) -> None:
     """The very fastest has a schedule without a bubble, which Megatron-LM does not have."""
     file = tmp_path / "run.sh"
-    words = "plan layouts llama3-70b --cluster h100x256 --batch 128 --emit megatron --out"
+    words = "plan layouts llama3-8b --cluster h100x16 --batch 128 --emit megatron --out"
     done = CliRunner().invoke(app, [*words.split(), str(file)])
     assert done.exit_code == 0, done.output
-    found = search(preset_shape("llama3-70b"), Job(seq=4096, global_batch=128), read_cluster("h100x256"))
+    found = search(preset_shape("llama3-8b"), Job(seq=4096, global_batch=128), read_cluster("h100x16"))
     best = found.best(1)[0]
     written = read(file)[0].layout
     with pytest.raises(ValueError, match=r"layout\.schedule"):
