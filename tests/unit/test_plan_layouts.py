@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from dataclasses import fields, replace
 from pathlib import Path
@@ -559,6 +560,53 @@ def test_sizes_that_are_no_powers_of_two_are_tried() -> None:
     sixty = sixty.model_copy(update={"experts": sixty.experts.model_copy(update={"num_experts": 60})})
     found = search(sixty, Job(seq=4096, global_batch=60), read_cluster("h100x60"))
     assert {1, 5, 12, 60} <= set(found.columns["ep"].tolist())
+
+
+def drawn(gpus: int, draw: random.Random) -> Layout | None:
+    """Any layout at all, of which a search knows nothing."""
+
+    def part(of: int) -> int:
+        return draw.choice([way for way in range(1, of + 1) if of % way == 0])
+
+    pp = part(gpus)
+    tp = part(gpus // pp)
+    cp = draw.choice([1, part(gpus // pp // tp)])
+    fsdp = part(gpus // pp // tp // cp)
+    parts = {
+        "pp": pp, "tp": tp, "cp": cp, "fsdp": fsdp, "dp": gpus // pp // tp // cp // fsdp, "zero": draw.choice([1, 2, 3]),
+        "sp": tp > 1 and draw.random() < 0.6, "micro_batch": draw.choice([1, 1, 2, 2, 3, 4, 5, 6, 8, 12, 16, 24]),
+        "recompute": draw.choice(["none", "none", "selective", "full", "full/2", "full/3", "redo-mlp", "redo-attention"]),
+        "cp_kind": draw.choice(["ring", "allgather", "ulysses"]), "precision": "bf16",
+        "schedule": draw.choice(["1f1b", "gpipe", "interleaved", "bfs", "zbh1", "zbv", "dualpipev"]) if pp > 1 else "1f1b",
+        "loss": draw.choice(["whole", "whole", "whole", "chunked"]),
+    }  # fmt: skip
+    if parts["schedule"] in ("interleaved", "bfs"):
+        parts["vp"] = draw.choice([2, 3, 4, 6, 8])
+    if draw.random() < 0.25:
+        parts[draw.choice(["offload", "offload_weights", "offload_optimizer"])] = True
+    try:
+        return Layout.model_validate(parts)
+    except ValueError:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("model", "cluster", "batch", "seq"),
+    [("gpt2-124m", "a100-80gbx12", 36, 1024), ("llama3-70b", "h100x48", 192, 8192), ("llama3-8b", "h100x8", 8, 65536)],
+)
+def test_no_layout_drawn_at_random_beats_a_search(model: str, cluster: str, batch: int, seq: int) -> None:
+    found = search(preset_shape(model), Job(seq=seq, global_batch=batch), read_cluster(cluster))
+    [best] = found.best(1)
+    draw, fitting = random.Random(model), list[Plan]()
+    while len(fitting) < 40:
+        try:
+            layout = drawn(best.cluster.gpus, draw)
+            plan = found.plan(layout) if layout else None
+        except ValueError:
+            continue  # not with this model or batch
+        if plan is not None and plan.sure:
+            fitting.append(plan)
+    assert not [str(plan.layout) for plan in fitting if plan.seconds < 0.999 * best.seconds], best.layout
 
 
 def test_finer_savings_are_tried_where_memory_does_not_suffice(found: Search) -> None:
