@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 from test_calibrate import LLAMA, cluster, round_machine
+from test_plan_memory import two_ways
 from typer.testing import CliRunner
 
 from weft.cli.app import app
@@ -22,7 +23,7 @@ from weft.models.shape import Shape
 from weft.plan.advice import Question
 from weft.plan.grid import AXES, row_of
 from weft.plan.machine import read_cluster
-from weft.plan.memory.moments import largest, layout_memory, settled
+from weft.plan.memory.moments import layout_memory, settled
 from weft.plan.numbers import WEFT, Job
 from weft.plan.plan import Plan
 from weft.plan.search import Search, search
@@ -677,11 +678,8 @@ def test_smaller_moments_make_room() -> None:
 )  # fmt: skip
 def test_a_plan_has_the_memory_that_dry_run_counts(model: str, text: str) -> None:
     """A few terms in place of every moment of a step (plan/memory/moments.py, which is held against real runs)."""
-    job, layout = Job(seq=8192, global_batch=64), Layout.parse(text)
-    settings = {"model": model, "layout": text, "train": {"global_batch": 64, "seq": 8192}}
-    counted = largest(layout_memory(make_config(settings), "cuda")).peak.tensors
-    plan = Plan.of(preset_shape(model), layout, job, read_cluster("h100", layout.world))
-    assert plan.memory.allocated == pytest.approx(counted, rel=0.1)
+    closed, counted = two_ways(model, text, 64, 8192)
+    assert closed == pytest.approx(counted, rel=0.1)
 
 
 @pytest.mark.parametrize(
@@ -707,11 +705,8 @@ def test_a_plan_has_the_memory_that_dry_run_counts(model: str, text: str) -> Non
     ],
 )  # fmt: skip
 def test_the_same_of_what_is_told_by_its_ends(model: str, text: str, batch: int, seq: int) -> None:
-    settings = {"model": model, "layout": text, "train": {"global_batch": batch, "seq": seq}}
-    counted = largest(layout_memory(make_config(settings), "cuda")).peak.tensors
-    layout = Layout.parse(text)
-    plan = Plan.of(preset_shape(model), layout, Job(seq=seq, global_batch=batch), read_cluster("h100", layout.world))
-    assert plan.memory.allocated == pytest.approx(counted, rel=0.1)
+    closed, counted = two_ways(model, text, batch, seq)
+    assert closed == pytest.approx(counted, rel=0.1)
 
 
 def test_weights_on_the_cpu_are_found_where_nothing_else_fits() -> None:

@@ -21,10 +21,11 @@ from weft.plan.memory import activations, logits
 from weft.plan.memory import moments as memory
 from weft.plan.memory.activations import Pass
 from weft.plan.memory.footprint import footprint
-from weft.plan.memory.moments import BASE, NAMES, TENSORS, fitted, layout_memory
+from weft.plan.memory.moments import BASE, NAMES, TENSORS, fitted, largest, layout_memory
 from weft.plan.memory.passes import in_flight
 from weft.plan.memory.stage import held, stages
 from weft.plan.numbers import Job, numbers
+from weft.plan.plan import Plan
 from weft.plan.show import words
 from weft.train import muon
 
@@ -162,6 +163,14 @@ def test_a_search_counts_about_what_a_dry_run_counts(layout: str, batch: int) ->
     assert float(footprint(work).allocated) == pytest.approx(counted, rel=0.03)
 
 
+def two_ways(model: str, layout: str, batch: int, seq: int) -> tuple[float, int]:
+    """Bytes of the fullest process in closed form, and counted moment by moment."""
+    made = make_config({"model": model, "layout": layout, "train": {"global_batch": batch, "seq": seq}})
+    cluster = read_cluster("h100", made.layout.world)
+    plan = Plan.of(made.model, made.layout, Job(seq=seq, global_batch=batch), cluster)
+    return float(plan.memory.allocated), largest(layout_memory(made, "cuda")).peak.tensors
+
+
 @pytest.mark.parametrize(
     ("model", "layout", "batch", "seq"),
     [
@@ -195,22 +204,13 @@ def test_a_search_counts_about_what_a_dry_run_counts(layout: str, batch: int) ->
 )  # fmt: skip
 def test_a_search_counts_so_where_it_was_far_off(model: str, layout: str, batch: int, seq: int) -> None:
     """By 7 to 48 % each, for a reason of its own, before the closed form had a place for it."""
-    made = make_config({"model": model, "layout": layout, "train": {"global_batch": batch, "seq": seq}})
-    counted = max(memory.peak.tensors for memory in layout_memory(made, "cuda"))
-    work = numbers(made.model, made.layout, Job(seq=seq, global_batch=batch), read_cluster("h100", made.layout.world))
-    assert float(footprint(work).allocated) == pytest.approx(counted, rel=0.06)
+    closed, counted = two_ways(model, layout, batch, seq)
+    assert closed == pytest.approx(counted, rel=0.06)
 
 
 @pytest.mark.parametrize("layout", ["fsdp4.tp2.sp.mb16.bf16", "fsdp8.mb8.bf16", "tp2.mb4", "fsdp2.pp2.mb2.bf16"])
 def test_selective_recomputation_keeps_less_than_none(layout: str) -> None:
-    def found(layout: str) -> tuple[float, int]:
-        made = make_config({"model": "gpt2-124m", "layout": layout, "train": {"global_batch": 128, "seq": 1024}})
-        work = numbers(
-            made.model, made.layout, Job(seq=1024, global_batch=128), read_cluster("h100", made.layout.world)
-        )
-        return float(footprint(work).allocated), max(it.peak.tensors for it in layout_memory(made, "cuda"))
-
-    none, some = found(layout), found(f"{layout}.selective")
+    none, some = (two_ways("gpt2-124m", one, 128, 1024) for one in (layout, f"{layout}.selective"))
     assert some[0] < none[0]
     assert some[1] < none[1]
 

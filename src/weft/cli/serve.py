@@ -215,10 +215,10 @@ def read_keys(file: Path | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
     Raises:
         ValueError: the file is not there, has no key, or a line is none.
     """
-    own = os.environ.get(KEY, "").strip()  # what comes out of a file, as secrets do, mostly ends with a line break
-    keys, admins = [own] if own else [], []
     from weft.config.load import read_text
 
+    own = os.environ.get(KEY, "").strip()  # what comes out of a file, as secrets do, mostly ends with a line break
+    keys, admins = [own] if own else [], []
     if file is not None:
         if not file.is_file():
             raise ValueError(f"--api-key-file: there is no file {file}")

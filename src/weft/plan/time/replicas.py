@@ -10,12 +10,12 @@ from weft.plan.time.copies import Copies, copies, weight_bytes
 from weft.plan.work import Num, Work
 
 
-def replica_messages(work: Work, busy: tuple[Num, Num]) -> Num:
+def replica_messages(work: Work, spans: tuple[Num, Num]) -> Num:
     """Seconds of a step that nothing hides. Gradients are reduced beside the last backward pass, and weights gathered
     beside the first forward pass.
 
     Args:
-        busy: of a block with one micro-batch, forward and backward.
+        spans: seconds of a block with one micro-batch, forward and backward, beside which messages may go.
     """
     c, chip, soft = work.cut, work.machine, work.software
     zero1, both = (c.zero == 1) | (c.zero == 2), copies(work)
@@ -25,7 +25,7 @@ def replica_messages(work: Work, busy: tuple[Num, Num]) -> Num:
     )
     # interleaved, a chunk's gradients are whole while the other chunks still have a round to do
     rounds = np.where(c.vp > 1, np.maximum(1.0, np.minimum(work.micro_batches, c.pp) * (c.vp - 1) / c.vp), 1.0)
-    first, last = (rounds * work.blocks * seconds * C.dp_hidden for seconds in busy)
+    first, last = (rounds * work.blocks * seconds * C.dp_hidden for seconds in spans)
     beside = np.where(zero1, first, np.maximum(0, last - reduction))
     shown = np.maximum(0.0, reduction - last)
     shown = shown + np.maximum(0.0, spread - np.where(soft.overlap_dp == 1, beside, 0.0))
@@ -33,7 +33,7 @@ def replica_messages(work: Work, busy: tuple[Num, Num]) -> Num:
     moved = sum(one.here(c.zero == 3) * (one.ways(c.zero) > 1) for one in both)
     slowed = C.contention * moved * 2 * soft.reduced / chip.nvlink
     seconds = np.where(soft.overlap_dp > 0, shown + tail + slowed, reduction + spread)
-    return seconds + early_reductions(work, busy[1]) + zero1 * (c.shards > 1) * soft.turns * c.shards
+    return seconds + early_reductions(work, spans[1]) + zero1 * (c.shards > 1) * soft.turns * c.shards
 
 
 def replica_part(work: Work, one: Copies) -> tuple[Num, Num]:

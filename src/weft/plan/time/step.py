@@ -131,8 +131,8 @@ class Beat:
         fsdp = shard_messages(work, busy)
         # what a block keeps goes to the CPU while it computes forward, and comes back while it computes backward
         moved = c.offload * block_activations(work) * (1 - c.full) / work.machine.host
-        offload = tuple(np.maximum(0.0, moved - time - shown) for time, shown in zip(busy, fsdp, strict=True))
-        return cls(busy, redo, fsdp, (offload[0], offload[1]), launched, soft.waits)
+        down, up = (np.maximum(0.0, moved - time - shown) for time, shown in zip(busy, fsdp, strict=True))
+        return cls(busy, redo, fsdp, (down, up), launched, soft.waits)
 
     @property
     def ways(self) -> tuple[Num, Num]:
