@@ -56,7 +56,7 @@ def cluster_of(row: dict[str, Any]) -> Cluster:
         change["adapter_gb_per_s"] = 12.5
         if "A100" in row["gpu"]:  # Jean Zay's: "NVLink 4 inter-gpu connects" (BLOOM's model card), where a DGX has 12
             change["nvlink_gb_per_s"] = 100
-    return cluster.model_copy(update=change)
+    return Cluster.model_validate({**dict(cluster), **change})
 
 
 def _network(text: str) -> float | None:
