@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from weft.cli.options import Device, Dtype
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -27,8 +29,8 @@ def generate(
     stop: list[str] = typer.Option([], help="A text that ends a completion; may be repeated."),
     num_samples: int = typer.Option(1, help="Completions of each prompt; wants a temperature."),
     adapter: Path | None = typer.Option(None, help="A LoRA adapter of the model's: a directory that peft wrote."),
-    device: str = typer.Option("auto", help="cpu, cuda, cuda:1, …; auto: a GPU where there is one."),
-    dtype: str = typer.Option("auto", help="fp32, bf16 or fp16; auto: bf16 on a GPU, fp32 on a CPU."),
+    device: Device = "auto",
+    dtype: Dtype = "auto",
 ) -> None:
     """Continue texts with a trained model.
 

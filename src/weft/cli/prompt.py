@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from weft.cli.options import device_name, dtype_name
+
 if TYPE_CHECKING:
     from weft.prompt.file import Prompt, Row
     from weft.prompt.score import Answer
@@ -28,8 +30,12 @@ Url = Annotated[str, typer.Option(help="Or an OpenAI-compatible server: http://H
 ModelName = Annotated[str, typer.Option(help="The served model; left out: the server's only one.")]
 Key = Annotated[str, typer.Option(envvar="OPENAI_API_KEY", help="That the server wants.", show_default=False)]
 AtOnce = Annotated[int, typer.Option(help="Requests that the server gets at once.", min=1)]
-Device = Annotated[str, typer.Option(help="Of a checkpoint: cpu, cuda, …; auto: a GPU where there is one.")]
-Dtype = Annotated[str, typer.Option(help="Of a checkpoint: fp32, bf16 or fp16; auto: by the device.")]
+Device = Annotated[
+    str, typer.Option(help="Of a checkpoint: cpu, cuda, …; auto: a GPU where there is one.", callback=device_name)
+]
+Dtype = Annotated[
+    str, typer.Option(help="Of a checkpoint: fp32, bf16 or fp16; auto: by the device.", callback=dtype_name)
+]
 PriceIn = Annotated[float, typer.Option(help="Price of a million tokens of prompts.", min=0)]
 PriceOut = Annotated[float, typer.Option(help="Price of a million new tokens.", min=0)]
 
