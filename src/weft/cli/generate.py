@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ import typer
 from weft.cli.options import Device, Dtype
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from weft.serve.requests.request import Output
 
@@ -73,11 +74,16 @@ def generate(
         _, model = load_decoder(folder, where, pick_dtype(dtype, where))
         engine = Engine(model, tokenizer, config, sampling.eos)
     start = time.perf_counter()
-    outputs = run(engine, ids, sampling, num_samples, *adapters)
+    lengths: Counter[tuple[int, int]] = Counter()
+    full: list[tuple[int, int]] = []
+    outputs = counted(run(engine, ids, sampling, num_samples, *adapters), max_tokens, lengths, full)
     alone = len(texts) * num_samples == 1
-    num_tokens = show_one(outputs) if alone else show_several(outputs, texts, num_samples)
-    seconds = time.perf_counter() - start
+    show_one(outputs) if alone else show_several(outputs, texts, num_samples)
+    seconds, num_tokens = time.perf_counter() - start, lengths.total()
     print(f"{num_tokens} tokens in {seconds:.2f} s, {num_tokens / seconds:.1f} tokens/s", file=sys.stderr)
+    if full:
+        which = "the text ends" if alone else f"{len(full)} of {len(texts) * num_samples} texts end"
+        print(f"the model's context has no more than {shape.max_seq:,} tokens: {which} there", file=sys.stderr)
 
 
 def read_prompts(prompts: list[str], file: Path | None) -> list[str]:
@@ -100,24 +106,32 @@ def read_prompts(prompts: list[str], file: Path | None) -> list[str]:
     return texts
 
 
-def show_one(outputs: Iterable[tuple[int, Output]]) -> int:
-    """Write the only completion as it comes; the number of its tokens."""
-    num_tokens = 0
+def counted(
+    outputs: Iterable[tuple[int, Output]], most: int, lengths: Counter[tuple[int, int]], full: list[tuple[int, int]]
+) -> Iterator[tuple[int, Output]]:
+    """The same, while `lengths` gets the new tokens of each completion, and `full` those that the context's end cut off
+    before they had `most`."""
+    for prompt, output in outputs:
+        one = (prompt, output.index)
+        lengths[one] += len(output.tokens)
+        if output.finish == "length" and lengths[one] < most:
+            full.append(one)
+        yield prompt, output
+
+
+def show_one(outputs: Iterable[tuple[int, Output]]) -> None:
+    """Write the only completion as it comes."""
     for _, output in outputs:
-        num_tokens += len(output.tokens)
         print(output.text, end="", flush=True)
     print(flush=True)
-    return num_tokens
 
 
-def show_several(outputs: Iterable[tuple[int, Output]], prompts: list[str], num_samples: int) -> int:
-    """Write each completion under its prompt, all of them at the end; the number of their tokens."""
-    completions, num_tokens = [""] * len(prompts) * num_samples, 0
+def show_several(outputs: Iterable[tuple[int, Output]], prompts: list[str], num_samples: int) -> None:
+    """Write each completion under its prompt, all of them at the end."""
+    completions = [""] * len(prompts) * num_samples
     for prompt, output in outputs:
-        num_tokens += len(output.tokens)
         completions[prompt * num_samples + output.index] += output.text
     for place, completion in enumerate(completions):
         title = " ".join(prompts[place // num_samples].split())
         title = title if len(title) <= 60 else f"{title[:29]} … {title[-28:]}"
         print(f"{chr(10) if place else ''}[{place + 1}/{len(completions)}] {title}\n{completion}")
-    return num_tokens
