@@ -27,7 +27,7 @@ from weft.plan.memory.moments import layout_memory, settled
 from weft.plan.numbers import WEFT, Job
 from weft.plan.plan import Plan
 from weft.plan.search import Search, search
-from weft.plan.show.findings import show_plan, show_search
+from weft.plan.show.findings import refusal, show_plan, show_search
 from weft.plan.show.pareto import Pareto
 from weft.plan.show.waterfall import memory_parts, slower, time_parts, why_slower
 from weft.presets import preset_shape
@@ -414,7 +414,7 @@ def test_a_model_too_large_for_the_cluster() -> None:
 def test_on_the_command_line(tmp_path: Path) -> None:
     text = run("llama3-8b", "--cluster", "h100x16", "--batch", "128", "--tokens", "1e11", "--count", "3", "--days", "1")
     assert "16 × H100 SXM5 80 GB" in text
-    for words in ("why not …", "memory of the fullest GPU", "time of a step", "GPUs for 1 days", "Nearest that fits"):
+    for words in ("why not …", "memory of the fullest GPU", "time of a step", "GPUs for 1 day", "Nearest that fits"):
         assert words in text, words
     config = tmp_path / "config.json"
     config.write_text(json.dumps(config_from_shape(preset_shape("llama3-8b"))))
@@ -797,3 +797,35 @@ def test_what_goes_to_the_cpu_fits_there() -> None:
     assert "does not fit" in told
     assert "GiB of its CPU's 256 GiB" in told
     assert len(search(plan.shape, plan.job, plan.cluster).order) == 0
+
+
+def test_a_deadline_may_take_less_than_a_node() -> None:
+    """It was said that no number of processes would do, where four were enough: a laptop's node has room for 64."""
+    job = Job(seq=64, global_batch=8, tokens=1e6)
+    question = Question(preset_shape("gpt2-124m"), job, read_cluster("laptop-cpux4"), WEFT)
+    found = question.gpus_for(1)
+    assert found is not None
+    assert (found.cluster.gpus, found.days < 1) == (1, True)
+    half = question.gpus_for(found.days / 1.5)
+    assert half is not None
+    assert half.cluster.gpus == 2
+
+
+def test_a_plan_of_processes_speaks_of_processes(tmp_path: Path) -> None:
+    """Not of GPUs, which a laptop's has none of: on the terminal, and on the page."""
+    words = ["--batch", "8", "--seq", "512", "--days", "1", "--what-if", "--html", str(tmp_path / "plan.html")]
+    said = {}
+    for cluster in ("laptop-cpux2", "h100x2"):
+        done = CliRunner().invoke(app, ["plan", "layouts", "gpt2-124m", "--cluster", cluster, *words])
+        assert done.exit_code == 0, done.output
+        page = (tmp_path / "plan.html").read_text(encoding="utf-8")
+        assert "One square is" in page
+        assert "talk to each other" in page
+        said[cluster] = done.stdout + page
+    assert "GPU" not in said["laptop-cpux2"]
+    assert "NVLink" not in said["laptop-cpux2"]
+    for words in ("{unit}-hours", "memory of the fullest {unit}", "{units} for 1 day", "GiB of the fullest {unit}"):
+        assert words.format(unit="process", units="processes") in said["laptop-cpux2"]
+        assert words.format(unit="GPU", units="GPUs") in said["h100x2"]
+    none = search(preset_shape("gpt2-124m"), Job(seq=512, global_batch=1), read_cluster("laptop-cpux7"))
+    assert refusal(none) == "no layout: 7 processes and a batch of 1 cannot be cut so"

@@ -47,12 +47,26 @@ class Cluster(BaseModel):
     host_memory_gb_per_s: float = Field(50, gt=0, description="of that memory, for each GPU")
     precision: Literal["bf16", "fp16"] = Field("bf16", description="of 16 bits, that its matrix units multiply")
     generation: int = Field(2, ge=0, le=4, description="0 Volta, 1 Ampere, 2 Hopper, 3 Blackwell; 4 CDNA 3")
+    device: Literal["cuda", "cpu"] = Field("cuda", description="what computes, in PyTorch's words")
     curves: Curves | None = Field(None, description="measured here, by `weft plan calibrate`")
 
     @property
     def memory(self) -> float:
         """Bytes."""
         return self.memory_gib * 2**30
+
+    @property
+    def runs_on(self) -> Literal["cuda", "cpu"]:
+        return self.curves.device if self.curves else self.device
+
+    @property
+    def unit(self) -> str:
+        """What one of them is called: several processes share a CPU."""
+        return "process" if self.runs_on == "cpu" else "GPU"
+
+    @property
+    def units(self) -> str:
+        return "processes" if self.runs_on == "cpu" else "GPUs"
 
     def peak(self, *, in_8_bits: bool) -> float:
         """FLOP/s of one GPU, that an MFU is a share of: what is told of it, or, where runs have been faster than that was
