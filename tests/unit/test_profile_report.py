@@ -23,7 +23,7 @@ from weft.profile.diff import changes
 from weft.profile.load import Profile, load
 from weft.profile.memory import memory_of
 from weft.profile.merge import write_merged
-from weft.profile.report import most_exposed, show
+from weft.profile.report import milliseconds, most_exposed, show
 from weft.profile.roofline import device_of, dims_of, flops, moved, operations
 from weft.profile.summary import by_part, stragglers
 from weft.profile.trace import Event, Trace
@@ -334,6 +334,23 @@ def test_two_profiles_are_compared(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     line = next(line for line in done.output.splitlines() if line.startswith("gemm"))
     assert line.split() == ["gemm", "0.30", "ms", "0.40", "ms", "+0.10", "ms", "+10.0", "%"]
+
+
+def test_a_difference_is_of_the_steps_that_the_lines_above_it_tell(tmp_path: Path) -> None:
+    """A step was told as that of the slowest rank, and their difference as that of the means: one could be slower, and the
+    other faster."""
+    before, after = tmp_path / "before", tmp_path / "after"
+    for folder, steps in ((before, (400, 1350)), (after, (1100, 1120))):
+        for rank, microseconds in enumerate(steps):
+            write(folder / f"rank{rank}.trace.json.gz", [range_("step:7", 0, microseconds)])
+    a, b = load(before), load(after)
+    assert b.seconds < a.seconds
+    assert sum(b.kinds.values()) > sum(a.kinds.values())
+    said = " ".join(CliRunner().invoke(app, ["profile", "diff", str(before), str(after)]).output.split())
+    assert f"a step takes {milliseconds(a.seconds)} " in said
+    means = " and ".join(milliseconds(sum(one.kinds.values())) for one in (a, b))
+    line = f"faster: {milliseconds(a.seconds)} before, {milliseconds(b.seconds)} after, on the slowest rank; the "
+    assert f"{line}mean of the ranks, of which times below are: {means}" in said
 
 
 # -- all ranks on one clock -------------------------------------------------------------------------------------------

@@ -97,7 +97,8 @@ def show_closest(plan: Plan, found: Search, console: Console) -> None:
 def refusal(found: Search) -> str:
     """Why there is nothing to rank: of those that fit, weft does not run the fastest, nor others."""
     if not len(found):
-        return f"no layout: {found.cluster.gpus:,} {found.cluster.units} and a batch of {found.job.global_batch:,} cannot be cut so"
+        there = f"{found.cluster.gpus:,} {found.cluster.units}"
+        return f"no layout: {there} and a batch of {found.job.global_batch:,} cannot be cut so"
     if not len(found.order):
         return "no layout fits"
     try:

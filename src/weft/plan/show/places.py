@@ -82,8 +82,8 @@ def _picture(axis: str, place: Num, places: dict[str, Num], cluster: Cluster) ->
         drawn.append(tag("path", d="".join(f"M{x[it]} {y[it]}h8v8h-8z" for it in here), fill=colour))
     if count <= TITLED:
         drawn += [
-            tag("rect", tag("title", _title(cluster.unit, it, int(node[it]), places)), x=int(x[it]), y=int(y[it]), width=8, height=8,
-                fill="transparent")
+            tag("rect", tag("title", _title(cluster.unit, it, int(node[it]), places)), x=int(x[it]), y=int(y[it]),
+                width=8, height=8, fill="transparent")
             for it in range(count)
         ]  # fmt: skip
     size = f"0 0 {across * (columns * 10 + 5)} {down * (rows * 10 + 5)}"
