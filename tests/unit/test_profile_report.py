@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import math
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,7 +20,7 @@ from typer.testing import CliRunner
 from weft.cli.app import app
 from weft.profile.advice import advise
 from weft.profile.attribution import Attribution
-from weft.profile.diff import changes
+from weft.profile.diff import changes, compared
 from weft.profile.load import Profile, load
 from weft.profile.memory import memory_of
 from weft.profile.merge import write_merged
@@ -351,6 +352,16 @@ def test_a_difference_is_of_the_steps_that_the_lines_above_it_tell(tmp_path: Pat
     means = " and ".join(milliseconds(sum(one.kinds.values())) for one in (a, b))
     line = f"faster: {milliseconds(a.seconds)} before, {milliseconds(b.seconds)} after, on the slowest rank; the "
     assert f"{line}mean of the ranks, of which times below are: {means}" in said
+
+
+def test_what_one_profile_does_not_know_has_not_gone(tmp_path: Path) -> None:
+    """Weights and moments are older than a trace: without the file beside it, they were told as 0 MiB after."""
+    before = capture(tmp_path / "before" / "profile" / "step-00000007")
+    (tmp_path / "after").mkdir()
+    shutil.copy(before / "rank0.trace.json.gz", tmp_path / "after")
+    with_it, without = load(before), load(tmp_path / "after")
+    held = {it.name for it in dict(compared(with_it, with_it))["memory at the peak"]}
+    assert held - {it.name for it in dict(compared(with_it, without))["memory at the peak"]} == {"weights"}
 
 
 # -- all ranks on one clock -------------------------------------------------------------------------------------------

@@ -578,3 +578,13 @@ def test_a_layout_of_another_number_of_processes_is_spoken_of(tmp_path: Path) ->
         in CliRunner().invoke(app, [*command, "fsdp4"]).stderr
     )
     assert "not among" not in CliRunner().invoke(app, [*command, "fsdp2"]).stderr
+
+
+def test_what_cannot_begin_puts_nothing_aside(tmp_path: Path) -> None:
+    write_cluster(MEASURED, tmp_path / "here.toml")
+    (tmp_path / "run.toml").write_text(config_toml(settings()))
+    TuneTable("another").write(tmp_path / "tuned.json")
+    command = ["tune", str(tmp_path / "run.toml"), "--cluster", str(tmp_path / "here.toml")]
+    command += ["--out", str(tmp_path / "tuned.toml"), "--data", str(tmp_path / "none")]
+    assert "does not exist" in str(CliRunner().invoke(app, command).exception)
+    assert (tmp_path / "tuned.json").exists()
