@@ -222,6 +222,36 @@ def test_commands_take_a_url(server: Served, local: LocalModel, tmp_path: Path) 
     assert talked.exit_code == 0, talked.output
 
 
+def test_a_model_that_is_not_there_is_told_before_anybody_types(server: Served) -> None:
+    command = ["prompt", "chat", "--url", f"{server.url}/v1", "--model"]
+    typed = "hello\n/quit\n"
+    wrong = CliRunner().invoke(app, [*command, "wrong"], input=typed)
+    assert isinstance(wrong.exception, ValueError)
+    assert "wrong" in str(wrong.exception)
+    assert wrong.stdout == ""
+    assert CliRunner().invoke(app, [*command, "tiny", "--max-tokens", "3"], input=typed).exit_code == 0
+
+
+def test_a_server_that_does_not_list_a_model_is_asked_for_it() -> None:
+    """As llama.cpp's, which answers under any name; and some list none."""
+    asked = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/v1/models":
+            return httpx.Response(404, json={"detail": "Not Found"})
+        asked.append(json.loads(request.content))
+        if asked[-1]["model"] == "wrong":
+            return httpx.Response(404, json={"error": {"message": "there is no model wrong"}})
+        return httpx.Response(200, json={"choices": [{"index": 0, "message": {"content": "h"}}]})
+
+    with served_by(answer):
+        command = ["prompt", "chat", "--url", "http://somewhere/v1", "--model"]
+        assert CliRunner().invoke(app, [*command, "alias"], input="/quit\n").exit_code == 0
+        wrong = CliRunner().invoke(app, [*command, "wrong"], input="/quit\n")
+    assert "there is no model wrong" in str(wrong.exception)
+    assert [one["max_tokens"] for one in asked] == [1, 1]
+
+
 @pytest.mark.parametrize("command", ["run", "compare", "search"])
 def test_what_breaks_off_goes_on(command: str, tmp_path: Path) -> None:
     """Whoever has asked in vain for a while starts the same command again, and pays for no answer twice."""

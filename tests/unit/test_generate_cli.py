@@ -103,6 +103,16 @@ def test_a_stop_text_and_a_dtype(folder: Path) -> None:
     assert weft_generate(folder, "Hi", "--dtype", "bfloat16", "--device", "cpu", "--max-tokens", 5).exit_code == 0
 
 
+def test_a_text_that_the_contexts_end_cut_off_says_so(folder: Path) -> None:
+    """And one that the model or `--max-tokens` ended does not."""
+    alone = weft_generate(folder, "x" * 90, "--max-tokens", 40)
+    assert alone.stderr.endswith("the model's context has no more than 96 tokens: the text ends there\n")
+    several = weft_generate(folder, "x" * 90, "x" * 92, "Hi", "--max-tokens", 8)
+    assert several.stderr.endswith("the model's context has no more than 96 tokens: 2 of 3 texts end there\n")
+    for wanted in (("x" * 90, "--max-tokens", 6), ("Hi", "--max-tokens", 40)):
+        assert "context" not in weft_generate(folder, *wanted).stderr
+
+
 def test_an_adapter_changes_the_text(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2}))
     module = "base_model.model.model.layers.1.mlp.down_proj"

@@ -131,5 +131,13 @@ def test_a_process_that_left_nothing_is_told_by_its_exit_code(tmp_path: Path) ->
 def test_a_signal_that_ended_what_has_nothing_to_save_says_no_more_than_that(tmp_path: Path) -> None:
     """Be it training that had not begun, a calibration, or the trace of a proof."""
     processes = [subprocess.Popen(["sleep", "60"], start_new_session=True) for _ in range(2)]
-    end = wait_all(processes, [(time.monotonic(), signal.SIGINT)], tmp_path, grace=60)
-    assert end == End(stopped="ended by SIGINT before there was anything to save")
+    end = wait_all(processes, [(time.monotonic(), signal.SIGTERM)], tmp_path, grace=60)
+    assert end == End(stopped="ended by SIGTERM before there was anything to save")
+
+
+def test_ctrl_c_is_the_same_to_several_processes_as_to_one(tmp_path: Path) -> None:
+    """`weft plan calibrate` exited with 1, where every other verb says that it was stopped, and exits with 130."""
+    processes = [subprocess.Popen(["sleep", "60"], start_new_session=True) for _ in range(2)]
+    with pytest.raises(KeyboardInterrupt):
+        wait_all(processes, [(time.monotonic(), signal.SIGINT)], tmp_path, grace=60)
+    assert all(process.poll() == -signal.SIGINT for process in processes)

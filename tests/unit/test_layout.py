@@ -262,3 +262,10 @@ def test_every_refusal_names_a_setting() -> None:
             Layout(dp=dp, tp=tp, pp=pp).check(shape(), batch, 16)
         except ValueError as error:
             assert "layout." in str(error), str(error)  # noqa: PT017
+
+
+def test_a_number_that_cannot_be_is_told_with_its_field() -> None:
+    with pytest.raises(
+        ValueError, match=r"layout 'fsdp8\.mb0': micro_batch: Input should be greater than or equal to 1"
+    ):
+        Layout.parse("fsdp8.mb0")

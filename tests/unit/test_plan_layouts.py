@@ -27,7 +27,7 @@ from weft.plan.memory.moments import layout_memory, settled
 from weft.plan.numbers import WEFT, Job
 from weft.plan.plan import Plan
 from weft.plan.search import Search, search
-from weft.plan.show.findings import show_plan, show_search
+from weft.plan.show.findings import refusal, show_plan, show_search
 from weft.plan.show.pareto import Pareto
 from weft.plan.show.waterfall import memory_parts, slower, time_parts, why_slower
 from weft.presets import preset_shape
@@ -414,7 +414,7 @@ def test_a_model_too_large_for_the_cluster() -> None:
 def test_on_the_command_line(tmp_path: Path) -> None:
     text = run("llama3-8b", "--cluster", "h100x16", "--batch", "128", "--tokens", "1e11", "--count", "3", "--days", "1")
     assert "16 × H100 SXM5 80 GB" in text
-    for words in ("why not …", "memory of the fullest GPU", "time of a step", "GPUs for 1 days", "Nearest that fits"):
+    for words in ("why not …", "memory of the fullest GPU", "time of a step", "GPUs for 1 day", "Nearest that fits"):
         assert words in text, words
     config = tmp_path / "config.json"
     config.write_text(json.dumps(config_from_shape(preset_shape("llama3-8b"))))
@@ -509,6 +509,13 @@ def test_a_cluster_of_ones_own(tmp_path: Path) -> None:
         ("gpus = 8\npeak_tflops = 100", 'does not say peak_8bit_tflops, .*network_gb_per_s: .*base = "h100"'),
         ('base = "h100"\nmemory_gib = 80 GiB', "mine.toml is not TOML: .*line 2"),
         ('base = "h100"\nmemory_gib = 0', "memory_gib = 0: input should be greater than 0"),
+        ('base = "h100"\nmemory_gib = 80e9', r"memory_gib = 8e\+10, and its base has .*see that the unit is right"),
+        ('base = "h100"\npeak_tflops = 0.989', "peak_tflops = 0.989, and its base has .*see that the unit is right"),
+        ('base = "h100"\nmemory_gb_per_s = 3.35', "memory_gb_per_s = 3.35, and its base has 3350: see that the unit"),
+        (
+            'base = "h100"\nnetwork_gb_per_s = 50e9',
+            r"network_gb_per_s = 50000000000\.0: input should be less than or equal",
+        ),
         (
             'base = "h100"\n[curves]\nprocesses = 2\nthreads = 1\ndevice = "cpu"\n[curves.grids.copy]\nax = []\n',
             "unknown setting 'curves.grids.copy.ax': did you mean 'axes'",
@@ -521,6 +528,24 @@ def test_a_cluster_that_is_written_wrong_says_what_to_change(text: str, told: st
     file.write_text(text, errors="surrogateescape")
     with pytest.raises(ValueError, match=told):
         read_cluster(str(file))
+
+
+def test_a_slow_network_is_no_mistaken_unit(tmp_path: Path) -> None:
+    """A gigabit a second between H100s is 400 times less than InfiniBand, and may be asked about."""
+    file = tmp_path / "mine.toml"
+    file.write_text('base = "h100"\nnetwork_gb_per_s = 0.125')
+    assert read_cluster(str(file)).network_gb_per_s == 0.125
+
+
+def test_sizes_that_do_not_go_together_are_told_in_plain_words(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    sizes = {"num_hidden_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 3}
+    file.write_text(json.dumps({"model_type": "other", "vocab_size": 512, **sizes}))
+    done = CliRunner().invoke(app, ["plan", "layouts", str(file), "--cluster", "h100x8", "--batch", "8"])
+    assert str(done.exception).endswith(
+        "config.json of a other: model.num_kv_heads (3) must divide model.num_heads (4): each kv head serves the same "
+        "number of query heads"
+    )
 
 
 @pytest.mark.parametrize(
@@ -797,3 +822,35 @@ def test_what_goes_to_the_cpu_fits_there() -> None:
     assert "does not fit" in told
     assert "GiB of its CPU's 256 GiB" in told
     assert len(search(plan.shape, plan.job, plan.cluster).order) == 0
+
+
+def test_a_deadline_may_take_less_than_a_node() -> None:
+    """It was said that no number of processes would do, where four were enough: a laptop's node has room for 64."""
+    job = Job(seq=64, global_batch=8, tokens=1e6)
+    question = Question(preset_shape("gpt2-124m"), job, read_cluster("laptop-cpux4"), WEFT)
+    found = question.gpus_for(1)
+    assert found is not None
+    assert (found.cluster.gpus, found.days < 1) == (1, True)
+    half = question.gpus_for(found.days / 1.5)
+    assert half is not None
+    assert half.cluster.gpus == 2
+
+
+def test_a_plan_of_processes_speaks_of_processes(tmp_path: Path) -> None:
+    """Not of GPUs, which a laptop's has none of: on the terminal, and on the page."""
+    words = ["--batch", "8", "--seq", "512", "--days", "1", "--what-if", "--html", str(tmp_path / "plan.html")]
+    said = {}
+    for machines in ("laptop-cpux2", "h100x2"):
+        done = CliRunner().invoke(app, ["plan", "layouts", "gpt2-124m", "--cluster", machines, *words])
+        assert done.exit_code == 0, done.output
+        page = (tmp_path / "plan.html").read_text(encoding="utf-8")
+        assert "One square is" in page
+        assert "talk to each other" in page
+        said[machines] = done.stdout + page
+    assert "GPU" not in said["laptop-cpux2"]
+    assert "NVLink" not in said["laptop-cpux2"]
+    for told in ("{unit}-hours", "memory of the fullest {unit}", "{units} for 1 day", "GiB of the fullest {unit}"):
+        assert told.format(unit="process", units="processes") in said["laptop-cpux2"]
+        assert told.format(unit="GPU", units="GPUs") in said["h100x2"]
+    none = search(preset_shape("gpt2-124m"), Job(seq=512, global_batch=1), read_cluster("laptop-cpux7"))
+    assert refusal(none) == "no layout: 7 processes and a batch of 1 cannot be cut so"

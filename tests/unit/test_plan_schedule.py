@@ -107,3 +107,10 @@ def test_loads_without_torch() -> None:
         "sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_stages_that_a_schedule_does_not_have_are_not_asked_in_vain() -> None:
+    done = CliRunner().invoke(app, ["plan", "schedule", "zbv", "--pp", "4", "--vp", "3"])
+    assert "--vp 3 is of interleaved and bfs: leave it out" in str(done.exception)
+    assert "12 stages" in run("interleaved", "--pp", "4", "--vp", "3")
+    assert "8 stages" in run("interleaved", "--pp", "4")

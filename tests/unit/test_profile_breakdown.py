@@ -156,7 +156,12 @@ def test_a_trace_is_read_gzipped_or_not(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(b"{", "is no whole trace"), (b"{}", "has no traceEvents"), (b"\x1f\x8b\x08", "is no whole trace")],
+    [
+        (b"{", "is no whole trace"),
+        (b"{}", "has no traceEvents"),
+        (b"[1, 2]", "that are no events"),
+        (b"\x1f\x8b\x08", "is no whole trace"),
+    ],
 )
 def test_a_damaged_trace_is_named(tmp_path: Path, content: bytes, said: str) -> None:
     file = tmp_path / ("rank0.json.gz" if content[0] == 0x1F else "rank0.json")

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import math
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,11 +20,11 @@ from typer.testing import CliRunner
 from weft.cli.app import app
 from weft.profile.advice import advise
 from weft.profile.attribution import Attribution
-from weft.profile.diff import changes
+from weft.profile.diff import changes, compared
 from weft.profile.load import Profile, load
 from weft.profile.memory import memory_of
 from weft.profile.merge import write_merged
-from weft.profile.report import most_exposed, show
+from weft.profile.report import milliseconds, most_exposed, show
 from weft.profile.roofline import device_of, dims_of, flops, moved, operations
 from weft.profile.summary import by_part, stragglers
 from weft.profile.trace import Event, Trace
@@ -334,6 +335,33 @@ def test_two_profiles_are_compared(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     line = next(line for line in done.output.splitlines() if line.startswith("gemm"))
     assert line.split() == ["gemm", "0.30", "ms", "0.40", "ms", "+0.10", "ms", "+10.0", "%"]
+
+
+def test_a_difference_is_of_the_steps_that_the_lines_above_it_tell(tmp_path: Path) -> None:
+    """A step was told as that of the slowest rank, and their difference as that of the means: one could be slower, and the
+    other faster."""
+    before, after = tmp_path / "before", tmp_path / "after"
+    for folder, steps in ((before, (400, 1350)), (after, (1100, 1120))):
+        for rank, microseconds in enumerate(steps):
+            write(folder / f"rank{rank}.trace.json.gz", [range_("step:7", 0, microseconds)])
+    a, b = load(before), load(after)
+    assert b.seconds < a.seconds
+    assert sum(b.kinds.values()) > sum(a.kinds.values())
+    said = " ".join(CliRunner().invoke(app, ["profile", "diff", str(before), str(after)]).output.split())
+    assert f"a step takes {milliseconds(a.seconds)} " in said
+    means = " and ".join(milliseconds(sum(one.kinds.values())) for one in (a, b))
+    line = f"faster: {milliseconds(a.seconds)} before, {milliseconds(b.seconds)} after, on the slowest rank; the "
+    assert f"{line}mean of the ranks, of which times below are: {means}" in said
+
+
+def test_what_one_profile_does_not_know_has_not_gone(tmp_path: Path) -> None:
+    """Weights and moments are older than a trace: without the file beside it, they were told as 0 MiB after."""
+    before = capture(tmp_path / "before" / "profile" / "step-00000007")
+    (tmp_path / "after").mkdir()
+    shutil.copy(before / "rank0.trace.json.gz", tmp_path / "after")
+    with_it, without = load(before), load(tmp_path / "after")
+    held = {it.name for it in dict(compared(with_it, with_it))["memory at the peak"]}
+    assert held - {it.name for it in dict(compared(with_it, without))["memory at the peak"]} == {"weights"}
 
 
 # -- all ranks on one clock -------------------------------------------------------------------------------------------

@@ -217,6 +217,9 @@ def test_run_asks_and_writes(folder: Path, tmp_path: Path) -> None:
     assert [line["answer"] for line in lines] == asked.stdout.split()
     assert {line["answer"] for line in lines} <= {"odd", "even"}
     assert lines[3]["text"] == "3"
+    assert "cut off" not in asked.stderr
+    cut = weft("prompt", "run", a, "--checkpoint", folder, "--set", "text=7")
+    assert cut.stderr.endswith("; cut off by max_tokens or the context's end: 1\n")
 
 
 def test_compare_and_search_tell_what_they_found(folder: Path, tmp_path: Path) -> None:

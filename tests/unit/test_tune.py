@@ -539,3 +539,52 @@ def test_a_break_says_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert done.exit_code == 130, done.output
     assert said in done.output
     assert tune.table_file(out).exists() == (breaks > 0)
+
+
+def test_trials_of_another_run_are_kept_and_spoken_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They were written over without a word: hours of a cluster, perhaps."""
+    write_cluster(MEASURED, tmp_path / "here.toml")
+    (tmp_path / "run.toml").write_text(config_toml(settings()))
+    monkeypatch.setattr(tune, "run_trial", lambda *_: Result(1.5, (1.5,), 2**28))
+    out = tmp_path / "tuned.toml"
+    command = ["tune", str(tmp_path / "run.toml"), "--cluster", str(tmp_path / "here.toml"), "--out", str(out)]
+    command += ["--top", "1", "--no-vary"]
+    assert "previous" not in CliRunner().invoke(app, command).output
+    first = (tmp_path / "tuned.json").read_text()
+    assert "previous" not in CliRunner().invoke(app, command).output
+    assert "previous" not in CliRunner().invoke(app, [*command, "--batch", "16", "--dry-run"]).output
+    assert not (tmp_path / "tuned.previous.json").exists()
+    other = CliRunner().invoke(app, [*command, "--batch", "16"])
+    assert other.exit_code == 0, other.output
+    said = f"tuned.json is of another model, batch, data, number of processes or --steps: it is kept as {tmp_path}"
+    assert said in other.stderr
+    assert (tmp_path / "tuned.previous.json").read_text() == first
+
+
+def test_gpus_are_not_tuned_for_on_a_cpu(tmp_path: Path) -> None:
+    """Eight processes on a laptop's two cores took minutes, and were held against a plan of eight H100s."""
+    (tmp_path / "run.toml").write_text(config_toml(settings(device="cpu")))
+    done = CliRunner().invoke(app, ["tune", str(tmp_path / "run.toml"), "--cluster", "h100x8"])
+    assert isinstance(done.exception, ValueError)
+    assert "--cluster h100x8 is of GPUs, and trials would run on the CPU" in str(done.exception)
+
+
+def test_a_layout_of_another_number_of_processes_is_spoken_of(tmp_path: Path) -> None:
+    write_cluster(MEASURED, tmp_path / "here.toml")
+    (tmp_path / "run.toml").write_text(config_toml(settings()))
+    command = ["tune", str(tmp_path / "run.toml"), "--cluster", str(tmp_path / "here.toml"), "--dry-run", "--layout"]
+    assert (
+        "fsdp4 takes 4 processes and the cluster has 2: it is not among"
+        in CliRunner().invoke(app, [*command, "fsdp4"]).stderr
+    )
+    assert "not among" not in CliRunner().invoke(app, [*command, "fsdp2"]).stderr
+
+
+def test_what_cannot_begin_puts_nothing_aside(tmp_path: Path) -> None:
+    write_cluster(MEASURED, tmp_path / "here.toml")
+    (tmp_path / "run.toml").write_text(config_toml(settings()))
+    TuneTable("another").write(tmp_path / "tuned.json")
+    command = ["tune", str(tmp_path / "run.toml"), "--cluster", str(tmp_path / "here.toml")]
+    command += ["--out", str(tmp_path / "tuned.toml"), "--data", str(tmp_path / "none")]
+    assert "does not exist" in str(CliRunner().invoke(app, command).exception)
+    assert (tmp_path / "tuned.json").exists()

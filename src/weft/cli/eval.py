@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from weft.cli.prompt import GOES_ON, AtOnce, Device, Dtype, Key, ModelName, Url
+from weft.cli.options import Device, Dtype
+from weft.cli.prompt import GOES_ON, AtOnce, Key, ModelName, Url
 
 
 def evaluate(

@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from weft.cli.bar import progress_bar
+from weft.cli.options import StoredDtype
 
 if TYPE_CHECKING:
     import torch
@@ -38,18 +39,19 @@ app = typer.Typer(
 def export(
     source: Path = typer.Argument(help="A checkpoint (step-…), a run (its newest), or a Hugging Face directory."),
     target: Path = typer.Argument(help="Folder to make; it must not exist."),
-    dtype: str | None = typer.Option(None, help="fp32, bf16 or fp16.", show_default="as stored"),
+    dtype: StoredDtype = None,
     shard_size: str = typer.Option("5GB", help="Largest file, as 500MB or 2GiB."),
     verify: bool = typer.Option(
         True, "--verify/--no-verify", help="Load what was written again and compare every bit."
     ),
 ) -> None:
     """Write a model's weights, config and tokenizer for other programs, and prove the copy before it gets its name."""
-    shard_bytes, chosen = parse_size(shard_size), choose_dtype(dtype)
+    shard_bytes = parse_size(shard_size)
+    folder = sound_source(source, verify)
 
     from weft.export.huggingface import export_huggingface
 
-    folder = sound_source(source, verify)
+    chosen = choose_dtype(dtype)
     with progress_bar() as show:
         result = export_huggingface(folder, target, chosen, shard_bytes, verify=verify, progress=show)
     kinds = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in result.dtypes))
@@ -69,13 +71,14 @@ def choose_dtype(name: str | None) -> torch.dtype | None:
 
 def sound_source(source: Path, verify: bool) -> Path:
     """The Hugging Face directory that is meant, held against its checkpoint's manifest."""
-    from weft.export.source import check_source
     from weft.serve.folder import find_model
 
     folder, damage = find_model(source)
     for finding in damage:
         print(f"weft: warning: passed over a damaged checkpoint: {finding}", file=sys.stderr)
     if verify:
+        from weft.export.source import check_source
+
         check_source(folder)
     return folder
 

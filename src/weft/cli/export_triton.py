@@ -9,6 +9,7 @@ import typer
 
 from weft.cli.bar import progress_bar
 from weft.cli.export import choose_dtype, sound_source
+from weft.cli.options import StoredDtype
 
 
 def triton(
@@ -20,7 +21,7 @@ def triton(
     ),
     name: str | None = typer.Option(None, help="The model's name in Triton.", show_default="that of the run or folder"),
     tp: int = typer.Option(1, help="GPUs, or on a CPU processes, that the model is cut over."),
-    dtype: str | None = typer.Option(None, help="fp32, bf16 or fp16.", show_default="as stored"),
+    dtype: StoredDtype = None,
     adapter: list[str] = typer.Option(
         [],
         metavar="[NAME=]DIR",
@@ -35,12 +36,14 @@ def triton(
     Then: weft serve-triton OUT
     """
     from weft.cli.serve import split_adapters
+
+    adapters = {name: Path(folder) for name, folder in split_adapters(adapter).items()}
+    folder = sound_source(source, verify=True)
+
     from weft.export.triton.backends import GRAPHS
     from weft.export.triton.repository import export_triton
 
     chosen = choose_dtype(dtype)
-    adapters = {name: Path(folder) for name, folder in split_adapters(adapter).items()}
-    folder = sound_source(source, verify=True)
     name = name or model_name(source)
     with progress_bar() as show:
         made = export_triton(

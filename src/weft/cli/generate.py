@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
+from weft.cli.options import Device, Dtype
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from weft.serve.requests.request import Output
 
@@ -27,8 +30,8 @@ def generate(
     stop: list[str] = typer.Option([], help="A text that ends a completion; may be repeated."),
     num_samples: int = typer.Option(1, help="Completions of each prompt; wants a temperature."),
     adapter: Path | None = typer.Option(None, help="A LoRA adapter of the model's: a directory that peft wrote."),
-    device: str = typer.Option("auto", help="cpu, cuda, cuda:1, …; auto: a GPU where there is one."),
-    dtype: str = typer.Option("auto", help="fp32, bf16 or fp16; auto: bf16 on a GPU, fp32 on a CPU."),
+    device: Device = "auto",
+    dtype: Dtype = "auto",
 ) -> None:
     """Continue texts with a trained model.
 
@@ -71,11 +74,16 @@ def generate(
         _, model = load_decoder(folder, where, pick_dtype(dtype, where))
         engine = Engine(model, tokenizer, config, sampling.eos)
     start = time.perf_counter()
-    outputs = run(engine, ids, sampling, num_samples, *adapters)
+    lengths: Counter[tuple[int, int]] = Counter()
+    full: list[tuple[int, int]] = []
+    outputs = counted(run(engine, ids, sampling, num_samples, *adapters), max_tokens, lengths, full)
     alone = len(texts) * num_samples == 1
-    num_tokens = show_one(outputs) if alone else show_several(outputs, texts, num_samples)
-    seconds = time.perf_counter() - start
+    show_one(outputs) if alone else show_several(outputs, texts, num_samples)
+    seconds, num_tokens = time.perf_counter() - start, lengths.total()
     print(f"{num_tokens} tokens in {seconds:.2f} s, {num_tokens / seconds:.1f} tokens/s", file=sys.stderr)
+    if full:
+        which = "the text ends" if alone else f"{len(full)} of {len(texts) * num_samples} texts end"
+        print(f"the model's context has no more than {shape.max_seq:,} tokens: {which} there", file=sys.stderr)
 
 
 def read_prompts(prompts: list[str], file: Path | None) -> list[str]:
@@ -98,24 +106,32 @@ def read_prompts(prompts: list[str], file: Path | None) -> list[str]:
     return texts
 
 
-def show_one(outputs: Iterable[tuple[int, Output]]) -> int:
-    """Write the only completion as it comes; the number of its tokens."""
-    num_tokens = 0
+def counted(
+    outputs: Iterable[tuple[int, Output]], most: int, lengths: Counter[tuple[int, int]], full: list[tuple[int, int]]
+) -> Iterator[tuple[int, Output]]:
+    """The same, while `lengths` gets the new tokens of each completion, and `full` those that the context's end cut off
+    before they had `most`."""
+    for prompt, output in outputs:
+        one = (prompt, output.index)
+        lengths[one] += len(output.tokens)
+        if output.finish == "length" and lengths[one] < most:
+            full.append(one)
+        yield prompt, output
+
+
+def show_one(outputs: Iterable[tuple[int, Output]]) -> None:
+    """Write the only completion as it comes."""
     for _, output in outputs:
-        num_tokens += len(output.tokens)
         print(output.text, end="", flush=True)
     print(flush=True)
-    return num_tokens
 
 
-def show_several(outputs: Iterable[tuple[int, Output]], prompts: list[str], num_samples: int) -> int:
-    """Write each completion under its prompt, all of them at the end; the number of their tokens."""
-    completions, num_tokens = [""] * len(prompts) * num_samples, 0
+def show_several(outputs: Iterable[tuple[int, Output]], prompts: list[str], num_samples: int) -> None:
+    """Write each completion under its prompt, all of them at the end."""
+    completions = [""] * len(prompts) * num_samples
     for prompt, output in outputs:
-        num_tokens += len(output.tokens)
         completions[prompt * num_samples + output.index] += output.text
     for place, completion in enumerate(completions):
         title = " ".join(prompts[place // num_samples].split())
         title = title if len(title) <= 60 else f"{title[:29]} … {title[-28:]}"
         print(f"{chr(10) if place else ''}[{place + 1}/{len(completions)}] {title}\n{completion}")
-    return num_tokens

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from weft.cli.options import Device, Dtype
+
 if TYPE_CHECKING:
     from weft.prompt.file import Prompt, Row
     from weft.prompt.score import Answer
@@ -28,8 +30,6 @@ Url = Annotated[str, typer.Option(help="Or an OpenAI-compatible server: http://H
 ModelName = Annotated[str, typer.Option(help="The served model; left out: the server's only one.")]
 Key = Annotated[str, typer.Option(envvar="OPENAI_API_KEY", help="That the server wants.", show_default=False)]
 AtOnce = Annotated[int, typer.Option(help="Requests that the server gets at once.", min=1)]
-Device = Annotated[str, typer.Option(help="Of a checkpoint: cpu, cuda, …; auto: a GPU where there is one.")]
-Dtype = Annotated[str, typer.Option(help="Of a checkpoint: fp32, bf16 or fp16; auto: by the device.")]
 PriceIn = Annotated[float, typer.Option(help="Price of a million tokens of prompts.", min=0)]
 PriceOut = Annotated[float, typer.Option(help="Price of a million new tokens.", min=0)]
 
@@ -82,8 +82,9 @@ def run(
         if one.answer is None:
             print(f"weft: warning: no answer has its form; the first is {one.reply.texts[0]!r}", file=sys.stderr)
         print(one.answer if one.answer is not None else "")
-    tokens = sum(one.reply.new_tokens for one in answers)
-    print(f"{len(rows)} asked, {tokens} new tokens, {seconds:.2f} s", file=sys.stderr)
+    tokens, cut = sum(one.reply.new_tokens for one in answers), sum(one.reply.cut for one in answers)
+    cut_off = f"; cut off by max_tokens or the context's end: {cut}" if cut else ""
+    print(f"{len(rows)} asked, {tokens} new tokens, {seconds:.2f} s{cut_off}", file=sys.stderr)
 
 
 @app.command(epilog="Example: weft prompt compare zero.toml few.toml --data labelled.jsonl --checkpoint runs/small")
@@ -168,7 +169,7 @@ def search(
 
     if out.exists():
         raise ValueError(f"--out {out} is there already: a version, once written, stays; choose another name")
-    base, rows, instructions = read_prompt(prompt), read_rows(data), lines_of(rewrites)
+    base, rows, instructions = read_prompt(prompt), read_rows(data), lines_of(rewrites) if rewrites else []
     make_room(out)
     with open_model(checkpoint, url, model, api_key, at_once, device, dtype, out) as there:
         with progress_bar() as progress:
@@ -216,7 +217,7 @@ def chat(
     )  # fmt: skip
     given = {"temperature": temperature, "max_tokens": max_tokens}
     sampling = spoken.sampling.model_copy(update={name: it for name, it in given.items() if it is not None})
-    with open_model(checkpoint, url, model, api_key, 1, device, dtype) as there:
+    with open_model(checkpoint, url, model, api_key, 1, device, dtype, sure=True) as there:
         talk = Chat(there, spoken.model_copy(update={"sampling": sampling}), {"system": system})
         print(f"{there.name}. {COMMANDS}", file=sys.stderr)
         while not talk.ended:
@@ -278,9 +279,7 @@ def fields(values: list[str]) -> Row:
     return row
 
 
-def lines_of(path: Path | None) -> list[str]:
-    if path is None:
-        return []
+def lines_of(path: Path) -> list[str]:
     from weft.config.load import read_text
 
     if not path.is_file():

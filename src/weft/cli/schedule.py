@@ -21,7 +21,9 @@ def schedule(
         typer.Argument(help="gpipe, 1f1b, interleaved, bfs, zbh1, zbv, dualpipev, or a .csv file; all by default."),
     ] = None,
     pp: Annotated[int, typer.Option(help="Processes of the pipeline.", min=2)] = 4,
-    vp: Annotated[int, typer.Option(help="Stages of each, of interleaved and bfs.", min=2)] = 2,
+    vp: Annotated[
+        int | None, typer.Option(help="Stages of each, of interleaved and bfs.", min=2, show_default="2")
+    ] = None,
     micro_batches: Annotated[int | None, typer.Option(help="In one step; 2·pp by default.", min=1)] = None,
     costs: Annotated[str, typer.Option(help="Time of a stage's forward, backward of input, of weights.")] = "1:1:1",
     model: Annotated[str | None, typer.Option(help="A preset: its stages' own times, and bytes.")] = None,
@@ -49,18 +51,21 @@ def schedule(
     from weft.schedules.orders import ORDERS
     from weft.schedules.picture import draw_svg
     from weft.schedules.sheet import write_sheet
+    from weft.schedules.table import LOOPED
 
     alone = names is not None and len(names) == 1 and not compare
     if (svg or csv) and not alone:
         raise ValueError("--svg and --csv are for one schedule: name one, and leave --compare out")
     if layout is not None and model is None:
         raise ValueError(f"--layout {layout} is of a model: name one with --model")
+    if vp is not None and names and not set(names) & set(LOOPED):
+        raise ValueError(f"--vp {vp} is of {' and '.join(LOOPED)}: leave it out, or name one of them")
     given, rest = _costs(costs), Layout.parse(layout or "single")
     tokens = length(seq, preset_shape(model)) if model else SEQ
     reports, refused = [], []
     for name in names or ORDERS:
         try:
-            table = named(name, pp, vp, micro_batches or 2 * pp)
+            table = named(name, pp, vp or 2, micro_batches or 2 * pp)
             reports.append(of_model(table, model, rest, tokens) if model else ScheduleReport(table, given))
         except ValueError as error:
             if names:

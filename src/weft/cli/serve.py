@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from weft.cli import triton as on_triton
+from weft.cli.options import Device, Dtype
 
 if TYPE_CHECKING:
     from weft.serve.server.config import ServerConfig
@@ -37,8 +38,8 @@ def serve(
     open: bool = typer.Option(
         False, "--open", help="With no key, serve other machines, and pages from elsewhere: a proxy looks after that."
     ),
-    device: str = typer.Option("auto", help="cpu, cuda, cuda:1, …; auto: a GPU where there is one."),
-    dtype: str = typer.Option("auto", help="fp32, bf16 or fp16; auto: bf16 on a GPU, fp32 on a CPU."),
+    device: Device = "auto",
+    dtype: Dtype = "auto",
     tp: int = typer.Option(1, help="Processes that each model's matrices are cut over."),
     pp: int = typer.Option(1, help="Stages that its blocks are dealt out to, of --tp processes each."),
     adapter: list[str] = typer.Option(

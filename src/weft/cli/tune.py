@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -55,7 +56,7 @@ def tune(
     from weft.plan.machine import read_cluster
     from weft.plan.show.report import chosen_device
     from weft.tune.candidates import Candidates
-    from weft.tune.table import Row, TuneTable, digest, show_table
+    from weft.tune.table import Row, TuneTable, digest, set_aside, show_table
     from weft.tune.tune import Session, picture_file, planned_anew, table_file, write_winner
 
     if out.suffix != ".toml":
@@ -68,9 +69,23 @@ def tune(
     console = Console()
     console = console if console.is_terminal else Console(width=160)
     machines = read_cluster(cluster)
-    candidates = Candidates(config, machines, chosen_device(config))
+    device = chosen_device(config)
+    if device == "cpu" and machines.runs_on == "cuda":
+        raise ValueError(
+            f"--cluster {cluster} is of GPUs, and trials would run on the CPU: measure this machine with `weft plan "
+            'calibrate`, or write device = "cpu" into a cluster file of yours; or, if the nodes have GPUs and this one has '
+            "none, set train.device = cuda"
+        )
+    candidates = Candidates(config, machines, device)
     first = candidates.first(top)
-    table = planned_anew(TuneTable.read(table_file(out), digest(config, steps, machines.gpus)), candidates)
+    if layout is not None and candidates.own is None:
+        print(
+            f"weft: warning: {config.layout} takes {config.layout.world} processes and the cluster has {machines.gpus}: it "
+            "is not among those that are tried",
+            file=sys.stderr,
+        )
+    trials_of = digest(config, steps, machines.gpus)
+    table = planned_anew(TuneTable.read(table_file(out), trials_of), candidates)
     if dry_run:
         for one in first:
             table = table if table.row(str(one.layout)) else table.with_row(Row.of(one, one.seconds))
@@ -79,6 +94,12 @@ def tune(
 
     if config.data.paths:
         check(config, resume=False)
+    if kept := set_aside(table_file(out), trials_of):
+        print(
+            f"weft: {table_file(out)} is of another model, batch, data, number of processes or --steps: it is kept as "
+            f"{kept}, and this begins anew",
+            file=sys.stderr,
+        )
 
     def say(line: str) -> None:
         console.print(line, highlight=False, markup=False)

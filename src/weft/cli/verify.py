@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from weft.cli.bar import progress_bar
-from weft.cli.options import Data, LayoutText, Model, Set, Settings
+from weft.cli.options import Data, Device, Dtype, LayoutText, Model, Set, Settings
 from weft.cli.output import vacant
 
 if TYPE_CHECKING:
@@ -48,13 +48,16 @@ def layout(
     from rich.console import Console
 
     from weft.config.layout import Layout
-    from weft.verify.layout import RunFailedError, verify_layouts
-    from weft.verify.report import show_layouts
 
     config = settled(settings, model, data, batch, seq, [*(overrides or []), ("layout", "single")])
+    one, other = Layout.parse(a), Layout.parse(b)
+
+    from weft.verify.layout import RunFailedError, verify_layouts  # torch, which takes a while
+    from weft.verify.report import show_layouts
+
     with tempfile.TemporaryDirectory(prefix="weft-verify-") as folder, progress_bar() as progress:
         try:
-            report = verify_layouts(config, Layout.parse(a), Layout.parse(b), steps, keep or Path(folder), progress)
+            report = verify_layouts(config, one, other, steps, keep or Path(folder), progress)
         except RunFailedError as error:
             print(f"weft: error: {error}", file=sys.stderr)
             raise typer.Exit(1) from None
@@ -83,11 +86,13 @@ def resume(
     from rich.console import Console
 
     from weft.config.layout import Layout
-    from weft.verify.report import show_resume
-    from weft.verify.resume import verify_resume
 
     config = settled(settings, model, data, batch, seq, [*(overrides or []), *([("layout", layout)] if layout else [])])
     other = Layout.parse(resume_layout) if resume_layout else None
+
+    from weft.verify.report import show_resume
+    from weft.verify.resume import verify_resume
+
     with tempfile.TemporaryDirectory(prefix="weft-verify-") as folder, progress_bar() as progress:
         try:
             report = verify_resume(config, steps, keep or Path(folder), other, progress)
@@ -122,6 +127,10 @@ def export(
     """Compute the weights by weft and by transformers' own model, on the same tokens, and compare."""
     from rich.console import Console
 
+    from weft.serve.folder import find_model
+
+    find_model(path)
+
     from weft.verify.export import verify_export
     from weft.verify.report import show_export
 
@@ -133,8 +142,8 @@ def export(
 @app.command(epilog="Example: weft verify serve runs/run --dtype bf16")
 def serve(
     path: Annotated[Path, typer.Argument(help="A checkpoint (step-…), a run (its newest), or a Hugging Face folder.")],
-    dtype: Annotated[str, typer.Option(help="That the server computes in: fp32, bf16 or fp16.")] = "auto",
-    device: Annotated[str, typer.Option(help="cpu, cuda, …; auto: a GPU where there is one.")] = "auto",
+    dtype: Dtype = "auto",
+    device: Device = "auto",
     tp: Annotated[int, typer.Option(help="Processes that the server cuts every matrix over.", min=1)] = 1,
     pp: Annotated[int, typer.Option(help="Stages that it deals the blocks out to.", min=1)] = 1,
     cache_dtype: Annotated[str, typer.Option(help="Of keys and values: int8, or auto, as the model's.")] = "auto",
@@ -146,10 +155,14 @@ def serve(
     from rich.console import Console
 
     from weft.serve.config import EngineConfig
+    from weft.serve.folder import find_model
+
+    config = EngineConfig(dtype=dtype, device=device, tp=tp, pp=pp, cache_dtype=cache_dtype)
+    find_model(path)
+
     from weft.verify.report import show_serve
     from weft.verify.serve import verify_serve, write_certificate
 
-    config = EngineConfig(dtype=dtype, device=device, tp=tp, pp=pp, cache_dtype=cache_dtype)
     with progress_bar() as progress:
         report = verify_serve(path, config, progress)
     show_serve(report, write_certificate(report), Console())

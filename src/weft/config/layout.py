@@ -291,4 +291,5 @@ class Layout(BaseModel):
             return cls.model_validate(fields)
         except ValidationError as error:
             found = error.errors()[0]
-            raise ValueError(f"layout {text!r}: {found.get('ctx', {}).get('error', found['msg'])}") from None
+            field = f"{'.'.join(map(str, found['loc']))}: " if found["loc"] else ""
+            raise ValueError(f"layout {text!r}: {found.get('ctx', {}).get('error', field + found['msg'])}") from None

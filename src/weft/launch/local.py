@@ -48,6 +48,9 @@ def launch(
 
     Returns:
         0: all went well; 2: a mistake of the user; 1: anything else. With one process, exceptions pass through instead.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C ended the processes before there was anything to save, as it ends a single one.
     """
     if world == 1:
         function = load_entry(entry) if isinstance(entry, str) else entry

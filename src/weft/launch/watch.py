@@ -56,7 +56,11 @@ def received_signals() -> Iterator[Received]:
 
 
 def wait_all(processes: Processes, received: Received, logs: Path, grace: float) -> End:
-    """Wait until all have ended. The first signal is passed on, once; a second one, or `grace` seconds, end them."""
+    """Wait until all have ended. The first signal is passed on, once; a second one, or `grace` seconds, end them.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C ended them before there was anything to save.
+    """
     failures: dict[int, Failure] = {}
     sent: signal.Signals | None = None
     deadline, killed = float("inf"), ""
@@ -86,6 +90,8 @@ def wait_all(processes: Processes, received: Received, logs: Path, grace: float)
         if process.returncode and rank not in failures:
             failures[rank] = of_exit(process.returncode, rank, logs, noticed=time.time())
     if failures and sent and all(process.returncode in (0, -sent, 128 + sent) for process in processes):
+        if sent == signal.SIGINT:
+            raise KeyboardInterrupt
         return End(stopped=f"ended by {sent.name} before there was anything to save")
     return End(failures=tuple(failures.values()))
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from weft.config.dtypes import TORCH_NAMES, torch_name
+
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, told) for name, told in TORCH_NAMES.items()}
 
 
 def dtype_of(name: str) -> torch.dtype:
@@ -13,7 +15,5 @@ def dtype_of(name: str) -> torch.dtype:
     Raises:
         ValueError: it has another name.
     """
-    for short, dtype in DTYPES.items():
-        if name in (short, str(dtype).removeprefix("torch.")):
-            return dtype
-    raise ValueError(f"--dtype {name}: choose fp32, bf16 or fp16")
+    dtype: torch.dtype = getattr(torch, torch_name(name))
+    return dtype

@@ -97,14 +97,15 @@ class Question:
         return found
 
     def gpus_for(self, days: float) -> Plan | None:
-        """The fewest GPUs that see the job's tokens in so many days, in steps of an eighth of the next power of two; None
-        where no number does."""
-        node, gpus = self.cluster.per_node, self.cluster.per_node
-        while not self._done(gpus, days):
-            gpus *= 2
-            if gpus > MOST_GPUS:
-                return None
-        fewer = (gpus * eighths // 8 for eighths in (5, 6, 7, 8) if gpus * eighths % (8 * node) == 0)
+        """The fewest GPUs that see the job's tokens in so many days: a part of a node, by powers of two, or whole nodes, in
+        steps of an eighth of the next power of two; None where no number does."""
+        node = self.cluster.per_node
+        part = (2**power for power in range(17) if 2**power < node)
+        whole = (node * 2**power for power in range(17) if node * 2**power <= MOST_GPUS)
+        gpus = next((number for number in (*part, *whole) if self._done(number, days)), None)
+        if gpus is None:
+            return None
+        fewer = (gpus * eighths // 8 for eighths in (5, 6, 7, 8) if eighths == 8 or gpus * eighths % (8 * node) == 0)
         return next(plan for number in fewer if (plan := self._done(number, days)))
 
     def gpus_to_fit(self) -> Plan | None:
@@ -120,13 +121,15 @@ class Question:
         """What number would do, where nothing fits or nothing can be cut so."""
         if not self._cuts(self.cluster.gpus):
             near = " or ".join(f"{gpus:,}" for gpus in self.numbers_near()) or "none near"
-            yield Answer(f"GPUs near {self.cluster.gpus:,} over which model and batch can be cut", near)
+            yield Answer(f"{self.cluster.units} near {self.cluster.gpus:,} over which model and batch can be cut", near)
         elif more := self.gpus_to_fit():
-            answer = f"{more.cluster.gpus:,} GPUs, {duration(more.seconds)} a step, {gibibytes(more.bytes)} a GPU"
+            answer = f"{self.number(more)}, {duration(more.seconds)} a step, {self.each(more)}"
             answer += tightly(more)
-            yield Answer("GPUs on which it fits", answer, more.layout)
+            yield Answer(f"{self.cluster.units} on which it fits", answer, more.layout)
         else:
-            yield Answer("GPUs on which it fits", f"no number up to {MOST_GPUS:,}: take shorter sequences")
+            yield Answer(
+                f"{self.cluster.units} on which it fits", f"no number up to {MOST_GPUS:,}: take shorter sequences"
+            )
 
     def numbers_near(self) -> list[int]:
         """The next smaller and larger numbers of GPUs over which this model and batch can be cut at all."""
@@ -135,6 +138,12 @@ class Question:
             numbers = range(self.cluster.gpus + direction, self.cluster.gpus + 65 * direction, direction)
             found += [next((gpus for gpus in numbers if gpus > 0 and self._cuts(gpus)), 0)]
         return [gpus for gpus in found if gpus]
+
+    def number(self, plan: Plan) -> str:
+        return f"{plan.cluster.gpus:,} {plan.cluster.units if plan.cluster.gpus > 1 else plan.cluster.unit}"
+
+    def each(self, plan: Plan) -> str:
+        return f"{gibibytes(plan.bytes)} a {plan.cluster.unit}"
 
     def _done(self, gpus: int, days: float) -> Plan | None:
         """The best plan on so many GPUs, if it is done in time."""
@@ -153,7 +162,8 @@ class Question:
     def slower_links(self) -> Iterator[tuple[str, Plan | None]]:
         """The plan if the network, or NVLink, gave a half or a quarter; on a measured cluster, all messages."""
         curves = self.cluster.curves
-        links = {"messages": "curves"} if curves else {"network": "network_gb_per_s", "NVLink": "nvlink_gb_per_s"}
+        near = "NVLink" if self.cluster.runs_on == "cuda" else "memory between processes"
+        links = {"messages": "curves"} if curves else {"network": "network_gb_per_s", near: "nvlink_gb_per_s"}
         for what, field in links.items():
             for share, word in ((0.5, "half"), (0.25, "a quarter")):
                 less: float | Curves = share * getattr(self.cluster, field) if curves is None else slowed(curves, share)
@@ -193,11 +203,15 @@ class Question:
             found = self.gpus_for(days)
             answer = f"no number up to {MOST_GPUS:,}: a larger batch can be shared out over more"
             if found:
-                answer = f"{found.cluster.gpus:,} GPUs, {found.days:.1f} days{tightly(found)}"
-            yield Answer(f"GPUs for {days:g} days", answer, found.layout if found else None)
+                answer = f"{self.number(found)}, {found.days:.1f} days{tightly(found)}"
+            yield Answer(
+                f"{self.cluster.units} for {days:g} day{'s' if days != 1 else ''}",
+                answer,
+                found.layout if found else None,
+            )
         if what_if and (small := self.smaller_moments()):
             answer = f"{slower(small, plan)} time" if plan else "fits"
-            answer += f", {gibibytes(small.bytes)} a GPU{tightly(small)}"
+            answer += f", {self.each(small)}{tightly(small)}"
             yield Answer("optimizer.states = 8bit", answer, small.layout)
         if what_if and plan is not None:
             for what, other in self.slower_links():
@@ -205,7 +219,7 @@ class Question:
                     answer = f"{slower(other, plan)} time"
                     yield Answer(what, answer, other.layout)
         if what_if and plan is not None and self.shape.experts and (uneven := self.busier_expert(plan)):
-            answer = f"{slower(uneven, plan)} time, {gibibytes(uneven.bytes)} a GPU"
+            answer = f"{slower(uneven, plan)} time, {self.each(uneven)}"
             answer += tightly(uneven) if uneven.fits else ": does not fit"
             yield Answer(f"busiest expert given {uneven.job.busiest_expert:g} times its share", answer, uneven.layout)
 

@@ -6,7 +6,7 @@ import difflib
 import functools
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -17,6 +17,12 @@ from weft.plan.work import Machine
 FOLDER = Path(__file__).parents[1] / "presets" / "clusters"
 
 
+MOST = 1e5
+"""Of any rate or size, in its own unit: more is a mistaken one, as bytes for GiB."""
+ODD = 300
+"""Times as much, or as little, as the preset that a file is based on: one unit for another is 1,000 times."""
+
+
 class Cluster(BaseModel):
     """GPUs of one kind. Rates are in one direction and of one GPU; efficiencies are shares of the peak."""
 
@@ -24,19 +30,19 @@ class Cluster(BaseModel):
 
     title: str = ""
     gpus: int = Field(8, ge=1)
-    peak_tflops: float = Field(gt=0, description="dense, 16 bit")
-    peak_8bit_tflops: float = Field(gt=0)
+    peak_tflops: float = Field(gt=0, le=MOST, description="dense, 16 bit")
+    peak_8bit_tflops: float = Field(gt=0, le=MOST)
     gemm_efficiency: float = Field(gt=0, le=1, description="of the best matrix product, 16 bit")
     gemm_8bit_efficiency: float = Field(gt=0, le=1)
     attention_efficiency: float = Field(gt=0, le=1, description="of fused attention, of the 16-bit peak")
     sms: int = Field(ge=1, description="tiles that are worked on at once")
-    memory_gib: float = Field(gt=0)
-    memory_gb_per_s: float = Field(gt=0)
-    nvlink_gb_per_s: float = Field(gt=0)
+    memory_gib: float = Field(gt=0, le=MOST)
+    memory_gb_per_s: float = Field(gt=0, le=MOST)
+    nvlink_gb_per_s: float = Field(gt=0, le=MOST)
     nvlink_domain: int = Field(ge=1, description="GPUs that are joined without the network")
     mesh: bool = Field(False, description="each pair of a node's GPUs has links of its own, and there is no switch")
     halves_gb_per_s: float = Field(0, ge=0, description="between a node's two CPUs, where messages of GPUs pass there")
-    network_gb_per_s: float = Field(gt=0)
+    network_gb_per_s: float = Field(gt=0, le=MOST)
     network_wait_us: float = Field(0, ge=0, description="of a collective that is waited for, a node; EFA: 350")
     adapter_gb_per_s: float = Field(
         0, ge=0, description="where a group uses one adapter of a node and no more, of that"
@@ -47,12 +53,26 @@ class Cluster(BaseModel):
     host_memory_gb_per_s: float = Field(50, gt=0, description="of that memory, for each GPU")
     precision: Literal["bf16", "fp16"] = Field("bf16", description="of 16 bits, that its matrix units multiply")
     generation: int = Field(2, ge=0, le=4, description="0 Volta, 1 Ampere, 2 Hopper, 3 Blackwell; 4 CDNA 3")
+    device: Literal["cuda", "cpu"] = Field("cuda", description="what computes, in PyTorch's words")
     curves: Curves | None = Field(None, description="measured here, by `weft plan calibrate`")
 
     @property
     def memory(self) -> float:
         """Bytes."""
         return self.memory_gib * 2**30
+
+    @property
+    def runs_on(self) -> Literal["cuda", "cpu"]:
+        return self.curves.device if self.curves else self.device
+
+    @property
+    def unit(self) -> str:
+        """What one of them is called: several processes share a CPU."""
+        return "process" if self.runs_on == "cpu" else "GPU"
+
+    @property
+    def units(self) -> str:
+        return "processes" if self.runs_on == "cpu" else "GPUs"
 
     def peak(self, *, in_8_bits: bool) -> float:
         """FLOP/s of one GPU, that an MFU is a share of: what is told of it, or, where runs have been faster than that was
@@ -102,7 +122,9 @@ def read_cluster(name: str, gpus: int | None = None) -> Cluster:
     if path.suffix == ".toml":
         values = _load(path)
         base = values.pop("base", None)
-        values = {**(_load(_preset(base)) if base else {}), **values}
+        preset = _load(_preset(base)) if base else {}
+        _check_units(path, values, preset)
+        values = {**preset, **values}
     else:
         preset, _, count = name.rpartition("x")
         preset += "x" * (f"{preset}x" in cluster_names())  # mi300x64 is mi300xx64 too
@@ -126,6 +148,16 @@ def read_cluster(name: str, gpus: int | None = None) -> Cluster:
                 'preset that has it, as in base = "h100"'
             ) from None
         raise ValueError(f"cluster {name}: {explain(error, Cluster)}") from None
+
+
+def _check_units(path: Path, values: dict[str, Any], preset: dict[str, Any]) -> None:
+    """Links are left alone: between a slow one and a fast one there may be as much."""
+    for name in ("peak_tflops", "peak_8bit_tflops", "memory_gib", "memory_gb_per_s"):
+        told, usual = values.get(name), preset.get(name)
+        if isinstance(told, int | float) and usual and told > 0 and not 1 / ODD < told / usual < ODD:
+            raise ValueError(
+                f"cluster {path}: {name} = {told:g}, and its base has {usual:g}: see that the unit is right"
+            )
 
 
 def _preset(name: object) -> Path:

@@ -40,7 +40,9 @@ class Plan:
         """Raises: ValueError: the layout does not go with the model, the batch or the number of GPUs, nor a budget of
         memory with them, by what `weft train` counts."""
         if layout.world != cluster.gpus:
-            raise ValueError(f"layout {layout} takes {layout.world:,} GPUs and the cluster has {cluster.gpus:,}")
+            raise ValueError(
+                f"layout {layout} takes {layout.world:,} {cluster.units} and the cluster has {cluster.gpus:,}"
+            )
         layout.check(shape, job.global_batch, job.seq)
         cut = counted_budget(shape, layout, job, cluster)
         work = numbers(shape, cut, job, cluster, software)
@@ -117,7 +119,7 @@ def counted_budget(shape: Shape, layout: Layout, job: Job, cluster: Cluster) -> 
         return layout
     train = {"global_batch": job.global_batch, "seq": job.seq}
     run = make_config({"model": shape.model_dump(), "layout": layout, "train": train})
-    return settled(run, cluster.curves.device if cluster.curves else "cuda")
+    return settled(run, cluster.runs_on)
 
 
 WASTE = {

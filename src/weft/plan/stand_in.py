@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from weft.config.load import explain
 from weft.models.shape import Shape
 from weft.units import short
 
@@ -101,8 +102,7 @@ def stand_in(config: Mapping[str, Any]) -> tuple[Shape, list[str]]:
     try:
         shape = Shape.model_validate(tree)
     except ValidationError as error:
-        what = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise ValueError(f"config.json of a {kind}: {what}") from None
+        raise ValueError(f"config.json of a {kind}: {explain(error, Shape)}") from None
     told = f"the plan is of weft's own blocks in its sizes, {short(shape.num_params)} parameters"
     if shape.active_params != shape.num_params:
         told += f", {short(shape.active_params)} of them for a token"

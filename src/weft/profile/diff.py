@@ -47,6 +47,9 @@ def compared(before: Profile, after: Profile) -> Iterator[tuple[str, list[Change
         yield "part", changes(*parts)
     peaks = [_holders(one) for one in (before, after)]
     if all(peaks):
+        older = [{name for rank in one.ranks for name in rank.facts.get("held", ())} for one in (before, after)]
+        for name in older[0] ^ older[1]:  # what one of them does not know has not gone, or come
+            peaks = [Counter({other: size for other, size in peak.items() if other != name}) for peak in peaks]
         yield "memory at the peak", changes(*peaks)
 
 
@@ -57,18 +60,27 @@ def _holders(profile: Profile) -> Counter[str]:
     return max(known, key=lambda memory: memory.peak).holders if known else Counter()
 
 
+def _slowest(before: Profile, after: Profile) -> str:
+    """Where ranks are not alike, what the tables are of."""
+    means = [sum(one.kinds.values()) for one in (before, after)]
+    if all(abs(mean / one.seconds - 1) < NOISE for mean, one in zip(means, (before, after), strict=True)):
+        return ""
+    told = " and ".join(map(milliseconds, means))
+    return f", on the slowest rank; the mean of the ranks, of which times below are: {told}"
+
+
 def show_diff(before: Profile, after: Profile, console: Console) -> None:
     """Tables of both, and of the difference."""
     for word, profile in (("before", before), ("after", after)):
         console.print(f"[dim]{word}[/] {escape(headline(profile))}", highlight=False)
     if before.config is not None and after.config is not None and before.config.model != after.config.model:
         console.print("[yellow]these are different models[/]")
-    step = Change("a step", sum(before.kinds.values()), sum(after.kinds.values()))
+    step = Change("a step", before.seconds, after.seconds)
     by = percent(abs(step.more) / step.before)
     said = f"is {by} {'slower' if step.more > 0 else 'faster'}" if by != percent(0) else "takes as long as before"
     console.print(
-        f"\n[bold]a step {said}[/]: "
-        f"{milliseconds(step.before)} before, {milliseconds(step.after)} after, mean of the ranks"
+        f"\n[bold]a step {said}[/]: {milliseconds(step.before)} before, {milliseconds(step.after)} after"
+        f"{_slowest(before, after)}"
     )
     for name, found in compared(before, after):
         show = gibibytes if name.startswith("memory") else milliseconds

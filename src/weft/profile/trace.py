@@ -131,6 +131,8 @@ def read_trace(file: Path) -> Trace:
         document = {"traceEvents": document}
     if not isinstance(document, dict) or not isinstance(document.get("traceEvents"), list):
         raise ValueError(f"{file} has no traceEvents: is it a trace of torch.profiler?")
+    if not all(isinstance(event, dict) for event in document["traceEvents"]):
+        raise ValueError(f"{file} has traceEvents that are no events: is it a trace of torch.profiler?")
     return Trace(document)
 
 

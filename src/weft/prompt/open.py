@@ -14,13 +14,14 @@ from weft.prompt.model import Model
 @contextmanager
 def open_model(
     path: Path | None, url: str = "", name: str = "", key: str = "", at_once: int = 16, device: str = "auto",
-    dtype: str = "auto", out: Path | None = None,
+    dtype: str = "auto", out: Path | None = None, sure: bool = False,
 ) -> Iterator[Model]:  # fmt: skip
     """A checkpoint in this process, or a model behind a server.
 
     Args:
         out: the file that all this is for. Until the block ends well, answers are kept beside it (`….part`), and the next
             command of the same `out` takes them over.
+        sure: a server is asked at once whether it has the model that is named: for those who wait for somebody to type.
 
     Raises:
         ValueError: both are named or none is, or it cannot be reached.
@@ -33,7 +34,7 @@ def open_model(
     if url:
         from weft.prompt.remote import RemoteModel
 
-        model = RemoteModel(url, name, key, at_once)
+        model = RemoteModel(url, name, key, at_once, sure=sure)
         who = [url, model.name]
     else:
         from weft.serve.folder import find_model

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import httpx
 import numpy as np
 
+from weft.prompt.file import PromptSampling
 from weft.prompt.model import Ask, Likelihood, Reply
 
 T = TypeVar("T")
@@ -38,23 +39,27 @@ class RequestError(ValueError):
 class RemoteModel:
     """Asks over HTTP, several requests at once. A server that refuses for now (429, 503) is asked again, when it says."""
 
-    def __init__(self, url: str, name: str = "", key: str = "", at_once: int = 16, timeout: float = 600.0) -> None:
+    def __init__(
+        self, url: str, name: str = "", key: str = "", at_once: int = 16, timeout: float = 600.0, sure: bool = False
+    ) -> None:
         """
         Args:
             url: up to and with /v1.
             name: the model; "": the server's only one.
             timeout: seconds without a byte after which a request has failed.
+            sure: a model that is named is asked for now, not with the first question.
 
         Raises:
-            ValueError: nobody answers there, or it has several models and none is named.
+            ValueError: nobody answers there, it has several models and none is named, or not the one that is.
         """
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self.url, self.at_once = url.rstrip("/"), at_once
+        self.url, self.at_once, self._longest = url.rstrip("/"), at_once, 0
         limits = httpx.Limits(max_connections=at_once)
         self.http = httpx.Client(headers=headers, timeout=httpx.Timeout(timeout, connect=10.0), limits=limits)
-        self._longest = 0
         try:
             self.name = name or self._only_model()
+            if sure and name:
+                self._check_name()
         except ValueError:
             self.close()
             raise
@@ -215,11 +220,22 @@ class RemoteModel:
             return "completions", body | {"prompt": ask.prompt}
         return "chat/completions", body | {"messages": list(ask.prompt)}
 
+    def _check_name(self) -> None:
+        """Of a server that does not list the model, as some that have it do not, a token is asked."""
+        with suppress(ValueError):
+            if self.name in self._models():
+                return
+        route, body = self._body(Ask(({"role": "user", "content": "hi"},), PromptSampling(max_tokens=1)))
+        self._post(route, body, "choices")
+
     def _only_model(self) -> str:
-        names = [one["id"] for one in self._send("GET", f"{self.url}/models", None, "data")["data"]]
+        names = self._models()
         if len(names) != 1:
             raise ValueError(f"{self.url} has {len(names)} models ({', '.join(names)}): name one with --model")
-        return str(names[0])
+        return names[0]
+
+    def _models(self) -> list[str]:
+        return [str(one["id"]) for one in self._send("GET", f"{self.url}/models", None, "data")["data"]]
 
     def _post(self, route: str, body: dict[str, Any], field: str, root: str = "") -> dict[str, Any]:
         return self._send("POST", f"{root or self.url}/{route}", body, field)

@@ -154,7 +154,7 @@ def cluster_of(curves: Curves, sizes: Sizes, process: Process) -> Cluster:
         attention_efficiency=_digits(min(1.0, attention / peak)), sms=_sms(process.device),
         memory_gib=_digits(_memory(process) / 2**30), memory_gb_per_s=_digits(memory / 1e9),
         nvlink_gb_per_s=_digits(bus / 1e9), nvlink_domain=ways, network_gb_per_s=_digits(bus / 1e9), per_node=ways,
-        generation=0, host_memory_gib=0 if process.device.type == "cpu" else 256, curves=curves,
+        generation=0, device=curves.device, host_memory_gib=0 if curves.device == "cpu" else 256, curves=curves,
     )  # fmt: skip
 
 

@@ -96,16 +96,25 @@ class TuneTable:
         Raises:
             ValueError: the file is no such table.
         """
-        if not path.exists():
+        if not path.exists() or (found := cls.stored(path)).of != of:
             return cls(of)
+        return cls(of, tuple(found.measured))
+
+    @classmethod
+    def stored(cls, path: Path) -> TuneTable:
+        """What is in the file, whatever it is of.
+
+        Raises:
+            ValueError: the file is no such table.
+        """
         try:
             tree = json.loads(path.read_text(encoding="utf-8"))
-            if tree["version"] != VERSION or tree["of"] != of:
-                return cls(of)
+            if tree["version"] != VERSION:
+                return cls(f"version {tree['version']}")
             rows = [Row(**{**row, "results": tuple(map(_result, row["results"]))}) for row in tree["rows"]]
+            return cls(tree["of"], tuple(rows))
         except (json.JSONDecodeError, KeyError, TypeError):
             raise ValueError(f"{path} is no table of trials: move it away, or name another --out") from None
-        return cls(of, tuple(row for row in rows if row.seconds is not None))
 
     def write(self, path: Path) -> None:
         tree = {"version": VERSION, "of": self.of, "rows": [asdict(row) for row in self.rows]}
@@ -130,6 +139,17 @@ class TuneTable:
         longest = max((row.num_steps for row in self.measured), default=0)
         final = [row for row in self.measured if row.num_steps == longest]
         return min(final, key=lambda row: row.seconds or 0.0, default=None)
+
+
+def set_aside(path: Path, of: str) -> Path | None:
+    """Give a table that is there and of another run another name, which is returned.
+
+    Raises:
+        ValueError: the file is no table.
+    """
+    if not path.exists() or TuneTable.stored(path).of == of:
+        return None
+    return path.replace(path.with_suffix(".previous.json"))
 
 
 def named(layout: str, settings: dict[str, Any]) -> str:

@@ -31,7 +31,7 @@ def show_search(found: Search, plans: Sequence[Plan], console: Console) -> None:
         f"[bold]{cluster.gpus:,} × {escape(cluster.title)}[/]: {counted(found)}. {asked(found.job)}{_use_of_experts(found)}"
     )
     if plans:
-        print_table(_ranking(plans), console)
+        print_table(_ranking(plans, cluster.unit), console)
         rivals = found.rivals()
         if rivals:
             console.print("[italic]why not …[/]")
@@ -46,7 +46,7 @@ def show_search(found: Search, plans: Sequence[Plan], console: Console) -> None:
         need = short_of.bytes - CONSTANTS.usable * cluster.memory
         line = f"{'Fastest' if len(found.order) else 'Smallest'} that does not fit: {short_of.layout}, "
         line += f"{duration(short_of.seconds)}, "
-        line += f"{gibibytes(short_of.bytes)} a GPU: {gibibytes(max(need, 0))} too much."
+        line += f"{gibibytes(short_of.bytes)} a {cluster.unit}: {gibibytes(max(need, 0))} too much."
         if change is not None:
             line += f" {_change(change, words)}"
         console.print(line, highlight=False)
@@ -97,7 +97,8 @@ def show_closest(plan: Plan, found: Search, console: Console) -> None:
 def refusal(found: Search) -> str:
     """Why there is nothing to rank: of those that fit, weft does not run the fastest, nor others."""
     if not len(found):
-        return f"no layout: {found.cluster.gpus:,} GPUs and a batch of {found.job.global_batch:,} cannot be cut so"
+        there = f"{found.cluster.gpus:,} {found.cluster.units}"
+        return f"no layout: {there} and a batch of {found.job.global_batch:,} cannot be cut so"
     if not len(found.order):
         return "no layout fits"
     try:
@@ -111,10 +112,10 @@ def _change(plan: Plan, words: Sequence[str]) -> str:
     return f"Nearest that fits: {', '.join(words)}: {plan.layout}, {duration(plan.seconds)}{tightly(plan)}."
 
 
-def _ranking(plans: Iterable[Plan]) -> Table:
+def _ranking(plans: Iterable[Plan], unit: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("layout", overflow="fold")
-    for name in ("step", "tokens/s", "MFU causal", "full", "days", "GPU-hours", "memory", "left", "bound by"):
+    for name in ("step", "tokens/s", "MFU causal", "full", "days", f"{unit}-hours", "memory", "left", "bound by"):
         table.add_column(name, justify="left" if name == "bound by" else "right", no_wrap=True)
     for plan in plans:
         table.add_row(
@@ -145,7 +146,7 @@ def show_plan(plan: Plan, console: Console) -> None:
         f"bound by {plan.bound}"
     )
     room = bar_room(console, BAR)
-    console.print(_bars("memory of the fullest GPU", memory_parts(plan), gibibytes, room))
+    console.print(_bars(f"memory of the fullest {plan.cluster.unit}", memory_parts(plan), gibibytes, room))
     console.print(_bars("time of a step", time_parts(plan), duration, room))
 
 

@@ -41,7 +41,7 @@ def draw_page(found: Search, plans: Sequence[Plan], title: str, answers: Iterabl
     parts = [
         *(_facts(plans[0]) if plans else [tag("p", _sentence(refusal(found)), class_="verdict")]),
         *_pareto(pareto),
-        *(_ranking(plans) if plans else []),
+        *(_ranking(plans, found.cluster.unit) if plans else []),
         *(_rivals(found, plans[0]) if plans else []),
         *(_tight(found, plans[0]) if plans else []),
         *_nearest(found),
@@ -100,7 +100,7 @@ def _facts(plan: Plan) -> list[Element]:
         "tokens/s": (short(plan.tokens_per_s), ""),
         "MFU, causal": (percent(plan.mfu(causal=True)), ""),
         "days": (f"{plan.days:,.1f}", ""),
-        "GPU-hours": (short(plan.gpu_hours), ""),
+        f"{plan.cluster.unit}-hours": (short(plan.gpu_hours), ""),
         "memory": (gibibytes(plan.bytes), f" ± {100 * plan.memory.spread:.0f} %"),
         "left": (gibibytes(plan.headroom), ""),
         "bound by": (plan.bound, ""),
@@ -125,8 +125,9 @@ def _pareto(pareto: Pareto) -> list[Element]:
     return section("Memory against time", words, tag("div", pareto.draw(), class_="wide"), listed)
 
 
-def _ranking(plans: Sequence[Plan]) -> list[Element]:
-    names = ("layout", "step", "tokens/s", "MFU causal", "full", "days", "GPU-hours", "memory", "left", "bound by")
+def _ranking(plans: Sequence[Plan], unit: str) -> list[Element]:
+    hours = f"{unit}-hours"
+    names = ("layout", "step", "tokens/s", "MFU causal", "full", "days", hours, "memory", "left", "bound by")
     rows: list[list[Child]] = [
         [
             tag("code", str(plan.layout)), duration(plan.seconds), short(plan.tokens_per_s),
@@ -193,8 +194,12 @@ def _parts(plans: Sequence[Plan]) -> list[Element]:
         attributes = {"open": "open"} if place == 0 else {}
         drawn.append(tag("details", tag("summary", inside), tag("div", time, memory, class_="pair"), **attributes))
     of = f"The best {len(drawn)}, each" if len(drawn) > 1 else "Each"
-    words = f"{of} part on top of those before. Memory is drawn against what a GPU has, where it fits."
-    return section("Part by part", words, *drawn) if drawn else []
+    if not plans:
+        return []
+    words = (
+        f"{of} part on top of those before. Memory is drawn against what a {plans[0].cluster.unit} has, where it fits."
+    )
+    return section("Part by part", words, *drawn)
 
 
 def _bars(parts: Sequence[Part], whole: float, unit) -> Iterator[Element]:  # type: ignore[no-untyped-def]
@@ -230,7 +235,8 @@ def _pipeline(plan: Plan) -> list[Element]:
 
 
 def _places(plan: Plan) -> list[Element]:
-    words = "One square is a GPU, one box a node. GPUs of one colour have the same part."
+    unit, units = plan.cluster.unit, plan.cluster.units
+    words = f"One square is a {unit}, one box a node. {units[0].upper()}{units[1:]} of one colour have the same part."
     if plan.layout.world == 1:
         return []
     return section("On the cluster", words, tag("div", *draw_places(plan.layout, plan.cluster), class_="pair"))

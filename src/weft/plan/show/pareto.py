@@ -38,7 +38,7 @@ class Pareto:
 
     def __init__(self, found: Search) -> None:
         seconds, memory = np.asarray(found.told), found.cluster.memory
-        self.found = found
+        self.found, self.unit = found, found.cluster.unit
         self.best = float((seconds[found.fastest] if len(found.fastest) else seconds).min(initial=np.inf))
         shown = np.flatnonzero(
             np.isfinite(seconds) & (seconds <= SLOWEST * self.best) & (found.bytes <= FULLEST * memory)
@@ -97,12 +97,12 @@ class Pareto:
         ]
         return tag(
             "svg",
-            tag("title", "memory of the fullest GPU against time of a step, of every layout"),
+            tag("title", f"memory of the fullest {self.unit} against time of a step, of every layout"),
             tag("rect", x=limit, y=TOP, width=max(0.0, right - limit), height=HEIGHT - BOTTOM - TOP, class_="beyond"),
             *self._axes(),
             *(tag("path", d=places, class_=how) for how, places in dots.items()),
             tag("line", x1=limit, x2=limit, y1=TOP - 6, y2=HEIGHT - BOTTOM, class_="limit"),
-            tag("text", "what a GPU holds", x=limit - 6, y=TOP - 8, text_anchor="end", class_="note"),
+            tag("text", f"what a {self.unit} holds", x=limit - 6, y=TOP - 8, text_anchor="end", class_="note"),
             tag("polyline", points=line, class_="frontier"),
             *marks,
             viewBox=f"0 0 {WIDTH} {HEIGHT}",
@@ -123,7 +123,9 @@ class Pareto:
                 found += [tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="grid")]
                 found += [tag("text", duration(seconds), x=LEFT - 8, y=y + 4, text_anchor="end")]
         middle = (LEFT + WIDTH - RIGHT) / 2
-        found += [tag("text", "GiB of the fullest GPU", x=middle, y=HEIGHT - 8, text_anchor="middle", class_="note")]
+        found += [
+            tag("text", f"GiB of the fullest {self.unit}", x=middle, y=HEIGHT - 8, text_anchor="middle", class_="note")
+        ]
         return [*found, tag("text", "a step", x=LEFT - 8, y=TOP - 8, text_anchor="end", class_="note")]
 
 

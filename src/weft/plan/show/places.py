@@ -57,7 +57,7 @@ def _caption(layout: Layout, axis: str, cluster: Cluster) -> str:
     )
     where = "inside of a node" if ranks[-1] < cluster.per_node else "inside of an NVLink domain"
     where = where if ranks[-1] < cluster.nvlink_domain else "over the network"
-    return f"{WORDS[axis]}; GPUs {first} talk to each other, {where}"
+    return f"{WORDS[axis]}; {cluster.units} {first} talk to each other, {where}"
 
 
 def _picture(axis: str, place: Num, places: dict[str, Num], cluster: Cluster) -> Element:
@@ -82,14 +82,14 @@ def _picture(axis: str, place: Num, places: dict[str, Num], cluster: Cluster) ->
         drawn.append(tag("path", d="".join(f"M{x[it]} {y[it]}h8v8h-8z" for it in here), fill=colour))
     if count <= TITLED:
         drawn += [
-            tag("rect", tag("title", _title(it, int(node[it]), places)), x=int(x[it]), y=int(y[it]), width=8, height=8,
-                fill="transparent")
+            tag("rect", tag("title", _title(cluster.unit, it, int(node[it]), places)), x=int(x[it]), y=int(y[it]),
+                width=8, height=8, fill="transparent")
             for it in range(count)
         ]  # fmt: skip
     size = f"0 0 {across * (columns * 10 + 5)} {down * (rows * 10 + 5)}"
-    return tag("svg", tag("title", f"every GPU's {WORDS[axis]}"), *drawn, viewBox=size, role="img")
+    return tag("svg", tag("title", f"every {cluster.unit}'s {WORDS[axis]}"), *drawn, viewBox=size, role="img")
 
 
-def _title(rank: int, node: int, places: dict[str, Num]) -> str:
+def _title(unit: str, rank: int, node: int, places: dict[str, Num]) -> str:
     where = ", ".join(f"{axis} {int(place[rank])}" for axis, place in places.items())
-    return f"GPU {rank}, node {node}: {where}"
+    return f"{unit} {rank}, node {node}: {where}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from weft.plan.machine import Cluster
 from weft.plan.memory.footprint import Footprint
 from weft.plan.plan import Plan
 from weft.plan.time.step import Time
@@ -14,7 +15,7 @@ TIME_WORDS = {
     "elementwise": "norms, activations, residuals: memory traffic",
     "head": "logits and loss, where nothing hides them",
     "recompute": "activations computed again",
-    "launch": "the GPU waits for the CPU's launches",
+    "launch": "the {unit} waits for the CPU's launches",
     "tp": "tp's messages that nothing hides",
     "cp": "cp's messages that nothing hides",
     "ep": "tokens on their way to experts and back",
@@ -23,7 +24,7 @@ TIME_WORDS = {
     "bubble": "the pipeline fills and drains",
     "optimizer": "the update",
     "offload": "activations or weights on their way to the CPU and back, what is not hidden",
-    "rest": "data, logs, the slowest of many GPUs",
+    "rest": "data, logs, the slowest of many {units}",
 }
 MEMORY_WORDS = {
     "weights": "this process's share",
@@ -33,7 +34,7 @@ MEMORY_WORDS = {
     "activations": "kept for backward, of all micro-batches in flight",
     "working": "inside of one block",
     "logits": "with their gradient and the loss's workspace",
-    "outside": "CUDA context, communicators, workspaces",
+    "outside": "what PyTorch takes for itself (a CUDA context), communicators, workspaces",
 }
 
 
@@ -46,20 +47,20 @@ class Part(NamedTuple):
 
 def time_parts(plan: Plan) -> list[Part]:
     """Seconds, in the order of the model, each on top of those before."""
-    return _parts(plan.time, TIME_WORDS)
+    return _parts(plan.time, TIME_WORDS, plan.cluster)
 
 
 def memory_parts(plan: Plan) -> list[Part]:
     """Bytes."""
-    return _parts(plan.memory, MEMORY_WORDS)
+    return _parts(plan.memory, MEMORY_WORDS, plan.cluster)
 
 
-def _parts(of: Time | Footprint, words: dict[str, str]) -> list[Part]:
+def _parts(of: Time | Footprint, words: dict[str, str], cluster: Cluster) -> list[Part]:
     found, start = [], 0.0
     for name, what in words.items():
         size = float(getattr(of, name))
         if size > 0:
-            found.append(Part(name, size, start, what))
+            found.append(Part(name, size, start, what.format(unit=cluster.unit, units=cluster.units)))
             start += size
     return found
 
