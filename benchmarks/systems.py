@@ -124,7 +124,8 @@ def _is_bloom(row: dict[str, Any]) -> bool:
 
 
 def since_hopper(row: dict[str, Any]) -> bool:
-    return not any(word in row["gpu"] for word in ("A100", "V100"))
+    """Of 2022 and later, as is software that nothing is told of."""
+    return not any(word in row["gpu"] for word in ("A100", "V100", "MI250"))
 
 
 def zero_of(row: dict[str, Any]) -> int:
@@ -139,11 +140,10 @@ def zero_of(row: dict[str, Any]) -> int:
 
 def software_of(row: dict[str, Any]) -> Software:
     told = f"{row.get('framework') or ''} {row.get('set', '')} {row.get('framework_version') or ''} {row.get('source', '')}"
-    ampere = any(word in row["gpu"] for word in ("A100", "V100"))
-    default = MEGATRON_21 if ampere else MEGATRON_CORE
+    default = MEGATRON_CORE if since_hopper(row) else MEGATRON_21
     told = told.lower().replace("nemotron", "")  # a model, not NeMo
     found = next((software for word, software in SOFTWARE if word.lower() in told), default)
-    if found is MEGATRON_21 and not ampere:
+    if found is MEGATRON_21 and since_hopper(row):
         found = replace(MEGATRON_CORE, gradients=4, reduced=4, **BUCKETS) if "megatron-lm" in told else MEGATRON_CORE
     if found is nanotron.NANOTRON:
         found = nanotron.software(row)
