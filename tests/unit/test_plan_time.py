@@ -282,6 +282,10 @@ def test_what_is_computed_again_ends_before_the_last_product() -> None:
     assert saved == pytest.approx(4096 * 14336 / 218e6, rel=0.05)
 
 
+def test_gpus_whose_names_end_as_a_number_begins_may_be_counted_with_one_letter_less() -> None:
+    assert read_cluster("mi300x64") == read_cluster("mi300xx64") == read_cluster("mi300x", 64)
+
+
 def test_every_cluster_is_read_and_a_wrong_one_named(tmp_path) -> None:
     for name in cluster_names():
         assert read_cluster(f"{name}x64").gpus == 64

@@ -105,6 +105,7 @@ def read_cluster(name: str, gpus: int | None = None) -> Cluster:
         values = {**(_load(_preset(base)) if base else {}), **values}
     else:
         preset, _, count = name.rpartition("x")
+        preset += "x" * (f"{preset}x" in cluster_names())  # mi300x64 is mi300xx64 too
         if not (preset in cluster_names() and count.isdigit()):
             preset, count = name, ""
         values = _load(_preset(preset))
