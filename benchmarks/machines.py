@@ -13,6 +13,7 @@ PRESETS = (
     ("B200", "b200"), ("H200", "h200"),
     ("H100-96", "h100-96gb"), ("H100", "h100"), ("H800", "h100"),
     ("A800", "a100-80gb"), ("A100-40", "a100-40gb"), ("A100", "a100-80gb"), ("V100", "v100-32gb"), ("MI300X", "mi300x"),
+    ("MI250X", "mi250x"),
 )  # fmt: skip
 
 
@@ -55,7 +56,7 @@ def cluster_of(row: dict[str, Any]) -> Cluster:
         change["adapter_gb_per_s"] = 12.5
         if "A100" in row["gpu"]:  # Jean Zay's: "NVLink 4 inter-gpu connects" (BLOOM's model card), where a DGX has 12
             change["nvlink_gb_per_s"] = 100
-    return cluster.model_copy(update=change)
+    return Cluster.model_validate({**dict(cluster), **change})
 
 
 def _network(text: str) -> float | None:

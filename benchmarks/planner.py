@@ -77,6 +77,8 @@ def read(path: Path) -> tuple[list[Run], dict[str, int]]:
             reasons[f"{error} is not told"] += 1
         except ValueError as error:
             reasons[str(error).splitlines()[0][:80] if "validation error" not in str(error) else "no weft layout"] += 1
+        except (TypeError, AttributeError, ArithmeticError, AssertionError) as error:  # a word where a number belongs
+            reasons[f"not in this form: {error}"[:80]] += 1
     return runs, dict(reasons.most_common())
 
 

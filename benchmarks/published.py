@@ -120,9 +120,9 @@ def read_run(row: dict[str, Any]) -> Run:
     seconds = None if measured.get("status") else _seconds(row, shape, job)
     memory = measured.get("peak_mem_gib")
     return Run(
-        name=row["id"], set=row.get("set", "?"), gpu=row["gpu"], model=str(row["model"].get("name")),
+        name=str(row["id"]), set=str(row.get("set", "?")), gpu=row["gpu"], model=str(row["model"].get("name")),
         shape=shape, layout=layout, job=job, cluster=cluster, software=software, seconds=seconds,
-        memory=memory * GIB if memory else None, status=str(measured.get("status") or ""),
+        memory=float(memory) * GIB if memory else None, status=str(measured.get("status") or ""),
         duplicate="duplicate_of" in row, zero=zero_of(row), fullest=measured.get("peak_mem_gpu") == "fullest",
         reserved=measured.get("peak_mem_kind") in ("reserved", "nvidia-smi"),
         all=measured.get("peak_mem_kind") == "nvidia-smi", away=_away(row, shape),
@@ -226,11 +226,14 @@ def _window(model: dict[str, Any]) -> int | None:
 
 
 def _job(row: dict[str, Any]) -> Job:
-    if not row.get("global_batch_sequences"):
+    batch = row.get("global_batch_sequences")
+    if not batch and row.get("micro_batch") and row.get("dp"):
+        batch = row["micro_batch"] * row.get("grad_accum", 1) * row["dp"]
+    if not batch:
         raise ValueError("global_batch_sequences is not told")
     seq = row["model"].get("seq") or (1024 if "2020" in row.get("set", "") else 2048)
     fp8 = any(word in str(row.get("precision", "")).lower() for word in ("fp8", "float8", "fp4"))
-    return Job(seq=seq, global_batch=int(row["global_batch_sequences"]), matmul="fp8" if fp8 else "16 bit")
+    return Job(seq=seq, global_batch=int(batch), matmul="fp8" if fp8 else "16 bit")
 
 
 def _layout(row: dict[str, Any], job: Job) -> Layout:

@@ -16,6 +16,9 @@ from weft.plan.work import Software
 MEGATRON_21 = Software(flash=0, overlap_dp=0, blocking=1, dropout=1, gradients=4, reduced=2)
 NEMO_22 = replace(MEGATRON_21, overlap_dp=1, gradients=2)
 MEGATRON_CORE = Software(flash=2, overlap_tp=1, overlap_pp=1, gradients=2, reduced=2)
+# its own buckets (core/distributed/distributed_data_parallel.py), which grow with the replicas since spring 2024; those of
+# NeMo and Bridge are of 128 Mi, a block or so
+BUCKETS = {"bucket": 40e6, "bucket_each": 1e6}
 MEGATRON_24 = replace(MEGATRON_CORE, flash=1)  # before Transformer Engine preferred cuDNN's attention, mid-2024
 MEGATRON_25 = replace(MEGATRON_CORE, flash=3, keeps8=1, weighs=1)  # with the cuDNN of December 2024 and later
 # all get all gradients: its ZeRO 1 and 2 reduce them whole, and so does its optimizer for bf16 (stage_1_and_2.py,
@@ -61,10 +64,11 @@ SOFTWARE: tuple[tuple[str, Software], ...] = (
     # where the logits were
     ("Bridge", replace(MEGATRON_25, overlap_ep=1, dedup=1, routing=FUSED, logits=2)),
     ("dgxc", MEGATRON_CORE), ("NeMo", MEGATRON_CORE),
-    ("ModelZoo", MEGATRON_25), ("mcore", MEGATRON_24),
-    ("Primus", replace(MEGATRON_25, gradients=4, reduced=4, overlap_tp=0, adds=1)),  # its configurations for MI300X
-    ("Megatron-Core 2025", replace(MEGATRON_25, gradients=4, reduced=4)),
-    ("Megatron-Core", replace(MEGATRON_24, gradients=4, reduced=4)),
+    ("ModelZoo", replace(MEGATRON_25, **BUCKETS)), ("mcore", replace(MEGATRON_24, **BUCKETS)),
+    # its configurations for MI300X
+    ("Primus", replace(MEGATRON_25, gradients=4, reduced=4, overlap_tp=0, adds=1, **BUCKETS)),
+    ("Megatron-Core 2025", replace(MEGATRON_25, gradients=4, reduced=4, **BUCKETS)),
+    ("Megatron-Core", replace(MEGATRON_24, gradients=4, reduced=4, **BUCKETS)),
     ("JAX", XLA), ("pax", XLA), ("Levanter", XLA), ("EasyLM", XLA),
     ("TinyLlama", COMPILED), ("litgpt", COMPILED), ("lit-gpt", COMPILED), ("OLMo", COMPILED), ("torchtune", COMPILED),
     ("Kempner", replace(TORCH_LOSS, flash=2, weights=2, gradients=2, moments=4, reduced=2, whole_head=1)),
@@ -120,7 +124,8 @@ def _is_bloom(row: dict[str, Any]) -> bool:
 
 
 def since_hopper(row: dict[str, Any]) -> bool:
-    return not any(word in row["gpu"] for word in ("A100", "V100"))
+    """Of 2022 and later, as is software that nothing is told of."""
+    return not any(word in row["gpu"] for word in ("A100", "V100", "MI250"))
 
 
 def zero_of(row: dict[str, Any]) -> int:
@@ -135,12 +140,11 @@ def zero_of(row: dict[str, Any]) -> int:
 
 def software_of(row: dict[str, Any]) -> Software:
     told = f"{row.get('framework') or ''} {row.get('set', '')} {row.get('framework_version') or ''} {row.get('source', '')}"
-    ampere = any(word in row["gpu"] for word in ("A100", "V100"))
-    default = MEGATRON_21 if ampere else MEGATRON_CORE
+    default = MEGATRON_CORE if since_hopper(row) else MEGATRON_21
     told = told.lower().replace("nemotron", "")  # a model, not NeMo
     found = next((software for word, software in SOFTWARE if word.lower() in told), default)
-    if found is MEGATRON_21 and not ampere:
-        found = replace(MEGATRON_CORE, gradients=4, reduced=4) if "megatron-lm" in told else MEGATRON_CORE
+    if found is MEGATRON_21 and since_hopper(row):
+        found = replace(MEGATRON_CORE, gradients=4, reduced=4, **BUCKETS) if "megatron-lm" in told else MEGATRON_CORE
     if found is nanotron.NANOTRON:
         found = nanotron.software(row)
     if found.flash == 1 and any(word in row["gpu"] for word in ("B200", "B300")):
@@ -169,8 +173,9 @@ def software_of(row: dict[str, Any]) -> Software:
         found = replace(found, flash=0.5 if "flash attention 1" in extras else max(1, found.flash))
     if "flash attention 2" in extras:
         found = replace(found, flash=1)
-    if "cross entropy of te" in extras:  # one kernel (transformer_engine/common/triton/cross_entropy.py)
-        found = replace(found, lean_loss=1, logits=2)
+    if "cross entropy of te" in extras:  # one kernel (transformer_engine/common/triton/cross_entropy.py), but for a
+        # penalty of logits' sums, which is made of them and their gradients apart
+        found = replace(found, lean_loss=int("z-loss" not in extras), logits=2)
     if "plain attention" in extras:
         found = replace(found, flash=0)
     # NVIDIA reduces gradients in 16 bits in its own tables
@@ -210,6 +215,8 @@ def software_of(row: dict[str, Any]) -> Software:
         found = replace(found, products8=CUDA_12)
     if str(row.get("precision")).lower() == "mxfp8":  # not torchao's, of experts alone
         found = replace(found, products8=MXFP8 * found.products8)
+    if "2023" in str(row.get("framework")):
+        found = replace(found, bucket_each=0)
     if "no tp comm overlap" in extras:
         found = replace(found, overlap_tp=0)
     elif "tp-comm-overlap" in extras or re.search(r"async[ -]?tp", extras):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -98,3 +99,18 @@ def test_a_fused_grouped_mlp_moves_less_of_tokens_dealt_out(monkeypatch: pytest.
     fused = published.read_run(row | {"extras": ["fused grouped MLP"]}).software
     later = published.read_run(row | {"source": '"26.06 NeMo Container"'}).software
     assert (fused.routing, fused.graphs) == (later.routing, later.graphs) == (0.2, 2)
+
+
+def test_a_row_that_is_none_is_left_out_and_the_others_are_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(FILES[0].parent))
+    planner = importlib.import_module("planner")
+    untold = {key: value for key, value in ROW.items() if key != "global_batch_sequences"}
+    rows = [ROW, ROW | {"pp": "many"}, ROW | {"measured": 5}, untold | {"fsdp": None, "dp": 64, "grad_accum": 2}]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    runs, left_out = planner.read(file)
+    assert [run.job.global_batch for run in runs] == [128, 128]  # of the last: 1 in each of 2 turns of 64 replicas
+    assert sum(left_out.values()) == 2
+    assert all(reason.startswith("not in this form: ") for reason in left_out)

@@ -45,6 +45,13 @@ def test_what_ends_the_command_line(
     assert (ended.value.code, capsys.readouterr().err) == (code, said)
 
 
+def test_a_plan_begins_with_a_model_or_says_so() -> None:
+    ended = CliRunner().invoke(app, ["plan", "--model", "llama3-8b", "--cluster", "h100x8"])
+    assert isinstance(ended.exception, ValueError)
+    assert "begins with a question or a model, not with --model" in str(ended.exception)
+    assert "Usage" in CliRunner().invoke(app, ["plan", "--help"]).stdout
+
+
 WITHOUT_TORCH = """
 import json, sys
 sys.modules["torch"] = None  # whoever imports it fails

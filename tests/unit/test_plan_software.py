@@ -17,6 +17,8 @@ from weft.plan.numbers import MEGATRON, Job, numbers
 from weft.plan.time import collectives
 from weft.plan.time.block import Passes, attention_time
 from weft.plan.time.constants import CONSTANTS as C
+from weft.plan.time.copies import copies
+from weft.plan.time.replicas import at_once
 from weft.plan.time.step import Beat, step_time
 from weft.plan.work import Software, Work
 from weft.presets import preset_shape
@@ -255,3 +257,31 @@ def test_weights_in_8_bits_may_lie_beside_those_in_16() -> None:
     assert float(kept.gathered - lean.gathered) == pytest.approx(2 * blocks, rel=1e-3)
     plain = work("llama2-7b", "fsdp16.zero1.tp4.mb1.bf16", replace(MEGATRON, copies8=2))
     assert footprint(plain).gathered == lean.gathered
+
+
+def test_a_bucket_of_all_gradients_hides_none() -> None:
+    """Megatron's are of 40 million parameters, and of a million for each replica: 8 billion are 8 buckets, or one."""
+    layout = "fsdp{}.zero1.mb1.bf16"
+
+    def shown(replicas: int, **bucket: float) -> float:
+        one = work("llama3-8b", layout.format(replicas), replace(MEGATRON, **bucket), cluster=f"h100x{replicas}")
+        one = replace(one, sizes=replace(one.sizes, batch=replicas))
+        return float(step_time(one).dp)
+
+    megatron = {"bucket": 40e6, "bucket_each": 1e6}
+    assert shown(16, **megatron) == shown(16, bucket=40e6)
+    assert shown(64, **megatron) == shown(64, bucket=64e6) > shown(64, bucket=40e6)
+    params = preset_shape("llama3-8b").num_params
+    slowed = (
+        C.contention * params * 2 * 4 / read_cluster("h100").machine().nvlink
+    )  # what messages take from the computation
+    assert shown(8192, **megatron) == pytest.approx(shown(8192, overlap_dp=0) + slowed, rel=0.01)
+    assert shown(8192, bucket=40e6) < 0.8 * shown(8192, **megatron)
+
+
+def test_buckets_are_those_of_the_first_stages_first_chunk() -> None:
+    """All others have one each, which is whole while the first still computes (distributed_data_parallel.py)."""
+    shape = preset_shape("llama3-70b")
+    for text, part in (("fsdp8.zero1.pp8.mb1.bf16", 1), ("fsdp8.zero1.pp8.vp5.interleaved.mb1.bf16", 5)):
+        one = work(shape, text, replace(MEGATRON, bucket=1e12))
+        assert float(at_once(one, copies(one)[0])) == pytest.approx(1 / part)

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 class ModelIsEnough(TyperGroup):
     """`weft plan MODEL` is `weft plan layouts MODEL`."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0].startswith("-") and args[0] != "--help":
+            raise ValueError(f"weft plan begins with a question or a model, not with {args[0]}: weft plan --help")
+        return super().parse_args(ctx, args)
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         from weft.presets import preset_names
 

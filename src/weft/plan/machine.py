@@ -122,11 +122,12 @@ def read_cluster(name: str, gpus: int | None = None) -> Cluster:
     if path.suffix == ".toml":
         values = _load(path)
         base = values.pop("base", None)
-        preset = _load(_preset(base)) if base else {}
-        _check_units(path, values, preset)
-        values = {**preset, **values}
+        theirs = _load(_preset(base)) if base else {}
+        _check_units(path, values, theirs)
+        values = {**theirs, **values}
     else:
         preset, _, count = name.rpartition("x")
+        preset += "x" * (f"{preset}x" in cluster_names())  # mi300x64 is mi300xx64 too
         if not (preset in cluster_names() and count.isdigit()):
             preset, count = name, ""
         values = _load(_preset(preset))

@@ -159,6 +159,8 @@ class Software:
             GPU's generation, 3 those of 2025.
         overlap_dp: gradients are reduced and weights gathered beside the computation; 0.5: gradients only, and of
             ZeRO-3's half.
+        bucket: parameters whose gradients go at a time, and that are gathered at a time; 0: a block's.
+        bucket_each: of these at least, for each process that shares them.
         sharded: of the network's rate, what ZeRO-3's messages have.
         overlap_tp: tp's messages go beside the matrix products.
         overlap_pp: stages' messages go beside the computation, where they interleave (Megatron's schedules.py).
@@ -209,6 +211,8 @@ class Software:
     whole_head: Num = 0
     flash: Num = 1
     overlap_dp: Num = 1
+    bucket: Num = 0
+    bucket_each: Num = 0
     sharded: Num = 1
     overlap_tp: Num = 0
     overlap_pp: Num = 0

@@ -32,9 +32,9 @@ def draw_trials(table: TuneTable) -> str:
                 "svg",
                 tag("title", "predicted against measured time of a step, of each layout that was tried"),
                 tag("rect", width=width, height=height, rx=10, fill=PAPER),
-                _words(20, 32, "predicted against measured time of a step", size=17, weight=600),
-                _words(20, 54, _told(rows), SOFT, size=13),
-                *_frame(axis),
+                label(20, 32, "predicted against measured time of a step", size=17, weight=600),
+                label(20, 54, _told(rows), SOFT, size=13),
+                *frame(axis),
                 *(element for number, row in enumerate(rows, 1) for element in _trial(axis, number, row, table.winner)),
                 *_names(rows, table.winner),
                 xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {width} {height}", width=width, height=height,
@@ -78,7 +78,7 @@ def _told(rows: Sequence[Row]) -> str:
     return f"mean error of the plan (rings) {planned:.0%}; of the plan and the trials before (dots) {expected:.0%}"
 
 
-def _frame(axis: Axis) -> Iterator[Element]:
+def frame(axis: Axis) -> Iterator[Element]:
     low, high = axis.low, axis.high
     corners = [(low, low), (low, low * NEAR), (high / NEAR, high), (high, high), (high, high / NEAR), (low * NEAR, low)]
     band = " ".join(f"{axis.x(x):.1f},{axis.y(y):.1f}" for x, y in corners)
@@ -88,11 +88,11 @@ def _frame(axis: Axis) -> Iterator[Element]:
         x, y = axis.x(seconds), axis.y(seconds)
         yield tag("line", x1=x, x2=x, y1=TOP, y2=TOP + SIDE, stroke=LINE)
         yield tag("line", x1=LEFT, x2=LEFT + SIDE, y1=y, y2=y, stroke=LINE)
-        yield _words(x, TOP + SIDE + 18, duration(seconds), SOFT, size=11, anchor="middle")
-        yield _words(LEFT - 8, y + 4, duration(seconds), SOFT, size=11, anchor="end")
+        yield label(x, TOP + SIDE + 18, duration(seconds), SOFT, size=11, anchor="middle")
+        yield label(LEFT - 8, y + 4, duration(seconds), SOFT, size=11, anchor="end")
     yield tag("line", x1=LEFT, x2=LEFT + SIDE, y1=TOP + SIDE, y2=TOP, stroke=SOFT, stroke_dasharray="4 4")
-    yield _words(LEFT + SIDE / 2, TOP + SIDE + 40, "measured", SOFT, size=12, anchor="middle")
-    yield _words(LEFT - 8, TOP - 10, "predicted", SOFT, size=12, anchor="end")
+    yield label(LEFT + SIDE / 2, TOP + SIDE + 40, "measured", SOFT, size=12, anchor="middle")
+    yield label(LEFT - 8, TOP - 10, "predicted", SOFT, size=12, anchor="end")
 
 
 def _trial(axis: Axis, number: int, row: Row, winner: Row | None) -> Iterator[Element]:
@@ -102,7 +102,7 @@ def _trial(axis: Axis, number: int, row: Row, winner: Row | None) -> Iterator[El
     yield tag("line", x1=x, x2=x, y1=axis.y(planned), y2=axis.y(expected), stroke=colour, stroke_opacity="0.35")
     yield tag("circle", cx=x, cy=axis.y(planned), r=4, fill=PAPER, stroke=colour, stroke_width="1.5")
     yield tag("circle", words, cx=x, cy=axis.y(expected), r=4.5, fill=colour)
-    yield _words(x + 7, axis.y(expected) + 4, str(number), colour, size=11)
+    yield label(x + 7, axis.y(expected) + 4, str(number), colour, size=11)
 
 
 def _names(rows: Sequence[Row], winner: Row | None) -> Iterator[Element]:
@@ -111,11 +111,11 @@ def _names(rows: Sequence[Row], winner: Row | None) -> Iterator[Element]:
     for number, row in enumerate(rows[:LISTED], 1):
         name, y = row.name if len(row.name) <= 44 else f"{row.name[:43]}…", TOP + 18 * number - 6
         colour = BEST if row is winner else INK
-        yield _words(x + 14, y, str(number), SOFT, size=12, anchor="end")
-        yield _words(x + 22, y, name, colour, size=12, weight=600 if row is winner else 400)
-        yield _words(LEFT + SIDE + RIGHT - 16, y, duration(row.seconds or 0.0), colour, size=12, anchor="end")
+        yield label(x + 14, y, str(number), SOFT, size=12, anchor="end")
+        yield label(x + 22, y, name, colour, size=12, weight=600 if row is winner else 400)
+        yield label(LEFT + SIDE + RIGHT - 16, y, duration(row.seconds or 0.0), colour, size=12, anchor="end")
     if len(rows) > LISTED:
-        yield _words(x + 22, TOP + 18 * (LISTED + 1) - 6, f"and {len(rows) - LISTED} slower ones", SOFT, size=12)
+        yield label(x + 22, TOP + 18 * (LISTED + 1) - 6, f"and {len(rows) - LISTED} slower ones", SOFT, size=12)
 
 
 def _times(row: Row) -> tuple[float, float, float]:
@@ -123,7 +123,7 @@ def _times(row: Row) -> tuple[float, float, float]:
     return row.seconds, row.predicted_seconds, row.expected_seconds
 
 
-def _words(
+def label(
     x: float, y: float, words: str, colour: str = INK, size: int = 14, weight: int = 400, anchor: str = "start"
 ) -> Element:
     return tag("text", words, x=x, y=y, fill=colour, font_size=size, font_weight=weight, text_anchor=anchor)

@@ -9,7 +9,7 @@ from weft.config.layout import Layout
 from weft.config.recompute import Recompute
 from weft.config.tree import Config
 from weft.plan.memory.activations import FLOAT, ITEM, LONG, Pass
-from weft.plan.memory.gradients import Gradients
+from weft.plan.memory.gradients import Gradients, Turn, gradients_of
 from weft.plan.memory.logits import loss_workspace, rounded_head
 from weft.plan.memory.passes import When, backward_shares, in_flight, kept_bytes, stage_bytes
 from weft.plan.memory.stage import Stage, stages
@@ -191,10 +191,9 @@ def _moments(config: Config, stage: Stage, one: Pass, num_micro_batches: int, de
         flying = in_flight(schedule, stage, one, logits, when, sums)
         begun, over = backward_shares(flying, schedule, stage)
         reduces = not schedule.splits and (layout.zero > 1 or when == "last" or num_micro_batches == 1)
-        gradients = Gradients(
-            config.model, layout, stage, ITEM[layout.compute], num_micro_batches, first=when == "first", reduces=reduces,
-            away=away, begun=begun, over=over, final=when == "last" or (num_micro_batches == 1 and len(stage.stages) == 1),
-        )  # fmt: skip
+        final = when == "last" or (num_micro_batches == 1 and len(stage.stages) == 1)
+        turn = Turn(first=when == "first", final=final, reduces=reduces, begun=begun, over=over)
+        gradients = gradients_of(config.model, layout, stage, num_micro_batches, turn, away=away)
         found += _pass(
             replace(fixed, activations=tokens), config, stage, one, schedule, flying, gradients, logits, device
         )

@@ -23,17 +23,34 @@ def replica_messages(work: Work, spans: tuple[Num, Num]) -> Num:
     reduction, spread = (
         sum(np.where(one.weights > 0, part[way], 0.0) for one, part in zip(both, parts, strict=True)) for way in (0, 1)
     )
+    # nothing is left to hide those that are ready last, and those that the first block waits for
+    late, awaited = (
+        sum(
+            np.where(one.weights > 0, at_once(work, one) * part[way], 0.0)
+            for one, part in zip(both, parts, strict=True)
+        )
+        for way in (0, 1)
+    )
     # interleaved, a chunk's gradients are whole while the other chunks still have a round to do
     rounds = np.where(c.vp > 1, np.maximum(1.0, np.minimum(work.micro_batches, c.pp) * (c.vp - 1) / c.vp), 1.0)
     first, last = (rounds * work.blocks * seconds * C.dp_hidden for seconds in spans)
     beside = np.where(zero1, first, np.maximum(0, last - reduction))
-    shown = np.maximum(0.0, reduction - last)
-    shown = shown + np.maximum(0.0, spread - np.where(soft.overlap_dp == 1, beside, 0.0))
-    tail = (reduction + spread) / np.maximum(1, work.blocks)
+    shown = np.maximum(0.0, reduction - np.maximum(late, last))
+    shown = shown + np.maximum(0.0, spread - np.maximum(awaited, np.where(soft.overlap_dp == 1, beside, 0.0)))
     moved = sum(one.here(c.zero == 3) * (one.ways(c.zero) > 1) for one in both)
     slowed = C.contention * moved * 2 * soft.reduced / chip.nvlink
-    seconds = np.where(soft.overlap_dp > 0, shown + tail + slowed, reduction + spread)
+    seconds = np.where(soft.overlap_dp > 0, shown + late + awaited + slowed, reduction + spread)
     return seconds + early_reductions(work, spans[1]) + zero1 * (c.shards > 1) * soft.turns * c.shards
+
+
+def at_once(work: Work, one: Copies) -> Num:
+    """Share of these weights whose gradients are reduced at a time: a block's, or a bucket's. Megatron's of the first
+    stage's first chunk are cut so, which is the last to be ready and the first to be needed; all others go at once
+    (megatron/core/distributed/distributed_data_parallel.py)."""
+    c, soft = work.cut, work.software
+    bucket = np.maximum(soft.bucket, soft.bucket_each * one.shards * one.replicas)
+    part = np.minimum(1 / c.vp, bucket / np.maximum(1, one.weights))
+    return np.where(bucket > 0, part, 1 / np.maximum(1, work.blocks))
 
 
 def replica_part(work: Work, one: Copies) -> tuple[Num, Num]:

@@ -221,7 +221,9 @@ def stage_times(work: Work, beat: Beat, head: Num, late: Num) -> Stages:
     sent = work.tokens * s.hidden * c.item / np.where(soft.whole_pp, 1, c.tp)
     flow = collectives.send(c.tp * c.cp * c.dp * c.fsdp, chip, sent)
     shown = np.where(hidden, C.pp_exposed * 0.4, C.pp_exposed)
-    pp = np.where(piped, 2 * flow * (count * c.vp * shown + (c.pp - 1)), 0.0)
+    # while it fills, each loop waits for the first micro-batch, but where a loop has more of them than there are processes
+    loops = np.where((c.flying < np.inf) | (count <= c.pp), c.vp, 1)
+    pp = np.where(piped, 2 * flow * (count * c.vp * shown + c.pp * loops - 1), 0.0)
     mean = (s.layers * per_block + head) / c.pp
     forward, weights = mean * beat.ways[0] / beat.gpu, late * s.layers / c.pp
     bubble = np.where(piped, waiting(work, forward, np.maximum(0.0, mean - forward - weights), weights), 0.0)
