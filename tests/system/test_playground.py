@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -14,11 +13,11 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
+from browsers import opened_browser
+from playwright.sync_api import Browser, Page, Route, expect
 from served import Served, make_folder, model, served
 from test_serve_adapters import make_adapter
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 LONG = 400
 """Tokens of an answer that takes a while."""
 
@@ -40,13 +39,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    with sync_playwright() as playwright:
-        found = found or playwright.chromium.executable_path
-        if not Path(found).is_file():
-            pytest.skip("needs a browser: scripts/browser.sh installs one")
-        with playwright.chromium.launch(executable_path=found, args=["--no-sandbox"]) as one:
-            yield one
+    with opened_browser() as one:
+        yield one
 
 
 @pytest.fixture

@@ -559,6 +559,14 @@ def test_what_is_no_config_json_is_told_by_its_name(text: str, told: str, tmp_pa
         run(str(file), "--cluster", "h100x8", "--batch", "8")
 
 
+def test_no_sequence_is_longer_than_the_model_is_made_for_unless_it_is_asked_for(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(config_from_shape(preset_shape("llama3.2-1b").model_copy(update={"max_seq": 2048}))))
+    options = ("--cluster", "h100x8", "--batch", "8", "--count", "1")
+    assert "8 sequences of 2,048 tokens a step" in run(str(file), *options)
+    assert "8 sequences of 4,096 tokens a step" in run(str(file), *options, "--seq", "4096")
+
+
 def test_a_clusters_title_is_no_markup(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text('base = "h100"\ntitle = "two [racks] of [bold]ours"\n')

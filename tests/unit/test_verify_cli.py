@@ -258,6 +258,17 @@ def test_settings_that_no_run_can_have(
         assert sentence in capsys.readouterr().err
 
 
+def test_the_second_layout_is_looked_at_before_the_first_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def launched(*_: object, **__: object) -> int:
+        raise AssertionError("it ran")
+
+    monkeypatch.setattr(weft.verify.layout, "launch", launched)
+    assert call(monkeypatch, "layout", "single", "tp3") == 2
+    assert "layout.tp = 3 does not divide model.num_heads = 4" in capsys.readouterr().err
+
+
 def test_a_run_that_fails_is_told_in_its_words(tmp_path: Path) -> None:
     broken = make_config({"model": MODEL, "run": str(tmp_path / "run"), "data": {"paths": [str(tmp_path / "none")]}})
     with pytest.raises(ValueError, match="none") as refused, RunProcess(broken) as run:

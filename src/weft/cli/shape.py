@@ -15,8 +15,8 @@ SEQ = 4096
 
 
 def length(seq: int | None, shape: Shape) -> int:
-    """Of a sequence: what is asked for, or SEQ; or all positions of a model that has learned fewer."""
-    return seq or (min(SEQ, shape.max_seq) if shape.positions == "learned" else SEQ)
+    """Of a sequence: what is asked for, or SEQ; or all positions of a model that is made for fewer."""
+    return seq or min(SEQ, shape.max_seq)
 
 
 def read_shape(model: str, *, instead: bool = False) -> Shape:

@@ -166,7 +166,8 @@ def _operations(profile: Profile) -> list[Element]:
             f" The roof is {device.name}'s: {large(device.flops)}FLOP/s, {large(device.bytes)}B/s ({device.source})."
         )
     picture = draw_roofline(found, device) if device is not None else None
-    return section("Largest operations", words, picture, table(names, rows))
+    drawn = tag("div", picture, class_="wide") if picture is not None else None
+    return section("Largest operations", words, drawn, table(names, rows))
 
 
 def _memory(profile: Profile) -> list[Element]:
@@ -186,7 +187,8 @@ def _memory(profile: Profile) -> list[Element]:
         table(("activations of", "bytes"), parts) if parts else None,
         class_="pair",
     )
-    return section("Memory over time", words, draw_memory(memory, rank.breakdown.steps), tables)
+    drawn = tag("div", draw_memory(memory, rank.breakdown.steps), class_="wide")
+    return section("Memory over time", words, drawn, tables)
 
 
 def _ranks(profile: Profile) -> list[Element]:

@@ -150,9 +150,10 @@ def verify_layouts(
         RunFailedError: a run failed; its cause is on stderr.
     """
     sides = []
+    for layout in (a, b):  # the second is not to be refused when the first has run
+        layout.check(config.model, config.train.global_batch, config.seq)
     for side, layout in (("a", a), ("b", b)):
         cut = config.model_copy(update={"layout": layout})
-        layout.check(config.model, config.train.global_batch, config.seq)
         where = folder / side
         where.mkdir(parents=True)
         (where / CONFIG).write_text(config_toml(cut))
