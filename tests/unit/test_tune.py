@@ -549,16 +549,21 @@ def test_trials_of_another_run_are_kept_and_spoken_of(tmp_path: Path, monkeypatc
     out = tmp_path / "tuned.toml"
     command = ["tune", str(tmp_path / "run.toml"), "--cluster", str(tmp_path / "here.toml"), "--out", str(out)]
     command += ["--top", "1", "--no-vary"]
-    assert "previous" not in CliRunner().invoke(app, command).output
+    assert "kept" not in CliRunner().invoke(app, command).output
     first = (tmp_path / "tuned.json").read_text()
-    assert "previous" not in CliRunner().invoke(app, command).output
-    assert "previous" not in CliRunner().invoke(app, [*command, "--batch", "16", "--dry-run"]).output
-    assert not (tmp_path / "tuned.previous.json").exists()
+    assert "kept" not in CliRunner().invoke(app, command).output
+    assert "kept" not in CliRunner().invoke(app, [*command, "--batch", "16", "--dry-run"]).output
+    assert list(tmp_path.glob("tuned*.json")) == [tmp_path / "tuned.json"]
     other = CliRunner().invoke(app, [*command, "--batch", "16"])
     assert other.exit_code == 0, other.output
     said = f"tuned.json is of another model, batch, data, number of processes or --steps: it is kept as {tmp_path}"
     assert said in other.stderr
-    assert (tmp_path / "tuned.previous.json").read_text() == first
+    second = (tmp_path / "tuned.json").read_text()
+    assert [file.read_text() for file in tmp_path.glob("tuned.*.json")] == [first]
+    back = CliRunner().invoke(app, command)
+    assert back.exit_code == 0, back.output
+    assert (tmp_path / "tuned.json").read_text() == first
+    assert [file.read_text() for file in tmp_path.glob("tuned.*.json")] == [second]
 
 
 def test_gpus_are_not_tuned_for_on_a_cpu(tmp_path: Path) -> None:

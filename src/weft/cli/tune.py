@@ -85,21 +85,20 @@ def tune(
             file=sys.stderr,
         )
     trials_of = digest(config, steps, machines.gpus)
+    if config.data.paths and not dry_run:
+        check(config, resume=False)
+    if not dry_run and (kept := set_aside(table_file(out), trials_of)):
+        print(
+            f"weft: {table_file(out)} is of another model, batch, data, number of processes or --steps: it is kept as "
+            f"{kept}, until that is tuned again",
+            file=sys.stderr,
+        )
     table = planned_anew(TuneTable.read(table_file(out), trials_of), candidates)
     if dry_run:
         for one in first:
             table = table if table.row(str(one.layout)) else table.with_row(Row.of(one, one.seconds))
         show_table(table, console)
         return
-
-    if config.data.paths:
-        check(config, resume=False)
-    if kept := set_aside(table_file(out), trials_of):
-        print(
-            f"weft: {table_file(out)} is of another model, batch, data, number of processes or --steps: it is kept as "
-            f"{kept}, and this begins anew",
-            file=sys.stderr,
-        )
 
     def say(line: str) -> None:
         console.print(line, highlight=False, markup=False)

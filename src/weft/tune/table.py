@@ -142,14 +142,22 @@ class TuneTable:
 
 
 def set_aside(path: Path, of: str) -> Path | None:
-    """Give a table that is there and of another run another name, which is returned.
+    """Give a table that is there and of another run that run's name, which is returned; one that was given this run's name
+    before comes back.
 
     Raises:
         ValueError: the file is no table.
     """
-    if not path.exists() or TuneTable.stored(path).of == of:
+    if not path.exists() or (there := TuneTable.stored(path).of) == of:
         return None
-    return path.replace(path.with_suffix(".previous.json"))
+    kept = path.replace(_named_for(path, there))
+    if _named_for(path, of).exists():
+        _named_for(path, of).replace(path)
+    return kept
+
+
+def _named_for(path: Path, of: str) -> Path:
+    return path.with_suffix(f".{of.replace(' ', '')}.json")
 
 
 def named(layout: str, settings: dict[str, Any]) -> str:
