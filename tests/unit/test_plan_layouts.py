@@ -862,3 +862,14 @@ def test_a_plan_of_processes_speaks_of_processes(tmp_path: Path) -> None:
         assert told.format(unit="GPU", units="GPUs") in said["h100x2"]
     none = search(preset_shape("gpt2-124m"), Job(seq=512, global_batch=1), read_cluster("laptop-cpux7"))
     assert refusal(none) == "no layout: 7 processes and a batch of 1 cannot be cut so"
+
+
+def test_a_batch_that_is_too_small_for_more_processes_is_not_blamed_on_its_sequences_alone() -> None:
+    for batch, told in (
+        (4, "no number up to 65,536: take shorter sequences, or a larger batch"),
+        (4096, "processes, "),
+    ):
+        job = Job(seq=512, global_batch=batch)
+        question = Question(preset_shape("llama3-405b"), job, read_cluster("laptop-cpu"), WEFT)
+        [answer] = question.more_gpus()
+        assert told in answer.answer

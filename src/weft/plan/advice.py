@@ -127,9 +127,8 @@ class Question:
             answer += tightly(more)
             yield Answer(f"{self.cluster.units} on which it fits", answer, more.layout)
         else:
-            yield Answer(
-                f"{self.cluster.units} on which it fits", f"no number up to {MOST_GPUS:,}: take shorter sequences"
-            )
+            less = "take shorter sequences, or a larger batch, which can be shared out over more"
+            yield Answer(f"{self.cluster.units} on which it fits", f"no number up to {MOST_GPUS:,}: {less}")
 
     def numbers_near(self) -> list[int]:
         """The next smaller and larger numbers of GPUs over which this model and batch can be cut at all."""
