@@ -204,7 +204,7 @@ def test_refusals(tmp_path: Path, tokenizer: Tokenizer) -> None:
         prepare([], tmp_path / "x", tokenizer.path)
     (tmp_path / "a.txt").write_bytes(b"\xff")
     with pytest.raises(
-        ValueError, match=r"hold no text, nothing was written; 1 files were skipped, the first: .*a.txt"
+        ValueError, match=r"hold no text, nothing was written; a file was skipped: .*a.txt"
     ):
         run(tmp_path / "a.txt", tmp_path / "x", tokenizer)
     (tmp_path / "a.txt").write_bytes(b"")

@@ -202,7 +202,11 @@ def _no_interrupt() -> Iterator[None]:
 
 def _why_none(reports: Sequence[parts.PartReport]) -> str:
     skipped = [line for report in reports for line in report.skipped]
-    return f"; {len(skipped)} files were skipped, the first: {skipped[0]}" if skipped else ": every document is empty"
+    if not skipped:
+        return ": every document is empty"
+    if len(skipped) == 1:
+        return f"; a file was skipped: {skipped[0]}"
+    return f"; {len(skipped)} files were skipped, the first: {skipped[0]}"
 
 
 def _bar(shown: bool) -> Progress:
