@@ -203,9 +203,7 @@ def test_refusals(tmp_path: Path, tokenizer: Tokenizer) -> None:
     with pytest.raises(ValueError, match="no input"):
         prepare([], tmp_path / "x", tokenizer.path)
     (tmp_path / "a.txt").write_bytes(b"\xff")
-    with pytest.raises(
-        ValueError, match=r"hold no text, nothing was written; a file was skipped: .*a.txt"
-    ):
+    with pytest.raises(ValueError, match=r"hold no text, nothing was written; a file was skipped: .*a.txt"):
         run(tmp_path / "a.txt", tmp_path / "x", tokenizer)
     (tmp_path / "a.txt").write_bytes(b"")
     with pytest.raises(ValueError, match="hold no text, nothing was written: every document is empty"):
