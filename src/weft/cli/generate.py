@@ -74,15 +74,14 @@ def generate(
         _, model = load_decoder(folder, where, pick_dtype(dtype, where))
         engine = Engine(model, tokenizer, config, sampling.eos)
     start = time.perf_counter()
-    lengths: Counter[tuple[int, int]] = Counter()
-    full: list[tuple[int, int]] = []
-    outputs = counted(run(engine, ids, sampling, num_samples, *adapters), max_tokens, lengths, full)
+    tally = Tally(max_tokens)
+    outputs = tally.of(run(engine, ids, sampling, num_samples, *adapters))
     alone = len(texts) * num_samples == 1
     show_one(outputs) if alone else show_several(outputs, texts, num_samples)
-    seconds, num_tokens = time.perf_counter() - start, lengths.total()
+    seconds, num_tokens = time.perf_counter() - start, tally.tokens.total()
     print(f"{num_tokens} tokens in {seconds:.2f} s, {num_tokens / seconds:.1f} tokens/s", file=sys.stderr)
-    if full:
-        which = "the text ends" if alone else f"{len(full)} of {len(texts) * num_samples} texts end"
+    if tally.full:
+        which = "the text ends" if alone else f"{tally.full} of {len(texts) * num_samples} texts end"
         print(f"the model's context has no more than {shape.max_seq:,} tokens: {which} there", file=sys.stderr)
 
 
@@ -106,17 +105,25 @@ def read_prompts(prompts: list[str], file: Path | None) -> list[str]:
     return texts
 
 
-def counted(
-    outputs: Iterable[tuple[int, Output]], most: int, lengths: Counter[tuple[int, int]], full: list[tuple[int, int]]
-) -> Iterator[tuple[int, Output]]:
-    """The same, while `lengths` gets the new tokens of each completion, and `full` those that the context's end cut off
-    before they had `most`."""
-    for prompt, output in outputs:
-        one = (prompt, output.index)
-        lengths[one] += len(output.tokens)
-        if output.finish == "length" and lengths[one] < most:
-            full.append(one)
-        yield prompt, output
+class Tally:
+    """What is counted while completions come.
+
+    Attributes:
+        tokens: new ones of each completion, by its prompt and its number there.
+        full: completions that the context's end cut off before they had `most`.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.tokens: Counter[tuple[int, int]] = Counter()
+        self.full = 0
+
+    def of(self, outputs: Iterable[tuple[int, Output]]) -> Iterator[tuple[int, Output]]:
+        for prompt, output in outputs:
+            one = (prompt, output.index)
+            self.tokens[one] += len(output.tokens)
+            self.full += output.finish == "length" and self.tokens[one] < self.most
+            yield prompt, output
 
 
 def show_one(outputs: Iterable[tuple[int, Output]]) -> None:
