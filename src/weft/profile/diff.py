@@ -47,8 +47,8 @@ def compared(before: Profile, after: Profile) -> Iterator[tuple[str, list[Change
         yield "part", changes(*parts)
     peaks = [_holders(one) for one in (before, after)]
     if all(peaks):
-        older = [{name for rank in one.ranks for name in rank.facts.get("held", ())} for one in (before, after)]
-        for name in older[0] ^ older[1]:  # what one of them does not know has not gone, or come
+        known = [{name for rank in one.ranks for name in rank.facts.get("held", ())} for one in (before, after)]
+        for name in known[0] ^ known[1]:  # what one of them does not know has not gone, or come
             peaks = [Counter({other: size for other, size in peak.items() if other != name}) for peak in peaks]
         yield "memory at the peak", changes(*peaks)
 

@@ -117,16 +117,14 @@ def backward_of_block(work: Work, held: Held, kept: Kept, head: Head | None) -> 
 
 def end(work: Work, held: Held) -> Num:
     """Bytes at the end of weft's backward pass: gradients of the tables, as they came, added up and reduced; of a tied one
-    there are two halves. Of what ZeRO-3 gathers the blocks are gone, and after the
-    last pass of the step all that was gathered."""
+    there are two halves. Of what ZeRO-3 gathers the blocks are gone, and after the last pass of the step all that was
+    gathered."""
     s, c, soft = work.sizes, work.cut, work.software
     several, tied = work.micro_batches > 1, (s.tied > 0) & (c.pp == 1)
     once = (c.zero == 1) & several
     came = c.item * (held.tables + tied * held.table)
-    reduced = (
-        soft.reduced * held.tables + (c.zero > 0) * (held.tables > 0) * c.item * held.table
-    )  # one outlives its copy
-    reduced = np.maximum(came, reduced) + several * soft.reduced * held.tables / c.shards
+    outlives = (c.zero > 0) * (held.tables > 0) * c.item * held.table  # its copy: one table's gradient as it came
+    reduced = np.maximum(came, soft.reduced * held.tables + outlives) + several * soft.reduced * held.tables / c.shards
     gathered = (c.zero == 3) * c.item * (held.block + held.common)
     everything = np.where(c.zero == 3, gathered + c.item * held.tables, c.item * held.whole)
     gathered = np.where(several | (c.vp > 1), gathered, everything)

@@ -19,18 +19,12 @@ def replica_messages(work: Work, spans: tuple[Num, Num]) -> Num:
     """
     c, chip, soft = work.cut, work.machine, work.software
     zero1, both = (c.zero == 1) | (c.zero == 2), copies(work)
-    parts = [replica_part(work, one) for one in both]
-    reduction, spread = (
-        sum(np.where(one.weights > 0, part[way], 0.0) for one, part in zip(both, parts, strict=True)) for way in (0, 1)
-    )
+    # seconds of what is there, each way, and the share of it that goes at once
+    parts = [tuple(np.where(one.weights > 0, seconds, 0.0) for seconds in replica_part(work, one)) for one in both]
+    shares = [at_once(work, one) for one in both]
+    reduction, spread = (sum(part[way] for part in parts) for way in (0, 1))
     # nothing is left to hide those that are ready last, and those that the first block waits for
-    late, awaited = (
-        sum(
-            np.where(one.weights > 0, at_once(work, one) * part[way], 0.0)
-            for one, part in zip(both, parts, strict=True)
-        )
-        for way in (0, 1)
-    )
+    late, awaited = (sum(share * part[way] for share, part in zip(shares, parts, strict=True)) for way in (0, 1))
     # interleaved, a chunk's gradients are whole while the other chunks still have a round to do
     rounds = np.where(c.vp > 1, np.maximum(1.0, np.minimum(work.micro_batches, c.pp) * (c.vp - 1) / c.vp), 1.0)
     first, last = (rounds * work.blocks * seconds * C.dp_hidden for seconds in spans)
