@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import pty
 import re
 import shutil
 import signal
@@ -79,6 +80,21 @@ def test_ctrl_c_then_torchrun_is_the_run_without_a_break(tmp_path: Path) -> None
     _, error = resumed.communicate(timeout=300)
     assert resumed.returncode == 0, error
     assert [difference for difference in compare(unbroken, broken, 25) if not difference.right] == []
+
+
+@pytest.mark.parametrize("layout", ["single", "dp2"])
+def test_a_terminal_that_is_closed_loses_nothing(layout: str, tmp_path: Path) -> None:
+    config = settings(tmp_path / "run", layout, train={"steps": 5000}, checkpoint={"every": 0}, log={"view": "auto"})
+    file, log = toml(config, tmp_path / "run.toml"), tmp_path / "run" / "log.jsonl"
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ["OMP_NUM_THREADS"] = "1"
+        os.execv(sys.executable, [sys.executable, "-m", "weft", "train", str(file)])
+    until(lambda: log.exists() and log.read_text().count("\n") >= 2)
+    os.close(terminal)
+    os.waitpid(pid, 0)
+    (saved,) = checkpoints(tmp_path / "run" / "checkpoints")
+    assert read_log(config.run)[-1]["step"] == read_state(saved)["step"] < 5000
 
 
 def test_a_mistake_that_one_rank_meets_is_told_once(tmp_path: Path) -> None:
@@ -247,7 +263,8 @@ def test_a_loss_that_is_no_number_stops_before_the_update(layout: str, poisoned:
         )
         assert "--set train.nonfinite=skip" in text
     assert len(read_log(config.run)) == step - 1
-    assert checkpoints(Path(config.run) / "checkpoints")[0].name == "step-00000003"  # saved in the background
+    saved = [path.name for path in checkpoints(Path(config.run) / "checkpoints")]
+    assert saved == ["step-00000004", "step-00000003"]  # all that was done; and the one that was due, in the background
 
 
 def test_a_bad_step_is_left_out_where_that_is_asked(poisoned: tuple[Config, int, list[int]], tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 import json
 import math
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -47,6 +50,47 @@ def test_a_line_cut_off_by_a_crash_is_dropped(tmp_path: Path) -> None:
     assert steps_of(tmp_path) == [1, 2]
     write_steps(tmp_path, 3, start_step=2)
     assert steps_of(tmp_path) == [1, 2, 3]
+
+
+@contextmanager
+def no_file_beyond(size: int) -> Iterator[None]:
+    """Files end at so many bytes, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_what_a_full_disk_does_not_take_waits_for_room(tmp_path: Path) -> None:
+    notes: list[str] = []
+    with RunLog(tmp_path, tensorboard=False, note=notes.append) as log:
+        log.write(make_metrics(1))
+        with no_file_beyond((tmp_path / FILE).stat().st_size + 100):  # within the second line
+            log.write(make_metrics(2))
+            log.write(make_metrics(3))
+            assert steps_of(tmp_path) == [1]
+        log.write(make_metrics(4))
+        assert steps_of(tmp_path) == [1, 2, 3, 4]
+    (note,) = notes
+    assert f"{tmp_path / FILE} cannot be written; lines wait until it can be, and training goes on" in note
+
+
+def test_a_full_disk_ends_tensorboard_and_not_the_run(tmp_path: Path) -> None:
+    class Full:
+        def add_scalar(self, *_: object, **__: object) -> None:
+            raise OSError(28, "No space left on device")
+
+    notes: list[str] = []
+    with RunLog(tmp_path, tensorboard=False, note=notes.append) as log:
+        log.board = Full()
+        log.write(make_metrics(1))
+        log.write(make_metrics(2))
+    assert steps_of(tmp_path) == [1, 2]
+    assert notes == [
+        "tensorboard/ cannot be written, [Errno 28] No space left on device, and ends at step 1; log.jsonl has every step"
+    ]
 
 
 def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 import io
 import math
+import os
+import sys
 
 import pytest
 from rich.console import Console
@@ -108,6 +110,19 @@ def test_plain_lines_are_aligned() -> None:
     assert last[: len(first)].replace("1000/", "   1/").replace(" 2.0000", "11.2500") == first
     assert last[len(first) :] == "  valid 3.0000  skipped: not finite"
     assert (saved, note) == ("saved step 1000", "stopping")
+
+
+@pytest.mark.parametrize("mode", ["plain", "live"])
+def test_training_goes_on_where_nobody_reads_any_more(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    with open(writer, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        with make_view(mode, FACTS) as view:
+            os.close(reader)
+            view.step(make_metrics(1))
+            view.note("a note")
+            view.step(make_metrics(2))
+        stdout.flush()  # as the interpreter does at its end
 
 
 def test_auto_is_live_on_a_terminal_and_plain_elsewhere() -> None:

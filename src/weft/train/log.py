@@ -6,8 +6,10 @@ import json
 import math
 import os
 import warnings
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from weft.parallel.balance import Routing
 from weft.train.metrics import Metrics
@@ -39,60 +41,98 @@ class RunLog:
     """Writes the steps of a run to its folder, from one process.
 
     A run that goes on after step k drops what an earlier attempt logged beyond k, so each step stands in the log once.
+    Training does not end because nothing can be written, as on a full disk: that is said, and lines wait for room.
     """
 
-    def __init__(self, run: Path, *, start_step: int = 0, tensorboard: bool = True, active: bool = True) -> None:
+    def __init__(
+        self,
+        run: Path,
+        *,
+        start_step: int = 0,
+        tensorboard: bool = True,
+        active: bool = True,
+        note: Callable[[str], None] = lambda text: None,
+    ) -> None:
         """
         Args:
             run: folder of the run; made where it is missing.
             start_step: the last step that is done: 0 for a new run, the checkpoint's for a resumed one.
             tensorboard: write `run/tensorboard/` as well.
             active: False in every process but rank 0: nothing is written.
+            note: is told that something cannot be written.
         """
-        self.file: TextIO | None = None
+        self.steps: Lines | None = None
         self.board: Any = None
         if not active:
             return
         run.mkdir(parents=True, exist_ok=True)
         cut_log(run / FILE, start_step)
         cut_log(run / ROUTING, start_step)
-        self.run = run
-        self.file = open(run / FILE, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
+        self.note = note
+        self.steps, self.routing = Lines(run / FILE, note), Lines(run / ROUTING, note)
         if tensorboard:
             self.board = _summary_writer(run / "tensorboard", start_step)
 
     def write(self, metrics: Metrics) -> None:
-        """Add one step. It is with the operating system before this returns."""
-        if self.file is None:
+        """Add one step. It is with the operating system before this returns, if that takes it."""
+        if self.steps is None:
             return
         values = {name: _finite(value) for name, value in metrics.as_dict().items()}
-        self.file.write(json.dumps(values, allow_nan=False) + "\n")
-        self.file.flush()
-        if self.board is not None:
-            for name, tag in SCALARS.items():
+        self.steps.add(values)
+        try:
+            for name, tag in SCALARS.items() if self.board is not None else ():
                 if values[name] is not None:
                     self.board.add_scalar(tag, values[name], metrics.step, walltime=metrics.time)
+        except OSError as error:
+            self.board = None  # its thread has ended
+            self.note(f"tensorboard/ cannot be written, {error}, and ends at step {metrics.step}; {FILE} has every step")
 
     def write_routing(self, step: int, routing: Routing) -> None:
         """Add the load of each expert, by block."""
-        if self.file is None:
-            return
-        line = {"step": step, "load": routing.load.long().tolist(), "dropped": routing.dropped.long().tolist()}
-        with open(self.run / ROUTING, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        if self.steps is not None:
+            load, dropped = routing.load.long().tolist(), routing.dropped.long().tolist()
+            self.routing.add({"step": step, "load": load, "dropped": dropped})
 
     def close(self) -> None:
-        if self.file is not None:
-            self.file.close()
+        if self.steps is None:
+            return
+        self.steps.write()
+        self.routing.write()
         if self.board is not None:
-            self.board.close()
-        self.file = self.board = None
+            with suppress(OSError):
+                self.board.close()
+        self.steps = self.board = None
 
     def __enter__(self) -> RunLog:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class Lines:
+    """A file that lines of JSON are added to. What cannot be written waits for the next line; no line is torn by that."""
+
+    def __init__(self, file: Path, note: Callable[[str], None]) -> None:
+        self.file, self.note, self.waiting, self.refused = file, note, b"", False
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        self.waiting += (json.dumps(record, allow_nan=False) + "\n").encode()
+        self.write()
+
+    def write(self) -> None:
+        if not self.waiting:
+            return
+        try:
+            with open(self.file, "ab", buffering=0) as out:
+                while self.waiting:
+                    self.waiting = self.waiting[out.write(self.waiting) :]
+        except OSError as error:
+            if not self.refused:
+                self.note(f"{error}: {self.file} cannot be written; lines wait until it can be, and training goes on")
+            self.refused = True
+        else:
+            self.refused = False
 
 
 def read_log(run: str | Path, name: str = FILE) -> list[dict[str, Any]]:

@@ -9,12 +9,13 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
-ASK = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C, preemption, and Slurm's warning before a time limit
+ASK = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+"""Ctrl-C, preemption, Slurm's warning before a time limit, and a terminal that is gone."""
 TOGETHER = 0.5  # seconds in which two signals are one: terminals and wrappers often send both
 
 
 class StopRequest:
-    """Turns SIGINT, SIGTERM and SIGUSR1 into a request that the training loop sees between steps.
+    """Turns SIGINT, SIGTERM, SIGUSR1 and SIGHUP into a request that the training loop sees between steps.
 
     A second signal acts as if this were not here. On leaving the `with` block the handlers are what they were.
 

@@ -143,10 +143,11 @@ class Trainer:
         samples = culprits(self.training, rows, self.samples)
         what = describe(self.step + 1, found, samples, self.samples, self.config.train.global_batch)
         if self.config.train.nonfinite == "stop":
+            self.save()
             self.finish_saving()  # leaving now would break it off
             raise ValueError(
-                f"{what}. Nothing was updated. Look at these samples and at optimizer.lr; or leave such steps out with "
-                "--set train.nonfinite=skip (and --resume, where there is a checkpoint)"
+                f"{what}. Nothing was updated, and what was done before is saved. Look at these samples and at "
+                "optimizer.lr; or leave such steps out with --resume --set train.nonfinite=skip"
             )
         self.view.note(f"{what}: skipped")
 
@@ -257,11 +258,17 @@ class Trainer:
         history = [line for line in logged if line["step"] <= self.step]
         facts = Facts.of(config, world=process.world, peak=peak)
         self.stack = ExitStack()
-        self.log = self.stack.enter_context(
-            RunLog(self.folder.path, start_step=self.step, tensorboard=config.log.tensorboard, active=process.is_main)
-        )
         self.stop = self.stack.enter_context(StopRequest())
         self.view = self.stack.enter_context(make_view(config.log.view, facts, active=process.is_main, history=history))
+        self.log = self.stack.enter_context(
+            RunLog(
+                self.folder.path,
+                start_step=self.step,
+                tensorboard=config.log.tensorboard,
+                active=process.is_main,
+                note=self.view.note,
+            )
+        )
         self.capture = make_capture(self.folder.path, self.training, self, self.view.note)
         self.capture.begin(self.step)
         self.meter = Meter(config, world=process.world, peak=peak, device=process.device, start_step=self.step)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, TextIO, cast
 
 from rich.console import Console
 
 from weft.config.tree import Config
 from weft.train.hardware import Peak
 from weft.train.metrics import Metrics
+from weft.train.outlet import Outlet
 from weft.units import duration, gibibytes, short
 
 
@@ -123,7 +125,7 @@ def make_view(
     """
     if mode == "off" or not active:
         return View()
-    console = console or Console()
+    console = console or Console(file=cast(TextIO, Outlet(sys.stdout)))
     if mode == "live" or (mode == "auto" and console.is_terminal and not console.is_dumb_terminal):
         from weft.train.live import LiveView  # it builds on this file
 
