@@ -30,10 +30,11 @@ from weft.checkpoint.weights import WeightsFolder
 from weft.checkpoint.write import DiskFullError, write_checkpoint
 from weft.cli import app
 from weft.cli import train as cli_train
-from weft.config.load import load_config
+from weft.config.load import load_config, make_config, merge
 from weft.config.toml import config_toml
 from weft.config.tree import Config
 from weft.data.indexed import IndexedDataset
+from weft.data.loader import Loader
 from weft.launch.process import start_process
 from weft.train import hardware, trainer
 from weft.train.data import open_loader
@@ -403,3 +404,46 @@ def test_the_log_says_what_a_step_cost(evaluated: Config) -> None:
     log = read_log(evaluated.run)
     assert [line["tokens"] for line in log] == [8 * 16 * step for step in range(1, 7)]
     assert re.fullmatch(r"[0-9.e+-]+", str(log[-1]["tokens_per_second"]))
+
+
+# -- what processes do not share ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("change", "told"), [
+    ({"optimizer": {"lr": 2e-2}}, "rank 1 was started with optimizer.lr = 0.02, and rank 0 with 0.01: give every"),
+    ({"train": {"seed": 7}}, "rank 1 was started with train.seed = 7, and rank 0 with 0: give every"),
+])  # fmt: skip
+def test_processes_with_other_settings_are_refused(change: dict[str, Any], told: str, tmp_path: Path) -> None:
+    def work(config: Config) -> None:
+        trainer.run(config if os.environ["RANK"] == "0" else make_config(merge(config.model_dump(), change)))
+
+    config = settings(tmp_path / "run", "dp2")
+    with pytest.raises(AssertionError, match=told):
+        train(config, work=work)
+    assert [told in text for text in failures(tmp_path / "run").values()] == [True, True]
+    assert not checkpoints(tmp_path / "run" / "checkpoints")
+
+
+def test_a_machine_with_other_data_is_refused(tmp_path: Path) -> None:
+    """Each machine has a copy of the data on its own disk, and one of them is old."""
+    config = settings(tmp_path / "run", "dp2")
+    old = tmp_path / "old" / "tokens"
+    old.parent.mkdir()
+    for file in (".bin", ".idx"):
+        shutil.copy(tmp_path / f"tokens{file}", old.with_suffix(file))
+    tokens = np.memmap(old.with_suffix(".bin"), IndexedDataset(old).dtype, "r+")
+    tokens[3] += 1
+    tokens.flush()
+
+    def work(config: Config) -> None:
+        real = trainer.open_loader
+
+        def on_its_disk(config: Config, *rest: Any, **more: Any) -> Loader:
+            return real(make_config(merge(config.model_dump(), {"data": {"paths": [str(old)]}})), *rest, **more)
+
+        if os.environ["RANK"] == "1":
+            trainer.open_loader = on_its_disk  # type: ignore[attr-defined]
+        trainer.run(config)
+
+    with pytest.raises(AssertionError, match=r"rank 1 was started with data = \w+, and rank 0 with \w+: give every machine"):
+        train(config, work=work)

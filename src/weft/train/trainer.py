@@ -15,6 +15,7 @@ from weft.config.tree import Config
 from weft.data.loader import Loader
 from weft.launch.process import Process, start_process, stop_process
 from weft.parallel.woven import Rows
+from weft.train.alike import check_alike
 from weft.train.data import open_loader
 from weft.train.hardware import peak_flops
 from weft.train.log import FILE as LOG
@@ -63,6 +64,7 @@ class Trainer:
         self.loader = open_loader(config, "train", check_tokens=process.is_main)
         self.valid_loader = open_loader(config, "valid", check_tokens=False) if config.train.eval_every else None
         group = dist.new_group(backend="gloo") if process.world > 1 else None
+        check_alike(config, self.loader, group)
         self.checkpointer = make_checkpointer(config, self.folder, self.loader, group)
         checkpoint, findings = newest(self.folder.checkpoints, group)
         self.training = build(config, process.device, fill=checkpoint is None)
