@@ -66,9 +66,9 @@ def test_waits_belong_to_their_step_and_evaluation_is_no_training_time() -> None
 
 def test_a_resumed_run_drops_its_own_first_step() -> None:
     clock = Clock()
-    meter = make_meter(clock, start_step=5)
+    meter = make_meter(clock, start_step=5, start_tokens=5 * 32)
     clock.now += 100
-    assert meter.finish(6, loss=1.0, lr=0.1, grad_norm=2.0).tokens == 6 * 64
+    assert meter.finish(6, loss=1.0, lr=0.1, grad_norm=2.0).tokens == 5 * 32 + 64  # smaller batches before
     clock.now += 1
     assert meter.finish(7, loss=1.0, lr=0.1, grad_norm=2.0).tokens_per_second == pytest.approx(64)
 

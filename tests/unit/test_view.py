@@ -23,7 +23,7 @@ FACTS = Facts.of(CONFIG, world=2, peak=Peak(989e12, "datasheet", "NVIDIA H100 80
 def make_metrics(step: int, loss: float = 2.0, valid_loss: float | None = None, skipped: bool = False) -> Metrics:
     return Metrics(
         step=step, loss=loss, lr=1e-3, grad_norm=0.5, tokens=step * 41_234, seconds=0.3, tokens_per_second=412_345.0,
-        mfu=0.413, mfu_causal=0.389, memory=54 << 30, valid_loss=valid_loss, skipped=skipped, eta=751.0,
+        mfu=0.413, mfu_causal=0.389, memory=54 << 30, valid_loss=valid_loss, skipped=skipped, mean_seconds=0.1, eta=751.0,
     )  # fmt: skip
 
 

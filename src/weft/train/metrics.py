@@ -42,13 +42,9 @@ class Metrics:
     busiest_expert: float | None = None  # its tokens, in even shares
     load_entropy: float | None = None  # of experts, mean over blocks; 1: all have the same
     dropped: float | None = None  # share of the pairs of a token and an expert
+    mean_seconds: float = 0.0  # of a step, over the steps that `tokens_per_second` is of
     eta: float = 0.0  # seconds to the end of the run
     time: float = 0.0  # of the end of the step, seconds since 1970
-
-    @property
-    def mean_seconds(self) -> float:
-        """Of a step, over the steps that `tokens_per_second` is of."""
-        return self.tokens / self.step / self.tokens_per_second
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -70,6 +66,7 @@ class Meter:
         peak: Peak,
         device: torch.device,
         start_step: int = 0,
+        start_tokens: int = 0,
         window: int = 20,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -77,7 +74,7 @@ class Meter:
         self.step_tokens = config.train.global_batch * config.seq
         self.flops_full = config.model.flops_per_token(config.seq, causal=False) / (peak.flops * world)
         self.flops_causal = config.model.flops_per_token(config.seq, causal=True) / (peak.flops * world)
-        self.device, self.start_step, self.clock = device, start_step, clock
+        self.device, self.start_step, self.tokens, self.clock = device, start_step, start_tokens, clock
         self.recent: deque[float] = deque(maxlen=window)  # seconds of the last steps
         self.waits: dict[Wait, float] = {"data": 0.0, "checkpoint": 0.0, "outside": 0.0}
         self.began = clock()
@@ -110,12 +107,13 @@ class Meter:
         self.recent.append(seconds)
         per_step = sum(self.recent) / len(self.recent)
         rate = self.step_tokens / per_step
+        self.tokens += self.step_tokens  # steps before may have been of another size
         metrics = Metrics(
             step=step,
             loss=loss,
             lr=lr,
             grad_norm=grad_norm,
-            tokens=step * self.step_tokens,
+            tokens=self.tokens,
             seconds=seconds,
             tokens_per_second=rate,
             mfu=rate * self.flops_full,
@@ -129,6 +127,7 @@ class Meter:
             busiest_expert=routing.imbalance if routing else None,
             load_entropy=routing.entropy if routing else None,
             dropped=routing.dropped_share if routing else None,
+            mean_seconds=per_step,
             eta=per_step * (self.steps - step),
             time=time.time(),
         )

@@ -273,7 +273,8 @@ class Trainer:
         )
         self.capture = make_capture(self.folder.path, self.training, self, self.view.note)
         self.capture.begin(self.step)
-        self.meter = Meter(config, world=process.world, peak=peak, device=process.device, start_step=self.step)
+        start = {"start_step": self.step, "start_tokens": self.samples * config.seq}
+        self.meter = Meter(config, world=process.world, peak=peak, device=process.device, **start)
 
     def __enter__(self) -> Trainer:
         return self
