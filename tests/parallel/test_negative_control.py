@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 import torch.nn.functional as F
 from harness import Compared, make
 
@@ -77,6 +78,53 @@ def test_wrong_update(monkeypatch: pytest.MonkeyPatch, compared: Compared) -> No
     monkeypatch.setattr(optimizer.Optimizer, "__init__", init)
     report = compared(make("llama", "fsdp2"))
     assert report.first_wrong() == "embed.weight (update)"
+
+
+def test_a_mean_of_means(monkeypatch: pytest.MonkeyPatch, compared: Compared) -> None:
+    """Each replica divides by its own number of targets, times the replicas: right only where all have as many."""
+    compared(make("llama", "single"))
+    whole = step.agree
+
+    def agree(woven: Any, num_targets: Any, *flags: float) -> tuple[float, ...]:
+        _, *rest = whole(woven, num_targets, *flags)
+        return float(num_targets) * woven.layout.replicas, *rest
+
+    monkeypatch.setattr(step, "agree", agree)
+    report = compared(make("llama", "dp2"))
+    assert report.first_wrong() == "head.weight (gradient)"
+
+
+def test_a_replica_without_the_last_update(monkeypatch: pytest.MonkeyPatch, compared: Compared) -> None:
+    """No later step is there to show it."""
+    compared(make("llama", "single"))
+    update, calls = optimizer.Optimizer.step, []
+
+    def skipped(self: Any, lr: float) -> None:
+        calls.append(lr)
+        if dist.get_rank() == 0 or len(calls) == 1:
+            update(self, lr)
+
+    monkeypatch.setattr(optimizer.Optimizer, "step", skipped)
+    report = compared(make("llama", "dp2"))
+    assert report.first_wrong() == "embed.weight (copy)"
+    assert {found.step for found in report.differences if not found.right} == {2}
+
+
+def test_a_replica_with_a_rate_of_its_own(monkeypatch: pytest.MonkeyPatch, compared: Compared) -> None:
+    """Named by what is wrong first, not by the gradients of the next step."""
+    compared(make("llama", "single"))
+    update = optimizer.Optimizer.step
+    monkeypatch.setattr(optimizer.Optimizer, "step", lambda self, lr: update(self, lr / (1 + dist.get_rank())))
+    report = compared(make("llama", "dp2"))
+    assert report.first_wrong() == "embed.weight (copy)"
+
+
+def test_biases_that_one_process_does_not_move(monkeypatch: pytest.MonkeyPatch, compared: Compared) -> None:
+    compared(make("deepseek", "single"))
+    move = step.move_biases
+    monkeypatch.setattr(step, "move_biases", lambda woven, *rest: move(woven, *rest) if dist.get_rank() == 0 else None)
+    report = compared(make("deepseek", "dp2"))
+    assert report.first_wrong() == "blocks.1.mlp.router.bias (copy)"
 
 
 def test_biases_that_nobody_moves(monkeypatch: pytest.MonkeyPatch, compared: Compared) -> None:

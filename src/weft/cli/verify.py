@@ -74,7 +74,8 @@ def resume(
     resume_layout: Annotated[str | None, typer.Option(help="Resume under another layout.")] = None,
     batch: Annotated[int | None, typer.Option(help="train.global_batch")] = None,
     seq: Annotated[int | None, typer.Option(help="train.seq")] = None,
-    steps: Annotated[int, typer.Option(help="Steps before the checkpoint, and after it.", min=1)] = 5,
+    # a replica that lost its own moments shows in the second step after, which all of them compute together
+    steps: Annotated[int, typer.Option(help="Steps before the checkpoint, and after it.", min=2)] = 5,
     overrides: Set = None,
     keep: Annotated[Path | None, typer.Option(help="Keep both runs in this folder.", callback=vacant)] = None,
 ) -> None:

@@ -135,18 +135,7 @@ class Loader:
         if len(tokens) and not (tokens.min() >= 0 and tokens.max() < self.vocab):
             paths = ", ".join(stream.data.prefix for stream in self.streams)
             raise ValueError(f"token id {tokens.max()} in {paths} is outside the vocabulary of {self.vocab}")
-        return self._cut(tokens, documents, samples)
-
-    def _cut(self, tokens: np.ndarray, documents: np.ndarray, samples: np.ndarray) -> Batch:
-        """Windows [B, T+1] → inputs and targets [B, T]."""
-        inputs, targets = np.ascontiguousarray(tokens[:, :-1]), tokens[:, 1:].copy()
-        if not self.document_mask:
-            return Batch(inputs, targets, None, None, samples)
-        targets[documents[:, 1:] != documents[:, :-1]] = IGNORED
-        documents = np.ascontiguousarray(documents[:, :-1])
-        place = np.broadcast_to(np.arange(self.seq), documents.shape)
-        starts = np.where(np.diff(documents, axis=1, prepend=-1) != 0, place, 0)
-        return Batch(inputs, targets, place - np.maximum.accumulate(starts, axis=1), documents, samples)
+        return cut(tokens, documents if self.document_mask else None, samples)
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -176,3 +165,16 @@ class Loader:
             span = f"|{quota}|{stream.num_documents}|{stream.num_tokens}|{stream.first_token}|"
             digest.update((span + stream.data.fingerprint()).encode())
         return digest.hexdigest()
+
+
+def cut(tokens: np.ndarray, documents: np.ndarray | None, samples: np.ndarray) -> Batch:
+    """Windows [B, T+1] → inputs and targets [B, T]; with the documents of a mask, [B, T+1], no target crosses from one
+    into the next."""
+    inputs, targets = np.ascontiguousarray(tokens[:, :-1]), tokens[:, 1:].copy()
+    if documents is None:
+        return Batch(inputs, targets, None, None, samples)
+    targets[documents[:, 1:] != documents[:, :-1]] = IGNORED
+    documents = np.ascontiguousarray(documents[:, :-1])
+    place = np.broadcast_to(np.arange(documents.shape[1]), documents.shape)
+    starts = np.where(np.diff(documents, axis=1, prepend=-1) != 0, place, 0)
+    return Batch(inputs, targets, place - np.maximum.accumulate(starts, axis=1), documents, samples)

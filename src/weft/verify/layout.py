@@ -17,6 +17,18 @@ from weft.config.tree import Config
 from weft.launch.local import launch
 from weft.models.parameters import buffer_sizes, parameter_sizes
 from weft.train.run import CONFIG
+from weft.verify.bounds import (
+    AMPLIFIED,
+    BIAS_BOUND,
+    BOUNDS,
+    COARSER,
+    EIGHT_BIT_BOUND,
+    FLOOR,
+    LOSS_BOUNDS,
+    MOVED_BOUND,
+    MUON_ROUNDINGS,
+    UPDATE_BOUND,
+)
 from weft.verify.outputs import heard
 from weft.verify.replay import replayed_weights
 from weft.verify.trace import Trace, step_file
@@ -25,37 +37,6 @@ Progress = Callable[[str, int, int], None]
 
 POLL = 0.2  # seconds
 
-BOUNDS: dict[str, float] = {"fp32": 1e-5, "fp16": 3e-2, "bf16": 2e-1, "fp8": 3e-1, "fp8row": 3e-1}
-"""Largest difference of a gradient or an output over its norm. bf16 keeps 8 bits: 2^-8 a rounding, and hundreds of
-roundings in a row through a model; two orders of the same sums differ by that much, and by no more."""
-LOSS_BOUNDS: dict[str, float] = {"fp32": 1e-6, "fp16": 2e-3, "bf16": 1e-2, "fp8": 1e-2, "fp8row": 1e-2}
-"""Largest difference of a loss, over the loss."""
-AMPLIFIED = 30.0
-"""After the first step two layouts stand at weights that rounding has moved apart; gradients may differ by this many
-times as much more. The most seen so far is 11, of a norm of queries whose gradient is nearly nothing but differences."""
-MOVED_BOUND = {"fp32": 1e-2, "fp16": 1e-1, "bf16": 3e-1, "fp8": 5e-1, "fp8row": 5e-1}
-"""How far all weights together may be apart, over the farthest that the optimizer could have moved them. Adam divides
-a gradient by its own size: where it is nothing but rounding, the sign of the step is too."""
-UPDATE_BOUND = 1e-6
-"""Largest difference between a weight and what AdamW, or Muon, in one process makes of the same gradients, over what it
-could have moved or its own size, whichever is larger: some units of fp32 rounding."""
-MUON_ROUNDINGS = 2.0
-"""On a GPU Muon makes matrices orthogonal in bf16. What that rounds off is worked out for the very matrix: between 3 % of
-what the weight could have moved, where all singular values are alike, and 36 %, where they fall as 1/n². The GPU adds in
-another order, so its rounding is another one of that size: together they are at most twice as far apart."""
-EIGHT_BIT_BOUND = 1e-1
-"""Moments of 8 bits are some per cent off, and so is what a weight moves. The first update, from moments of zero, is
-exact."""
-COARSER = 10.0
-"""Which numbers share a scale follows from the cut: with such moments two layouts move apart by so many times as much."""
-BIAS_BOUND = 1e-5
-"""Of routers' biases. All move by as much, up or down, so a wrong one is far off. In fp32 only: in 16 bits rounding alone
-sends some tokens elsewhere, and an expert with about the mean load then moves the other way."""
-FLOOR = 1e-2
-"""A gradient far below its share of the whole is rounding noise (the bias of keys has none at all, in exact numbers):
-a difference is measured over no less than this part of that share."""
-
-
 KINDS = {
     "loss": "each step",
     "norm": "all gradients together, each step",
@@ -63,6 +44,7 @@ KINDS = {
     "gradient": "each weight, each step",
     "weights": "all, over how far they could move",
     "update": "each weight, against a plain optimizer",
+    "copy": "each weight and bias that several processes hold, each step",
     "bias": "each router's, each step",
 }
 """What is compared, and how the error is counted."""
@@ -107,24 +89,25 @@ class LayoutReport:
         return sorted(found, key=lambda d: -math.inf if math.isnan(d.error) else -d.error)[:count]
 
     def first_wrong(self) -> str | None:
-        """Where the layouts part ways: the first module of the forward pass; if all agree there, the first weight whose
-        gradient differs, counted from the loss backwards; else the first weight that was not updated as it should, or the
-        first router's bias."""
+        """Where the layouts part ways: the first module of the forward pass; if all agree there, what is wrong at the
+        earliest step: the weight whose gradient differs, the first counted from the loss backwards; else the first weight
+        that was not updated as it should, or that processes hold which do not agree; or the first router's bias."""
         if outputs := self._wrong("output"):
             return f"{min(outputs, key=self.modules.index)} (forward)"
-        if gradients := self._wrong("gradient"):
-            return f"{max(gradients, key=self.parameters.index)} (gradient)"
-        if updates := self._wrong("update"):
-            return f"{min(updates, key=self.parameters.index)} (update)"
-        if biases := self._wrong("bias"):
-            return f"{biases[0]} (bias)"
+        kinds = [kind for kind in ("gradient", "update", "copy", "bias") if self._wrong(kind)]
+        if kinds:
+            kind = min(kinds, key=self._first_step)
+            wrong = [name for name in self.parameters if name in self._wrong(kind)] or self._wrong(kind)
+            return f"{wrong[-1 if kind == 'gradient' else 0]} ({kind})"
         return next((kind for kind in ("norm", "loss", "weights") if self._wrong(kind)), None)
 
     def _wrong(self, kind: str) -> list[str]:
         """Names of what differs at the first step at which something of that kind does."""
-        wrong = [d for d in self.differences if d.kind == kind and not d.right]
-        first = min((d.step for d in wrong), default=0)
-        return [d.name for d in wrong if d.step == first]
+        first = self._first_step(kind)
+        return [d.name for d in self.differences if d.kind == kind and d.step == first and not d.right]
+
+    def _first_step(self, kind: str) -> int:
+        return min((d.step for d in self.differences if d.kind == kind and not d.right), default=0)
 
 
 class RunFailedError(RuntimeError):
@@ -202,6 +185,8 @@ def compare(
             _weights(config_a, left, right, MOVED_BOUND[precision]),
             _updates(config_a, left),
             _updates(config_b, right),
+            _copies(left),
+            _copies(right),
             _biases(config_a, left, right) if precision == "fp32" else (),
         ]
         differences: list[Difference] = []
@@ -270,6 +255,15 @@ def apart(left: Trace, right: Trace, step: int, names: Iterable[str], over: floa
         a, b = (trace.read(step, f"weight.{name}").double() for trace in (left, right))
         difference, size = difference + float((a - b).square().sum()), size + float(a.square().sum())
     return math.sqrt(difference) / (over or math.sqrt(size))
+
+
+def _copies(trace: Trace) -> Iterator[Difference]:
+    moved = 0.0
+    for step, numbers in enumerate(trace.steps, start=1):
+        moved += numbers.lr
+        for name, difference in numbers.copies.items():
+            error = difference / max(float(trace.read(step, name).abs().max()), moved)
+            yield Difference("copy", name.partition(".")[2], step, error, UPDATE_BOUND)
 
 
 def _biases(config: Config, left: Trace, right: Trace) -> Iterator[Difference]:

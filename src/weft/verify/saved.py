@@ -18,7 +18,8 @@ from weft.checkpoint.tensors import TensorFile
 from weft.checkpoint.weights import WeightsFolder
 from weft.config.tree import Config, OptimizerConfig
 from weft.models.parameters import parameter_sizes, stored_sizes
-from weft.verify.layout import AMPLIFIED, BOUNDS, EIGHT_BIT_BOUND, FLOOR, MOVED_BOUND, Difference, relative
+from weft.verify.bounds import AMPLIFIED, BOUNDS, EIGHT_BIT_BOUND, FLOOR, MOVED_BOUND
+from weft.verify.layout import Difference, relative
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "momentum")
 

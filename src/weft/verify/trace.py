@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from weft.checkpoint.agreement import Agreement
 from weft.checkpoint.region import Piece, Region
 from weft.checkpoint.tensors import Entry, TensorFile, create
 from weft.config.load import load_config
 from weft.config.tree import Config
-from weft.data.loader import Loader
+from weft.data.loader import IGNORED, Batch, Loader, cut
 from weft.launch.process import start_process, stop_process
 from weft.models.parameters import buffer_sizes, parameter_sizes
 from weft.parallel.woven import Rows
@@ -36,6 +38,7 @@ class TracedStep:
     grad_norm: float
     lr: float
     device: str = "cpu"  # that trained
+    copies: dict[str, float] = field(default_factory=dict)  # see strayed
 
 
 def step_file(folder: Path, step: int) -> Path:
@@ -87,7 +90,8 @@ def record(config: Config, steps: int, folder: Path, device: torch.device) -> No
         entries = names | (output_sizes(config) if recorder else {})
         after = [*_pieces(training, "weight"), *_biases(training)]
         write(step_file(folder, step), entries, [*outputs, *gradients, *after])
-        traced.append(TracedStep(found.loss, found.grad_norm, lr, device.type))
+        copies = strayed(step_file(folder, step), after)
+        traced.append(TracedStep(found.loss, found.grad_norm, lr, device.type, copies))
     if dist.get_rank() == 0:
         (folder / STEPS).write_text(json.dumps([asdict(step) for step in traced]))
     dist.barrier()
@@ -124,14 +128,42 @@ def write(path: Path, sizes: dict[str, tuple[int, ...]], pieces: Sequence[Piece]
 
 
 def step_rows(training: Training, loader: Loader | None, step: int) -> Rows:
-    """This process's rows of step 1, 2, …; random tokens where there is no loader."""
-    config = training.config
-    if loader is not None:
-        return training.take(loader.batch((step - 1) * config.train.global_batch, training.rows))
-    stream = torch.Generator().manual_seed(config.train.seed * 1_000_003 + step)
-    window = torch.randint(config.model.vocab, (config.train.global_batch, config.seq + 1), generator=stream)
-    mine = window[training.rows.start : training.rows.stop].to(training.mesh.device)
-    return Rows(mine[:, :-1].contiguous(), mine[:, 1:].contiguous())
+    """This process's rows of step 1, 2, …; random ones where there is no loader."""
+    if loader is None:
+        return training.take(random_batch(training.config, step, training.rows))
+    return training.take(loader.batch((step - 1) * training.config.train.global_batch, training.rows))
+
+
+def random_batch(config: Config, step: int, rows: range) -> Batch:
+    """Some rows of a global batch of random tokens; of documents about 8 tokens long, where the config has their mask.
+
+    No two rows have as many targets as each other: else a mean of means, over replicas or micro-batches, would pass for the mean
+    of all.
+    """
+    stream = np.random.default_rng((config.train.seed, step))
+    size = config.train.global_batch, config.seq + 1
+    tokens, chances = stream.integers(config.model.vocab, size=size), stream.random(size)
+    documents = (chances < 1 / 8).cumsum(axis=1) if config.data.document_mask else None
+    batch = cut(tokens[rows], None if documents is None else documents[rows], np.array(rows))
+    if documents is None:
+        batch.targets[chances[rows, 1:] < np.linspace(0, 0.5, size[0])[rows, None]] = IGNORED
+    return batch
+
+
+def strayed(path: Path, pieces: Sequence[Piece]) -> dict[str, float]:
+    """Tensor that several processes hold → how far any of them is, at most, from what was written. The same everywhere."""
+    mine: dict[str, list[float]] = {}
+    with TensorFile(path) as file:
+        for piece in pieces:
+            if not piece.writes and not piece.region.empty:
+                written = file.read(piece.region.name, piece.region.start, piece.region.stop)
+                apart = float((piece.data.cpu().float() - written).abs().max())
+                mine.setdefault(piece.region.name, []).append(apart)
+    found: dict[str, list[float]] = {}
+    for text in Agreement(dist.group.WORLD).texts(json.dumps(mine)):
+        for name, differences in json.loads(text).items():
+            found.setdefault(name, []).extend(differences)
+    return {name: float(torch.tensor(differences).max()) for name, differences in found.items()}  # NaN is the largest
 
 
 def _pieces(training: Training, kind: str) -> list[Piece]:
