@@ -222,6 +222,22 @@ def test_other_formats_are_refused_not_skipped(run: Path, version: int, told: st
             look()
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "state.json", WEIGHTS])
+def test_a_file_that_the_disk_no_longer_gives(run: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bad sector: EIO, whoever asks."""
+    bad = step_path(run, 2) / name
+    opened = Path.open
+
+    def open_(self: Path, *rest: object, **more: object) -> object:
+        if self == bad:
+            raise OSError(5, "Input/output error")
+        return opened(self, *rest, **more)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(Path, "open", open_)
+    (finding,) = skipped(run)
+    assert "Input/output error" in str(finding)
+
+
 def test_state_that_is_gone_or_broken(run: Path) -> None:
     file = step_path(run, 2) / "state.json"
     file.write_text("[]")

@@ -81,7 +81,7 @@ def read_manifest(path: Path) -> Manifest:
     """The manifest of the checkpoint folder `path`.
 
     Raises:
-        DamageError: it is missing, cut short, edited, or of another step.
+        DamageError: it is missing, unreadable, cut short, edited, or of another step.
         ValueError: it is whole, and in a format that this weft does not read.
     """
     file = path / MANIFEST
@@ -89,6 +89,8 @@ def read_manifest(path: Path) -> Manifest:
         raise DamageError(f"{file} is missing: the checkpoint was never finished, or lost it later")
     try:
         body = json.loads(file.read_bytes())
+    except OSError as error:
+        raise DamageError(f"{file} cannot be read: {error}") from error
     except (ValueError, RecursionError) as error:
         raise DamageError(f"{file} is not JSON: {error}") from error
     if not isinstance(body, dict):
