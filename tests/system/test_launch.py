@@ -65,7 +65,7 @@ from pathlib import Path
 from weft.launch import watch
 from weft.launch.local import launch
 watch.PEERS = 1.5
-sys.exit(launch(int(sys.argv[1]), "toy_worker:main", sys.argv[2:], logs=Path(sys.argv[3]) / "logs", grace=20))
+sys.exit(launch(int(sys.argv[1]), "toy_worker:main", sys.argv[2:], logs=Path(sys.argv[3]) / "logs"))
 """
 
 Start = Callable[..., subprocess.Popen[str]]
@@ -83,7 +83,7 @@ def start(tmp_path: Path) -> Start:
         command = command or (str(tmp_path / "toy_launcher.py"), str(world))
         return subprocess.Popen(
             [sys.executable, *command, mode, str(tmp_path)],
-            stdout=out, stderr=subprocess.PIPE, text=True, env={**env, "PYTHONPATH": str(tmp_path)},
+            stdout=out, stderr=subprocess.PIPE, text=True, env={**env, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])},
         )  # fmt: skip
 
     return run

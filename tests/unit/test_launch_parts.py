@@ -131,13 +131,25 @@ def test_a_process_that_left_nothing_is_told_by_its_exit_code(tmp_path: Path) ->
 def test_a_signal_that_ended_what_has_nothing_to_save_says_no_more_than_that(tmp_path: Path) -> None:
     """Be it training that had not begun, a calibration, or the trace of a proof."""
     processes = [subprocess.Popen(["sleep", "60"], start_new_session=True) for _ in range(2)]
-    end = wait_all(processes, [(time.monotonic(), signal.SIGTERM)], tmp_path, grace=60)
+    end = wait_all(processes, [(time.monotonic(), signal.SIGTERM)], tmp_path)
     assert end == End(stopped="ended by SIGTERM before there was anything to save")
+
+
+def test_a_save_may_take_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launcher that ended what still ran 600 s after a signal lost it."""
+    save = f"trap 'sleep 1; kill $!; exit 0' TERM; touch {tmp_path}/$0; sleep 60 & wait"
+    processes = [subprocess.Popen(["sh", "-c", save, str(rank)], start_new_session=True) for rank in range(2)]
+    while len(list(tmp_path.iterdir())) < 2:
+        time.sleep(0.01)
+    real = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: 10_000 * real())
+    assert wait_all(processes, [(time.monotonic(), signal.SIGTERM)], tmp_path) == End()
+    assert [process.returncode for process in processes] == [0, 0]
 
 
 def test_ctrl_c_is_the_same_to_several_processes_as_to_one(tmp_path: Path) -> None:
     """`weft plan calibrate` exited with 1, where every other verb says that it was stopped, and exits with 130."""
     processes = [subprocess.Popen(["sleep", "60"], start_new_session=True) for _ in range(2)]
     with pytest.raises(KeyboardInterrupt):
-        wait_all(processes, [(time.monotonic(), signal.SIGINT)], tmp_path, grace=60)
+        wait_all(processes, [(time.monotonic(), signal.SIGINT)], tmp_path)
     assert all(process.poll() == -signal.SIGINT for process in processes)

@@ -32,7 +32,6 @@ def launch(
     *,
     logs: Path,
     env: Mapping[str, str] | None = None,
-    grace: float = 600.0,
 ) -> int:
     """Run `entry(args)` in `world` processes of this machine; a single one runs right here.
 
@@ -44,7 +43,6 @@ def launch(
         entry: a function of an importable module, or its name, `package.module:function`; it returns an exit code, or
             None for 0.
         env: added to the environment of the processes.
-        grace: seconds that the processes have after a signal, to save and leave.
 
     Returns:
         0: all went well; 2: a mistake of the user; 1: anything else. With one process, exceptions pass through instead.
@@ -65,7 +63,7 @@ def launch(
     with received_signals() as received:
         try:
             _start(processes, world, [sys.executable, "-m", "weft.launch.worker", name, *args], logs, env or {})
-            end = wait_all(processes, received, logs, grace)
+            end = wait_all(processes, received, logs)
         finally:
             kill_all(processes)
     if end.stopped:

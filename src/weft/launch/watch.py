@@ -55,36 +55,34 @@ def received_signals() -> Iterator[Received]:
             signal.signal(number, handler)
 
 
-def wait_all(processes: Processes, received: Received, logs: Path, grace: float) -> End:
-    """Wait until all have ended. The first signal is passed on, once; a second one, or `grace` seconds, end them.
+def wait_all(processes: Processes, received: Received, logs: Path) -> End:
+    """Wait until all have ended. The first signal is passed on, once; a second one ends them. Between the two they have all
+    the time they need: a step and a save may take long.
 
     Raises:
         KeyboardInterrupt: Ctrl-C ended them before there was anything to save.
     """
     failures: dict[int, Failure] = {}
     sent: signal.Signals | None = None
-    deadline, killed = float("inf"), ""
+    deadline = float("inf")
     while any(process.poll() is None for process in processes):
         time.sleep(POLL)
         for rank, process in enumerate(processes):
             if process.poll() and rank not in failures:
                 failures[rank] = of_exit(process.returncode, rank, logs, noticed=time.time() - 2 * POLL)
         if received and sent is None:
-            sent, deadline = FORWARDED[received[0][1]], time.monotonic() + grace
+            sent = FORWARDED[received[0][1]]
             for process in processes:
                 if process.poll() is None:
                     process.send_signal(sent)
         if failures:
             deadline = min(deadline, time.monotonic() + PEERS)
         if any(when > received[0][0] + TOGETHER for when, _ in received):
-            killed = "ended by a second signal"
-        elif time.monotonic() > deadline:
-            killed = f"still running {grace:.0f} s after {received[0][1].name}" if not failures else "hung"
-        if killed:
+            kill_all(processes)
+            return End(stopped="ended by a second signal: what was not saved by then is lost")
+        if time.monotonic() > deadline:
             running = [rank for rank, process in enumerate(processes) if process.poll() is None]
             kill_all(processes)
-            if killed != "hung":
-                return End(stopped=f"{killed}: what was not saved by then is lost")
             failures |= {rank: _hung(processes[rank], rank, logs) for rank in running}
     for rank, process in enumerate(processes):  # those that ended since the last look
         if process.returncode and rank not in failures:
