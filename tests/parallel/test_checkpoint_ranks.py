@@ -187,6 +187,18 @@ def test_the_bytes_do_not_depend_on_the_cut(tmp_path: Path) -> None:
     assert files[0] == files[1]
 
 
+def test_a_folder_that_is_not_shared_is_refused_at_the_start(tmp_path: Path) -> None:
+    """Each machine's own disk: no save would ever succeed, and the run would go on without one."""
+
+    def work(rank: int, group: dist.ProcessGroup) -> None:
+        (tmp_path / "disk1").mkdir(exist_ok=True)
+        with pytest.raises(ValueError, match=r"rank 1 it is another folder than on rank 0's; name another folder with `run`"):
+            Checkpointer(tmp_path / f"disk{rank}", LLAMA, group=group)
+
+    run_ranks(2, tmp_path, work)
+    assert list((tmp_path / "disk0").iterdir()) == []
+
+
 def test_a_failure_on_one_rank_is_an_error_on_all(tmp_path: Path) -> None:
     run, world = tmp_path / "run", 3
 

@@ -84,12 +84,25 @@ class Checkpointer:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._running: Future[None] | None = None
         try:
-            with self._agreement.together():
-                if self._agreement.rank == 0:
-                    self.folder.mkdir(parents=True, exist_ok=True)
-                    self.swept = sweep(self.folder)
+            self._meet()
         except (OSError, ElsewhereError) as error:
             raise ValueError(f"{folder} cannot hold checkpoints: {error}; name another folder with `run`") from error
+
+    def _meet(self) -> None:
+        """Make the folder, or sweep it, and see that it is one to all processes: else no save would ever succeed."""
+        main, mark = self._agreement.rank == 0, self.folder / "seen.tmp"
+        with self._agreement.together():
+            if main:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self.swept = sweep(self.folder)
+                mark.touch()
+        try:
+            with self._agreement.together():
+                if not mark.exists():
+                    raise OSError(f"on the machine of rank {self._agreement.rank} it is another folder than on rank 0's")
+        finally:
+            if main:
+                mark.unlink(missing_ok=True)
 
     def save(self, step: int, model: Sequence[Piece], optimizer: Sequence[Piece], state: Mapping[str, Any]) -> Stall:
         """Save a step. Every process calls this, at the same step.
