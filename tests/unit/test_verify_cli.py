@@ -7,8 +7,10 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +20,7 @@ from weft.checkpoint.tensors import TensorFile
 from weft.cli import app
 from weft.config.load import make_config
 from weft.data.indexed import IndexedDataset
+from weft.data.loader import IGNORED
 from weft.launch.process import start_process, stop_process
 from weft.serve import engine
 from weft.serve.config import EngineConfig
@@ -28,7 +31,7 @@ from weft.verify.export import verify_export
 from weft.verify.layout import watched
 from weft.verify.runs import RunProcess
 from weft.verify.serve import verify_serve
-from weft.verify.trace import step_file
+from weft.verify.trace import random_batch, step_file
 
 MODEL = {
     "family": "qwen3", "num_layers": 3, "hidden": 32, "num_heads": 4, "num_kv_heads": 2, "head_dim": 8, "ffn": 48,
@@ -350,3 +353,13 @@ def test_a_server_of_other_weights_is_found_out(
     report = verify_serve(copied, EngineConfig())
     assert not report.right
     assert report.largest > 1e-3
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_random_rows_are_those_of_any_cut_and_have_unequal_numbers_of_targets(mask: bool) -> None:
+    config = make_config({"model": MODEL, "train": {"global_batch": 4, "seq": 16}, "data": {"document_mask": mask}})
+    whole, cut = random_batch(config, 1, range(4)), random_batch(config, 1, range(2, 4))
+    for one, other in zip(asdict(whole).values(), asdict(cut).values(), strict=True):
+        assert (one is None and other is None) or np.array_equal(one[2:], other)
+    assert len({int(count) for count in (whole.targets != IGNORED).sum(axis=1)}) > 1
+    assert (whole.documents is not None) == mask

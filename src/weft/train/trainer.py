@@ -145,6 +145,7 @@ class Trainer:
         samples = culprits(self.training, rows, self.samples)
         what = describe(self.step + 1, found, samples, self.samples, self.config.train.global_batch)
         if self.config.train.nonfinite == "stop":
+            self.checkpointer.keep += 1  # it may be this state that is to blame: none goes for it
             self.save()
             self.finish_saving()  # leaving now would break it off
             raise ValueError(

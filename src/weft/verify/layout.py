@@ -44,7 +44,7 @@ KINDS = {
     "gradient": "each weight, each step",
     "weights": "all, over how far they could move",
     "update": "each weight, against a plain optimizer",
-    "copy": "each weight and bias that several processes hold, each step",
+    "copy": "what several processes hold, each step",
     "bias": "each router's, each step",
 }
 """What is compared, and how the error is counted."""
