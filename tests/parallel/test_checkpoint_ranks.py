@@ -192,7 +192,9 @@ def test_a_folder_that_is_not_shared_is_refused_at_the_start(tmp_path: Path) -> 
 
     def work(rank: int, group: dist.ProcessGroup) -> None:
         (tmp_path / "disk1").mkdir(exist_ok=True)
-        with pytest.raises(ValueError, match=r"rank 1 it is another folder than on rank 0's; name another folder with `run`"):
+        with pytest.raises(
+            ValueError, match=r"rank 1 it is another folder than on rank 0's; name another folder with `run`"
+        ):
             Checkpointer(tmp_path / f"disk{rank}", LLAMA, group=group)
 
     run_ranks(2, tmp_path, work)

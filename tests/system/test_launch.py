@@ -76,6 +76,7 @@ def start(tmp_path: Path) -> Start:
     (tmp_path / "toy_worker.py").write_text(WORKER)
     (tmp_path / "toy_launcher.py").write_text(textwrap.dedent(LAUNCHER))
     env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    env["PYTHONPATH"] = os.pathsep.join([str(tmp_path), env.get("PYTHONPATH", "")])
 
     def run(
         mode: str, world: int = 2, command: tuple[str, ...] = (), out: int = subprocess.PIPE
@@ -83,7 +84,7 @@ def start(tmp_path: Path) -> Start:
         command = command or (str(tmp_path / "toy_launcher.py"), str(world))
         return subprocess.Popen(
             [sys.executable, *command, mode, str(tmp_path)],
-            stdout=out, stderr=subprocess.PIPE, text=True, env={**env, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])},
+            stdout=out, stderr=subprocess.PIPE, text=True, env=env,
         )  # fmt: skip
 
     return run

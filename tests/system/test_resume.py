@@ -226,7 +226,9 @@ def test_what_differs_is_named(tmp_path: Path) -> None:
     assert [(wrong.kind, wrong.name) for wrong in found_under_bounds] == [("exp_avg", "blocks.1.mlp.down.weight")]
     lines = (tmp_path / "other" / "log.jsonl").read_text().splitlines(keepends=True)
     rate = f'"lr": {json.loads(lines[8])["lr"]}'
-    (tmp_path / "other" / "log.jsonl").write_text("".join([*lines[:8], lines[8].replace(rate, '"lr": 1e-9'), *lines[9:]]))
+    (tmp_path / "other" / "log.jsonl").write_text(
+        "".join([*lines[:8], lines[8].replace(rate, '"lr": 1e-9'), *lines[9:]])
+    )
     found_under_bounds = differences(one, cut(other, "fsdp2"))
     assert [(wrong.kind, wrong.step) for wrong in found_under_bounds] == [("loss", 9), ("exp_avg", 12)]
     (tmp_path / "other" / "log.jsonl").write_text("".join([*lines[:4], *lines[5:], lines[5]]))

@@ -345,6 +345,27 @@ def test_a_last_save_that_fails_is_an_error(asynchronous: bool, tmp_path: Path) 
     assert checkpoints(tmp_path / "run" / "checkpoints")[0].name == "step-00000012"
 
 
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_an_old_checkpoint_that_does_not_go_is_no_error(asynchronous: bool, tmp_path: Path) -> None:
+    """Somebody copies it, over NFS. The last one is saved and whole: a job that will go on must not end in an error."""
+
+    def work(config: Config) -> None:
+        def busy(*_: object) -> None:
+            raise OSError(16, "Device or resource busy")
+
+        save.retain = busy  # type: ignore[attr-defined]
+        trainer.run(config)
+
+    config = settings(tmp_path / "run", "dp2", checkpoint={"asynchronous": asynchronous}, log={"view": "plain"})
+    assert train(config, work=work).name == "step-00000012"
+    said = " ".join((tmp_path / "run" / "output-0.txt").read_text().split())
+    for step in (3, 6, 9, 12):
+        assert (
+            f"the checkpoint of step {step} is saved, but older ones could not be removed: rank 0: [Errno 16]" in said
+        )
+    assert f"saved step {12}" in said
+
+
 def test_asked_to_stop_where_nothing_can_be_saved(tmp_path: Path) -> None:
     def work(config: Config) -> None:
         real = Trainer.report
@@ -445,5 +466,7 @@ def test_a_machine_with_other_data_is_refused(tmp_path: Path) -> None:
             trainer.open_loader = on_its_disk  # type: ignore[attr-defined]
         trainer.run(config)
 
-    with pytest.raises(AssertionError, match=r"rank 1 was started with data = \w+, and rank 0 with \w+: give every machine"):
+    with pytest.raises(
+        AssertionError, match=r"rank 1 was started with data = \w+, and rank 0 with \w+: give every machine"
+    ):
         train(config, work=work)

@@ -99,7 +99,9 @@ class Checkpointer:
         try:
             with self._agreement.together():
                 if not mark.exists():
-                    raise OSError(f"on the machine of rank {self._agreement.rank} it is another folder than on rank 0's")
+                    raise OSError(
+                        f"on the machine of rank {self._agreement.rank} it is another folder than on rank 0's"
+                    )
         finally:
             if main:
                 mark.unlink(missing_ok=True)

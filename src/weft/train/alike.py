@@ -36,8 +36,8 @@ def check_alike(config: Config, loader: Loader, group: ProcessGroup | None) -> N
         for name in sorted(first.keys() | other.keys()):
             if first.get(name) != other.get(name):
                 raise ValueError(
-                    f"rank {rank} was started with {name} = {other.get(name)}, and rank 0 with {first.get(name)}: give every "
-                    "machine the same settings, data files and versions"
+                    f"rank {rank} was started with {name} = {other.get(name)}, and rank 0 with {first.get(name)}: "
+                    "give every machine the same settings, data files and versions"
                 )
 
 

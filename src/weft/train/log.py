@@ -85,7 +85,9 @@ class RunLog:
                     self.board.add_scalar(tag, values[name], metrics.step, walltime=metrics.time)
         except OSError as error:
             self.board = None  # its thread has ended
-            self.note(f"tensorboard/ cannot be written, {error}, and ends at step {metrics.step}; {FILE} has every step")
+            self.note(
+                f"tensorboard/ cannot be written, {error}, and ends at step {metrics.step}; {FILE} has every step"
+            )
 
     def write_routing(self, step: int, routing: Routing) -> None:
         """Add the load of each expert, by block."""

@@ -9,10 +9,8 @@ from typing import Any
 import torch.distributed as dist
 
 from weft.checkpoint.load import load, newest
-from weft.checkpoint.save import Checkpointer, CheckpointError
 from weft.config.load import load_config
 from weft.config.tree import Config
-from weft.data.loader import Loader
 from weft.launch.process import Process, start_process, stop_process
 from weft.parallel.woven import Rows
 from weft.train.alike import check_alike
@@ -24,12 +22,12 @@ from weft.train.metrics import Meter
 from weft.train.nonfinite import culprits, describe
 from weft.train.profiling import make_capture
 from weft.train.run import Run
+from weft.train.saves import Saves
 from weft.train.schedule import learning_rate
 from weft.train.signals import StopRequest
 from weft.train.step import Found, eval_step, train_step
 from weft.train.training import build
 from weft.train.view import Facts, make_view
-from weft.train.words import special_tokens
 
 
 def main(arguments: list[str]) -> int:
@@ -59,13 +57,12 @@ class Trainer:
     def __init__(self, config: Config, process: Process) -> None:
         self.config, self.process = config, process
         self.folder = Run(Path(config.run))
-        self.step = self.samples = self.saved_step = 0
-        self.shown_step: int | None = None
+        self.step = self.samples = 0
         self.loader = open_loader(config, "train", check_tokens=process.is_main)
         self.valid_loader = open_loader(config, "valid", check_tokens=False) if config.train.eval_every else None
         group = dist.new_group(backend="gloo") if process.world > 1 else None
         check_alike(config, self.loader, group)
-        self.checkpointer = make_checkpointer(config, self.folder, self.loader, group)
+        self.saves = Saves(config, self.folder, self.loader, group)
         checkpoint, findings = newest(self.folder.checkpoints, group)
         self.training = build(config, process.device, fill=checkpoint is None)
         if checkpoint is not None:
@@ -91,7 +88,7 @@ class Trainer:
                     self.capture.take(self.step)
         self.capture.finish()
         if stopped and self.step < last_step:
-            self.checkpointer.wait()
+            self.saves.wait(leaving=True)
             self.view.note(f"asked to stop: step {self.step} is saved; --resume goes on from there")
 
     # -- one step -----------------------------------------------------------------------------------------------------
@@ -145,9 +142,9 @@ class Trainer:
         samples = culprits(self.training, rows, self.samples)
         what = describe(self.step + 1, found, samples, self.samples, self.config.train.global_batch)
         if self.config.train.nonfinite == "stop":
-            self.checkpointer.keep += 1  # it may be this state that is to blame: none goes for it
+            self.saves.keep_all()
             self.save()
-            self.finish_saving()  # leaving now would break it off
+            self.saves.wait()  # leaving now would break it off
             raise ValueError(
                 f"{what}. Nothing was updated, and what was done before is saved. Look at these samples and at "
                 "optimizer.lr; or leave such steps out with --resume --set train.nonfinite=skip"
@@ -185,7 +182,7 @@ class Trainer:
             self.view.step(metrics)
         if found.routing is not None and (self.is_due(self.config.log.routing_every) or last):
             self.log.write_routing(self.step, found.routing)
-        self.show_saved()
+        self.saves.show()
 
     def is_due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
@@ -193,13 +190,11 @@ class Trainer:
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
     def save(self, leaving: bool = False) -> None:
-        """Save this step; in the background, once the copy is made. Without room on the disk, training goes on.
+        """Save this step; without room on the disk, training goes on.
 
         Args:
             leaving: no step follows: a failure is an error.
         """
-        if self.saved_step == self.step:
-            return
         training, config = self.training, self.config
         state: dict[str, Any] = {
             "layout": str(config.layout),
@@ -209,28 +204,7 @@ class Trainer:
             "loss_scaler": training.scaler.state(),
             "config": config.model_dump(mode="json"),
         }
-        self.finish_saving()
-        try:
-            self.checkpointer.save(self.step, training.woven.pieces(), training.optimizer.pieces(), state)
-        except CheckpointError as error:
-            if leaving:
-                raise
-            self.view.note(f"{error}; training goes on")
-            return
-        self.saved_step = self.step
-
-    def show_saved(self) -> None:
-        """Say that a checkpoint is whole on the disk, once it is: a save in the background ends some steps later."""
-        if self.checkpointer.saved not in (None, self.shown_step):
-            self.shown_step = self.checkpointer.saved
-            self.view.saved(self.shown_step)
-
-    def finish_saving(self) -> None:
-        """Wait for the save in the background. If it failed, that is said, and the next one has its turn."""
-        try:
-            self.checkpointer.wait()
-        except CheckpointError as error:
-            self.view.note(f"{error}; training goes on")
+        self.saves.save(self.step, training, state, leaving=leaving)
 
     def restore(self, checkpoint: Path) -> None:
         """Go on from a checkpoint, whatever layout wrote it.
@@ -249,7 +223,7 @@ class Trainer:
         training.optimizer.take(moments)
         training.optimizer.updates = state["optimizer_updates"]
         training.scaler.restore(state["loss_scaler"])
-        self.step = self.saved_step = state["step"]
+        self.step = self.saves.step = state["step"]
         self.samples = state["data"]["samples"]
 
     # -- instruments --------------------------------------------------------------------------------------------------
@@ -263,6 +237,7 @@ class Trainer:
         self.stack = ExitStack()
         self.stop = self.stack.enter_context(StopRequest())
         self.view = self.stack.enter_context(make_view(config.log.view, facts, active=process.is_main, history=history))
+        self.saves.view = self.view
         self.log = self.stack.enter_context(
             RunLog(
                 self.folder.path,
@@ -274,8 +249,14 @@ class Trainer:
         )
         self.capture = make_capture(self.folder.path, self.training, self, self.view.note)
         self.capture.begin(self.step)
-        start = {"start_step": self.step, "start_tokens": self.samples * config.seq}
-        self.meter = Meter(config, world=process.world, peak=peak, device=process.device, **start)
+        self.meter = Meter(
+            config,
+            world=process.world,
+            peak=peak,
+            device=process.device,
+            start_step=self.step,
+            start_tokens=self.samples * config.seq,
+        )
 
     def __enter__(self) -> Trainer:
         return self
@@ -283,19 +264,7 @@ class Trainer:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             if kind is None:
-                self.checkpointer.close()
-                self.show_saved()
+                self.saves.wait(leaving=True)
+                self.saves.checkpointer.close()
         finally:
             self.stack.close()
-
-
-def make_checkpointer(config: Config, run: Run, loader: Loader, group: dist.ProcessGroup | None) -> Checkpointer:
-    return Checkpointer(
-        run.checkpoints,
-        config.model,
-        Path(config.data.tokenizer) if config.data.tokenizer else None,
-        config.checkpoint.keep,
-        config.checkpoint.asynchronous,
-        group,
-        special_tokens(config, loader),
-    )

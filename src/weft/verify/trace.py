@@ -137,8 +137,8 @@ def step_rows(training: Training, loader: Loader | None, step: int) -> Rows:
 def random_batch(config: Config, step: int, rows: range) -> Batch:
     """Some rows of a global batch of random tokens; of documents about 8 tokens long, where the config has their mask.
 
-    No two rows have as many targets as each other: else a mean of means, over replicas or micro-batches, would pass for the mean
-    of all.
+    The later a row, the fewer targets it has: else a mean of means, over replicas or micro-batches, would pass for the
+    mean of all.
     """
     stream = np.random.default_rng((config.train.seed, step))
     size = config.train.global_batch, config.seq + 1
