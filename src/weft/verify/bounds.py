@@ -1,6 +1,10 @@
-"""Bounds: how far apart two runs may be that compute the same, and why."""
+"""How far apart two runs of the same settings may be, and how that is measured."""
 
 from __future__ import annotations
+
+from torch import Tensor
+
+from weft.config.tree import Config
 
 BOUNDS: dict[str, float] = {"fp32": 1e-5, "fp16": 3e-2, "bf16": 2e-1, "fp8": 3e-1, "fp8row": 3e-1}
 """Largest difference of a gradient or an output over its norm. bf16 keeps 8 bits: 2^-8 a rounding, and hundreds of
@@ -9,7 +13,8 @@ LOSS_BOUNDS: dict[str, float] = {"fp32": 1e-6, "fp16": 2e-3, "bf16": 1e-2, "fp8"
 """Largest difference of a loss, over the loss."""
 AMPLIFIED = 30.0
 """After the first step two layouts stand at weights that rounding has moved apart; gradients may differ by this many
-times as much more. The most seen so far is 11, of a norm of queries whose gradient is nearly nothing but differences."""
+times as much more, of their size or of their share of the whole, whichever is larger: what moves a small gradient (of an
+expert that few tokens came to) are all weights. The most seen in 330 settings drawn at random is 23."""
 MOVED_BOUND = {"fp32": 1e-2, "fp16": 1e-1, "bf16": 3e-1, "fp8": 5e-1, "fp8row": 5e-1}
 """How far all weights together may be apart, over the farthest that the optimizer could have moved them. Adam divides
 a gradient by its own size: where it is nothing but rounding, the sign of the step is too."""
@@ -31,3 +36,26 @@ sends some tokens elsewhere, and an expert with about the mean load then moves t
 FLOOR = 1e-2
 """A gradient far below its share of the whole is rounding noise (the bias of keys has none at all, in exact numbers):
 a difference is measured over no less than this part of that share."""
+
+
+def relative(a: Tensor, b: Tensor, floor: float = 0.0) -> float:
+    """Norm of the difference over the norm of `a`, or over `floor` if that is larger."""
+    a, b = a.double(), b.double()
+    difference = float((a - b).norm())
+    return difference / max(float(a.norm()), floor) if difference else 0.0
+
+
+def coarser(config: Config, step: int) -> float:
+    """How much wider the bounds of a step are where moments have 8 bits."""
+    return COARSER if step > 1 and config.optimizer.states == "8bit" else 1.0
+
+
+def gradient_error(a: Tensor, b: Tensor, share: float, drift: float) -> tuple[float, float]:
+    """The relative difference of two gradients, and how much of it is no fault where weights have come apart.
+
+    Args:
+        share: of the norm of all gradients, what is a tensor's of this size.
+        drift: the difference of all weights, over their norm.
+    """
+    size = max(float(a.double().norm()), FLOOR * share)
+    return relative(a, b, FLOOR * share), AMPLIFIED * drift * (max(size, share) / size if size else 1.0)

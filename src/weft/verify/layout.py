@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
 from weft.config.layout import Layout
 from weft.config.toml import config_toml
 from weft.config.tree import Config
@@ -18,16 +16,16 @@ from weft.launch.local import launch
 from weft.models.parameters import buffer_sizes, parameter_sizes
 from weft.train.run import CONFIG
 from weft.verify.bounds import (
-    AMPLIFIED,
     BIAS_BOUND,
     BOUNDS,
-    COARSER,
     EIGHT_BIT_BOUND,
-    FLOOR,
     LOSS_BOUNDS,
     MOVED_BOUND,
     MUON_ROUNDINGS,
     UPDATE_BOUND,
+    coarser,
+    gradient_error,
+    relative,
 )
 from weft.verify.outputs import heard
 from weft.verify.replay import replayed_weights
@@ -197,13 +195,6 @@ def compare(
     return LayoutReport(layouts, differences, modules, list(parameter_sizes(config_a.model)))
 
 
-def relative(a: Tensor, b: Tensor, floor: float = 0.0) -> float:
-    """Norm of the difference over the norm of `a`, or over `floor` if that is larger."""
-    a, b = a.double(), b.double()
-    difference = float((a - b).norm())
-    return difference / max(float(a.norm()), floor) if difference else 0.0
-
-
 def _losses(config: Config, left: Trace, right: Trace, bound: float) -> Iterator[Difference]:
     for step, (one, other) in enumerate(zip(left.steps, right.steps, strict=True), start=1):
         error = abs(one.loss - other.loss) / abs(one.loss)
@@ -216,11 +207,6 @@ def _norms(config: Config, left: Trace, right: Trace, bound: float) -> Iterator[
         yield Difference("norm", "gradient norm", step, error, bound * coarser(config, step))
 
 
-def coarser(config: Config, step: int) -> float:
-    """How much wider the bounds of a step are where moments have 8 bits."""
-    return COARSER if step > 1 and config.optimizer.states == "8bit" else 1.0
-
-
 def _outputs(left: Trace, right: Trace, modules: list[str], bound: float) -> Iterator[Difference]:
     for name in modules:
         yield Difference(
@@ -231,12 +217,12 @@ def _outputs(left: Trace, right: Trace, modules: list[str], bound: float) -> Ite
 def _gradients(config: Config, left: Trace, right: Trace, bound: float) -> Iterator[Difference]:
     sizes = parameter_sizes(config.model)
     for step, numbers in enumerate(left.steps, start=1):
-        share = numbers.grad_norm / math.sqrt(config.model.num_params)  # of one number
-        allowed = bound + AMPLIFIED * coarser(config, step) * apart(left, right, step - 1, sizes)
+        one = numbers.grad_norm / math.sqrt(config.model.num_params)  # one number's share of the whole norm
+        drift = coarser(config, step) * apart(left, right, step - 1, sizes)
         for name, dims in sizes.items():
-            floor = FLOOR * share * math.sqrt(math.prod(dims))
-            error = relative(left.read(step, f"grad.{name}"), right.read(step, f"grad.{name}"), floor)
-            yield Difference("gradient", name, step, error, allowed)
+            a, b = (trace.read(step, f"grad.{name}") for trace in (left, right))
+            error, more = gradient_error(a, b, one * math.sqrt(math.prod(dims)), drift)
+            yield Difference("gradient", name, step, error, bound + more)
 
 
 def _weights(config: Config, left: Trace, right: Trace, bound: float) -> Iterator[Difference]:
