@@ -92,6 +92,7 @@ PAIRS = [
     ("llama", "fsdp2.pp2.offloadweights", "", False),
     ("every", "dp2.etp2.mb2.bf16.bf16grads", "", False),
     ("every", "tp2.sp.ep2.etp1.bf16", "", False),
+    ("every", "tp2.etp1.mb4.bf16.bf16grads", "", False),  # only experts have copies
     ("every", "dp2.etp2.fp16", "", False),
     ("every", "tp2.etp2.fp8", "", False),
     ("every", "fsdp2.etp2.fp8row", "", False),

@@ -20,7 +20,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from weft.config.layout import Layout
 from weft.models.decoder import Decoder
 from weft.models.dtypes import DTYPES
-from weft.models.moe import MoE
+from weft.models.moe import Experts, MoE
 from weft.parallel.mesh import Mesh
 
 
@@ -29,8 +29,7 @@ def shard(model: Decoder, mesh: Mesh, layout: Layout) -> None:
 
     The model comes on meta. One block at a time gets its memory and gives back all but its share.
     """
-    copies, shards = layout.weight_ways
-    axes = ("replicate", "shard") if copies > 1 else ("shard",)
+    axes = ("replicate", "shard") if layout.weight_ways[0] > 1 else ("shard",)
     expert_axes = ("expert_replicate", "expert_shard") if layout.expert_ways[0] > 1 else ("expert_shard",)
     policy = MixedPrecisionPolicy(
         param_dtype=DTYPES[layout.compute],
@@ -58,6 +57,7 @@ def shard(model: Decoder, mesh: Mesh, layout: Layout) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             # the loss is already divided by the tokens of the global batch: gradients add up
+            copies, shards = layout.expert_ways if isinstance(module, Experts) else layout.weight_ways
             if copies * shards > 1:  # alone, FSDP2 would really divide every gradient by one
                 module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
