@@ -177,6 +177,7 @@ class Software:
             late stages, which keep fewer micro-batches, have one more than others (Megatron-Core's transformer_block.py).
         adds: each micro-batch's gradients are added up by kernels of their own, not by the products that make them.
         tp_host: s that the CPU takes more for a block cut by tp, both ways.
+        least: s that the CPU takes for a block at least, both ways, however few its kernels are.
         stall: s that a micro-batch waits at a boundary of stages.
         keeps_gathered: under sp, what part of the matrices' inputs is kept whole for backward, not gathered again.
         alternate: selective recomputation keeps what attention and every second product gave, and nothing else.
@@ -228,6 +229,7 @@ class Software:
     balanced: Num = 0
     adds: Num = 0
     tp_host: Num = 0
+    least: Num = 0
     stall: Num = 0
     keeps_gathered: Num = 0
     alternate: Num = 0
