@@ -189,8 +189,14 @@ def software_of(row: dict[str, Any]) -> Software:
         found = replace(found, fused_norm=1)
     if "gradients in 32 bits" in extras:  # Megatron-Bridge's plain recipes (recipes/common.py), not those of its tables
         found = replace(found, gradients=4, reduced=4)
+    if "weights in 16 bits" in extras:  # and all that torch makes of them, but what FSDP reduces; DDP has each gradient in
+        # a bucket, too (gradient_as_bucket_view=False)
+        held, reduced = (2, 4) if row.get("fsdp") else (4, 2)
+        found = replace(found, weights=2, gradients=held, master=0, moments=4, reduced=reduced)
     if "moments in 16 bits" in extras:
         found = replace(found, moments=4)
+    if "precision-aware optimizer" in extras:
+        found = replace(found, master=2)  # the 16 bits that weights lack (core/optimizer/__init__.py, store_param_remainders)
     if "gradients reduced once" in extras:
         found = replace(found, once=1)
     if "eager rmsnorm" in extras:
@@ -205,6 +211,8 @@ def software_of(row: dict[str, Any]) -> Software:
         found = replace(found, fused=1)
         if is_titan(row) and "2024" not in row.get("source", ""):  # the loss too, but in 2024 (its train.py)
             found = replace(found, logits=4)
+    if is_titan(row) and not found.fused:
+        found = replace(found, tp_host=DISPATCHED)
     if "fp8 parameters" in extras:
         found = replace(found, gathers8=1)
     elif "fp8" in str(row.get("precision")) and re.search("megatron-(core|lm)", told) and "primus" not in told:
@@ -229,6 +237,10 @@ def software_of(row: dict[str, Any]) -> Software:
 GRACE = 1.2
 """Times the other CPUs' time for a block, that Grace's slower cores take: Qwen3-14B, its products cut in 4, takes 5.2 ms
 for a block's micro-batch of 512, 1,024 and 2,048 tokens alike (gipfelsturm-more)."""
+
+DISPATCHED = 14e-3
+"""Seconds that a CPU takes more for a block cut by torchtitan's tp, where nothing is compiled and each operation goes
+through DTensor: Llama 3's 8B and 70B, cut in 8, both take 18 ms for a block, recomputation with it (titan-h200)."""
 
 CUDA_12 = 0.84
 """Of GB200's rate of products in 8 bits by CUDA 13, what CUDA 12's cuBLAS reached: 2,620 to 2,910 TFLOP/s where sides have
