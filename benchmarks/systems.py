@@ -50,6 +50,9 @@ SOFTWARE: tuple[tuple[str, Software], ...] = (
     ("torchtitan", replace(TORCH_LOSS, alternate=1, gathers8=1)),
     ("InternEvo", INTERN_EVO),
     ("vTrain", replace(MEGATRON_21, fused=0, adds=1, gradients=2)),
+    # SwiGLU and rotary positions in PyTorch's own operations, and no fusion of gradients' sums, which stay in fp32
+    # (megatron/model/transformer.py, arguments.py, examples/LLaMA)
+    ("Megatron-LLaMA", replace(MEGATRON_21, fused=0, fused_norm=1, dropout=0, adds=1, reduced=4)),
     ("Megatron-DeepSpeed", MEGATRON_DS),
     ("ATorch, DeepSpeed", DEEPSPEED_HF), ("Hugging Face's LLaMA", DEEPSPEED_HF),  # the former: its ds_3d_llama2.py
     ("DeepSpeed", DEEPSPEED),
@@ -197,6 +200,8 @@ def software_of(row: dict[str, Any]) -> Software:
         found = replace(found, moments=4)
     if "precision-aware optimizer" in extras:
         found = replace(found, master=2)  # the 16 bits that weights lack (core/optimizer/__init__.py, store_param_remainders)
+    if "overlapped optimizer" in extras:  # in buckets of parameters (megatron/optimizer/overlapped_dist_optimizer.py)
+        found = replace(found, overlap_dp=1, bucket=4e8)
     if "gradients reduced once" in extras:
         found = replace(found, once=1)
     if "eager rmsnorm" in extras:
