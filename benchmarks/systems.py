@@ -192,14 +192,18 @@ def software_of(row: dict[str, Any]) -> Software:
         found = replace(found, fused_norm=1)
     if "gradients in 32 bits" in extras:  # Megatron-Bridge's plain recipes (recipes/common.py), not those of its tables
         found = replace(found, gradients=4, reduced=4)
-    if "weights in 16 bits" in extras:  # and all that torch makes of them, but what FSDP reduces; DDP has each gradient in
+    if (
+        "weights in 16 bits" in extras
+    ):  # and all that torch makes of them, but what FSDP reduces; DDP has each gradient in
         # a bucket, too (gradient_as_bucket_view=False)
         held, reduced = (2, 4) if row.get("fsdp") else (4, 2)
         found = replace(found, weights=2, gradients=held, master=0, moments=4, reduced=reduced)
     if "moments in 16 bits" in extras:
         found = replace(found, moments=4)
     if "precision-aware optimizer" in extras:
-        found = replace(found, master=2)  # the 16 bits that weights lack (core/optimizer/__init__.py, store_param_remainders)
+        found = replace(
+            found, master=2
+        )  # the 16 bits that weights lack (core/optimizer/__init__.py, store_param_remainders)
     if "overlapped optimizer" in extras:  # in buckets of parameters (megatron/optimizer/overlapped_dist_optimizer.py)
         found = replace(found, overlap_dp=1, bucket=4e8)
     if "gradients reduced once" in extras:
@@ -291,5 +295,8 @@ def _experts(row: dict[str, Any], told: str, found: Software) -> Software:
         scope = str(recipe.get("cuda_graph_scope"))
         routes, whole = int("moe_preprocess" in scope), "full" in f"{graphs} {scope}"
         blocks = graphs != "none" and not (routes and "attn" not in scope)
-        found = replace(found, graphs=2 if whole else int(blocks), graphs_route=routes)
+        # a graph of the whole iteration has buffers of fixed size, for 1.2 even shares (set_full_iter_cg_configs,
+        # moe_paged_stash_buffer_size_factor_cuda)
+        stash = 1.2 if "bridge" in told and whole and row["model"].get("experts") else 1
+        found = replace(found, graphs=2 if whole else int(blocks), graphs_route=routes, stash=stash)
     return found

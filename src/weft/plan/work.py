@@ -192,6 +192,7 @@ class Software:
         copies8: bytes of each parameter in 8 bits that stay beside the weights.
         weighs: experts' inner states are weighed, not their results, which need not be kept then; 2: what they were is
             kept, too.
+        stash: even shares of tokens, for which there is room at least where experts' inner states are kept.
         raises_again: latent attention makes queries, keys and values again of their short vectors.
         copies: hidden states of each token, cut over tp, that a block keeps beside what its backward pass needs.
         whole_dp: under ZeRO 1 and 2 all processes get all gradients, not their own shares alone.
@@ -241,6 +242,7 @@ class Software:
     keeps8: Num = 0
     copies8: Num = 0
     weighs: Num = 0
+    stash: Num = 1
     raises_again: Num = 0
     copies: Num = 0
     whole_dp: Num = 0
