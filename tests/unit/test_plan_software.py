@@ -71,6 +71,17 @@ def test_experts_buffers_of_fixed_size_hold_more_than_even_shares() -> None:
     assert dense[0] == dense[1]
 
 
+@pytest.mark.parametrize(("cluster", "slower"), [("h100x8", True), ("mi250x", False), ("mi300x", False)])
+def test_flash_attention_2_is_slower_than_a_cards_own_kernels_where_it_has_such(cluster: str, slower: bool) -> None:
+    """Hopper's are twice as fast. CDNA's share of its peak is told of what FlashAttention-2 is there, compiled for it."""
+    second, own = (
+        float(attention_time(work("llama3-8b", "mb1.bf16", replace(MEGATRON, flash=kind), cluster=cluster))[0])
+        for kind in (1, 2)
+    )
+    assert (second > 1.5 * own) is slower
+    assert slower or second == own
+
+
 def test_graphs_that_route_leave_each_experts_kernels() -> None:
     """Sixteen experts on a process: a graph around what finds and sorts their tokens leaves their products outside."""
     none, routes, whole = (

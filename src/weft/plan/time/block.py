@@ -144,7 +144,7 @@ def attention_time(work: Work) -> tuple[Num, Num]:
     rows = c.micro_batch * s.heads / c.tp * np.ceil(s.seq / c.cp / 128)
     filled = np.minimum(1.0, rows / chip.sms)
     length = s.seq / c.cp
-    kernel = np.where((soft.flash == 1) & (chip.generation >= 2), C.flash2, 1.0)
+    kernel = np.where((soft.flash == 1) & ((chip.generation == 2) | (chip.generation == 3)), C.flash2, 1.0)
     kernel = np.where((soft.flash > 0) & (soft.flash < 1), C.flash1, kernel)
     kernel = np.where((soft.flash == 3) & (chip.generation == 2), C.flash3, kernel)
     flops = 2 * scores * (s.head_dim + s.values)
