@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 import nanotron
 from weft.plan.time.constants import CONSTANTS
 from weft.plan.work import Software
 
-MEGATRON_21 = Software(flash=0, overlap_dp=0, blocking=1, dropout=1, gradients=4, reduced=2)
+MEGATRON_21 = Software(flash=0, overlap_dp=0, blocking=1, dropout=1, gradients=4, reduced=2, softmax=4096)
 NEMO_22 = replace(MEGATRON_21, overlap_dp=1, gradients=2)
-MEGATRON_CORE = Software(flash=2, overlap_tp=1, overlap_pp=1, gradients=2, reduced=2, least=4.3e-3)
+MEGATRON_CORE = Software(flash=2, overlap_tp=1, overlap_pp=1, gradients=2, reduced=2, least=4.3e-3, softmax=4096)
 # its own buckets (core/distributed/distributed_data_parallel.py), which grow with the replicas since spring 2024; those of
 # NeMo and Bridge are of 128 Mi, a block or so
 BUCKETS = {"bucket": 40e6, "bucket_each": 1e6}
@@ -28,20 +29,22 @@ NEMO_24 = replace(MEGATRON_CORE, master=2)  # Apex keeps the 16 bits that bf16 w
 TORCH = Software(fused=0, weights=4, gradients=4, master=0, reduced=4, stops=1)
 TORCH_LOSS = replace(TORCH, logits=12)
 # exponents in fp32, gradients in 16 bits (MaxText, max_utils.py)
-XLA = replace(MEGATRON_CORE, least=0, overlap_tp=0, logits=6, stops=1)
+XLA = replace(MEGATRON_CORE, least=0, softmax=inf, overlap_tp=0, logits=6, stops=1)
 COMPILED = replace(TORCH, fused=1)
 # gradients in 16 bits, reduced whole in fp32 when all is done; send and recv; uniform stages; beside torch's loss this
 # micro-batch's logits and those before stay in buffers (its core/optimizer, core/nn/parallel_module); under sp norms gather
 # what they give, and it is kept whole (core/nn/norm/rms_norm.py)
 SCALING = Software(
     fused=0, flash=0, logits=16, overlap_dp=0, blocking=1, balanced=2, adds=1, whole_head=1, whole_dp=1, gradients=2,
-    keeps_gathered=1,
+    keeps_gathered=1, softmax=2048,
 )  # fmt: skip
 INTERN_EVO = Software(  # Apex's RMSNorm
     blocking=1, fused=0, fused_norm=1, overlap_dp=0.5, reduced=2, gradients=2, adds=1, turns=2.5e-3,
 )  # fmt: skip
 DEEPSPEED = replace(MEGATRON_21, reduced=2, overlap_dp=0.5)
-DEEPSPEED_HF = replace(DEEPSPEED, fused=0, dropout=0)  # norms and activations of transformers' LLaMA are eager
+DEEPSPEED_HF = replace(
+    DEEPSPEED, fused=0, dropout=0, softmax=inf
+)  # norms and activations of transformers' LLaMA are eager
 FUSED = 0.49  # of the traffic of dealing tokens out, where permutations are fused (--moe-permute-fusion): fitted
 SOFTWARE: tuple[tuple[str, Software], ...] = (
     ("nanotron", nanotron.NANOTRON), ("MaxText", XLA), ("AA-Scaling", SCALING),
@@ -56,7 +59,8 @@ SOFTWARE: tuple[tuple[str, Software], ...] = (
     ("Megatron-DeepSpeed", MEGATRON_DS),
     ("ATorch, DeepSpeed", DEEPSPEED_HF), ("Hugging Face's LLaMA", DEEPSPEED_HF),  # the former: its ds_3d_llama2.py
     ("DeepSpeed", DEEPSPEED),
-    ("PaddleNLP", replace(MEGATRON_21, fused=0, fused_norm=2, dropout=0)),  # as the configs that its page names
+    # as the configs that its page names
+    ("PaddleNLP", replace(MEGATRON_21, fused=0, fused_norm=2, dropout=0, softmax=inf)),
     ("2021-01", replace(MEGATRON_21, whole_pp=1)), ("Smith et al. 2022", replace(MEGATRON_21, whole_pp=1, adds=1)),
     ("AutoModel", replace(TORCH, fused=1, flash=3, weights=2, gradients=2, master=0, moments=4, reduced=2)),
     ("SimuMax", Software(flash=2, overlap_dp=0)),
@@ -179,6 +183,8 @@ def software_of(row: dict[str, Any]) -> Software:
     if "cross entropy of te" in extras:  # one kernel (transformer_engine/common/triton/cross_entropy.py), but for a
         # penalty of logits' sums, which is made of them and their gradients apart
         found = replace(found, lean_loss=int("z-loss" not in extras), logits=2)
+    if row.get("kernel") == "torch":
+        found = replace(found, softmax=0)
     if "plain attention" in extras:
         found = replace(found, flash=0)
     # NVIDIA reduces gradients in 16 bits in its own tables

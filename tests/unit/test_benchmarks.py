@@ -87,6 +87,14 @@ def test_megatron_cores_cpu_takes_a_while_for_each_block(monkeypatch: pytest.Mon
     assert jax == 0
 
 
+def test_a_row_says_whose_softmax_its_scores_go_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FILES[0].parent))
+    published = importlib.import_module("published")
+    scaling = ROW | {"framework": "AA-Scaling", "gpu": "A100-80GB", "fsdp": None, "zero_stage": 1}
+    fused, torch = (published.read_run(scaling | {"kernel": kind}).software.softmax for kind in ("fused", "torch"))
+    assert (fused, torch) == (2048, 0)
+
+
 def test_a_precision_aware_optimizer_keeps_what_weights_lack(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process with 2.1 billion parameters held 4 GiB less than was predicted."""
     monkeypatch.syspath_prepend(str(FILES[0].parent))

@@ -71,6 +71,19 @@ def test_experts_buffers_of_fixed_size_hold_more_than_even_shares() -> None:
     assert dense[0] == dense[1]
 
 
+def test_scores_are_moved_more_where_no_kernel_takes_their_softmax() -> None:
+    """So many keys, or heads that are no multiple of four: PyTorch's own operations, three times the bytes."""
+    plain = replace(MEGATRON, flash=0)
+
+    def seconds(layout: str, softmax: float) -> float:
+        return float(attention_time(work("llama3-8b", layout, replace(plain, softmax=softmax)))[0])
+
+    assert seconds("tp4.mb1.bf16", 2048) == seconds("tp4.mb1.bf16", np.inf)  # eight heads, 2,048 keys
+    assert seconds("tp4.mb1.bf16", 1024) > 2 * seconds("tp4.mb1.bf16", np.inf)
+    assert seconds("tp16.mb1.bf16", 2048) > 2 * seconds("tp16.mb1.bf16", np.inf)  # two heads
+    assert seconds("tp16.mb2.bf16", 2048) == seconds("tp16.mb2.bf16", np.inf)
+
+
 @pytest.mark.parametrize(("cluster", "slower"), [("h100x8", True), ("mi250x", False), ("mi300x", False)])
 def test_flash_attention_2_is_slower_than_a_cards_own_kernels_where_it_has_such(cluster: str, slower: bool) -> None:
     """Hopper's are twice as fast. CDNA's share of its peak is told of what FlashAttention-2 is there, compiled for it."""

@@ -157,6 +157,7 @@ class Software:
         whole_head: every process of tp has the logits of the whole vocabulary for their loss.
         flash: attention never writes its scores: 0.5 FlashAttention of 2022, 1 FlashAttention-2, 2 the best kernels of the
             GPU's generation, 3 those of 2025.
+        softmax: keys that its fused softmax takes at most, of scores that are written; it takes four heads at a time.
         overlap_dp: gradients are reduced and weights gathered beside the computation; 0.5: gradients only, and of
             ZeRO-3's half.
         bucket: parameters whose gradients go at a time, and that are gathered at a time; 0: a block's.
@@ -212,6 +213,7 @@ class Software:
     lean_loss: Num = 0
     whole_head: Num = 0
     flash: Num = 1
+    softmax: Num = np.inf
     overlap_dp: Num = 1
     bucket: Num = 0
     bucket_each: Num = 0

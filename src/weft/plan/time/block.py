@@ -20,6 +20,11 @@ EAGER_NORM = 60
 operations in fp32: some nine kernels forward and twenty backward move 130, one each way 12. Layouts that were run with it
 and with a fused one (Hagemann et al. 2023, their data, 22 pairs) differ by 0.93 of that in the middle."""
 
+EAGER_SOFTMAX = 20
+"""Bytes more that a score moves, forward, where its softmax is PyTorch's own operations in fp32, as Megatron's is where
+its kernel does not take so many keys or heads: to fp32 and back, scaled, masked, each read and written. Backward twice
+that. All eleven layouts of 8,192 tokens that were run so (Hagemann et al. 2023, their data) lack 57 to 64 both ways."""
+
 
 @dataclass(frozen=True)
 class Block:
@@ -151,7 +156,8 @@ def attention_time(work: Work) -> tuple[Num, Num]:
     flash = flops / (chip.peak * chip.attention * kernel * head * filled * length / (length + C.attention_length))
     # heads that are no multiple of 16 bytes are none of the tensor cores'
     rate = np.where(s.head_dim * c.item % 16, chip.peak / 16, 0.6 * chip.peak * chip.gemm)
-    plain = flops / rate + scores * C.scores / (chip.hbm * C.hbm)
+    odd = (soft.softmax < np.inf) & ((s.seq > soft.softmax) | (c.micro_batch * s.heads / c.tp % 4 > 0))
+    plain = flops / rate + scores * (C.scores + EAGER_SOFTMAX * odd) / (chip.hbm * C.hbm)
     forward = np.where(soft.flash, flash, plain) + C.kernel
     return forward, np.where(soft.flash, 2.5 * flash / C.attention_backward, 2 * plain) + 3 * C.kernel
 
