@@ -27,7 +27,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, TextIO
@@ -46,7 +45,7 @@ from weft.plan.machine import Cluster, read_cluster
 from weft.plan.numbers import Job
 from weft.plan.show.text import write_cluster
 from weft.plan.time.counted import counted_time
-from weft.plan.time.step import Time
+from weft.plan.time.step import PARTS, Time
 from weft.tune.clock import quiet
 
 LLAMA = {
@@ -277,7 +276,7 @@ def main() -> None:
             "predicted": round(time_.total, 4), "measured": round(median, 4), "error": round(time_.total / median - 1, 4),
             "min": round(min(found), 4), "max": round(max(found), 4), "noise": round(abs(halves[0] / halves[1] - 1), 4),
             "as_it_came": round(statistics.median(came), 4),
-            "parts": {f.name: round(getattr(time_, f.name), 4) for f in fields(time_) if getattr(time_, f.name) > 1e-4},
+            "parts": {part: round(getattr(time_, part), 4) for part in PARTS if getattr(time_, part) > 1e-4},
         }  # fmt: skip
         print(f"{name:34} {rows[name]['error']:+7.1%}  predicted {time_.total:.3f} s, measured {median:.3f} "
               f"({min(found):.3f} to {max(found):.3f}), as it came {statistics.median(came):.3f}", flush=True)  # fmt: skip

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
-from harness import MODELS, Compared, make
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from harness import Compared, make
 
-from weft.config.layout import Layout
-from weft.config.tree import Config
-from weft.schedules.orders import ORDERS
 from weft.verify.layout import KINDS, LayoutReport
 
 ALONE = [
@@ -82,46 +76,3 @@ def test_compiled_blocks(model: str, layout: str, compared: Compared) -> None:
 def test_document_masks(model: str, layout: str, documents: Path, compared: Compared) -> None:
     """Replicas and micro-batches have unequal numbers of targets: a mean of means would be wrong."""
     right(compared(make(model, layout, data={"paths": [str(documents)], "document_mask": True, "split": (1, 0, 0)})))
-
-
-def accepted() -> st.SearchStrategy[Config]:
-    fields = st.fixed_dictionaries(
-        {
-            "dp": st.sampled_from([1, 2, 4]),
-            "fsdp": st.sampled_from([1, 2, 4]),
-            "cp": st.sampled_from([1, 2, 4]),
-            "cp_kind": st.sampled_from(["allgather", "ring", "ulysses"]),
-            "tp": st.sampled_from([1, 2, 4]),
-            "pp": st.sampled_from([1, 2, 4]),
-            "zero": st.sampled_from([1, 2, 3]),
-            "sp": st.booleans(),
-            "ep": st.sampled_from([1, 2, 4]),
-            "etp": st.sampled_from([None, 1, 2]),
-            "schedule": st.sampled_from(list(ORDERS)),
-            "vp": st.sampled_from([1, 2]),
-            "micro_batch": st.sampled_from([None, 1, 2]),
-            "recompute": st.sampled_from(["none", "selective", "full"]),
-        }
-    )
-    return st.tuples(st.sampled_from(sorted(MODELS)), fields).map(lambda drawn: config_of(*drawn)).filter(bool)
-
-
-def config_of(model: str, fields: dict) -> Config | None:
-    """None where the layout is refused or takes more than 8 processes."""
-    try:
-        layout = Layout(**fields)
-        return make(model, str(layout)) if 1 < layout.world <= 8 else None
-    except ValueError:
-        return None
-
-
-@pytest.mark.slow
-@settings(
-    max_examples=int(os.environ.get("WEFT_EXAMPLES", "10")),
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-@given(config=accepted())
-def test_any_accepted_layout(config: Config, compared: Compared) -> None:
-    right(compared(config))

@@ -456,6 +456,16 @@ def test_windows_of_all_layers_are_read() -> None:
         ({"family": "mistral", "out_bias": True}, "out_bias"),
         ({"family": "mixtral"}, "experts"),
         ({"family": "llama", "experts": {"num_experts": 4, "per_token": 2}}, "experts"),
+        ({"family": "llama", "num_heads": 3, "head_dim": 8}, "hidden modulo num_heads"),
+        (
+            {
+                "family": "deepseek_v2",
+                "num_heads": 3,
+                "experts": {"num_experts": 4, "per_token": 2, "shared": 1},
+                "latent": {"kv_rank": 8, "nope_dim": 4, "rope_dim": 4, "value_dim": 4},
+            },
+            "hidden modulo num_heads",
+        ),
         ({"family": "mixtral", "experts": {"num_experts": 4, "per_token": 2, "ffn": 8}}, "experts.ffn"),
     ],
 )

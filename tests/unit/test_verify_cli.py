@@ -15,10 +15,12 @@ import torch
 import weft.verify.layout
 import weft.verify.resume as resume
 from weft.checkpoint.tensors import TensorFile
+from weft.checkpoint.weights import create_weights_folder
 from weft.cli import app
 from weft.config.load import make_config
 from weft.data.indexed import IndexedDataset
 from weft.launch.process import start_process, stop_process
+from weft.models.shape import Shape
 from weft.serve import engine
 from weft.serve.config import EngineConfig
 from weft.train.run import Run
@@ -182,6 +184,26 @@ def test_where_they_part_ways_is_named(
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5, "attention_bias": False}))
     assert call(monkeypatch, "export", model) == 0  # both read the same, other, model
+
+
+def test_what_transformers_does_not_take_is_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Its kernel for experts wants rows of a multiple of 16 bytes, and its configurations have rules of their own."""
+    odd = Shape.model_validate({
+        "family": "mixtral", "num_layers": 1, "hidden": 24, "num_heads": 3, "ffn": 33, "vocab": 31, "max_seq": 16,
+        "experts": {"num_experts": 4, "per_token": 1},
+    })  # fmt: skip
+    create_weights_folder(tmp_path / "odd", odd, torch.float32).close()
+    assert call(monkeypatch, "export", tmp_path / "odd") == 2
+    assert "odd, and does not compute it: " in " ".join(capsys.readouterr().err.split())
+    uneven = Shape(num_layers=1, hidden=24, num_heads=3, ffn=32, vocab=31, max_seq=16)
+    create_weights_folder(tmp_path / "uneven", uneven, torch.float32).close()
+    config = json.loads((tmp_path / "uneven" / "config.json").read_text())
+    config |= {"num_attention_heads": 5, "num_key_value_heads": 5}
+    (tmp_path / "uneven" / "config.json").write_text(json.dumps(config))
+    assert call(monkeypatch, "export", tmp_path / "uneven") == 2
+    assert "transformers does not load" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_tensor_that_transformers_misses(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,7 @@ def check_expressible(shape: Shape) -> None:
         "head_dim times num_heads": (
             shape.head_dim * shape.num_heads, shape.hidden if whole_heads else shape.head_dim * shape.num_heads
         ),
-        "hidden modulo num_heads": (shape.hidden % shape.num_heads if family == "llama" else 0, 0),
+        "hidden modulo num_heads": (shape.hidden % shape.num_heads if family in ("llama", "deepseek_v2") else 0, 0),
         "sliding_window": (
             shape.sliding_window, None if family in ("gpt2", "llama", *LATENT_FAMILIES) else shape.sliding_window
         ),

@@ -55,9 +55,9 @@ def shard(model: Decoder, mesh: Mesh, layout: Layout) -> None:
     model.tie()
     fully_shard(model, mesh=mesh.weights[axes], mp_policy=policy, reshard_after_forward=False, offload_policy=keep)
     for module in model.modules():
+        copies, shards = layout.expert_ways if isinstance(module, Experts) else layout.weight_ways
         if isinstance(module, FSDPModule):
             # the loss is already divided by the tokens of the global batch: gradients add up
-            copies, shards = layout.expert_ways if isinstance(module, Experts) else layout.weight_ways
             if copies * shards > 1:  # alone, FSDP2 would really divide every gradient by one
                 module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)

@@ -14,7 +14,7 @@ from weft.plan.memory.footprint import Footprint, footprint
 from weft.plan.memory.moments import settled
 from weft.plan.numbers import WEFT, Job, in_8_bits, numbers
 from weft.plan.time.counted import counted_time
-from weft.plan.time.step import Time, step_time
+from weft.plan.time.step import PARTS, Time, step_time
 from weft.plan.work import Software
 
 
@@ -51,7 +51,7 @@ class Plan:
             away = layout.offload_weights or layout.offload_optimizer
             counted = counted_time(shape, cut, job, cluster.curves)
             optimizer = time.optimizer if away else counted.optimizer
-            time = replace(counted, optimizer=optimizer, offload=time.offload)
+            time = replace(counted, optimizer=optimizer, offload=time.offload, mixed=time.mixed)
         return cls(shape, layout, job, cluster, software, time, plain(footprint(work)))
 
     @property
@@ -101,7 +101,7 @@ class Plan:
     @property
     def bound(self) -> str:
         """What takes most beside the computation that any layout has; `compute` where nothing takes a tenth."""
-        parts = {field.name: float(getattr(self.time, field.name)) for field in fields(Time)}
+        parts = {part: float(getattr(self.time, part)) for part in PARTS}
         extra = {name: parts[name] for name in WASTE}
         most = max(extra, key=lambda name: extra[name])
         if extra[most] > 0.1 * self.seconds:

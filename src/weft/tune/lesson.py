@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from weft.plan.time.step import Time
+from weft.plan.time.step import PARTS, Time
 
-PARTS = tuple(field.name for field in fields(Time))
 NOISE = 0.03
 """Of a trial: what two of the same layout differ by."""
 WAITING = ("launch", "tp", "cp", "ep", "dp", "pp", "bubble", "offload", "rest")

@@ -12,7 +12,8 @@ from weft.checkpoint.load import read_state
 from weft.config.tree import Config
 from weft.train.log import read_log
 from weft.train.run import Run
-from weft.verify.layout import LOSS_BOUNDS, Difference, coarser
+from weft.verify.bounds import LOSS_BOUNDS, coarser
+from weft.verify.layout import Difference
 from weft.verify.saved import same_tensors, tensors_within_bounds
 
 KINDS = {

@@ -9,14 +9,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
 from weft.config.layout import Layout
 from weft.config.toml import config_toml
 from weft.config.tree import Config
 from weft.launch.local import launch
 from weft.models.parameters import buffer_sizes, parameter_sizes
 from weft.train.run import CONFIG
+from weft.verify.bounds import (
+    BIAS_BOUND,
+    BOUNDS,
+    EIGHT_BIT_BOUND,
+    LOSS_BOUNDS,
+    MOVED_BOUND,
+    MUON_ROUNDINGS,
+    UPDATE_BOUND,
+    coarser,
+    gradient_error,
+    relative,
+)
 from weft.verify.outputs import heard
 from weft.verify.replay import replayed_weights
 from weft.verify.trace import Trace, step_file
@@ -24,37 +34,6 @@ from weft.verify.trace import Trace, step_file
 Progress = Callable[[str, int, int], None]
 
 POLL = 0.2  # seconds
-
-BOUNDS: dict[str, float] = {"fp32": 1e-5, "fp16": 3e-2, "bf16": 2e-1, "fp8": 3e-1, "fp8row": 3e-1}
-"""Largest difference of a gradient or an output over its norm. bf16 keeps 8 bits: 2^-8 a rounding, and hundreds of
-roundings in a row through a model; two orders of the same sums differ by that much, and by no more."""
-LOSS_BOUNDS: dict[str, float] = {"fp32": 1e-6, "fp16": 2e-3, "bf16": 1e-2, "fp8": 1e-2, "fp8row": 1e-2}
-"""Largest difference of a loss, over the loss."""
-AMPLIFIED = 30.0
-"""After the first step two layouts stand at weights that rounding has moved apart; gradients may differ by this many
-times as much more. The most seen so far is 11, of a norm of queries whose gradient is nearly nothing but differences."""
-MOVED_BOUND = {"fp32": 1e-2, "fp16": 1e-1, "bf16": 3e-1, "fp8": 5e-1, "fp8row": 5e-1}
-"""How far all weights together may be apart, over the farthest that the optimizer could have moved them. Adam divides
-a gradient by its own size: where it is nothing but rounding, the sign of the step is too."""
-UPDATE_BOUND = 1e-6
-"""Largest difference between a weight and what AdamW, or Muon, in one process makes of the same gradients, over what it
-could have moved or its own size, whichever is larger: some units of fp32 rounding."""
-MUON_ROUNDINGS = 2.0
-"""On a GPU Muon makes matrices orthogonal in bf16. What that rounds off is worked out for the very matrix: between 3 % of
-what the weight could have moved, where all singular values are alike, and 36 %, where they fall as 1/n². The GPU adds in
-another order, so its rounding is another one of that size: together they are at most twice as far apart."""
-EIGHT_BIT_BOUND = 1e-1
-"""Moments of 8 bits are some per cent off, and so is what a weight moves. The first update, from moments of zero, is
-exact."""
-COARSER = 10.0
-"""Which numbers share a scale follows from the cut: with such moments two layouts move apart by so many times as much."""
-BIAS_BOUND = 1e-5
-"""Of routers' biases. All move by as much, up or down, so a wrong one is far off. In fp32 only: in 16 bits rounding alone
-sends some tokens elsewhere, and an expert with about the mean load then moves the other way."""
-FLOOR = 1e-2
-"""A gradient far below its share of the whole is rounding noise (the bias of keys has none at all, in exact numbers):
-a difference is measured over no less than this part of that share."""
-
 
 KINDS = {
     "loss": "each step",
@@ -212,13 +191,6 @@ def compare(
     return LayoutReport(layouts, differences, modules, list(parameter_sizes(config_a.model)))
 
 
-def relative(a: Tensor, b: Tensor, floor: float = 0.0) -> float:
-    """Norm of the difference over the norm of `a`, or over `floor` if that is larger."""
-    a, b = a.double(), b.double()
-    difference = float((a - b).norm())
-    return difference / max(float(a.norm()), floor) if difference else 0.0
-
-
 def _losses(config: Config, left: Trace, right: Trace, bound: float) -> Iterator[Difference]:
     for step, (one, other) in enumerate(zip(left.steps, right.steps, strict=True), start=1):
         error = abs(one.loss - other.loss) / abs(one.loss)
@@ -231,11 +203,6 @@ def _norms(config: Config, left: Trace, right: Trace, bound: float) -> Iterator[
         yield Difference("norm", "gradient norm", step, error, bound * coarser(config, step))
 
 
-def coarser(config: Config, step: int) -> float:
-    """How much wider the bounds of a step are where moments have 8 bits."""
-    return COARSER if step > 1 and config.optimizer.states == "8bit" else 1.0
-
-
 def _outputs(left: Trace, right: Trace, modules: list[str], bound: float) -> Iterator[Difference]:
     for name in modules:
         yield Difference(
@@ -246,12 +213,12 @@ def _outputs(left: Trace, right: Trace, modules: list[str], bound: float) -> Ite
 def _gradients(config: Config, left: Trace, right: Trace, bound: float) -> Iterator[Difference]:
     sizes = parameter_sizes(config.model)
     for step, numbers in enumerate(left.steps, start=1):
-        share = numbers.grad_norm / math.sqrt(config.model.num_params)  # of one number
-        allowed = bound + AMPLIFIED * coarser(config, step) * apart(left, right, step - 1, sizes)
+        one = numbers.grad_norm / math.sqrt(config.model.num_params)  # one number's share of the whole norm
+        drift = coarser(config, step) * apart(left, right, step - 1, sizes)
         for name, dims in sizes.items():
-            floor = FLOOR * share * math.sqrt(math.prod(dims))
-            error = relative(left.read(step, f"grad.{name}"), right.read(step, f"grad.{name}"), floor)
-            yield Difference("gradient", name, step, error, allowed)
+            a, b = (trace.read(step, f"grad.{name}") for trace in (left, right))
+            error, more = gradient_error(a, b, one * math.sqrt(math.prod(dims)), drift)
+            yield Difference("gradient", name, step, error, bound + more)
 
 
 def _weights(config: Config, left: Trace, right: Trace, bound: float) -> Iterator[Difference]:

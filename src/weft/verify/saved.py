@@ -18,7 +18,8 @@ from weft.checkpoint.tensors import TensorFile
 from weft.checkpoint.weights import WeightsFolder
 from weft.config.tree import Config, OptimizerConfig
 from weft.models.parameters import parameter_sizes, stored_sizes
-from weft.verify.layout import AMPLIFIED, BOUNDS, EIGHT_BIT_BOUND, FLOOR, MOVED_BOUND, Difference, relative
+from weft.verify.bounds import BOUNDS, EIGHT_BIT_BOUND, MOVED_BOUND, gradient_error
+from weft.verify.layout import Difference
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "momentum")
 
@@ -84,13 +85,13 @@ def tensors_within_bounds(
             left, right = (saved.read("weight", name).double() for saved in (one, other))
             apart, size = apart + float((left - right).square().sum()), size + float(left.square().sum())
         yield Difference("weight", "all weights", step, math.sqrt(apart) / moved, MOVED_BOUND[precision])
-        allowed = BOUNDS[precision] + AMPLIFIED * math.sqrt(apart / size)
+        drift = math.sqrt(apart / size)
         for kind in MOMENTS:
             for name in _kept(config, kind):
                 left, right = (saved.gradient(kind, name, config.optimizer) for saved in (one, other))
-                floor = FLOOR * share * math.sqrt(left.numel())
+                error, more = gradient_error(left, right, share * math.sqrt(left.numel()), drift)
                 coarse = EIGHT_BIT_BOUND * config.optimizer.in_8bit(name, tuple(left.shape))
-                yield Difference(kind, name, step, relative(left, right, floor), allowed + coarse)
+                yield Difference(kind, name, step, error, BOUNDS[precision] + more + coarse)
 
 
 def _kept(config: Config, kind: str) -> list[str]:

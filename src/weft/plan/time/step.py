@@ -15,8 +15,9 @@ from weft.plan.memory.kept import block_activations
 from weft.plan.time import collectives
 from weft.plan.time.block import Passes, parameters
 from weft.plan.time.constants import CONSTANTS as C
-from weft.plan.time.copies import copies, weight_bytes
+from weft.plan.time.copies import copies
 from weft.plan.time.replicas import replica_messages
+from weft.plan.time.shards import shard_messages
 from weft.plan.work import Num, Work
 
 ADAM = 28
@@ -40,6 +41,7 @@ class Time:
         optimizer: the update, and where gradients are added up apart, that.
         rest: data, logging, stragglers.
         offload: activations, or weights and gradients, on their way to the CPU and back.
+        mixed: share of the blocks that have experts; no part of `total`.
     """
 
     matmul: Num
@@ -57,19 +59,24 @@ class Time:
     optimizer: Num
     rest: Num
     offload: Num = 0.0
+    mixed: Num = 0.0
 
     @property
     def total(self) -> Num:
-        return sum(getattr(self, field.name) for field in fields(self))
+        return sum(getattr(self, part) for part in PARTS)
 
     @property
     def spread(self) -> Num:
         """How near this is: four of five published runs that no constant was fitted to are within this share of the total
-        (docs/accuracy.md). Waiting is known worse than work."""
+        (docs/accuracy.md). Waiting is known worse than work, and a mixture worse than a dense model."""
         waiting = sum(
             getattr(self, name) for name in ("launch", "tp", "cp", "ep", "dp", "pp", "bubble", "offload", "rest")
         )
-        return 0.12 + 0.45 * np.maximum(0.0, waiting / self.total - 0.25)
+        return 0.12 + 0.12 * (self.mixed > 0) + 0.45 * np.maximum(0.0, waiting / self.total - 0.25)
+
+
+PARTS = tuple(field.name for field in fields(Time) if field.name != "mixed")
+"""Of `Time`: what adds up to a step."""
 
 
 def step_time(work: Work, passes: Passes | None = None) -> Time:
@@ -83,7 +90,7 @@ def step_time(work: Work, passes: Passes | None = None) -> Time:
     parts = Time(
         **both, head=stages.head, recompute=every * beat.redo, launch=stages.launch, pp=stages.pp, bubble=stages.bubble,
         dp=replica_messages(work, beat.spans) + every * sum(beat.fsdp), optimizer=optimizer, rest=0.0,
-        offload=every * sum(beat.offload) + weights_carried(work, beat) + copied,
+        offload=every * sum(beat.offload) + weights_carried(work, beat) + copied, mixed=work.mixed,
     )  # fmt: skip
     slow = C.straggle * np.log2(np.maximum(1.0, work.cut.gpus / 8))
     return replace(parts, rest=C.step + slow * parts.total)
@@ -166,28 +173,6 @@ def remade_share(work: Work) -> Num:
     s, soft = work.sizes, work.software
     inner = (soft.remakes > 0) * (s.matrices - 1) * s.ffn + (soft.remakes > 2) * s.heads * s.values
     return inner * s.hidden / work.cut.tp / parameters(work)[0]
-
-
-def shard_messages(work: Work, busy: tuple[Num, Num]) -> tuple[Num, Num]:
-    """ZeRO-3 gathers a block's weights forward and backward and scatters its gradients, beside its neighbour's
-    computation: what that does not hide, each way."""
-    c, soft = work.cut, work.software
-    chip = replace(work.machine, network=work.machine.network * soft.sharded)
-    parts = list(zip(copies(work), parameters(work)[:2], strict=True))
-    gather, scatter = (
-        sum(collectives.gather(one.shards, one.stride, chip, part * item) * (part > 0) for one, part in parts)
-        for item in (weight_bytes(work), soft.reduced)
-    )
-    volume = sum(part * (one.shards > 1) for one, part in parts)
-    shown = [
-        np.maximum((1 - soft.overlap_dp) * need, need - C.fsdp_hidden * time)
-        + C.contention * np.minimum(size / chip.nvlink, time)
-        for need, size, time in zip(
-            (gather, gather + scatter), (2 * volume, (2 + soft.reduced) * volume), busy, strict=True
-        )
-    ]
-    forward, backward = (np.where((c.zero == 3) & (c.shards > 1), way, 0.0) for way in shown)
-    return forward, backward
 
 
 class Stages(NamedTuple):
