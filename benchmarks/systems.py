@@ -42,9 +42,8 @@ INTERN_EVO = Software(  # Apex's RMSNorm
     blocking=1, fused=0, fused_norm=1, overlap_dp=0.5, reduced=2, gradients=2, adds=1, turns=2.5e-3,
 )  # fmt: skip
 DEEPSPEED = replace(MEGATRON_21, reduced=2, overlap_dp=0.5)
-DEEPSPEED_HF = replace(
-    DEEPSPEED, fused=0, dropout=0, softmax=inf
-)  # norms and activations of transformers' LLaMA are eager
+# norms and activations of transformers' LLaMA are eager
+DEEPSPEED_HF = replace(DEEPSPEED, fused=0, dropout=0, softmax=inf)
 FUSED = 0.49  # of the traffic of dealing tokens out, where permutations are fused (--moe-permute-fusion): fitted
 SOFTWARE: tuple[tuple[str, Software], ...] = (
     ("nanotron", nanotron.NANOTRON), ("MaxText", XLA), ("AA-Scaling", SCALING),
@@ -198,18 +197,16 @@ def software_of(row: dict[str, Any]) -> Software:
         found = replace(found, fused_norm=1)
     if "gradients in 32 bits" in extras:  # Megatron-Bridge's plain recipes (recipes/common.py), not those of its tables
         found = replace(found, gradients=4, reduced=4)
-    if (
-        "weights in 16 bits" in extras
-    ):  # and all that torch makes of them, but what FSDP reduces; DDP has each gradient in
-        # a bucket, too (gradient_as_bucket_view=False)
+    if "weights in 16 bits" in extras:
+        # and all that torch makes of them, but what FSDP reduces; DDP has each gradient in a bucket, too
+        # (gradient_as_bucket_view=False)
         held, reduced = (2, 4) if row.get("fsdp") else (4, 2)
         found = replace(found, weights=2, gradients=held, master=0, moments=4, reduced=reduced)
     if "moments in 16 bits" in extras:
         found = replace(found, moments=4)
     if "precision-aware optimizer" in extras:
-        found = replace(
-            found, master=2
-        )  # the 16 bits that weights lack (core/optimizer/__init__.py, store_param_remainders)
+        # the 16 bits that weights lack (core/optimizer/__init__.py, store_param_remainders)
+        found = replace(found, master=2)
     if "overlapped optimizer" in extras:  # in buckets of parameters (megatron/optimizer/overlapped_dist_optimizer.py)
         found = replace(found, overlap_dp=1, bucket=4e8)
     if "gradients reduced once" in extras:
