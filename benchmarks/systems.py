@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 import nanotron
 from weft.plan.time.constants import CONSTANTS
 from weft.plan.work import Software
 
-MEGATRON_21 = Software(flash=0, overlap_dp=0, blocking=1, dropout=1, gradients=4, reduced=2)
+MEGATRON_21 = Software(flash=0, overlap_dp=0, blocking=1, dropout=1, gradients=4, reduced=2, softmax=4096)
 NEMO_22 = replace(MEGATRON_21, overlap_dp=1, gradients=2)
-MEGATRON_CORE = Software(flash=2, overlap_tp=1, overlap_pp=1, gradients=2, reduced=2)
+MEGATRON_CORE = Software(flash=2, overlap_tp=1, overlap_pp=1, gradients=2, reduced=2, least=4.3e-3, softmax=4096)
 # its own buckets (core/distributed/distributed_data_parallel.py), which grow with the replicas since spring 2024; those of
 # NeMo and Bridge are of 128 Mi, a block or so
 BUCKETS = {"bucket": 40e6, "bucket_each": 1e6}
@@ -28,20 +29,21 @@ NEMO_24 = replace(MEGATRON_CORE, master=2)  # Apex keeps the 16 bits that bf16 w
 TORCH = Software(fused=0, weights=4, gradients=4, master=0, reduced=4, stops=1)
 TORCH_LOSS = replace(TORCH, logits=12)
 # exponents in fp32, gradients in 16 bits (MaxText, max_utils.py)
-XLA = replace(MEGATRON_CORE, overlap_tp=0, logits=6, stops=1)
+XLA = replace(MEGATRON_CORE, least=0, softmax=inf, overlap_tp=0, logits=6, stops=1)
 COMPILED = replace(TORCH, fused=1)
 # gradients in 16 bits, reduced whole in fp32 when all is done; send and recv; uniform stages; beside torch's loss this
 # micro-batch's logits and those before stay in buffers (its core/optimizer, core/nn/parallel_module); under sp norms gather
 # what they give, and it is kept whole (core/nn/norm/rms_norm.py)
 SCALING = Software(
     fused=0, flash=0, logits=16, overlap_dp=0, blocking=1, balanced=2, adds=1, whole_head=1, whole_dp=1, gradients=2,
-    keeps_gathered=1,
+    keeps_gathered=1, softmax=2048,
 )  # fmt: skip
 INTERN_EVO = Software(  # Apex's RMSNorm
     blocking=1, fused=0, fused_norm=1, overlap_dp=0.5, reduced=2, gradients=2, adds=1, turns=2.5e-3,
 )  # fmt: skip
 DEEPSPEED = replace(MEGATRON_21, reduced=2, overlap_dp=0.5)
-DEEPSPEED_HF = replace(DEEPSPEED, fused=0, dropout=0)  # norms and activations of transformers' LLaMA are eager
+# norms and activations of transformers' LLaMA are eager
+DEEPSPEED_HF = replace(DEEPSPEED, fused=0, dropout=0, softmax=inf)
 FUSED = 0.49  # of the traffic of dealing tokens out, where permutations are fused (--moe-permute-fusion): fitted
 SOFTWARE: tuple[tuple[str, Software], ...] = (
     ("nanotron", nanotron.NANOTRON), ("MaxText", XLA), ("AA-Scaling", SCALING),
@@ -50,10 +52,14 @@ SOFTWARE: tuple[tuple[str, Software], ...] = (
     ("torchtitan", replace(TORCH_LOSS, alternate=1, gathers8=1)),
     ("InternEvo", INTERN_EVO),
     ("vTrain", replace(MEGATRON_21, fused=0, adds=1, gradients=2)),
+    # SwiGLU and rotary positions in PyTorch's own operations, and no fusion of gradients' sums, which stay in fp32
+    # (megatron/model/transformer.py, arguments.py, examples/LLaMA)
+    ("Megatron-LLaMA", replace(MEGATRON_21, fused=0, fused_norm=1, dropout=0, adds=1, reduced=4)),
     ("Megatron-DeepSpeed", MEGATRON_DS),
     ("ATorch, DeepSpeed", DEEPSPEED_HF), ("Hugging Face's LLaMA", DEEPSPEED_HF),  # the former: its ds_3d_llama2.py
     ("DeepSpeed", DEEPSPEED),
-    ("PaddleNLP", replace(MEGATRON_21, fused=0, fused_norm=2, dropout=0)),  # as the configs that its page names
+    # as the configs that its page names
+    ("PaddleNLP", replace(MEGATRON_21, fused=0, fused_norm=2, dropout=0, softmax=inf)),
     ("2021-01", replace(MEGATRON_21, whole_pp=1)), ("Smith et al. 2022", replace(MEGATRON_21, whole_pp=1, adds=1)),
     ("AutoModel", replace(TORCH, fused=1, flash=3, weights=2, gradients=2, master=0, moments=4, reduced=2)),
     ("SimuMax", Software(flash=2, overlap_dp=0)),
@@ -176,6 +182,8 @@ def software_of(row: dict[str, Any]) -> Software:
     if "cross entropy of te" in extras:  # one kernel (transformer_engine/common/triton/cross_entropy.py), but for a
         # penalty of logits' sums, which is made of them and their gradients apart
         found = replace(found, lean_loss=int("z-loss" not in extras), logits=2)
+    if row.get("kernel") == "torch":
+        found = replace(found, softmax=0)
     if "plain attention" in extras:
         found = replace(found, flash=0)
     # NVIDIA reduces gradients in 16 bits in its own tables
@@ -189,8 +197,18 @@ def software_of(row: dict[str, Any]) -> Software:
         found = replace(found, fused_norm=1)
     if "gradients in 32 bits" in extras:  # Megatron-Bridge's plain recipes (recipes/common.py), not those of its tables
         found = replace(found, gradients=4, reduced=4)
+    if "weights in 16 bits" in extras:
+        # and all that torch makes of them, but what FSDP reduces; DDP has each gradient in a bucket, too
+        # (gradient_as_bucket_view=False)
+        held, reduced = (2, 4) if row.get("fsdp") else (4, 2)
+        found = replace(found, weights=2, gradients=held, master=0, moments=4, reduced=reduced)
     if "moments in 16 bits" in extras:
         found = replace(found, moments=4)
+    if "precision-aware optimizer" in extras:
+        # the 16 bits that weights lack (core/optimizer/__init__.py, store_param_remainders)
+        found = replace(found, master=2)
+    if "overlapped optimizer" in extras:  # in buckets of parameters (megatron/optimizer/overlapped_dist_optimizer.py)
+        found = replace(found, overlap_dp=1, bucket=4e8)
     if "gradients reduced once" in extras:
         found = replace(found, once=1)
     if "eager rmsnorm" in extras:
@@ -205,6 +223,8 @@ def software_of(row: dict[str, Any]) -> Software:
         found = replace(found, fused=1)
         if is_titan(row) and "2024" not in row.get("source", ""):  # the loss too, but in 2024 (its train.py)
             found = replace(found, logits=4)
+    if is_titan(row) and not found.fused:
+        found = replace(found, tp_host=DISPATCHED)
     if "fp8 parameters" in extras:
         found = replace(found, gathers8=1)
     elif "fp8" in str(row.get("precision")) and re.search("megatron-(core|lm)", told) and "primus" not in told:
@@ -221,8 +241,18 @@ def software_of(row: dict[str, Any]) -> Software:
         found = replace(found, overlap_tp=0)
     elif "tp-comm-overlap" in extras or re.search(r"async[ -]?tp", extras):
         found = replace(found, overlap_tp=1)
+    if row["gpu"].startswith("G"):
+        found = replace(found, least=GRACE * found.least)
     return _experts(row, told, found)
 
+
+GRACE = 1.2
+"""Times the other CPUs' time for a block, that Grace's slower cores take: Qwen3-14B, its products cut in 4, takes 5.2 ms
+for a block's micro-batch of 512, 1,024 and 2,048 tokens alike (gipfelsturm-more)."""
+
+DISPATCHED = 14e-3
+"""Seconds that a CPU takes more for a block cut by torchtitan's tp, where nothing is compiled and each operation goes
+through DTensor: Llama 3's 8B and 70B, cut in 8, both take 18 ms for a block, recomputation with it (titan-h200)."""
 
 CUDA_12 = 0.84
 """Of GB200's rate of products in 8 bits by CUDA 13, what CUDA 12's cuBLAS reached: 2,620 to 2,910 TFLOP/s where sides have
@@ -268,5 +298,8 @@ def _experts(row: dict[str, Any], told: str, found: Software) -> Software:
         scope = str(recipe.get("cuda_graph_scope"))
         routes, whole = int("moe_preprocess" in scope), "full" in f"{graphs} {scope}"
         blocks = graphs != "none" and not (routes and "attn" not in scope)
-        found = replace(found, graphs=2 if whole else int(blocks), graphs_route=routes)
+        # a graph of the whole iteration has buffers of fixed size, for 1.2 even shares (set_full_iter_cg_configs,
+        # moe_paged_stash_buffer_size_factor_cuda)
+        stash = 1.2 if "bridge" in told and whole and row["model"].get("experts") else 1
+        found = replace(found, graphs=2 if whole else int(blocks), graphs_route=routes, stash=stash)
     return found

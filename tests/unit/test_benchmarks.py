@@ -74,6 +74,66 @@ def test_megatron_bridges_plain_recipes_add_gradients_up_in_fp32(monkeypatch: py
     assert (tables.software.gradients, plain.software.gradients, plain.software.reduced) == (2, 4, 4)
 
 
+def test_megatron_cores_cpu_takes_a_while_for_each_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FILES[0].parent))
+    published = importlib.import_module("published")
+    core = ROW | {"framework": "Megatron-Core 2025"}
+    xeon, grace, jax = (
+        published.read_run(row).software.least
+        for row in (core, core | {"gpu": "GH200", "gpus_per_node": 4}, ROW | {"framework": "MaxText"})
+    )
+    assert xeon == 4.3e-3
+    assert grace == pytest.approx(5.2e-3, rel=0.01)
+    assert jax == 0
+
+
+def test_a_row_says_whose_softmax_its_scores_go_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FILES[0].parent))
+    published = importlib.import_module("published")
+    scaling = ROW | {"framework": "AA-Scaling", "gpu": "A100-80GB", "fsdp": None, "zero_stage": 1}
+    fused, torch = (published.read_run(scaling | {"kernel": kind}).software.softmax for kind in ("fused", "torch"))
+    assert (fused, torch) == (2048, 0)
+
+
+def test_a_precision_aware_optimizer_keeps_what_weights_lack(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process with 2.1 billion parameters held 4 GiB less than was predicted."""
+    monkeypatch.syspath_prepend(str(FILES[0].parent))
+    published = importlib.import_module("published")
+    core = ROW | {"framework": "Megatron-Core 2025"}
+    plain, aware = (published.read_run(core | {"extras": one}) for one in ([], ["precision-aware optimizer"]))
+    assert (plain.software.master, aware.software.master) == (4, 2)
+
+
+def test_weights_in_16_bits_have_all_else_in_16_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FILES[0].parent))
+    published = importlib.import_module("published")
+    torch = ROW | {"framework": "torchtitan", "extras": ["weights in 16 bits"]}
+    fsdp, ddp = (
+        published.read_run(torch | {"fsdp": kind, "zero_stage": zero}) for kind, zero in (("FSDP", 3), (None, 0))
+    )
+    for one, gradients, reduced in ((fsdp, 2, 4), (ddp, 4, 2)):
+        soft = one.software
+        assert (soft.weights, soft.gradients, soft.moments, soft.reduced) == (2, gradients, 4, reduced)
+
+
+def test_torchtitans_tp_costs_a_cpu_more_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FILES[0].parent))
+    published = importlib.import_module("published")
+    torch = ROW | {"framework": "torchtitan", "fsdp": "FSDP", "zero_stage": 3, "tp": 8}
+    eager, compiled = (published.read_run(torch | {"extras": one}) for one in ([], ["torch.compile"]))
+    assert eager.software.tp_host > 0.01
+    assert compiled.software.tp_host == 0
+
+
+def test_megatron_llama_hides_its_gradients_where_its_optimizer_is_overlapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FILES[0].parent))
+    published = importlib.import_module("published")
+    llama = ROW | {"framework": "Megatron-LLaMA", "gpu": "A100-80GB", "fsdp": None, "zero_stage": 1}
+    plain, beside = (published.read_run(llama | {"extras": one}).software for one in ([], ["overlapped optimizer"]))
+    assert (plain.overlap_dp, plain.reduced, plain.fused, plain.dropout) == (0, 4, 0, 0)
+    assert (beside.overlap_dp, beside.bucket) == (1, 4e8)
+
+
 MIXTURE = {"experts": 128, "topk": 8, "moe_ffn": 1536}
 
 
@@ -99,6 +159,15 @@ def test_a_fused_grouped_mlp_moves_less_of_tokens_dealt_out(monkeypatch: pytest.
     fused = published.read_run(row | {"extras": ["fused grouped MLP"]}).software
     later = published.read_run(row | {"source": '"26.06 NeMo Container"'}).software
     assert (fused.routing, fused.graphs) == (later.routing, later.graphs) == (0.2, 2)
+
+
+def test_a_graph_of_the_whole_iteration_has_buffers_of_fixed_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FILES[0].parent))
+    published = importlib.import_module("published")
+    row = ROW | {"model": ROW["model"] | MIXTURE, "fsdp": None, "zero_stage": 1, "ep": 8}
+    kinds = ("full_iteration", "transformer_engine")
+    whole, parts = (published.read_run(row | {"recipe": {"cuda_graph_impl": kind}}).software.stash for kind in kinds)
+    assert (whole, parts) == (1.2, 1)
 
 
 def test_a_row_that_is_none_is_left_out_and_the_others_are_scored(

@@ -157,6 +157,7 @@ class Software:
         whole_head: every process of tp has the logits of the whole vocabulary for their loss.
         flash: attention never writes its scores: 0.5 FlashAttention of 2022, 1 FlashAttention-2, 2 the best kernels of the
             GPU's generation, 3 those of 2025.
+        softmax: keys that its fused softmax takes at most, of scores that are written; it takes four heads at a time.
         overlap_dp: gradients are reduced and weights gathered beside the computation; 0.5: gradients only, and of
             ZeRO-3's half.
         bucket: parameters whose gradients go at a time, and that are gathered at a time; 0: a block's.
@@ -177,6 +178,7 @@ class Software:
             late stages, which keep fewer micro-batches, have one more than others (Megatron-Core's transformer_block.py).
         adds: each micro-batch's gradients are added up by kernels of their own, not by the products that make them.
         tp_host: s that the CPU takes more for a block cut by tp, both ways.
+        least: s that the CPU takes for a block at least, both ways, however few its kernels are.
         stall: s that a micro-batch waits at a boundary of stages.
         keeps_gathered: under sp, what part of the matrices' inputs is kept whole for backward, not gathered again.
         alternate: selective recomputation keeps what attention and every second product gave, and nothing else.
@@ -191,6 +193,7 @@ class Software:
         copies8: bytes of each parameter in 8 bits that stay beside the weights.
         weighs: experts' inner states are weighed, not their results, which need not be kept then; 2: what they were is
             kept, too.
+        stash: even shares of tokens, for which there is room at least where experts' inner states are kept.
         raises_again: latent attention makes queries, keys and values again of their short vectors.
         copies: hidden states of each token, cut over tp, that a block keeps beside what its backward pass needs.
         whole_dp: under ZeRO 1 and 2 all processes get all gradients, not their own shares alone.
@@ -210,6 +213,7 @@ class Software:
     lean_loss: Num = 0
     whole_head: Num = 0
     flash: Num = 1
+    softmax: Num = np.inf
     overlap_dp: Num = 1
     bucket: Num = 0
     bucket_each: Num = 0
@@ -228,6 +232,7 @@ class Software:
     balanced: Num = 0
     adds: Num = 0
     tp_host: Num = 0
+    least: Num = 0
     stall: Num = 0
     keeps_gathered: Num = 0
     alternate: Num = 0
@@ -239,6 +244,7 @@ class Software:
     keeps8: Num = 0
     copies8: Num = 0
     weighs: Num = 0
+    stash: Num = 1
     raises_again: Num = 0
     copies: Num = 0
     whole_dp: Num = 0

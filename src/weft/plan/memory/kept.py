@@ -121,7 +121,7 @@ def parts_activations(work: Work) -> tuple[Num, Num, Num]:
     attention = c.item * tokens * inner + tokens * s.heads / tp * 4 + np.where(c.selective > 0, 0.0, scores)
     # the MLP's two or three inner states
     states = s.matrices - cheap
-    mine = tokens / tp * s.per_token * fullest(work)  # as if one process had most in every block
+    mine = stashed(work)  # as if one process had most in every block
     inner, gathered = states + (soft.weighs > 1), np.where(soft.weighs > 1, c.etp, 1)
     routed = mine * ((1 + gathered - np.minimum(1, soft.weighs)) * s.hidden + inner * s.expert_ffn)
     routed = routed + tokens * states * s.shared_ffn / tp
@@ -133,10 +133,16 @@ def parts_activations(work: Work) -> tuple[Num, Num, Num]:
     return normed + attention, normed + mlp, experts
 
 
+def stashed(work: Work) -> Num:
+    """Pairs of a token and an expert that a process keeps the inner states of, of one micro-batch and block."""
+    even = work.tokens / work.cut.tp * work.sizes.per_token
+    return even * np.maximum(fullest(work), work.software.stash)
+
+
 def activated(work: Work) -> Num:
     """Numbers that the activations of one micro-batch give, of the mean block."""
     s, tokens, tp, share = work.sizes, work.tokens, work.cut.tp, work.mixed
-    mine = tokens / tp * s.per_token * fullest(work)
+    mine = stashed(work)
     return (1 - share) * tokens * s.ffn / tp + share * (mine * s.expert_ffn + tokens * s.shared_ffn / tp)
 
 

@@ -135,6 +135,8 @@ class Beat:
         busy = (forward, backward + redo)
         again = c.full + (c.redo_attention + c.redo_mlp + c.redo_experts) / 2
         launched = C.host * (mean("kernels", 0) * (1 + again) + mean("kernels", 1)) + soft.tp_host * (c.tp > 1)
+        least = soft.least * (1 + again / (1 + C.backward_kernels)) * np.where(soft.graphs > 0, C.graph, 1.0)
+        launched = np.maximum(launched, least)
         fsdp = shard_messages(work, busy)
         # what a block keeps goes to the CPU while it computes forward, and comes back while it computes backward
         moved = c.offload * block_activations(work) * (1 - c.full) / work.machine.host
