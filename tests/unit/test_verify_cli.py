@@ -7,12 +7,13 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 import weft.verify.layout
 import weft.verify.resume as resume
@@ -30,7 +31,8 @@ from weft.train.run import Run
 from weft.train.trainer import run as train
 from weft.verify.checkpoint import verify_checkpoint
 from weft.verify.export import verify_export
-from weft.verify.layout import watched
+from weft.verify.layout import Difference, LayoutReport, watched
+from weft.verify.report import show_layouts
 from weft.verify.runs import RunProcess
 from weft.verify.serve import verify_serve
 from weft.verify.trace import random_batch, step_file
@@ -187,6 +189,20 @@ def test_where_they_part_ways_is_named(
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5, "attention_bias": False}))
     assert call(monkeypatch, "export", model) == 0  # both read the same, other, model
+
+
+@pytest.mark.parametrize(("step", "told"), [(1, False), (2, True)])
+def test_a_token_between_two_experts_is_told_of(step: int, told: bool, capsys: pytest.CaptureFixture) -> None:
+    """Rounding may send it to either; but not in the first step, where both runs have the same weights."""
+    name = "blocks.0.mlp.experts.3.up.weight"
+    found = [Difference("output", "norm", 1, 1e-7, 1e-5), Difference("gradient", name, step, 0.1, 1e-5)]
+    report = LayoutReport(("single", "dp2"), found, ["norm"], [name])
+    show_layouts(report, Console(width=100))
+    out = capsys.readouterr().out
+    assert f"They part ways at {name} (gradient)." in " ".join(out.split())
+    assert ("Two experts may have suited a token alike" in out) == told
+    dense = LayoutReport(report.layouts, [found[0], replace(found[1], name="head.weight")], ["norm"], ["head.weight"])
+    assert not dense.may_be_a_tie
 
 
 def test_what_transformers_does_not_take_is_no_traceback(

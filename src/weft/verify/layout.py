@@ -99,6 +99,13 @@ class LayoutReport:
             return f"{wrong[-1 if kind == 'gradient' else 0]} ({kind})"
         return next((kind for kind in ("norm", "loss", "weights") if self._wrong(kind)), None)
 
+    @property
+    def may_be_a_tie(self) -> bool:
+        """Whether all is right until a later step's gradients, of a model with experts: where two of them suit a token
+        alike, rounding decides which has it, and every gradient behind it is another one."""
+        experts = any(".experts." in name for name in self.parameters)
+        return experts and self._first_step("gradient") > 1 and not any(map(self._wrong, ("output", "update", "copy")))
+
     def _wrong(self, kind: str) -> list[str]:
         """Names of what differs at the first step at which something of that kind does."""
         first = self._first_step(kind)

@@ -52,6 +52,11 @@ def show_layouts(report: LayoutReport, console: Console, worst: int = 5) -> None
     else:
         words = f"{b} does not compute what {a} computes. They part ways at {report.first_wrong()}."
         console.print(Text(words, "bold red"))
+        if report.may_be_a_tie:
+            console.print(
+                "All was equal at first. Two experts may have suited a token alike, so that rounding chose: see whether it "
+                "happens with another seed (--set train.seed=1) too."
+            )
 
 
 def show_resume(report: ResumeReport, console: Console) -> None:
