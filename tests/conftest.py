@@ -10,8 +10,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_configure() -> None:
-    """Ctrl-C works in tests, and in what they start, even where the tests themselves run in the background of a shell."""
+    """Signals work in tests, and in what they start, even where the tests themselves run in the background of a shell, or
+    under nohup."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 settings.register_profile("weft", deadline=None)  # a busy machine is no reason to fail
