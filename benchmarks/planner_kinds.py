@@ -64,17 +64,21 @@ def main() -> None:
     args = parser.parse_args()
     files = (args.rows, *sorted((ROOT / "benchmarks" / "rows").glob("*.jsonl")))
     runs = [run for file in files for run in planner.read(file)[0] if not planner.fitted_on(run) and not run.duplicate]
-    rest = [run for run in runs if run.set != SWEEP]
-    found = {kind: near([run for run in rest if belongs(run)]) for kind, belongs in KINDS.items()}
-    found[f"the sweep {SWEEP}"] = near([run for run in runs if run.set == SWEEP])
+    predicted = planner.predict(runs)
+
+    def of(belongs: Callable[[Run], bool], *, sweep: bool = False) -> dict[str, Any]:
+        ids = [i for i, run in enumerate(runs) if belongs(run) and (run.set == SWEEP) == sweep]
+        return near([runs[i] for i in ids], predicted.rows(ids))
+
+    found = {kind: of(belongs) for kind, belongs in KINDS.items()}
+    found[f"the sweep {SWEEP}"] = of(lambda run: True, sweep=True)
     for kind, figures in found.items():
         print(f"{kind:38}", ", ".join(f"{name} {figure}" for name, figure in figures.items()))
     print("written:", shown(write("planner_kinds", {"kinds": found}, ("numpy",))))
 
 
-def near(runs: list[Run]) -> dict[str, Any]:
+def near(runs: list[Run], predicted: planner.Predicted) -> dict[str, Any]:
     """How near the predictions of these runs are, in per cent."""
-    predicted = planner.predict(runs)
     timed = [i for i, run in enumerate(runs) if run.seconds]
     weighed = [i for i, run in enumerate(runs) if run.memory]
     time = np.array([predicted.seconds[i] / (runs[i].seconds or 0) for i in timed])

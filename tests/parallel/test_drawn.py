@@ -5,23 +5,22 @@ WEFT_EXAMPLES=1000 python -m pytest tests/parallel/test_drawn.py    # half an ho
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from harness import MODELS, Compared, make
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from test_pairs import DENSE, EVERY, EXPERTS
 from test_parity import right
 
+from draws import draws
 from weft.config.layout import Layout
 from weft.config.tree import Config
 from weft.schedules.orders import ORDERS
 
-EXAMPLES = os.environ.get("WEFT_EXAMPLES")
 CHANGES = {"llama": DENSE, "mixtral": EXPERTS, "every": EVERY}
 LOW = ("gpt2", "llama", "every")
 """Models that low precisions compare of: rounding sends none of their tokens to another expert."""
@@ -78,12 +77,7 @@ def accepted(draw: Draw, documents: Path) -> Config | None:
 
 
 @pytest.mark.slow
-@settings(
-    max_examples=int(EXAMPLES or "12"),
-    deadline=None,
-    derandomize=EXAMPLES is None,
-    suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+@draws(12)
 @given(data=st.data())
 def test_whatever_is_accepted(data: st.DataObject, documents: Path, compared: Compared) -> None:
     right(compared(data.draw(accepted(documents).filter(bool))))

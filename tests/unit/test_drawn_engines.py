@@ -8,10 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from test_drawn_shapes import EXAMPLES, shapes
+from test_drawn_shapes import shapes
 
+from draws import draws
 from weft.models.decoder import Decoder
 from weft.models.shape import Shape
 from weft.serve.config import EngineConfig
@@ -50,12 +51,7 @@ def engines(draw: Any) -> tuple[Shape, EngineConfig, Prompts, int]:
     return shape, config, prompts, min(one(1, 3, 8, 20), *(room - len(prompt) for prompt in prompts))
 
 
-@settings(
-    max_examples=int(EXAMPLES or "25"),
-    deadline=None,
-    derandomize=EXAMPLES is None,
-    suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
-)
+@draws(25)
 @given(drawn=engines())
 def test_every_text_goes_on_as_the_plain_model_says(drawn: tuple[Shape, EngineConfig, Prompts, int]) -> None:
     shape, config, prompts, count = drawn

@@ -5,15 +5,15 @@ WEFT_EXAMPLES=1000 python -m pytest tests/unit/test_drawn_shapes.py    # minutes
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from draws import draws
 from weft.checkpoint.region import Region
 from weft.checkpoint.weights import create_weights_folder
 from weft.models.parameters import buffer_sizes, parameter_sizes
@@ -21,7 +21,6 @@ from weft.models.places import EXPERT_FAMILIES, LATENT_FAMILIES, check_expressib
 from weft.models.shape import Family, Shape
 from weft.verify.export import verify_export
 
-EXAMPLES = os.environ.get("WEFT_EXAMPLES")
 WINDOWED = ("mistral", "qwen2", "qwen3", "mixtral", "qwen3_moe")
 
 
@@ -75,12 +74,7 @@ def shapes(draw: Any) -> Shape | None:
     return shape
 
 
-@settings(
-    max_examples=int(EXAMPLES or "25"),
-    deadline=None,
-    derandomize=EXAMPLES is None,
-    suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
-)
+@draws(25)
 @given(shape=shapes().filter(bool))
 def test_transformers_computes_whatever_is_written(shape: Shape) -> None:
     numbers = torch.Generator().manual_seed(0)

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from weft.plan.time.step import PARTS, Time
+from weft.plan.time.step import PARTS, WAITING, Time
 
 NOISE = 0.03
 """Of a trial: what two of the same layout differ by."""
-WAITING = ("launch", "tp", "cp", "ep", "dp", "pp", "bubble", "offload", "rest")
 KNOWN = np.array([0.45 if part in WAITING else 0.12 for part in PARTS])
 """How well a plan knows each part, as `Time.spread` has it."""
 NEAR = 3.0

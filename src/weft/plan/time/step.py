@@ -69,14 +69,14 @@ class Time:
     def spread(self) -> Num:
         """How near this is: four of five published runs that no constant was fitted to are within this share of the total
         (docs/accuracy.md). Waiting is known worse than work, and a mixture worse than a dense model."""
-        waiting = sum(
-            getattr(self, name) for name in ("launch", "tp", "cp", "ep", "dp", "pp", "bubble", "offload", "rest")
-        )
+        waiting = sum(getattr(self, part) for part in WAITING)
         return 0.12 + 0.12 * (self.mixed > 0) + 0.45 * np.maximum(0.0, waiting / self.total - 0.25)
 
 
 PARTS = tuple(field.name for field in fields(Time) if field.name != "mixed")
 """Of `Time`: what adds up to a step."""
+WAITING = ("launch", "tp", "cp", "ep", "dp", "pp", "bubble", "offload", "rest")
+"""Of these: what is no work of the GPU's."""
 
 
 def step_time(work: Work, passes: Passes | None = None) -> Time:
