@@ -66,9 +66,10 @@ def test_a_run_is_profiled_on_every_rank(tmp_path: Path, layout: str, messages: 
     assert clock_words(found).startswith("clocks agree within")
 
 
-def test_memory_at_the_peak_is_what_the_planner_says(tmp_path: Path) -> None:
+@pytest.mark.parametrize("layout", ["tp2", "fsdp2.mb2"])
+def test_memory_at_the_peak_is_what_the_planner_says(tmp_path: Path, layout: str) -> None:
     """Tensor by tensor: of the whole peak, what is held for backward, and the logits."""
-    found = profiled(tmp_path / "run", "tp2", Request(4, 2, (0,)))
+    found = profiled(tmp_path / "run", layout, Request(4, 2, (0,)))
     config = found.config
     assert config is not None
     [rank] = found.ranks

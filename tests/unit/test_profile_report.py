@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from profile_traces import cuda_step, op, range_, write
+from profile_traces import MAIN, cuda_step, op, range_, write
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -150,6 +150,30 @@ def test_memory_is_held_by_those_who_asked_for_it() -> None:
     assert found.holders == {"weights": 3000, "other, from before": 1000, "activations": 3000, "gradients": 500}
     assert found.parts == {"blocks.0.mlp": 3000}
     assert found.peak == sum(found.holders.values())
+
+
+def test_what_gloos_own_thread_gives_back_ends_with_its_message() -> None:
+    """No profiler hears of it: in the last step and in one before it, whether or not the place is used again."""
+
+    def asked(at: float, size: int, address: int) -> dict:
+        args = {"Bytes": size, "Addr": address, "Device Type": 0}
+        return {"name": "[memory]", "ph": "i", "ts": at, "tid": MAIN, "args": args}
+
+    def message(at: float) -> list[dict]:
+        gloo = op("gloo:all_reduce", at, 5, MAIN + 1, Input_Dims=[[16]], Input_type=["float"])
+        asking = op("c10d::allreduce_", at - 1, 1, Input_Dims=[[[16]]], Input_type=["TensorList"])
+        return [asking, {**gloo, "cat": "user_annotation"}]
+
+    steps = [range_("step:1", 0, 100), range_("step:2", 100, 100)]
+    lost = [asked(10, 64, 1), asked(110, 64, 1), asked(130, 64, 2), asked(20, 4096, 3)]
+    again = [asked(160, 1000, 4), asked(180, -1000, 4)]
+    trace = Trace({"traceEvents": [*steps, *message(12), *message(112), *message(132), *lost, *again]})
+    found = memory_of(Attribution(trace, {}), {"held": {"weights": 100}})
+    assert found is not None
+    assert [(round(time * 1e6), size) for time, size in found.curve] == [
+        (10, 164), (17, 100), (20, 4196), (110, 4260), (117, 4196), (130, 4260), (137, 4196), (160, 5196), (180, 4196),
+    ]  # fmt: skip
+    assert found.peak == 5196
 
 
 @pytest.mark.parametrize(

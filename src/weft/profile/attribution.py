@@ -6,7 +6,7 @@ ranges of modules: autograd gives an operation's node and its backward one numbe
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -78,7 +78,7 @@ class Attribution:
         others = [thread for thread in trace.threads if thread != self.main]
         for thread in [self.main, *others] if self.main is not None else others:
             self._mark(trace.threads[thread], thread == self.main)
-        self.launched = self._launched()
+        self.carried = self._carried()
         for kernel in trace.kernels:
             kernel.mark = self._kernel(kernel)
 
@@ -119,30 +119,30 @@ class Attribution:
 
     # -- messages on the host -----------------------------------------------------------------------------------------
 
-    def _launched(self) -> list[Event]:
-        """gloo's messages, each marked by the operation that asked for it: the n-th of a kind by the n-th."""
+    def _carried(self) -> list[tuple[Event, Event]]:
+        """(The operation that asked for it, gloo's message, which it marks): the n-th of a kind by the n-th."""
         own = {message_kind(message.name) for message in self.trace.messages}
-        asked: dict[str, list[Event]] = defaultdict(list)
+        asked: dict[str, deque[Event]] = defaultdict(deque)
         for event in self.trace.events("c10d::"):
             kind = message_kind(event.name)
             asked[kind if kind in own else INSIDE.get(kind, kind)].append(event)
-        met: dict[str, int] = defaultdict(int)
+        carried = []
         for message in self.trace.messages:
             kind = message_kind(message.name)
-            place, met[kind] = met[kind], met[kind] + 1
             axis, told = "pp" if kind == "send/recv" else "all", kind
-            if place < len(asked[kind]):
-                axis = asked[kind][place].mark.axis or axis
-                told = message_kind(asked[kind][place].name)
+            if asked[kind]:
+                asker = asked[kind].popleft()
+                axis, told = asker.mark.axis or axis, message_kind(asker.name)
+                carried.append((asker, message))
             message.mark = Mark(axis=axis, waits=True, message=told)
-        return self.trace.messages
+        return carried
 
     def awaited(self, event: Event) -> str:
         """The axis of the message that a wait on the host is for: of those under way, the one that ends with it."""
         found = event.mark.axis
         if found:
             return found
-        near = [it for it in self.launched if it.start <= event.stop and it.stop >= event.start]
+        near = [it for it in self.trace.messages if it.start <= event.stop and it.stop >= event.start]
         return min(near, key=lambda it: abs(it.stop - event.stop)).mark.axis if near else "all"
 
     # -- kernels ------------------------------------------------------------------------------------------------------
@@ -211,7 +211,13 @@ def numel(dims: Sequence[Any]) -> int:
         for dim in dims:
             total *= dim
         return total
-    return sum(numel(part) for part in dims if isinstance(part, list))
+    return sum(sizes(dims))
+
+
+def sizes(dims: Sequence[Any]) -> list[int]:
+    """Numbers of each tensor in them."""
+    parts = [part for part in dims if isinstance(part, list) and part]
+    return [size for part in parts for size in ([numel(part)] if isinstance(part[0], int) else sizes(part))]
 
 
 def message_bytes(event: Event) -> int:

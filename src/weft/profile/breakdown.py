@@ -151,7 +151,7 @@ class Breakdown:
         """Of a step, on average; the axis with most exposed first. Pipelines' messages wait for work, not for links: on a
         CPU, where they are posted early, their time says nothing, and they are left out."""
         on_gpu = self.trace.on_gpu
-        messages = [it for it in self.trace.kernels if it.mark.waits] if on_gpu else self.attribution.launched
+        messages = [it for it in self.trace.kernels if it.mark.waits] if on_gpu else self.trace.messages
         grouped: dict[tuple[str, str], list[Event]] = defaultdict(list)
         for step in self.steps:
             for it in within(messages, step.start, step.stop):

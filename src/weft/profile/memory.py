@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from weft.profile.attribution import NOTHING, Attribution, Mark
+from weft.profile.attribution import ITEM_BYTES, NOTHING, Attribution, Mark, sizes
 from weft.profile.breakdown import part_of
 from weft.profile.names import PREFIX
-from weft.profile.trace import Event, Segments
+from weft.profile.trace import Event, Segments, Trace
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def memory_of(attribution: Attribution, facts: Mapping[str, Any]) -> Memory | No
     for time, change in sorted(_changes(allocations)):
         now += change
         curve.append((time, now))
-    steps = trace.events(f"{PREFIX}step:") or trace.events("ProfilerStep#")
+    steps = _steps(trace)
     start, stop = (steps[-1].start, steps[-1].stop) if steps else (curve[0][0], curve[-1][0])
     inside = [point for point in curve if start <= point[0] <= stop] or curve
     at, peak = max(inside, key=lambda point: point[1])
@@ -80,6 +80,10 @@ def memory_of(attribution: Attribution, facts: Mapping[str, Any]) -> Memory | No
     return Memory(tuple(curve), peak, at, _moment(attribution, at), holders, parts)
 
 
+def _steps(trace: Trace) -> list[Event]:
+    return trace.events(f"{PREFIX}step:") or trace.events("ProfilerStep#")
+
+
 def _changes(allocations: list[Allocation]) -> list[tuple[float, int]]:
     starts = [(it.start, it.bytes) for it in allocations]
     return starts + [(it.stop, -it.bytes) for it in allocations if it.stop < float("inf")]
@@ -90,24 +94,37 @@ def _allocations(attribution: Attribution, records: list[tuple]) -> list[Allocat
     trace = attribution.trace
     segments = {thread: Segments(events) for thread, events in trace.threads.items()}
     ends = [event.stop for event in trace.events(f"{PREFIX}op:B") or trace.events("autograd::engine::evaluate")]
+    last = next((step.start for step in reversed(_steps(trace))), 0.0)
     open_: dict[int, tuple[float, int, Event | None]] = {}
     found = []
 
-    def close(address: int, stop: float) -> None:
+    def close(address: int, stop: float, seen: bool) -> None:
         start, size, event = open_.pop(address)
+        if not seen and not (holder(event, True)[0] == "gradients" and start >= last):  # which the trace's end cuts off
+            stop = min(stop, _message_done(attribution, start, size))
         what, part = holder(event, _outlives(ends, start, stop))
         found.append(Allocation(start, stop, size, what, part))
 
     for time, thread, size, address, _, _ in records:
+        if address in open_:
+            close(address, time, seen=size < 0)
         if size > 0:
-            if address in open_:
-                close(address, time)
             open_[address] = (time, size, segments[thread].at(time) if thread in segments else None)
-        elif address in open_:
-            close(address, time)
     for address in list(open_):
-        close(address, float("inf"))
+        close(address, float("inf"), seen=False)
     return found
+
+
+def _message_done(attribution: Attribution, start: float, size: int) -> float:
+    """When the message that carried something of `size` bytes, asked for at `start`, was over; infinite: none did.
+
+    gloo's thread may be the last that holds a message, and no profiler hears of what that thread gives back.
+    """
+    for asked, message in attribution.carried:
+        item = ITEM_BYTES.get(str((message.args.get("Input type") or [""])[0]), 0)
+        if asked.start >= start and size in [item * numbers for numbers in sizes(asked.args.get("Input Dims") or [])]:
+            return message.stop
+    return float("inf")
 
 
 def _outlives(ends: list[float], start: float, stop: float) -> bool:
