@@ -33,7 +33,7 @@ from weft.cli import train as cli_train
 from weft.config.load import load_config, make_config, merge
 from weft.config.toml import config_toml
 from weft.config.tree import Config
-from weft.data.indexed import IndexedDataset
+from weft.data.indexed import IndexedDataset, IndexedWriter
 from weft.data.loader import Loader
 from weft.launch.process import start_process
 from weft.train import hardware, trainer
@@ -406,6 +406,18 @@ def test_every_layout_evaluates_alike(evaluated: Config, layout: str, tmp_path: 
     )
     assert len(expected) == 2
     assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_validation_part_without_anything_to_predict_ends_no_run(tmp_path: Path) -> None:
+    """Documents of one token, whose next one is another's."""
+    with IndexedWriter(tmp_path / "tokens", np.uint16) as writer:
+        for document in range(1000):
+            writer.add(np.full(33 if document < 800 else 1, document % 67))
+    masked = {"paths": [str(tmp_path / "tokens")], "split": [80, 20, 0], "document_mask": True}
+    config = settings(tmp_path / "run", data=masked, train={"steps": 2, "eval_every": 1, "eval_batches": 1})
+    train(config)
+    assert [line["valid_loss"] for line in read_log(config.run)] == [None, None]
+    assert all(line["loss"] for line in read_log(config.run))
 
 
 def test_transformers_has_the_loss_of_the_trainer(evaluated: Config) -> None:

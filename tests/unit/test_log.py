@@ -95,8 +95,22 @@ def test_a_full_disk_ends_tensorboard_and_not_the_run(tmp_path: Path) -> None:
 
 def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:
     (tmp_path / FILE).write_text('{"step": 1}\n{"st\n{"step": 3}\n')
-    with pytest.raises(ValueError, match=r"log.jsonl, line 2 is not JSON"):
+    with pytest.raises(ValueError, match=r"log.jsonl, line 2 is no step of a run"):
         read_log(tmp_path)
+
+
+def test_a_damaged_log_keeps_no_run_from_going_on(tmp_path: Path) -> None:
+    log, before = tmp_path / FILE, '{"step": 1}\n\0\0\0\nnull\n{"step": 3}\n{"step": 4}\n'
+    log.write_text(before)
+    notes: list[str] = []
+    with RunLog(tmp_path, start_step=3, tensorboard=False, note=notes.append) as resumed:
+        resumed.write(make_metrics(4))
+    assert steps_of(tmp_path) == [1, 3, 4]
+    copy = tmp_path / "log.damaged"
+    assert copy.read_text() == before
+    assert notes == [
+        f"{log}, line 2 is no step of a run: {chr(0) * 3!r}: left out, with 1 more; the file as it was is {copy}"
+    ]
 
 
 def test_no_log(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -66,8 +67,8 @@ class RunLog:
         if not active:
             return
         run.mkdir(parents=True, exist_ok=True)
-        cut_log(run / FILE, start_step)
-        cut_log(run / ROUTING, start_step)
+        cut_log(run / FILE, start_step, note)
+        cut_log(run / ROUTING, start_step, note)
         self.note = note
         self.steps, self.routing = Lines(run / FILE, note), Lines(run / ROUTING, note)
         if tensorboard:
@@ -137,26 +138,39 @@ class Lines:
             self.refused = False
 
 
-def read_log(run: str | Path, name: str = FILE) -> list[dict[str, Any]]:
+def refuse(damage: str) -> None:
+    raise ValueError(damage)
+
+
+def read_log(run: str | Path, name: str = FILE, damaged: Callable[[str], None] = refuse) -> list[dict[str, Any]]:
     """The logged steps of a run, in order; a number that was not finite is None.
 
     Args:
         name: FILE, or ROUTING.
+        damaged: is told of each line before the last that is no step; such lines are left out.
 
     Raises:
-        ValueError: there is no log, or a line before the last is damaged.
+        ValueError: there is no log, or `damaged` was not given and a line is damaged.
     """
     file = Path(run) / name
     if not file.is_file():
         raise ValueError(f"there is no log {file}: is {run} the folder of a run?")
-    return _records(file)
+    return _records(file, damaged)
 
 
-def cut_log(file: Path, step: int) -> None:
-    """Drop all lines after `step`, and a last line that was cut off; at once or not at all."""
+def cut_log(file: Path, step: int, note: Callable[[str], None]) -> None:
+    """Drop all lines after `step`, and a last line that was cut off; at once or not at all.
+
+    A log that a disk damaged keeps no run from going on: the file as it was stays beside it.
+    """
     if not file.exists():
         return
-    kept = [record for record in _records(file) if record["step"] <= step]
+    damages: list[str] = []
+    kept = [record for record in _records(file, damages.append) if record["step"] <= step]
+    if damages:
+        copy = shutil.copy(file, file.with_suffix(".damaged"))
+        more = f", with {len(damages) - 1} more" if len(damages) > 1 else ""
+        note(f"{damages[0]}: left out{more}; the file as it was is {copy}")
     beside = file.with_suffix(".tmp")
     with open(beside, "w", encoding="utf-8") as out:
         out.writelines(json.dumps(record) + "\n" for record in kept)
@@ -165,17 +179,18 @@ def cut_log(file: Path, step: int) -> None:
     os.replace(beside, file)
 
 
-def _records(file: Path) -> list[dict[str, Any]]:
+def _records(file: Path, damaged: Callable[[str], None]) -> list[dict[str, Any]]:
     lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
     records = []
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
-            if number < len(lines):
-                raise ValueError(f"{file}, line {number} is not JSON: {line[:60]!r}") from None
-            continue  # what follows the last newline: nothing, or a line that was being written when the run died
-        records.append(record)
+            record = None
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            records.append(record)
+        elif number < len(lines):  # what follows the last newline: nothing, or a line written when the run died
+            damaged(f"{file}, line {number} is no step of a run: {line[:60]!r}")
     return records
 
 

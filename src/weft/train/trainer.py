@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -152,14 +153,14 @@ class Trainer:
         self.view.note(f"{what}: skipped")
 
     def evaluate(self) -> float:
-        """Mean loss over the first global batches of the validation part."""
+        """Mean loss over the first global batches of the validation part; NaN where they have nothing to predict."""
         assert self.valid_loader is not None
         loss = targets = 0.0
         for index in range(self.config.train.eval_batches):
             batch = self.valid_loader.batch(index * self.config.train.global_batch, self.training.rows)
             batch_loss, batch_targets = eval_step(self.training.woven, self.training.take(batch))
             loss, targets = loss + batch_loss, targets + batch_targets
-        return loss / targets
+        return loss / targets if targets else math.nan
 
     def report(self, found: Found, lr: float) -> None:
         """Log and show the step, evaluated where that is due."""
@@ -231,7 +232,8 @@ class Trainer:
     def open_instruments(self) -> None:
         config, process = self.config, self.process
         peak = peak_flops(process.device, config.layout.compute)
-        logged = read_log(self.folder.path) if self.step and (self.folder.path / LOG).exists() else []
+        has_log = self.step > 0 and (self.folder.path / LOG).exists()
+        logged = read_log(self.folder.path, damaged=lambda damage: None) if has_log else []  # RunLog tells of damage
         history = [line for line in logged if line["step"] <= self.step]
         facts = Facts.of(config, world=process.world, peak=peak)
         self.stack = ExitStack()
