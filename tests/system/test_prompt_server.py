@@ -19,7 +19,7 @@ import weft.prompt.remote
 from weft.cli.app import app
 from weft.prompt.file import PromptSampling
 from weft.prompt.local import LocalModel
-from weft.prompt.model import Ask, Form, Reply
+from weft.prompt.model import Ask, Form, Model, Reply
 from weft.prompt.perplexity import perplexity
 from weft.prompt.remote import RemoteModel
 
@@ -87,9 +87,17 @@ def test_what_a_models_makers_advise_holds_in_both(tmp_path: Path) -> None:
     assert texts[0] == texts[1] != other.texts
 
 
+def streamed(model: Model, ask: Ask) -> tuple[str, bool]:
+    """A text that is read as it comes, and whether it was cut off."""
+    texts, cuts = zip(*model.stream(ask), strict=True)
+    return "".join(texts), any(cuts)
+
+
 def test_streams_are_those_of_this_process(local: LocalModel, remote: RemoteModel) -> None:
     for ask in (Ask("abc", GREEDY), Ask(TURNS, GREEDY), Ask(TURNS, PromptSampling(max_tokens=40), form=THOUGHTFUL)):
-        assert "".join(remote.stream(ask)) == "".join(local.stream(ask))
+        text, cut = streamed(local, ask)
+        assert streamed(remote, ask) == (text, cut)
+        assert cut == (ask.form is None)  # no word of this model ends anything, but a form does
 
 
 def test_what_is_judged_is_judged_as_in_this_process(local: LocalModel, remote: RemoteModel) -> None:
@@ -214,7 +222,7 @@ def test_commands_take_a_url(server: Served, local: LocalModel, tmp_path: Path) 
     url = ("--url", f"{server.url}/v1")
     asked = CliRunner().invoke(app, ["prompt", "run", str(tmp_path / "p.toml"), "--set", "text=abc", *url])
     assert asked.exit_code == 0, asked.output
-    assert asked.stdout.strip() == "".join(local.stream(Ask("abc", PromptSampling(max_tokens=4)))).strip()
+    assert asked.stdout.strip() == streamed(local, Ask("abc", PromptSampling(max_tokens=4)))[0].strip()
     (tmp_path / "t.txt").write_text("a text", encoding="utf-8")
     scored = CliRunner().invoke(app, ["eval", "--text", str(tmp_path / "t.txt"), *url])
     assert "perplexity" in scored.stdout

@@ -13,7 +13,7 @@ from weft.checkpoint.region import Region
 from weft.checkpoint.weights import create_weights_folder
 from weft.models.parameters import stored_sizes
 from weft.models.shape import Shape
-from weft.prompt.model import Ask, Likelihood, Reply
+from weft.prompt.model import Ask, Likelihood, Piece, Reply
 
 SHAPE = Shape(family="llama", num_layers=2, hidden=32, num_heads=2, ffn=64, vocab=256, max_seq=256)
 
@@ -56,8 +56,8 @@ class Parity:
             number = int(ask.prompt.split()[-2])
             yield index, Reply((" odd" if knows and number % 2 else " even",) * ask.n, 0, 10, 1, 0.1)
 
-    def stream(self, ask: Ask) -> Iterator[str]:
-        yield "even"
+    def stream(self, ask: Ask) -> Iterator[Piece]:
+        yield Piece("even")
 
     def likelihoods(self, texts: Sequence[tuple[str, str]]) -> Iterator[tuple[int, Likelihood]]:
         for index, (context, text) in enumerate(texts):

@@ -15,11 +15,11 @@ from typer.testing import CliRunner, Result
 
 from weft.cli.app import app
 from weft.cli.bar import progress_bar
-from weft.prompt.chat import Chat
+from weft.prompt.chat import CUT, Chat
 from weft.prompt.examples import Examples
 from weft.prompt.file import OutputCheck, Prompt, PromptSampling, Shots, read_prompt, write_prompt
 from weft.prompt.local import LocalModel, written_out
-from weft.prompt.model import Ask, Form
+from weft.prompt.model import Ask, Form, Piece
 from weft.prompt.open import open_model
 from weft.prompt.perplexity import perplexity
 from weft.prompt.score import ask
@@ -90,7 +90,7 @@ def test_whoever_stops_reading_leaves_nothing_behind(model: LocalModel) -> None:
     next(begun)
     begun.close()  # type: ignore[attr-defined]
     assert not model.engine.busy
-    assert "".join(model.stream(asks[0])) == next(model.complete(asks[:1]))[1].texts[0]
+    assert "".join(text for text, _ in model.stream(asks[0])) == next(model.complete(asks[:1]))[1].texts[0]
 
 
 def test_a_prompt_that_leaves_no_room_is_told_by_its_number(model: LocalModel) -> None:
@@ -173,7 +173,7 @@ def test_a_conversation_remembers_and_obeys(tmp_path: Path) -> None:
     class Echo(Parity):
         def stream(self, ask: Ask):  # type: ignore[no-untyped-def]
             seen.append(ask)
-            yield from (" you said ", ask.prompt[-1]["content"])  # type: ignore[index]
+            yield from (Piece(" you said "), Piece(ask.prompt[-1]["content"], cut=len(seen) > 1))  # type: ignore[index]
 
     talk, said = (
         Chat(Echo(), Prompt(name="c", instruction="Be kind to {{ who }}.", question="{{ text }}"), {"who": "me"}),
@@ -186,6 +186,7 @@ def test_a_conversation_remembers_and_obeys(tmp_path: Path) -> None:
     assert len(seen[3].prompt) == 2
     assert json.loads((tmp_path / "talk.json").read_text())[-1] == {"role": "assistant", "content": "you said c"}
     assert "/undo takes" in "".join(said)
+    assert "".join(said).startswith(f" you said a\n you said b\n{CUT}\n")
     assert "nowhere/talk.json cannot be written: No such file or directory\n" in "".join(said)
     assert talk.ended
 

@@ -13,6 +13,8 @@ from weft.whole import write_whole
 
 COMMANDS = "/undo takes the last turn back, /reset begins anew, /save FILE writes the conversation, /quit ends"
 
+CUT = "(cut off there: max_tokens were said, or the model's context is full; /reset begins anew)"
+
 Write = Callable[[str], None]
 
 
@@ -45,11 +47,11 @@ class Chat:
             return
         turn = as_messages(self.prompt, (), self.values | {"text": line})[-1]
         asked = (*self.opening, *self.turns, turn)
-        answer = ""
+        answer, cut = "", False
         for piece in self.model.stream(Ask(asked, self.prompt.sampling)):
-            answer += piece
-            write(piece)
-        write("\n")
+            answer, cut = answer + piece.text, piece.cut
+            write(piece.text)
+        write(f"\n{CUT}\n" if cut else "\n")
         self.turns += [turn, {"role": "assistant", "content": answer.strip()}]
 
     def _obey(self, command: str = "", rest: str = "") -> str:

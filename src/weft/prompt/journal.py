@@ -12,7 +12,7 @@ from typing import Any, TextIO, TypeVar
 
 import numpy as np
 
-from weft.prompt.model import Ask, Likelihood, Model, Reply
+from weft.prompt.model import Ask, Likelihood, Model, Piece, Reply
 from weft.whole import write_whole
 
 T = TypeVar("T")
@@ -52,7 +52,7 @@ class Journal:
 
         return self._each("complete", asks, lambda left: self.model.complete(left, keep), read)
 
-    def stream(self, ask: Ask) -> Iterator[str]:
+    def stream(self, ask: Ask) -> Iterator[Piece]:
         return self.model.stream(ask)
 
     def likelihoods(self, texts: Sequence[tuple[str, str]]) -> Iterator[tuple[int, Likelihood]]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from weft.checkpoint.weights import load_decoder
-from weft.prompt.model import Ask, Likelihood, Reply
+from weft.prompt.model import Ask, Likelihood, Piece, Reply
 from weft.prompt.render import Message
 from weft.serve.config import EngineConfig
 from weft.serve.embed import embed
@@ -78,13 +78,13 @@ class LocalModel:
                 seconds = time.perf_counter() - begun[index]
                 yield index, Reply(tuple(texts[index]), cut[index], len(requests[index].prompt), tokens[index], seconds)
 
-    def stream(self, ask: Ask) -> Iterator[str]:
+    def stream(self, ask: Ask) -> Iterator[Piece]:
         request = self._request(ask)
         reader = self._reader(ask, request)
         for _, output in self._run([request], [0.0]):
             if output.finish == "error":
                 raise ValueError(f"{self.name}: {output.error}")
-            yield reader.push(output.text, output.finish is not None).said
+            yield Piece(reader.push(output.text, output.finish is not None).said, output.finish == "length")
 
     def likelihoods(self, texts: Sequence[tuple[str, str]]) -> Iterator[tuple[int, Likelihood]]:
         encoded = [self.tokenizer.encode(context + text) for context, text in texts]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -46,6 +46,17 @@ class Reply:
     seconds: float
 
 
+class Piece(NamedTuple):
+    """Of a text that is read as it comes.
+
+    Attributes:
+        cut: it is the last one, because there was no more room (`max_tokens`, or the model's context).
+    """
+
+    text: str
+    cut: bool = False
+
+
 @dataclass(frozen=True)
 class Likelihood:
     """How probable a model finds a text behind another.
@@ -75,8 +86,8 @@ class Model(Protocol):
         """
         ...
 
-    def stream(self, ask: Ask) -> Iterator[str]:
-        """The text of one completion, in pieces."""
+    def stream(self, ask: Ask) -> Iterator[Piece]:
+        """The text of one completion."""
         ...
 
     def likelihoods(self, texts: Sequence[tuple[str, str]]) -> Iterator[tuple[int, Likelihood]]:

@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 
 from weft.prompt.file import PromptSampling
-from weft.prompt.model import Ask, Likelihood, Reply
+from weft.prompt.model import Ask, Likelihood, Piece, Reply
 
 T = TypeVar("T")
 
@@ -67,7 +67,7 @@ class RemoteModel:
     def complete(self, asks: Sequence[Ask], keep: bool = False) -> Iterator[tuple[int, Reply]]:
         return self._each(asks, self._complete, keep)
 
-    def stream(self, ask: Ask) -> Iterator[str]:
+    def stream(self, ask: Ask) -> Iterator[Piece]:
         route, body = self._body(ask)
         try:
             with self.http.stream("POST", f"{self.url}/{route}", json=body | {"stream": True}) as answer:
@@ -82,7 +82,8 @@ class RemoteModel:
                     if "error" in event:
                         raise ValueError(f"{self.url}: {message_of(event)}")
                     for choice in event.get("choices") or ():
-                        yield choice.get("text") or (choice.get("delta") or {}).get("content") or ""
+                        text = choice.get("text") or (choice.get("delta") or {}).get("content") or ""
+                        yield Piece(text, choice.get("finish_reason") == "length")
         except httpx.TransportError as error:
             raise ValueError(f"{self.url}: {type(error).__name__}: {error}") from error
 
@@ -255,9 +256,8 @@ class RemoteModel:
             except httpx.ReadTimeout as error:
                 raise ValueError(f"{url} did not answer in time") from error
             except httpx.TransportError as error:
-                if number == TRIES or isinstance(error, httpx.UnsupportedProtocol):
-                    raise ValueError(f"nobody answers at {url}: {error}") from error
-                if isinstance(error, httpx.ConnectError) and number >= 2:
+                nobody = isinstance(error, httpx.ConnectError) and number >= 2
+                if nobody or number == TRIES or isinstance(error, httpx.UnsupportedProtocol):
                     raise ValueError(f"nobody answers at {url}: {error}") from error
             else:
                 if answer.status_code == 200:
