@@ -402,3 +402,10 @@ def test_runs_that_tell_nothing_are_refused(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_written_is_refused_before_minutes_of_measuring(arguments: list[str], said: str) -> None:
     done = CliRunner().invoke(app, ["plan", "calibrate", *arguments])
     assert said in str(done.exception)
+
+
+def test_more_processes_than_gpus_are_refused_before_any_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    done = CliRunner().invoke(app, ["plan", "calibrate", "--device", "cuda", "--processes", "2"])
+    assert "--device cuda takes a GPU for each process, and PyTorch" in str(done.exception)
+    assert "sees 1 here" in str(done.exception)

@@ -43,7 +43,7 @@ def calibrate(
         return
     from weft.launch.local import launch
 
-    count = processes or _processes(device)
+    count = _processes(processes, device)
     with tempfile.TemporaryDirectory() as logs:
         code = launch(
             count, "weft.tune.calibrate:main", [device, "quick" if quick else "full", str(out)], logs=Path(logs)
@@ -63,9 +63,22 @@ def _refit(out: Path, runs: list[Path]) -> None:
     print("\n".join(fit.lines()) + f"\nwritten: {out}")
 
 
-def _processes(device: str) -> int:
-    """One for each GPU of this machine, or for each core."""
+def _processes(asked: int | None, device: str) -> int:
+    """As many as were asked for; else one for each GPU that this process may use, or for each core.
+
+    Raises:
+        ValueError: GPUs are to be measured, and there are too few.
+    """
     from weft.launch.cores import num_cores
 
-    gpus = len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) if device != "cpu" else 0
-    return gpus or num_cores()
+    if device == "cpu":
+        return asked or num_cores()
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if device == "cuda" and gpus < (asked or 1):
+        raise ValueError(
+            f"--device cuda takes a GPU for each process, and PyTorch {torch.__version__} sees {gpus} here: "
+            "give fewer --processes, or --device cpu"
+        )
+    return asked or gpus or num_cores()
