@@ -14,7 +14,7 @@ app = typer.Typer(
 Inputs = Annotated[
     list[Path],
     typer.Argument(
-        help="Files (.txt, source code, .jsonl, .jsonl.gz, .parquet) or folders of them.", show_default=False
+        help="Files (.txt, source code, .jsonl, .gz or .zst of it, .parquet) or folders of them.", show_default=False
     ),
 ]
 Key = Annotated[str, typer.Option(help="The JSON field, or parquet column, that holds the text.")]

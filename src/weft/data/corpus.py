@@ -1,18 +1,21 @@
-"""Documents out of files: .txt and source files (one document each), .jsonl, .jsonl.gz, .parquet, and folders of them.
+"""Documents out of files: .txt and source files (one document each), .jsonl (also .gz and .zst), .parquet, and folders of
+them.
 
 A corpus is cut into `Piece`s: a whole file, or a range of lines or row groups of a large one. A piece is small, so that
 it can be sent to a worker, and its documents are a pure function of it, so that the cut never changes the corpus.
 """
 
 import gzip
+import io
 import itertools
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-Kind = Literal["text", "jsonl", "gzip", "parquet"]
+Kind = Literal["text", "jsonl", "packed", "parquet"]
 
 _SUFFIXES = """
 .txt .text .md .markdown .rst .tex .org .adoc .html .xml .csv .tsv .yaml .yml .toml .ini .cfg .sql .css .ipynb .py .pyi
@@ -41,20 +44,20 @@ class Piece:
 def kind_of(path: Path) -> Kind:
     """What a file holds, by its name; anything unknown is taken for text."""
     name = path.name.lower()
-    if name.endswith((".jsonl.gz", ".json.gz", ".ndjson.gz")):
-        return "gzip"
-    if name.endswith((".jsonl", ".ndjson")):
-        return "jsonl"
+    if (inner := name.removesuffix(".gz").removesuffix(".zst")).endswith(LINES):
+        return "jsonl" if inner == name else "packed"
     return "parquet" if name.endswith((".parquet", ".pq")) else "text"
 
 
+LINES = (".jsonl", ".ndjson", ".json")
+"""A .json that is data has an object on each line, as on the Hub; one that is not, as settings are, is told when read."""
 INSTALLED = {"site-packages", "dist-packages", "node_modules"}
 """Folders of packages that somebody installed: none of the source that they lie in."""
 
 
 def find_files(inputs: Sequence[str | Path], globs: Sequence[str] = ()) -> list[Path]:
     """The files of the inputs, in order; folders are walked in order of path. Hidden files and folders are left out, and
-    those of INSTALLED.
+    those of INSTALLED; so is a .json, unless it is named: most are settings.
 
     Args:
         globs: patterns such as `*.py` that a file in a folder must match, in place of the known suffixes.
@@ -84,11 +87,11 @@ def _wanted(path: Path, globs: Sequence[str]) -> bool:
         return False
     if globs:
         return any(path.match(pattern) for pattern in globs)
-    return path.suffix.lower() in TEXT_SUFFIXES or kind_of(path) != "text"
+    return path.suffix.lower() in TEXT_SUFFIXES or (kind_of(path) != "text" and path.suffix.lower() != ".json")
 
 
 def cut(files: Sequence[Path], piece_bytes: int) -> list[Piece]:
-    """Pieces of about piece_bytes; a text file, a .gz and a row group cannot be cut and stay whole."""
+    """Pieces of about piece_bytes; a text file, a packed one and a row group cannot be cut and stay whole."""
     pieces: list[Piece] = []
     for path in files:
         kind, size = kind_of(path), path.stat().st_size
@@ -139,16 +142,24 @@ def read(piece: Piece, key: str, skipped: list[str]) -> Iterator[str]:
             skipped.append(f"{piece.path}: not UTF-8 at byte {error.start}")
     elif piece.kind == "parquet":
         yield from _read_parquet(piece, key)
-    elif piece.kind == "gzip":
+    elif piece.kind == "packed":
         try:
-            with gzip.open(piece.path, "rb") as file:
+            with _unpack(piece.path) as file:
                 for number, line in enumerate(file, 1):
                     yield from _parse(line, key, piece.path, number)
-        except (EOFError, gzip.BadGzipFile) as error:
+        except (EOFError, OSError, zlib.error) as error:
             raise ValueError(f"{piece.path} is damaged or cut short: {error}") from error
     else:
         with open(piece.path, "rb") as file:
             yield from _read_lines(file, piece, key)
+
+
+def _unpack(path: str) -> BinaryIO:
+    if path.lower().endswith(".gz"):
+        return gzip.open(path, "rb")  # type: ignore[return-value]
+    import pyarrow as pa
+
+    return io.BufferedReader(pa.input_stream(path, compression="zstd"))
 
 
 def _read_lines(file: BinaryIO, piece: Piece, key: str) -> Iterator[str]:
@@ -179,11 +190,14 @@ def _parse(line: bytes, key: str, path: str, number: int) -> tuple[str, ...]:
     if not line.strip():
         return ()
     try:
-        record = json.loads(line)
+        record = json.loads(
+            line.decode().removeprefix("\ufeff")
+        )  # given bytes, json lets half a surrogate pair through
     except ValueError as error:  # bad JSON or bad UTF-8
-        raise ValueError(f"{path}:{number}: not a JSON object: {error}") from error
+        raise ValueError(f"{path}:{number}: not a JSON object: {error}{_one_a_line(line)}") from error
     if not isinstance(record, dict):
-        raise ValueError(f"{path}:{number}: a JSON object is needed on every line, this is a {type(record).__name__}")
+        what = f"this is a {type(record).__name__}{_one_a_line(line)}"
+        raise ValueError(f"{path}:{number}: a JSON object is needed on every line, {what}")
     if key not in record:
         raise ValueError(f"{path}:{number}: no key {key!r}, only {', '.join(map(repr, record))}: name one with --key")
     text = record[key]
@@ -194,6 +208,11 @@ def _parse(line: bytes, key: str, path: str, number: int) -> tuple[str, ...]:
     if b"\\ud" in line or b"\\uD" in line:  # half a surrogate pair is no character: U+FFFD takes its place
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return (text,)
+
+
+def _one_a_line(line: bytes) -> str:
+    """What helps where a file is one large JSON value."""
+    return "; `jq -c '.[]' FILE > FILE.jsonl` makes lines of a list" if line.lstrip().startswith(b"[") else ""
 
 
 def _read_parquet(piece: Piece, key: str) -> Iterator[str]:
