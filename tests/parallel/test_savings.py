@@ -16,6 +16,7 @@ from weft.parallel.shard import _groups
 from weft.plan.memory import moments as memory
 from weft.plan.memory.stage import stages
 from weft.train import eightbit, optimizer
+from weft.train.profiling import held
 from weft.train.training import build
 
 
@@ -178,6 +179,30 @@ def test_8bit_moments_that_are_lost_are_found(compared: Compared, monkeypatch: p
     report = compared(by_8bit("llama", "fsdp2"))
     assert report.first_wrong() == "embed.weight (update)"
     assert all(d.right for d in report.differences if d.kind == "update" and d.step == 1)
+
+
+@pytest.mark.parametrize(
+    ("layout", "over"),
+    [
+        ("single", {}),
+        ("single", {"kind": "muon"}),
+        ("single", {"states": "8bit"}),
+        ("single", {"kind": "muon", "states": "8bit"}),
+        ("offloadoptimizer", {}),
+        ("fsdp2.offloadoptimizer", {"kind": "muon"}),
+    ],
+)
+def test_what_a_profile_says_an_optimizer_holds_is_what_is_planned(layout: str, over: dict[str, str]) -> None:
+    config = make("llama", layout, optimizer=over)
+    (stage,) = stages(config.model, config.layout)
+    planned = memory.optimizer_bytes(config, stage, "cpu")
+
+    def look(rank: int) -> None:
+        kept = held(build(config, torch.device("cpu")))["optimizer"]
+        assert rank > 0 or kept == pytest.approx(planned, rel=0.02 if "states" in over else 0)  # 8 bits: whole blocks
+        assert kept == pytest.approx(planned, rel=0.02)  # a later process may have a row less
+
+    run_forked(config.layout.world, look)
 
 
 def test_8bit_moments_learn_as_well(tmp_path: Path) -> None:

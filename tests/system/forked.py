@@ -62,7 +62,7 @@ def start(config: Config, *, resume: bool = False, work: Callable[[Config], None
     """Claim the run's folder and train in as many processes as the layout takes."""
     Run(Path(config.run)).claim(config, resume)
     torch.set_num_threads(1)  # a child of a parent with threads would hang
-    peak_flops(torch.device("cpu"), config.layout.precision)  # measured once, for all children
+    peak_flops(torch.device("cpu"), config.layout.compute)  # measured once, for all children
     gc.collect()  # a child that cleared away a process group of ours would wait for threads that it does not have
     store = tempfile.mktemp(prefix="store-", dir=config.run)
     return [_fork(config, rank, store, work) for rank in range(config.layout.world)]

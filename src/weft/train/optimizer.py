@@ -88,6 +88,16 @@ class Optimizer:
             self.adamw.state[x]["step"].fill_(count)
         self.eightbit.updates = count
 
+    def tensors_kept(self) -> list[Tensor]:
+        """What lies in memory from step to step: moments, as they are kept, and copies of what is updated elsewhere."""
+        kept = [self.adamw.state[x][moment] for x in self.tensors for moment in MOMENTS]
+        if self.gradients is not None:
+            kept += [*self.tensors, *self.gradients]
+        if self.muon is not None:
+            kept += self.muon.moments
+        coarse = [moment for moments in self.eightbit.moments for moment in moments.values()]
+        return kept + [x for moment in coarse for x in (moment.codes, moment.scales)]
+
     def pieces(self) -> list[Piece]:
         """The moments of every weight, as tensors named `exp_avg.<weight>` and `exp_avg_sq.<weight>`, or, where it is
         Muon's, `momentum.<weight>`. Those of 8 bits come as copies in fp32, on the CPU: see `take`."""

@@ -112,16 +112,20 @@ def communication(training: Training) -> list[Wrap]:
 
 
 def held(training: Training) -> dict[str, int]:
-    """Bytes of this process's weights and moments. Gradients come and go in a step, but those in buckets of replicas."""
-    weights = sum(weight.data.nbytes for weight in training.woven.weights)
-    moments = sum(piece.data.nbytes for piece in training.optimizer.pieces())
-    buckets = sum(
-        bucket.nbytes
-        for chunk in training.woven.chunks.values()
-        for replicas in chunk.replicas
-        for bucket in replicas.buckets
-    )
-    return {"weights": weights, "optimizer": moments, "gradients": buckets}
+    """Bytes of this process's weights and moments on its device. Gradients come and go in a step, but those in buckets of
+    replicas."""
+    kept = {
+        "weights": [weight.data for weight in training.woven.weights],
+        "optimizer": training.optimizer.tensors_kept(),
+        "gradients": [
+            bucket
+            for chunk in training.woven.chunks.values()
+            for replicas in chunk.replicas
+            for bucket in replicas.buckets
+        ],
+    }
+    here = training.mesh.device.type
+    return {what: sum(x.nbytes for x in tensors if x.device.type == here) for what, tensors in kept.items()}
 
 
 def about(training: Training) -> dict[str, Any]:
