@@ -217,6 +217,16 @@ def test_missing_sizes_are_named_all_at_once() -> None:
     assert "'model.vocab' is missing" in str(caught.value)
 
 
+@pytest.mark.parametrize("wrong", [("hidden", "x"), ("num_heads", None), ("num_heads", []), ("family", [])])
+def test_a_size_that_is_no_number_is_told_and_not_those_that_follow_from_it(wrong: tuple[str, Any]) -> None:
+    with pytest.raises(ValueError, match=rf"^model\.{wrong[0]} = [^\n]*$"):
+        make_config({"model": {**SMALL, wrong[0]: wrong[1]}})
+
+
+def test_a_size_may_be_written_in_quotes() -> None:
+    assert make_config({"model": {**SMALL, "hidden": str(SMALL["hidden"])}}) == small()
+
+
 def test_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"there is no config file .*none\.toml"):
         load_config([tmp_path / "none.toml"])

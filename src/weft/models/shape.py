@@ -94,6 +94,24 @@ class Experts(BaseModel):
         return self
 
 
+def _filled(values: dict[str, Any]) -> dict[str, Any]:
+    values = {**FAMILY_SWITCHES.get(values.get("family", "llama"), {}), **values}
+    values = {name: int(it) if isinstance(it, str) and it.isdecimal() else it for name, it in values.items()}
+    if "num_heads" in values:
+        values.setdefault("num_kv_heads", values["num_heads"])
+        latent = values.get("latent")
+        latent = latent.model_dump() if isinstance(latent, Latent) else latent
+        if isinstance(latent, dict) and {"nope_dim", "rope_dim"} <= latent.keys():
+            values.setdefault("head_dim", latent["nope_dim"] + latent["rope_dim"])
+        if "hidden" in values:
+            values.setdefault("head_dim", values["hidden"] // max(1, values["num_heads"]))
+    if "hidden" in values and values.get("activation") == "gelu":
+        values.setdefault("ffn", 4 * values["hidden"])
+    if isinstance(values.get("experts"), dict) and "ffn" in values:
+        values["experts"] = {"ffn": values["ffn"], **values["experts"]}
+    return values
+
+
 class Shape(BaseModel):
     """The sizes of one decoder-only transformer.
 
@@ -134,20 +152,10 @@ class Shape(BaseModel):
         """Sizes that follow from others may be left out: kv heads, head_dim, ffn; a family brings its switches."""
         if not isinstance(values, dict):
             return values
-        values = {**FAMILY_SWITCHES.get(values.get("family", "llama"), {}), **values}
-        if "num_heads" in values:
-            values.setdefault("num_kv_heads", values["num_heads"])
-            latent = values.get("latent")
-            latent = latent.model_dump() if isinstance(latent, Latent) else latent
-            if isinstance(latent, dict) and {"nope_dim", "rope_dim"} <= latent.keys():
-                values.setdefault("head_dim", latent["nope_dim"] + latent["rope_dim"])
-            if "hidden" in values:
-                values.setdefault("head_dim", values["hidden"] // max(1, values["num_heads"]))
-        if "hidden" in values and values.get("activation") == "gelu":
-            values.setdefault("ffn", 4 * values["hidden"])
-        if isinstance(values.get("experts"), dict) and "ffn" in values:
-            values["experts"] = {"ffn": values["ffn"], **values["experts"]}
-        return values
+        try:
+            return _filled(values)
+        except TypeError:  # something is no number: its own field says so, and not those that follow from it
+            return {"num_kv_heads": 1, "head_dim": 1, "ffn": 1, **values}
 
     @model_validator(mode="after")
     def _check(self) -> Shape:
