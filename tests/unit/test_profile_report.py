@@ -104,9 +104,10 @@ def test_what_is_no_folder_is_told_as_that(tmp_path: Path) -> None:
         load(folder / "rank0.trace.json.gz")
     with pytest.raises(ValueError, match=r"there is no folder .*none"):
         load(tmp_path / "none")
-    (folder / "profile.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"profile.json is damaged: it holds no table"):
-        load(folder)
+    for written, told in ((b"[]", "it holds no table"), (b"{", "Expecting"), (b"\xff{}", "'utf-8' codec")):
+        (folder / "profile.json").write_bytes(written)
+        with pytest.raises(ValueError, match=rf"profile.json is damaged: {told}"):
+            load(folder)
 
 
 def test_a_rank_whose_trace_is_not_there_is_told(tmp_path: Path) -> None:

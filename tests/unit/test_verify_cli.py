@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -222,6 +223,9 @@ def test_what_transformers_does_not_take_is_no_traceback(
     config |= {"num_attention_heads": 5, "num_key_value_heads": 5}
     (tmp_path / "uneven" / "config.json").write_text(json.dumps(config))
     assert call(monkeypatch, "export", tmp_path / "uneven") == 2
+    assert "transformers does not load" in " ".join(capsys.readouterr().err.split())
+    os.truncate(tmp_path / "odd" / "model.safetensors", 600)
+    assert call(monkeypatch, "export", tmp_path / "odd") == 2
     assert "transformers does not load" in " ".join(capsys.readouterr().err.split())
 
 

@@ -191,7 +191,7 @@ def _cut_axes(about: dict[str, Any]) -> list[str]:
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # no JSON, or no text
         raise ValueError(f"{file} is damaged: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{file} is damaged: it holds no table")
