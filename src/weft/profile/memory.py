@@ -94,14 +94,16 @@ def _allocations(attribution: Attribution, records: list[tuple]) -> list[Allocat
     trace = attribution.trace
     segments = {thread: Segments(events) for thread, events in trace.threads.items()}
     ends = [event.stop for event in trace.events(f"{PREFIX}op:B") or trace.events("autograd::engine::evaluate")]
-    last = next((step.start for step in reversed(_steps(trace))), 0.0)
+    last_step = next((step.start for step in reversed(_steps(trace))), 0.0)
+    messages = _messages(attribution)
     open_: dict[int, tuple[float, int, Event | None]] = {}
     found = []
 
     def close(address: int, stop: float, seen: bool) -> None:
         start, size, event = open_.pop(address)
-        if not seen and not (holder(event, True)[0] == "gradients" and start >= last):  # which the trace's end cuts off
-            stop = min(stop, _message_done(attribution, start, size))
+        is_cut_off = holder(event, True)[0] == "gradients" and start >= last_step  # they go after the trace's end
+        if not seen and not is_cut_off:
+            stop = min([stop, *(over for asked, over, carried in messages if asked >= start and size in carried)])
         what, part = holder(event, _outlives(ends, start, stop))
         found.append(Allocation(start, stop, size, what, part))
 
@@ -115,16 +117,17 @@ def _allocations(attribution: Attribution, records: list[tuple]) -> list[Allocat
     return found
 
 
-def _message_done(attribution: Attribution, start: float, size: int) -> float:
-    """When the message that carried something of `size` bytes, asked for at `start`, was over; infinite: none did.
+def _messages(attribution: Attribution) -> list[tuple[float, float, set[int]]]:
+    """Of each message of gloo's: when it was asked for, when it was over, the bytes of each tensor in it.
 
-    gloo's thread may be the last that holds a message, and no profiler hears of what that thread gives back.
+    gloo's thread may be the last that holds one of them, and no profiler hears of what that thread gives back.
     """
+    found = []
     for asked, message in attribution.carried:
         item = ITEM_BYTES.get(str((message.args.get("Input type") or [""])[0]), 0)
-        if asked.start >= start and size in [item * numbers for numbers in sizes(asked.args.get("Input Dims") or [])]:
-            return message.stop
-    return float("inf")
+        carried = {item * numbers for numbers in sizes(asked.args.get("Input Dims") or [])}
+        found.append((asked.start, message.stop, carried))
+    return found
 
 
 def _outlives(ends: list[float], start: float, stop: float) -> bool:
