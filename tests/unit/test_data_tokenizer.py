@@ -68,6 +68,8 @@ def test_transformers_loads_it(folder: Path) -> None:
 def test_training_refuses(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"needs 257 tokens at least .* not 100: raise --vocab"):
         train_bpe(["a"], 100, tmp_path)
+    with pytest.raises(ValueError, match="a vocabulary of 10,000,000,000,000,000,000 tokens is too large"):
+        train_bpe(["a"], 10**19, tmp_path)
     with pytest.raises(ValueError, match="no text to train a tokenizer on"):
         train_bpe(["", ""], 300, tmp_path)
 

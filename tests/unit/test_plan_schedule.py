@@ -90,6 +90,7 @@ def test_a_models_stages_take_what_they_multiply() -> None:
             "^layout.tp = 5 does not divide model.num_heads = 12$",
         ),
         (["zbv", "gpipe", "--svg", "x.svg"], "--svg and --csv are for one schedule"),
+        (["--pp", "1024"], "tables are worked out up to 131,072 of one on a process, and this has 2,097,152"),
         (["zbv", "--layout", "tp2"], "name one with --model"),
         (["zbv", "--model", "gpt2-124m", "--layout", "pp2", "--seq", "1024"], "say the pipeline by --pp"),
         (["zbv", "--pp", "16", "--model", "gpt2-124m", "--seq", "1024"], "need as many blocks"),

@@ -224,6 +224,9 @@ def test_what_transformers_does_not_take_is_no_traceback(
     (tmp_path / "uneven" / "config.json").write_text(json.dumps(config))
     assert call(monkeypatch, "export", tmp_path / "uneven") == 2
     assert "transformers does not load" in " ".join(capsys.readouterr().err.split())
+    (tmp_path / "uneven" / "config.json").write_text("5")
+    assert call(monkeypatch, "export", tmp_path / "uneven") == 2
+    assert "transformers does not load" in " ".join(capsys.readouterr().err.split())
     os.truncate(tmp_path / "odd" / "model.safetensors", 600)
     assert call(monkeypatch, "export", tmp_path / "odd") == 2
     assert "transformers does not load" in " ".join(capsys.readouterr().err.split())

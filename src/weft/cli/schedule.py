@@ -14,6 +14,9 @@ from weft.cli.shape import SEQ, length
 if TYPE_CHECKING:
     from weft.schedules.timeline import Costs
 
+MOST = 2**17
+"""Micro-batches, over all processes, of a table: a drawing of more takes minutes, and nobody sees them."""
+
 
 def schedule(
     names: Annotated[
@@ -62,10 +65,16 @@ def schedule(
         raise ValueError(f"--vp {vp} is of {' and '.join(LOOPED)}: leave it out, or name one of them")
     given, rest = _costs(costs), Layout.parse(layout or "single")
     tokens = length(seq, preset_shape(model)) if model else SEQ
+    count = micro_batches or 2 * pp
+    if pp * count > MOST:
+        raise ValueError(
+            f"--pp {pp} with {count} micro-batches: tables are worked out up to {MOST:,} of one on a process, and this "
+            f"has {pp * count:,}; what costs time shows with fewer"
+        )
     reports, refused = [], []
     for name in names or ORDERS:
         try:
-            table = named(name, pp, vp or 2, micro_batches or 2 * pp)
+            table = named(name, pp, vp or 2, count)
             reports.append(of_model(table, model, rest, tokens) if model else ScheduleReport(table, given))
         except ValueError as error:
             if names:

@@ -14,6 +14,8 @@ from weft.folder import make_folder
 from weft.whole import write_whole
 
 END = "<|endoftext|>"
+MOST = 2**31
+"""Tokens of a vocabulary: ids are int32 in token files."""
 # Names the field gives to the end of a document, the most particular first
 END_NAMES = (END, "<|end_of_text|>", "<|end▁of▁sentence|>", "<eos>", "</s>", "[EOS]", "<|eot|>", "[SEP]")
 
@@ -106,11 +108,16 @@ def train_bpe(texts: Iterable[str], vocab: int, out: str | Path, progress: bool 
     The same texts in the same order give the same file. `<|endoftext|>` is id 0; the 256 bytes follow.
 
     Raises:
-        ValueError: vocab is too small for the bytes, there is no text, or `out` holds a tokenizer already.
+        ValueError: vocab is too small for the bytes or too large for token files, there is no text, or `out` holds a
+            tokenizer already.
     """
     if vocab < 257:
         raise ValueError(
             f"a byte-level vocabulary needs 257 tokens at least (256 bytes and {END}), not {vocab}: raise --vocab"
+        )
+    if vocab > MOST:
+        raise ValueError(
+            f"a vocabulary of {vocab:,} tokens is too large: at most {MOST:,}; 32,000 to 256,000 are usual"
         )
     folder = Path(out)
     make_folder(folder)

@@ -108,8 +108,6 @@ def load_reference(folder: Path) -> tuple[Any, list[str]]:
     """transformers' own model of a directory, and the tensors that did not find their place in it."""
     try:
         import transformers
-        from huggingface_hub.errors import StrictDataclassError
-        from safetensors import SafetensorError
     except ImportError:
         raise ValueError(
             "weft verify export compares with transformers, which is not installed: pip install transformers"
@@ -120,7 +118,7 @@ def load_reference(folder: Path) -> tuple[Any, list[str]]:
         model, info = auto.from_pretrained(
             folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True, output_loading_info=True
         )
-    except (OSError, SafetensorError, StrictDataclassError) as error:
+    except Exception as error:  # of any kind, where a directory is not whole
         raise ValueError(f"transformers does not load {folder}: {error}") from error
     keys = ("missing_keys", "unexpected_keys", "mismatched_keys")
     return model.eval(), [f"{key.removesuffix('_keys')} {name}" for key in keys for name in sorted(info[key])]
