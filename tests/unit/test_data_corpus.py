@@ -132,6 +132,11 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "bad.parquet").write_bytes(b"no")
     with pytest.raises(ValueError, match=r"bad.parquet cannot be read as parquet"):
         documents(tmp_path / "bad.parquet")
+    (tmp_path / "settings.json").write_text('{\n  "text": "a"\n}\n')
+    with pytest.raises(
+        ValueError, match=r"settings.json:1: not a JSON object: .*; a .json is read by lines, and `jq -c"
+    ):
+        documents(tmp_path / "settings.json")
     for raw in (b'{"text": "\xff"}\n', b'{"text": "\xed\xa0\x80"}\n', '{"text": "a"}\n'.encode("utf-16")):
         (tmp_path / "utf.jsonl").write_bytes(raw)
         with pytest.raises(ValueError, match=r"utf.jsonl:1: not a JSON object: 'utf-8' codec"):

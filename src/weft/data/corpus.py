@@ -190,13 +190,12 @@ def _parse(line: bytes, key: str, path: str, number: int) -> tuple[str, ...]:
     if not line.strip():
         return ()
     try:
-        record = json.loads(
-            line.decode().removeprefix("\ufeff")
-        )  # given bytes, json lets half a surrogate pair through
+        # decoded here: of bytes, json lets half a surrogate pair through
+        record = json.loads(line.decode().removeprefix("\ufeff"))
     except ValueError as error:  # bad JSON or bad UTF-8
-        raise ValueError(f"{path}:{number}: not a JSON object: {error}{_one_a_line(line)}") from error
+        raise ValueError(f"{path}:{number}: not a JSON object: {error}{_into_lines(line, path)}") from error
     if not isinstance(record, dict):
-        what = f"this is a {type(record).__name__}{_one_a_line(line)}"
+        what = f"this is a {type(record).__name__}{_into_lines(line, path)}"
         raise ValueError(f"{path}:{number}: a JSON object is needed on every line, {what}")
     if key not in record:
         raise ValueError(f"{path}:{number}: no key {key!r}, only {', '.join(map(repr, record))}: name one with --key")
@@ -210,9 +209,12 @@ def _parse(line: bytes, key: str, path: str, number: int) -> tuple[str, ...]:
     return (text,)
 
 
-def _one_a_line(line: bytes) -> str:
+def _into_lines(line: bytes, path: str) -> str:
     """What helps where a file is one large JSON value."""
-    return "; `jq -c '.[]' FILE > FILE.jsonl` makes lines of a list" if line.lstrip().startswith(b"[") else ""
+    if line.lstrip().startswith(b"["):
+        return "; `jq -c '.[]' FILE > FILE.jsonl` makes lines of a list"
+    whole = path.lower().endswith(".json")
+    return "; a .json is read by lines, and `jq -c . FILE > FILE.jsonl` makes one of a whole file" if whole else ""
 
 
 def _read_parquet(piece: Piece, key: str) -> Iterator[str]:

@@ -13,7 +13,7 @@ from weft.whole import write_whole
 
 COMMANDS = "/undo takes the last turn back, /reset begins anew, /save FILE writes the conversation, /quit ends"
 
-CUT = "(cut off there: max_tokens were said, or the model's context is full; /reset begins anew)"
+CUT = "(cut off: --max-tokens are said, or the model's context is full, which /reset empties)"
 
 Write = Callable[[str], None]
 

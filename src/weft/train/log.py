@@ -138,11 +138,11 @@ class Lines:
             self.refused = False
 
 
-def refuse(damage: str) -> None:
+def _refuse(damage: str) -> None:
     raise ValueError(damage)
 
 
-def read_log(run: str | Path, name: str = FILE, damaged: Callable[[str], None] = refuse) -> list[dict[str, Any]]:
+def read_log(run: str | Path, name: str = FILE, damaged: Callable[[str], None] = _refuse) -> list[dict[str, Any]]:
     """The logged steps of a run, in order; a number that was not finite is None.
 
     Args:
