@@ -23,6 +23,8 @@ _SUFFIXES = """
 .ml .ex .exs .erl .clj .lisp .el .sh .bash .zsh .ps1 .cmake .proto .vue .f90 .asm .s .v .sv
 """
 TEXT_SUFFIXES = frozenset(_SUFFIXES.split())
+LINES = (".jsonl", ".ndjson", ".json")
+"""A .json that is data has an object on each line, as on the Hub; one that is not, as settings are, is told when read."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,6 @@ def kind_of(path: Path) -> Kind:
     return "parquet" if name.endswith((".parquet", ".pq")) else "text"
 
 
-LINES = (".jsonl", ".ndjson", ".json")
-"""A .json that is data has an object on each line, as on the Hub; one that is not, as settings are, is told when read."""
 INSTALLED = {"site-packages", "dist-packages", "node_modules"}
 """Folders of packages that somebody installed: none of the source that they lie in."""
 

@@ -196,9 +196,8 @@ def _ranged(mark: Mark, name: str) -> Mark:
 
 def main_thread(trace: Trace) -> Any:
     """The one with the steps; else the one with most events."""
-    for start in (f"{PREFIX}step:", "ProfilerStep#"):
-        if found := trace.events(start):
-            return found[0].tid
+    if trace.steps:
+        return trace.steps[0].tid
     return max(trace.threads, key=lambda thread: len(trace.threads[thread]), default=None)
 
 

@@ -7,6 +7,7 @@ So the kinds of a step add up to its wall time, and what two streams do at once 
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +16,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from weft.profile.attribution import Attribution, Mark, message_bytes
-from weft.profile.names import EXPOSED, PREFIX, SCOPES
+from weft.profile.names import EXPOSED, SCOPES
 from weft.profile.trace import Event, Segments
 
 Span = tuple[float, float]
@@ -96,12 +97,11 @@ class Breakdown:
 
     def _step_spans(self) -> Iterator[tuple[int, float, float]]:
         """From the beginning of a step to that of the next; the last one to its own end."""
-        for prefix, separator in ((f"{PREFIX}step:", ":"), ("ProfilerStep#", "#")):
-            found = [event for event in self.trace.events(prefix) if event.tid == self.attribution.main]
-            if found:
-                for event in found:
-                    yield int(event.name.rpartition(separator)[2]), event.start, event.stop
-                return
+        found = [event for event in self.trace.steps if event.tid == self.attribution.main]
+        for event in found:
+            yield int(re.split("[:#]", event.name)[-1]), event.start, event.stop
+        if found:
+            return
         everything = [*self.trace.kernels, *(it for events in self.trace.threads.values() for it in events)]
         if everything:
             yield 1, min(it.start for it in everything), max(it.stop for it in everything)

@@ -14,7 +14,7 @@ from typing import Any
 from weft.profile.attribution import ITEM_BYTES, NOTHING, Attribution, Mark, sizes
 from weft.profile.breakdown import part_of
 from weft.profile.names import PREFIX
-from weft.profile.trace import Event, Segments, Trace
+from weft.profile.trace import Event, Segments
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,7 @@ def memory_of(attribution: Attribution, facts: Mapping[str, Any]) -> Memory | No
     for time, change in sorted(_changes(allocations)):
         now += change
         curve.append((time, now))
-    steps = _steps(trace)
-    start, stop = (steps[-1].start, steps[-1].stop) if steps else (curve[0][0], curve[-1][0])
+    start, stop = (trace.steps[-1].start, trace.steps[-1].stop) if trace.steps else (curve[0][0], curve[-1][0])
     inside = [point for point in curve if start <= point[0] <= stop] or curve
     at, peak = max(inside, key=lambda point: point[1])
     live = [it for it in allocations if it.start <= at < it.stop]
@@ -78,10 +77,6 @@ def memory_of(attribution: Attribution, facts: Mapping[str, Any]) -> Memory | No
         if it.what == "activations":
             parts[it.part] += it.bytes
     return Memory(tuple(curve), peak, at, _moment(attribution, at), holders, parts)
-
-
-def _steps(trace: Trace) -> list[Event]:
-    return trace.events(f"{PREFIX}step:") or trace.events("ProfilerStep#")
 
 
 def _changes(allocations: list[Allocation]) -> list[tuple[float, int]]:
@@ -94,15 +89,14 @@ def _allocations(attribution: Attribution, records: list[tuple]) -> list[Allocat
     trace = attribution.trace
     segments = {thread: Segments(events) for thread, events in trace.threads.items()}
     ends = [event.stop for event in trace.events(f"{PREFIX}op:B") or trace.events("autograd::engine::evaluate")]
-    last_step = next((step.start for step in reversed(_steps(trace))), 0.0)
+    last_step = trace.steps[-1].start if trace.steps else 0.0
     messages = _messages(attribution)
     open_: dict[int, tuple[float, int, Event | None]] = {}
     found = []
 
     def close(address: int, stop: float, seen: bool) -> None:
         start, size, event = open_.pop(address)
-        is_cut_off = holder(event, True)[0] == "gradients" and start >= last_step  # they go after the trace's end
-        if not seen and not is_cut_off:
+        if not seen and not (start >= last_step and holder(event, True)[0] == "gradients"):  # which go after the trace
             stop = min([stop, *(over for asked, over, carried in messages if asked >= start and size in carried)])
         what, part = holder(event, _outlives(ends, start, stop))
         found.append(Allocation(start, stop, size, what, part))

@@ -13,8 +13,11 @@ import zlib
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from weft.profile.names import PREFIX
 
 ON_HOST = {"cpu_op", "user_annotation", "cuda_runtime", "cuda_driver", "python_function"}
 ON_DEVICE = {"kernel", "gpu_memcpy", "gpu_memset"}
@@ -99,6 +102,11 @@ class Trace:
     @property
     def on_gpu(self) -> bool:
         return bool(self.kernels)
+
+    @cached_property
+    def steps(self) -> list[Event]:
+        """weft's own ranges of them; where there are none, those that torch's profiler counts."""
+        return self.events(f"{PREFIX}step:") or self.events("ProfilerStep#")
 
     def events(self, start: str) -> list[Event]:
         """Of the host, whose name starts so; in the order of time."""
